@@ -1,0 +1,60 @@
+# make demo | test | serve | lint | bench | mlflow | lock | clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+# uv does not read pip's configuration: hand on where pip finds wheels
+UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export UV_FIND_LINKS
+export PATH := $(BIN):$(PATH)
+# nothing looks for the network: usage statistics, telemetry, model hubs
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := true
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo repro test lint bench serve mlflow lock clean setup
+
+demo: setup
+	dvc repro
+	@python -m pipelines.promote --show
+
+test: setup
+	python -m pytest tests
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	lint-imports
+
+bench: setup
+	python -m tests.benchmarks $(ONLY)
+
+serve: setup
+	python -m pipelines.serve
+
+mlflow: setup
+	mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock $(BIN)/uv
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --requirement requirements.lock
+	@touch $@
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed, found " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet uv
+
+# Without the nvidia and triton lines one lock serves CPU and GPU: torch brings its own. A CPU wheel's local version
+# (+cpu) would pin the lock to it.
+lock: $(BIN)/uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --quiet --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links \
+		| sed -E -e '/^(nvidia-|cuda-|triton)/d' -e 's/^(torch==[0-9.]+)\+.*/\1/' > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+# Everything that `make demo` made, but not the environment nor DVC's cache.
+clean:
+	rm -rf data/images data/latents runs metrics samples promoted.json report.html .cache/ray bench.jsonl
