@@ -1,0 +1,61 @@
+"""Files and folders that appear whole or not at all."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `target`; takes target's place when the block succeeds, vanishes when it fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    working = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield working
+        working.chmod(0o755)  # mkdtemp and safetensors write for the owner alone; outputs are read by others too
+        for path in working.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        if target.exists():
+            shutil.rmtree(target)
+        working.rename(target)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def write_whole(target: Path, content: bytes | str) -> None:
+    """Writes one file so that readers see the old content or the new, never a part."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, working = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.chmod(working, 0o644)
+        os.replace(working, target)
+    except BaseException:
+        os.unlink(working)
+        raise
+
+
+def write_json(target: Path, value: object) -> None:
+    """Sorted keys and a final newline, so that equal values are equal bytes."""
+    write_whole(target, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_folder(folder: Path, pattern: str = "**/*") -> str:
+    """Hex digest over the names and contents of the files below `folder` that match."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.glob(pattern) if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256(path)}\n".encode())
+    return digest.hexdigest()

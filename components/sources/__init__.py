@@ -1,0 +1,127 @@
+"""Where images come from: one small seam, one module per source.
+
+A source gives, for each split, a stream of rows and of the files that it had to leave out, without ever holding all
+decoded images at once. What becomes of the rows, and how a remote source reaches this machine, is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+from pydantic import Field, ValidationInfo, field_validator
+
+from components.config import Strict
+from components.data import Rejected
+from components.errors import DataError
+from components.randomness import hash64
+
+S3 = "s3://"
+_NAMED = ("digits", "fashion_mnist", "folder")
+_LISTED = 5  # rejected files named in an error message
+_HOPELESS = 100  # rejected files beyond max_rejected after which the rest of a source is not looked at
+
+Row = dict[str, np.ndarray]
+"""image: uint8 (C, H, W) in [0, 255]; label: int64 (); caption: uint8 (L,), UTF-8 padded with zeros. The last two
+where the source has them, the same columns and shapes in every row."""
+
+
+class DataConfig(Strict):
+    """The `data` block of params.yaml."""
+
+    source: str = "digits"  # digits, fashion_mnist, folder, or s3://bucket/prefix
+    image_size: int = 16  # pixels, height and width
+    channels: Literal[1, 3] = 1  # grey or RGB
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)  # of a source without a test split of its own
+    rows_per_shard: int = Field(default=4096, gt=0)
+    max_rejected: int = Field(default=0, ge=0)  # files that may be left out before the stage stops
+    mirror: str | None = None  # fashion_mnist: folder or URL with the four files; None is the official address
+    path: Path | None = Field(default=None, validate_default=True)  # source folder: where the images lie
+
+    @field_validator("source")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value in _NAMED or value.removeprefix(S3).strip("/") and value.startswith(S3):
+            return value
+        raise ValueError(f"expected {', '.join(_NAMED)} or s3://bucket/prefix")
+
+    @field_validator("image_size")
+    @classmethod
+    def _halves_twice(cls, value: int) -> int:
+        if value < 8 or value % 4:
+            raise ValueError("expected a multiple of 4, at least 8")
+        return value
+
+    @field_validator("path")
+    @classmethod
+    def _is_given(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None and info.data.get("source") == "folder":
+            raise ValueError("expected the folder with the images, because data.source is folder")
+        return value
+
+
+@dataclass(frozen=True)
+class Source:
+    """`splits`: train and test, each a function that starts its stream anew. `facts` go into the manifest."""
+
+    classes: tuple[str, ...]
+    facts: dict[str, str | int | float]
+    splits: dict[str, Callable[[], Iterator[Row | Rejected]]]
+
+
+def read(config: DataConfig, seed: int, mirrored: Path | None = None) -> Source:
+    """The source that `config` names. `seed` draws the test split where the source has none of its own; `mirrored` is
+    the local copy of an s3 source. Raises DataError if there is nothing that could be read."""
+    # imported on demand: scikit-learn takes a second that the other sources need not pay
+    if config.source == "digits":
+        from components.sources import digits
+
+        return digits.read(config, seed)
+    if config.source == "fashion_mnist":
+        from components.sources import fashion_mnist
+
+        return fashion_mnist.read(config)
+    from components.sources import folder
+
+    location = mirrored if config.source.startswith(S3) else config.path
+    assert location is not None, "an s3 source is mirrored before it is read"
+    return folder.read(location, config, seed)
+
+
+def accepted(items: Iterable[Row | Rejected], rejected: list[Rejected], max_rejected: int) -> Iterator[Row]:
+    """The rows among `items`; the others are appended to `rejected`, which several splits may share.
+
+    Raises DataError when more than `max_rejected` were left out: at the end of the stream, so that the message counts
+    them all, or at once when there are very many.
+    """
+    for item in items:
+        if not isinstance(item, Rejected):
+            yield item
+            continue
+        rejected.append(item)
+        if len(rejected) > max_rejected + _HOPELESS:
+            break
+    if len(rejected) > max_rejected:
+        named = "; ".join(f"{file.path} ({file.reason})" for file in rejected[:_LISTED])
+        more = "; ..." if len(rejected) > _LISTED else ""
+        raise DataError(
+            f"data.max_rejected allows {max_rejected} files to be left out, found at least {len(rejected)}: {named}{more}"
+        )
+
+
+def square(image: Image.Image, image_size: int, channels: int) -> np.ndarray:
+    """An 8-bit image without transparency -> uint8 (C, image_size, image_size): the shorter side resized (bicubic,
+    antialiased), the centre cropped."""
+    converted = image.convert("L" if channels == 1 else "RGB")
+    fitted = ImageOps.fit(converted, (image_size, image_size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(fitted)
+    return pixels[None] if channels == 1 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+
+
+def split_rank(seed: int, name: str | int) -> float:
+    """A number in [0, 1) that depends on seed and name alone: the lowest ones make the test split."""
+    return (hash64("split", seed, name) >> 11) / 2**53 + 0.5

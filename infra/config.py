@@ -1,0 +1,56 @@
+"""The blocks of params.yaml that say where to compute. None of them changes what is computed.
+
+They stand apart from the modules they configure so that reading params.yaml imports neither Ray nor MLflow.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from components.config import Strict
+
+
+class ClusterConfig(Strict):
+    """`address`: `local` starts Ray on this machine, anything else joins that cluster. `threads_per_worker` 0 shares
+    this machine's cores among the workers."""
+
+    address: str = "local"
+    num_workers: int = Field(1, ge=1)
+    threads_per_worker: int = Field(0, ge=0)
+    storage_path: str = ".cache/ray"  # checkpoints; a folder that every node sees
+    max_failures: int = Field(3, ge=0)  # worker failures that a run survives
+
+
+class TrackingConfig(Strict):
+    """MLflow. A relative `artifacts` folder lies below the project's root; a server keeps its own and ignores it."""
+
+    uri: str = "sqlite:///mlflow.db"
+    experiment: str = Field("latent-foundry", min_length=1)
+    artifacts: str = "mlartifacts"
+
+    def absolute_uri(self, root: Path) -> str:
+        """The URI with a relative SQLite path anchored at `root`, because workers run in folders of their own."""
+        prefix = "sqlite:///"
+        if self.uri.startswith(prefix) and not self.uri.startswith(prefix + "/"):
+            return f"{prefix}{root / self.uri.removeprefix(prefix)}"
+        return self.uri
+
+
+class ServeConfig(Strict):
+    """The endpoint. `threads` 0 shares this machine's cores; with a GPU they hardly matter."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    # limits of one request
+    max_images: int = Field(10, ge=1)
+    max_steps: int = Field(250, ge=1)
+    max_prompt_length: int = Field(1000, ge=1)  # characters
+    deadline: float = Field(60, gt=0)  # seconds from acceptance to the last image
+    # the engine of each replica
+    max_rows: int = Field(64, ge=1)  # of one forward
+    slots: int = Field(256, ge=1)  # rows of images that advance at the same time
+    queue: int = Field(256, ge=0)  # rows of images that may wait for a slot
+    buckets: tuple[int, ...] = ()  # sizes that the rows of a forward are padded up to
+    threads: int = Field(0, ge=0)

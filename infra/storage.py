@@ -1,0 +1,276 @@
+"""S3 and what speaks its protocol: brings a prefix to a local folder. The only module that imports boto3.
+
+Endpoint, region and credentials come from the usual AWS environment and files. What the objects are is not known here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+import botocore.exceptions as boto
+from botocore.config import Config
+
+from components.errors import DataError
+from components.files import write_whole
+
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+
+_SCHEME = "s3://"
+_PROBE = Config(retries={"mode": "standard", "max_attempts": 2}, connect_timeout=3, read_timeout=10)
+_WORK = {"retries": {"mode": "standard", "max_attempts": 6}, "connect_timeout": 5, "read_timeout": 30}
+_BODY_ATTEMPTS = 4  # boto3 retries a request, but not a body that breaks off
+_WAVE = 1024  # downloads queued at a time
+_CHUNK = 1 << 20  # bytes
+_REFUSALS = {
+    "403",
+    "AccessDenied",
+    "AllAccessDisabled",
+    "ExpiredToken",
+    "Forbidden",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+}
+_BROKEN_BODY = (
+    boto.ReadTimeoutError,
+    boto.ResponseStreamingError,
+    boto.IncompleteReadError,
+    boto.FlexibleChecksumError,
+)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """An object as the bucket lists it. `name`: its key without the prefix, a relative path."""
+
+    key: str
+    name: str
+    size: int  # bytes
+    etag: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a local file since it was checked against its object."""
+
+    name: str
+    etag: str
+    size: int  # bytes
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    num_objects: int
+    num_fetched: int
+    num_removed: int
+
+
+class _Damaged(Exception):
+    """A body arrived that is not the object."""
+
+
+def mirror_prefix(uri: str, folder: Path, *, workers: int = 16) -> Mirrored:
+    """Makes `folder` equal to the objects below s3://bucket/prefix/: fetches those that are missing or differ, removes
+    every other file. Every object is checked by size and, where its ETag is an md5, by content.
+
+    A run that was interrupted is taken up by the next one: `<folder>.index.jsonl` records each file that was checked,
+    and unfinished downloads lie in `<folder>.partial`. Raises DataError, within seconds, if the bucket cannot be
+    reached, does not exist or refuses us, if nothing lies below the prefix, or if a key is no path inside a folder.
+    """
+    bucket, prefix = parse_uri(uri)
+    index, partial = folder.with_name(f"{folder.name}.index.jsonl"), folder.with_name(f"{folder.name}.partial")
+    with _in_one_line(uri):
+        _client(_PROBE).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        client = _client(Config(**_WORK, max_pool_connections=workers))
+        remotes = list_objects(client, bucket, prefix)
+        if not remotes:
+            raise DataError(f"{uri}: holds no object; expected images below {_SCHEME}{bucket}/{prefix}")
+        _refuse_shadowed(remotes, uri)
+        num_removed = _remove_others(folder, {remote.name for remote in remotes})
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        known = read_index(index)
+        ensure = functools.partial(_ensure, client, bucket, folder, partial, known)
+        fetched, records = 0, []
+        with index.open("a") as log, ThreadPoolExecutor(max_workers=workers) as pool:
+            for start in range(0, len(remotes), _WAVE):
+                for record, is_new in pool.map(ensure, remotes[start : start + _WAVE]):
+                    fetched += is_new
+                    records.append(record)
+                    if known.get(record.name) != record:
+                        log.write(_line(record))
+                log.flush()
+        write_whole(index, "".join(map(_line, records)))
+        shutil.rmtree(partial)
+    return Mirrored(len(remotes), fetched, num_removed)
+
+
+def parse_uri(uri: str) -> tuple[str, str]:
+    """s3://bucket/prefix -> bucket, and the prefix as a folder: empty, or with one final slash. Raises DataError."""
+    bucket, _, prefix = uri.removeprefix(_SCHEME).partition("/")
+    if not uri.startswith(_SCHEME) or not bucket:
+        raise DataError(f"{uri}: expected s3://bucket/prefix")
+    return bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+
+
+def list_objects(client: BaseClient, bucket: str, prefix: str) -> list[Remote]:
+    """All objects below the prefix, page by page, without the empty ones that stand for folders. Raises DataError for
+    a key that is no relative path inside a folder."""
+    found = []
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for item in page.get("Contents", ()):
+            key, name = item["Key"], item["Key"].removeprefix(prefix)
+            if name == "" or name.endswith("/") and item["Size"] == 0:
+                continue
+            if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+                raise DataError(f"{_SCHEME}{bucket}/{key}: this key is no path inside a folder; rename the object")
+            found.append(Remote(key, name, item["Size"], item["ETag"].strip('"')))
+    return found
+
+
+def _refuse_shadowed(remotes: list[Remote], uri: str) -> None:
+    names = {remote.name for remote in remotes}
+    for name in sorted(names):
+        parts = name.split("/")
+        for above in itertools.accumulate(parts[:-1], "{}/{}".format):
+            if above in names:
+                raise DataError(f"{uri}: object {above} is in the way of {name}; a file cannot be a folder, too")
+
+
+def read_index(index: Path) -> dict[str, Record]:
+    """The records of an earlier run, by name; a line that was cut off is passed over."""
+    known = {}
+    lines = index.read_text().splitlines() if index.is_file() else []
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError, TypeError):
+            record = Record(**json.loads(line))
+            known[record.name] = record
+    return known
+
+
+def _line(record: Record) -> str:
+    return json.dumps(asdict(record), sort_keys=True) + "\n"
+
+
+def _remove_others(folder: Path, wanted: set[str]) -> int:
+    num_removed = 0
+    for root, _, files in os.walk(folder, topdown=False):
+        for path in (Path(root, name) for name in files):
+            if path.relative_to(folder).as_posix() not in wanted:
+                path.unlink()
+                num_removed += 1
+        if Path(root) != folder and not any(Path(root).iterdir()):
+            Path(root).rmdir()
+    return num_removed
+
+
+def _ensure(
+    client: BaseClient, bucket: str, folder: Path, partial: Path, known: dict[str, Record], remote: Remote
+) -> tuple[Record, bool]:
+    """The record of an object's local file, and whether it had to be fetched."""
+    path = folder / remote.name
+    if is_current(path, remote, known.get(remote.name)):
+        return Record(remote.name, remote.etag, remote.size, path.stat().st_mtime_ns), False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    working = partial / hashlib.sha256(remote.key.encode()).hexdigest()
+    for attempt in itertools.count(1):
+        try:
+            download(client, bucket, remote, working)
+            break
+        except (*_BROKEN_BODY, _Damaged) as error:
+            if attempt == _BODY_ATTEMPTS:
+                raise DataError(f"{_SCHEME}{bucket}/{remote.key}: {error}, {attempt} times in a row") from None
+            time.sleep(0.2 * 2**attempt)
+    os.replace(working, path)
+    return Record(remote.name, remote.etag, remote.size, path.stat().st_mtime_ns), True
+
+
+def is_current(path: Path, remote: Remote, record: Record | None) -> bool:
+    """Whether the file is known to be the object: untouched since it was recorded, or with the object's md5."""
+    if not path.is_file() or path.stat().st_size != remote.size:
+        return False
+    if record == Record(remote.name, remote.etag, remote.size, path.stat().st_mtime_ns):
+        return True
+    if not _is_md5(remote.etag):
+        return False
+    with path.open("rb") as file:
+        return (
+            hashlib.file_digest(file, functools.partial(hashlib.md5, usedforsecurity=False)).hexdigest() == remote.etag
+        )
+
+
+def download(client: BaseClient, bucket: str, remote: Remote, target: Path) -> None:
+    """Writes one object's content. Raises _Damaged if it has not the listed size or md5."""
+    # IfMatch: the object that was listed, or none
+    answer = client.get_object(Bucket=bucket, Key=remote.key, IfMatch=f'"{remote.etag}"')
+    digest, size = hashlib.md5(usedforsecurity=False), 0
+    with target.open("wb") as file:
+        for chunk in answer["Body"].iter_chunks(_CHUNK):
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+    if size != remote.size:
+        raise _Damaged(f"{size} bytes arrived, expected {remote.size}")
+    # AWS: the ETag of an object under KMS or a customer's key is no md5, though it looks like one
+    is_encrypted = "SSECustomerAlgorithm" in answer or answer.get("ServerSideEncryption", "").startswith("aws:kms")
+    if _is_md5(remote.etag) and not is_encrypted and digest.hexdigest() != remote.etag:
+        raise _Damaged(f"content with md5 {digest.hexdigest()} arrived, expected {remote.etag}")
+
+
+def _is_md5(etag: str) -> bool:
+    # AWS: the ETag of a multipart upload ends in the number of its parts and is no md5 of the content
+    return re.fullmatch("[0-9a-f]{32}", etag) is not None
+
+
+def _client(config: Config) -> BaseClient:
+    # a session of our own: boto3's default one is process-wide and keeps the first environment it saw
+    try:
+        return boto3.session.Session().client("s3", config=config)
+    except ValueError as error:  # so botocore tells of an endpoint that is no URL
+        told = f"{error}; expected AWS_ENDPOINT_URL like http://host:port"
+        raise boto.InvalidConfigError(error_msg=told) from None
+
+
+@contextlib.contextmanager
+def _in_one_line(uri: str) -> Iterator[None]:
+    """Turns what boto3 and the file system raise into a DataError that says what to mend."""
+    try:
+        yield
+    except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound) as error:
+        raise DataError(f"{uri}: {error}; expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile") from None
+    except (boto.ConnectionError, boto.HTTPClientError) as error:
+        raise DataError(f"{uri}: cannot be reached ({error}); see AWS_ENDPOINT_URL and the network") from None
+    except boto.ClientError as error:
+        raise DataError(f"{uri}: {_told(error)}") from None
+    except boto.BotoCoreError as error:
+        raise DataError(f"{uri}: {error}") from None
+    except OSError as error:
+        raise DataError(f"{uri}: cannot write its local copy {error.filename} ({error.strerror})") from None
+
+
+def _told(error: boto.ClientError) -> str:
+    code = error.response.get("Error", {}).get("Code", "")
+    message = error.response.get("Error", {}).get("Message", "")
+    if code in ("NoSuchBucket", "404"):
+        return "there is no such bucket; see the name, and AWS_ENDPOINT_URL"
+    if code in _REFUSALS:
+        return f"access refused ({code}: {message}); expected credentials that may list and read it"
+    if code in ("PreconditionFailed", "NoSuchKey", "412"):
+        return f"an object changed while it was being fetched ({code}); run it again"
+    return f"the store answered {code}: {message}"

@@ -1,0 +1,45 @@
+"""What every stage's command line shares: errors in one line, and quiet libraries."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from components.errors import InputError
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
+    """Runs a stage and exits: 0, or 2 with one line on stderr where the user can mend it."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        main(sys.argv[1:] if argv is None else argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def one_argument(argv: list[str], usage: str) -> str:
+    """The only argument of a stage. Exits with its usage otherwise."""
+    if len(argv) != 1 or argv[0].startswith("-"):
+        print(f"usage: {usage}", file=sys.stderr)
+        sys.exit(2)
+    return argv[0]
+
+
+def no_arguments(argv: list[str], usage: str) -> None:
+    """Exits with the usage of a stage that takes no argument, if there is one."""
+    if argv:
+        print(f"usage: {usage}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,85 @@
+"""`python -m pipelines.prepare`: a source's images -> data/images/train and data/images/test."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from components import sources
+from components.data import Manifest, Rejected, write_manifest, write_shards
+from components.errors import DataError, InputError
+from components.files import whole_folder
+from components.sources import DataConfig, Source
+from infra.storage import mirror_prefix
+from pipelines.cli import run
+from pipelines.params import load
+
+TARGET = Path("data/images")
+CACHE = Path(".cache/sources")
+_SHOWN = 10  # rejected files named in the summary; the manifest lists all
+
+
+def open_source(config: DataConfig, seed: int, cache: Path) -> Source:
+    """The source, brought below `cache` first if it lies in a bucket. Raises DataError if it cannot be read."""
+    if not config.source.startswith(sources.S3):
+        return sources.read(config, seed)
+    local = cache / hashlib.sha256(config.source.rstrip("/").encode()).hexdigest()[:16]
+    mirror_prefix(config.source, local)
+    return sources.read(config, seed, local)
+
+
+def prepare(source: Source, config: DataConfig, target: Path) -> dict[str, Manifest]:
+    """Writes every split of the source as a data set folder below `target`: all of them or none.
+
+    Returns their manifests. Raises DataError if too many files had to be left out, or a split has no image.
+    """
+    rejected: list[Rejected] = []
+    with whole_folder(target) as folder:
+        return {split: _write_split(source, split, config, folder / split, rejected) for split in source.splits}
+
+
+def _write_split(source: Source, split: str, config: DataConfig, folder: Path, rejected: list[Rejected]) -> Manifest:
+    folder.mkdir()
+    num_before = len(rejected)
+    rows = sources.accepted(source.splits[split](), rejected, config.max_rejected)
+    shards = write_shards(folder, rows, config.rows_per_shard)
+    if not shards:
+        raise DataError(f"data.source {config.source}: no readable image for the {split} split; expected at least one")
+    return write_manifest(
+        folder,
+        shards,
+        value_range=(0, 255),
+        classes=source.classes,
+        source={**source.facts, "split": split},
+        rejected=tuple(rejected[num_before:]),
+    )
+
+
+def summary(manifests: dict[str, Manifest], target: Path) -> str:
+    """What was written, a line per split, then the classes and the files that were left out."""
+    lines = []
+    for split, manifest in manifests.items():
+        shape = "x".join(map(str, manifest.columns["image"].shape))
+        lines.append(f"{target / split}: {manifest.count} images {shape} in {len(manifest.shards)} shards")
+    classes = next(iter(manifests.values())).classes
+    if classes:
+        lines.append(f"classes ({len(classes)}): {', '.join(classes)}")
+    rejected = [file for manifest in manifests.values() for file in manifest.rejected]
+    if rejected:
+        lines.append(f"left out ({len(rejected)}, all in the manifests):")
+        lines += [f"  {file.path}: {file.reason}" for file in rejected[:_SHOWN]]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    if argv:
+        raise InputError(
+            f"usage: python -m pipelines.prepare, found argument {argv[0]}; params.yaml says what to prepare"
+        )
+    params = load()
+    source = open_source(params.data, params.seed, CACHE)
+    print(summary(prepare(source, params.data, TARGET), TARGET))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,120 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from components import sources
+from components.data import Dataset, verify
+from components.errors import DataError
+from components.files import sha256_folder
+from components.sources import DataConfig
+from pipelines.prepare import open_source, prepare, summary
+
+
+def make_folder(root: Path, count: int = 12) -> Path:
+    for number in range(count):
+        path = root / "ab"[number % 2] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (10, 10), number * 10).save(path)
+    return root
+
+
+def run(config: DataConfig, tmp_path: Path, target: str = "data/images", seed: int = 0):
+    target = tmp_path / target
+    return prepare(open_source(config, seed, tmp_path / "cache"), config, target), target
+
+
+def test_digits_become_two_whole_data_sets(tmp_path):
+    manifests, target = run(DataConfig(image_size=8, rows_per_shard=500), tmp_path)
+    train, test = (Dataset(target / split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (1438, 359) and len(train.manifest.shards) == 3
+    for dataset in (train, test):
+        assert verify(dataset.folder) == dataset.manifest == manifests[dataset.folder.name]
+        assert dataset.manifest.columns["image"].shape == (1, 8, 8)
+        assert dataset.manifest.value_range == (0, 255) and dataset.manifest.classes[3] == "three"
+    # no picture of the test split is in the train split, so far as the pictures themselves differ
+    rows = [next(dataset.chunks(2000))["image"].flatten(1).numpy() for dataset in (train, test)]
+    assert len(np.unique(np.concatenate(rows), axis=0)) == 1797
+
+
+def test_equal_input_gives_equal_bytes_and_another_seed_another_split(tmp_path):
+    config = DataConfig(source="folder", path=make_folder(tmp_path / "own"), image_size=8, rows_per_shard=3)
+    targets = [run(config, tmp_path, name, seed)[1] for name, seed in (("one", 0), ("two", 0), ("other", 1))]
+    digests = [sha256_folder(target) for target in targets]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_an_earlier_output_is_replaced_whole(tmp_path):
+    config = DataConfig(source="folder", path=make_folder(tmp_path / "own"), image_size=8)
+    target = run(config.model_copy(update={"rows_per_shard": 1}), tmp_path)[1]
+    run(config, tmp_path)
+    assert sorted(path.name for path in (target / "test").iterdir()) == [
+        "00000.image.npy",
+        "00000.label.npy",
+        "manifest.json",
+    ]
+
+
+def test_rejected_files_are_in_the_manifest_of_their_split_and_the_summary(tmp_path):
+    own = make_folder(tmp_path / "own")
+    for number in range(12):
+        (own / "a" / f"broken{number}.png").write_bytes(b"no image")
+    config = DataConfig(source="folder", path=own, image_size=8, max_rejected=12, test_fraction=0.5)
+    manifests, target = run(config, tmp_path)
+    left_out = [file.path for manifest in manifests.values() for file in manifest.rejected]
+    assert sorted(left_out) == sorted(f"a/broken{number}.png" for number in range(12))
+    assert all(manifest.rejected for manifest in manifests.values())
+    assert sum(manifest.count for manifest in manifests.values()) == 12
+    stored = json.loads((target / "train/manifest.json").read_text())["rejected"]
+    assert stored[0]["reason"].startswith("not an image")
+    told = summary(manifests, target)
+    assert "classes (2): a, b" in told and "left out (12" in told and told.count("broken") == 10
+    assert f"{manifests['test'].count} images 1x8x8 in 1 shards" in told
+
+
+@pytest.mark.parametrize("had_output", [False, True])
+def test_too_many_rejected_files_leave_everything_as_it_was(tmp_path, had_output):
+    config = DataConfig(source="folder", path=make_folder(tmp_path / "own"), image_size=8)
+    if had_output:
+        run(config, tmp_path)
+    before = sha256_folder(tmp_path / "data")
+    (config.path / "a/broken.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="max_rejected allows 0 .* a/broken.png"):
+        run(config, tmp_path)
+    assert sha256_folder(tmp_path / "data") == before
+    assert [path.name for path in (tmp_path / "data").iterdir()] == (["images"] if had_output else [])
+
+
+def test_a_split_without_a_readable_image_is_refused(tmp_path):
+    for name in ("a/1.png", "a/2.png", "a/3.png"):
+        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / name).touch()
+    config = DataConfig(source="folder", path=tmp_path / "own", max_rejected=3)
+    with pytest.raises(DataError, match="no readable image for the train split"):
+        run(config, tmp_path)
+    assert not (tmp_path / "data/images").exists()
+
+
+def test_a_bucket_is_mirrored_and_read_as_a_folder(tmp_path, monkeypatch):
+    asked = []
+
+    def mirror(uri: str, folder: Path) -> None:
+        asked.append((uri, folder))
+        make_folder(folder)
+
+    monkeypatch.setattr("pipelines.prepare.mirror_prefix", mirror)
+    config = DataConfig(source="s3://bucket/set", image_size=8)
+    manifests, _ = run(config, tmp_path)
+    run(config, tmp_path, "again")
+    ((uri, folder), again) = asked
+    assert uri == "s3://bucket/set" and folder.parent == tmp_path / "cache" and again == (uri, folder)
+    assert manifests["train"].source["source"] == uri and manifests["train"].classes == ("a", "b")
+
+
+def test_colour_has_three_channels(tmp_path):
+    config = DataConfig(source="folder", path=make_folder(tmp_path / "own"), image_size=12, channels=3)
+    manifests, _ = run(config, tmp_path)
+    assert manifests["train"].columns["image"].shape == (3, 12, 12)
+    assert isinstance(sources.read(config, 0), sources.Source)
