@@ -1,0 +1,59 @@
+"""From a network to (x, sigma) -> x0, with classifier-free guidance, as coroutines that yield network calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from components.diffusion.objectives import OBJECTIVES
+from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS, Schedule
+from components.diffusion.solvers import Solver
+from components.sampling import Call, Trajectory
+
+Denoise = Callable[[Tensor, float], Generator[Call, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """What a trained net means: its objective and the schedule that its noise levels are told in."""
+
+    objective: str
+    schedule: Schedule
+    net: str = "unet"
+
+    def level(self, sigma: Tensor) -> Tensor:
+        """The number that tells the net the noise level: time in [0, NUM_TRAIN_TIMESTEPS - 1]."""
+        return self.schedule.time(sigma) * (NUM_TRAIN_TIMESTEPS - 1)
+
+    def call(self, x: Tensor, sigma: float, labels: Tensor) -> Generator[Call, Tensor, Tensor]:
+        """One evaluation: x (B, C, H, W) and labels (B,) -> x0 (B, C, H, W)."""
+        sigmas = torch.full((len(x),), sigma, device=x.device, dtype=torch.float64)
+        c_skip, c_out, c_in = (float(c[0]) for c in OBJECTIVES[self.objective](sigmas[:1]))
+        answer = yield Call(self.net, {"x": c_in * x, "level": self.level(sigmas).float(), "label": labels})
+        return c_skip * x + c_out * answer
+
+    def guided(self, labels: Tensor, null: int, scale: float) -> Denoise:
+        """Classifier-free guidance (Ho and Salimans 2022, equation 6, with scale = 1 + w): D = D_null + scale *
+        (D_class - D_null). Both halves share one call; scale 1 costs no second row."""
+        if scale == 1 or bool((labels == null).all()):
+            return lambda x, sigma: self.call(x, sigma, labels)
+        both = torch.cat([labels, torch.full_like(labels, null)])
+
+        def denoise(x: Tensor, sigma: float) -> Generator[Call, Tensor, Tensor]:
+            towards, away = (yield from self.call(torch.cat([x, x]), sigma, both)).chunk(2)
+            return away + scale * (towards - away)
+
+        return denoise
+
+
+def solve(solver: Solver, denoise: Denoise) -> Trajectory:
+    """Answers each question of a solver by a denoiser, handing the network calls on to whoever drives."""
+    try:
+        x, sigma = next(solver)
+        while True:
+            x, sigma = solver.send((yield from denoise(x, sigma)))
+    except StopIteration as stop:
+        return stop.value

@@ -1,0 +1,106 @@
+"""Noise schedules: how a time in [0, 1] becomes a noise level sigma, and which levels a solver visits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from components.config import Strict
+
+NUM_TRAIN_TIMESTEPS = 1000  # Ho et al. 2020; also the unit in which nets are told the noise level
+
+
+class ScheduleConfig(Strict):
+    """`flow`: Lipman et al. 2023; `linear`: Ho et al. 2020; `scaled_linear`: Rombach et al. 2022; `cosine`: Nichol and
+    Dhariwal 2021."""
+
+    name: Literal["flow", "linear", "scaled_linear", "cosine"] = "flow"
+    shift: float = Field(1.0, gt=0)  # flow only: Esser et al. 2024, section 5.3.2; above 1 means more noise
+
+
+class Schedule:
+    """sigma as a strictly increasing function of time t in [0, 1]."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """The inverse of `sigma`; levels outside the schedule get the nearest time."""
+        raise NotImplementedError
+
+    def sigmas(self, num_steps: int) -> list[float]:
+        """`num_steps` levels at equally spaced times from the noisiest down, then 0."""
+        times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)[:-1]
+        return [*self.sigma(times).tolist(), 0.0]
+
+
+@dataclass(frozen=True)
+class FlowSchedule(Schedule):
+    """x_t = (1 - t) x0 + t noise, so sigma = t / (1 - t) (Lipman et al. 2023; Liu et al. 2023)."""
+
+    shift: float = 1.0
+    t_max: float = 0.999  # pure noise has no finite sigma: start a thousandth before it
+
+    def sigma(self, t: Tensor) -> Tensor:
+        t = t * self.t_max
+        return self.shift * t / (1 - t)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        sigma = sigma / self.shift
+        return (sigma / (1 + sigma) / self.t_max).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class DiscreteSchedule(Schedule):
+    """A table of a thousand variance-preserving levels, joined by straight lines in log sigma."""
+
+    log_sigmas: Tensor  # (NUM_TRAIN_TIMESTEPS,) float64, increasing
+
+    def sigma(self, t: Tensor) -> Tensor:
+        place = (t.double() * (NUM_TRAIN_TIMESTEPS - 1)).clamp(0, NUM_TRAIN_TIMESTEPS - 1)
+        low = place.floor().long().clamp(max=NUM_TRAIN_TIMESTEPS - 2)
+        table = self.log_sigmas.to(t.device)
+        return torch.lerp(table[low], table[low + 1], place - low).exp().to(t.dtype)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        table = self.log_sigmas.to(sigma.device)
+        log_sigma = sigma.double().log().clamp(table[0], table[-1])
+        high = torch.searchsorted(table, log_sigma).clamp(1, NUM_TRAIN_TIMESTEPS - 1)
+        part = (log_sigma - table[high - 1]) / (table[high] - table[high - 1])
+        return ((high - 1 + part) / (NUM_TRAIN_TIMESTEPS - 1)).to(sigma.dtype)
+
+
+def build(config: ScheduleConfig) -> Schedule:
+    if config.name == "flow":
+        return FlowSchedule(config.shift)
+    alpha_bar = (1 - BETAS[config.name]()).cumprod(0)
+    return DiscreteSchedule(0.5 * torch.log((1 - alpha_bar) / alpha_bar))
+
+
+def _linear_betas() -> Tensor:
+    return torch.linspace(1e-4, 0.02, NUM_TRAIN_TIMESTEPS, dtype=torch.float64)
+
+
+def _scaled_linear_betas() -> Tensor:
+    return torch.linspace(0.00085**0.5, 0.012**0.5, NUM_TRAIN_TIMESTEPS, dtype=torch.float64) ** 2
+
+
+def _cosine_betas(s: float = 0.008, most: float = 0.999) -> Tensor:
+    t = torch.linspace(0, 1, NUM_TRAIN_TIMESTEPS + 1, dtype=torch.float64)
+    alpha_bar = torch.cos((t + s) / (1 + s) * math.pi / 2) ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=most)
+
+
+BETAS = {"linear": _linear_betas, "scaled_linear": _scaled_linear_betas, "cosine": _cosine_betas}
+
+
+def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
+    """`num_steps` levels from sigma_max to sigma_min, then 0 (Karras et al. 2022, equation 5)."""
+    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return [*((ends[0] + ramp * (ends[1] - ends[0])) ** rho).tolist(), 0.0]

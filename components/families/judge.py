@@ -1,0 +1,58 @@
+"""The judge: a classifier of the data's own classes, the default feature extractor and label checker."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from components.config import Strict
+from components.data import Batch
+from components.errors import DataError
+from components.families.base import DataInfo, Family, Losses, Phase
+from components.images import from_uint8
+from components.nets.classifier import Classifier
+from components.optimizers import OptimizerConfig
+from components.randomness import Draws
+
+
+class Config(Strict):
+    width: int = Field(32, ge=4)
+    feature_dim: int = Field(64, ge=2)
+    label_smoothing: float = Field(0.05, ge=0, lt=1)
+    shift: float = Field(0.1, ge=0, lt=1)  # of the image's side: the largest translation in augmentation
+    rotate: float = Field(10.0, ge=0, le=180)  # degrees, likewise
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, weight_decay=0.01, schedule="cosine", warmup=20)
+
+
+class Judge(Family):
+    Config = Config
+    kept = ("classifier",)
+
+    def __init__(self, config: Config, data: DataInfo):
+        if len(data.classes) < 2:
+            raise DataError(
+                f"judge: expected labelled images of two classes or more, found {len(data.classes)} classes"
+            )
+        self.config, self.data = config, data
+        # no dropout: its masks would come from the global generator; augmentation and label smoothing regularise
+        net = Classifier(data.shape[0], len(data.classes), config.width, config.feature_dim)
+        self.nets = nn.ModuleDict({"classifier": net})
+        self.phases = (Phase("classify", "classifier", self.loss, config.optimizer),)
+
+    def loss(self, net: nn.Module, batch: Batch) -> Losses:
+        images = augment(from_uint8(batch.columns["image"]), batch.draws, self.config.shift, self.config.rotate)
+        labels = batch.columns["label"]
+        logits = net(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        return {"loss": loss, "accuracy": (logits.detach().argmax(1) == labels).float().mean()}
+
+
+def augment(images: Tensor, draws: Draws, shift: float, rotate: float) -> Tensor:
+    """Translates and rotates each image by its own draws; new places take the nearest border pixel."""
+    angle = (draws.uniform("rotate") * 2 - 1) * (rotate * torch.pi / 180)
+    moves = (draws.uniform("shift", (2,)) * 2 - 1) * (2 * shift)  # affine_grid's coordinates span [-1, 1]
+    matrix = torch.stack([angle.cos(), -angle.sin(), moves[:, 0], angle.sin(), angle.cos(), moves[:, 1]], dim=1)
+    where = F.affine_grid(matrix.view(-1, 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images, where, padding_mode="border", align_corners=False)

@@ -1,0 +1,118 @@
+"""The convolutional autoencoder of latent diffusion (Rombach et al. 2022, appendix G), in the standard weight layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from components.nets.blocks import Downsample2D, ResnetBlock2D, SpatialAttention, Upsample2D, norm_groups
+
+
+class MidBlock(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.resnets = nn.ModuleList([ResnetBlock2D(channels, channels), ResnetBlock2D(channels, channels)])
+        self.attentions = nn.ModuleList([SpatialAttention(channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class DownBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, layers: int, downsample: bool):
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock2D(in_channels if layer == 0 else out_channels, out_channels) for layer in range(layers)
+        )
+        self.downsamplers = nn.ModuleList([Downsample2D(out_channels, padding=0)]) if downsample else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x if self.downsamplers is None else self.downsamplers[0](x)
+
+
+class UpBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, layers: int, upsample: bool):
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock2D(in_channels if layer == 0 else out_channels, out_channels) for layer in range(layers)
+        )
+        self.upsamplers = nn.ModuleList([Upsample2D(out_channels)]) if upsample else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x if self.upsamplers is None else self.upsamplers[0](x)
+
+
+class Encoder(nn.Module):
+    """Images (B, C, H, W) -> moments (B, 2 * latent_channels, H / f, W / f)."""
+
+    def __init__(self, channels: int, latent_channels: int, widths: Sequence[int], layers: int):
+        super().__init__()
+        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            DownBlock(widths[max(level - 1, 0)], width, layers, downsample=level < len(widths) - 1)
+            for level, width in enumerate(widths)
+        )
+        self.mid_block = MidBlock(widths[-1])
+        self.conv_norm_out = nn.GroupNorm(norm_groups(widths[-1]), widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """Latents (B, latent_channels, h, w) -> images (B, C, h * f, w * f), not yet bounded."""
+
+    def __init__(self, channels: int, latent_channels: int, widths: Sequence[int], layers: int):
+        super().__init__()
+        widths = list(reversed(widths))
+        self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock(widths[0])
+        self.up_blocks = nn.ModuleList(
+            UpBlock(widths[max(level - 1, 0)], width, layers + 1, upsample=level < len(widths) - 1)
+            for level, width in enumerate(widths)
+        )
+        self.conv_norm_out = nn.GroupNorm(norm_groups(widths[-1]), widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(z))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class AutoencoderKL(nn.Module):
+    """Encoder, decoder and the 1x1 convolutions between them. The downsampling factor f is 2 ** (len(widths) - 1)."""
+
+    def __init__(self, channels: int, latent_channels: int, widths: Sequence[int], layers: int):
+        super().__init__()
+        self.encoder = Encoder(channels, latent_channels, widths, layers)
+        self.decoder = Decoder(channels, latent_channels, widths, layers)
+        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the posterior, each (B, latent_channels, H / f, W / f)."""
+        mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
+        return mean, torch.exp(0.5 * logvar.clamp(-30, 20))  # bounds of the published model
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(latents))
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reparameterised reconstruction (Kingma and Welling 2014): reconstruction, mean, std.
+
+        One forward does both halves, so that data-parallel wrappers see every parameter used."""
+        mean, std = self.encode(images)
+        return self.decode(mean + std * noise), mean, std

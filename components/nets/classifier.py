@@ -1,0 +1,32 @@
+"""A small residual classifier whose last features describe an image for evaluation."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from components.nets.blocks import ResnetBlock2D
+
+
+class Classifier(nn.Module):
+    """Images (B, C, H, W) -> logits (B, num_classes); `features` gives the (B, feature_dim) before them."""
+
+    def __init__(self, channels: int, num_classes: int, width: int, feature_dim: int):
+        super().__init__()
+        self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            [ResnetBlock2D(width, width), ResnetBlock2D(width, 2 * width), ResnetBlock2D(2 * width, 2 * width)]
+        )
+        self.project = nn.Linear(2 * width, feature_dim)
+        self.classify = nn.Linear(feature_dim, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        x = F.max_pool2d(self.blocks[0](self.conv_in(images)), 2)
+        x = F.max_pool2d(self.blocks[1](x), 2)
+        return self.project(F.silu(self.blocks[2](x)).mean(dim=(2, 3)))
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self.classify(F.relu(features))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(self.features(images))

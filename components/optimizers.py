@@ -1,0 +1,55 @@
+"""Optimizers and their learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from components.config import Strict
+
+
+class OptimizerConfig(Strict):
+    """One phase's optimizer. `warmup` and the run's length are counted in steps."""
+
+    name: Literal["adamw", "adam", "rmsprop"] = "adamw"
+    learning_rate: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
+    warmup: int = Field(0, ge=0)
+
+
+def build(config: OptimizerConfig, net: nn.Module) -> torch.optim.Optimizer:
+    """An optimizer over the trainable parameters of `net`; weight decay spares biases, norms and embeddings."""
+    named = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
+    plain = {name for name, parameter in named if parameter.ndim < 2}
+    plain |= {f"{path}.weight" for path, module in net.named_modules() if isinstance(module, nn.Embedding)}
+    groups = [
+        {"params": [p for name, p in named if name not in plain], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in named if name in plain], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.name == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=config.learning_rate)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
+    return kind(groups, lr=config.learning_rate, betas=config.betas)
+
+
+def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
+    """The rate at `step` (from 0) of `num_steps`: a linear warm-up, then the schedule.
+
+    `cosine` falls to 0 at the end (Loshchilov and Hutter 2017, equation 5 without restarts); `inverse_sqrt` falls with
+    the root of steps after the warm-up (Vaswani et al. 2017, equation 3)."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    if config.schedule == "cosine":
+        done = (step - config.warmup) / max(1, num_steps - config.warmup)
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "inverse_sqrt":
+        since = max(1, config.warmup)
+        return config.learning_rate * math.sqrt(since / max(since, step + 1))
+    return config.learning_rate

@@ -1,0 +1,131 @@
+"""A run folder: a trained model that needs nothing else to be measured, exported or served.
+
+    config.json              family, its config, what it knows of its data, provenance
+    <net>.safetensors        weights of each kept net (the average over training)
+    history.csv              the training's curves
+
+Nothing in it is pickled, so loading runs no code.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from components.config import Strict, parse
+from components.errors import InputError, SamplerError
+from components.families import FAMILIES
+from components.families.base import DataInfo, Family
+from components.files import whole_folder, write_json, write_whole
+from components.training import State
+
+CONFIG = "config.json"
+HISTORY = "history.csv"
+
+
+class Provenance(Strict):
+    """Where a model came from: content hashes of its input data and of the code that trained it, and its job's hash."""
+
+    data: str
+    code: str
+    job: str
+    seed: int
+    step: int
+
+
+class RunConfig(Strict):
+    schema_version: Literal[1] = 1
+    family: str
+    config: dict
+    data: DataInfo
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class Run:
+    """A loaded run folder: the family with its averaged weights, in evaluation mode, and its config.json."""
+
+    family: Family
+    config: RunConfig
+    folder: Path
+
+
+def write(target: Path, name: str, family: Family, state: State, provenance: Provenance) -> None:
+    """Writes a run folder, whole or not at all."""
+    config = RunConfig(
+        family=name, config=family.config.model_dump(mode="json"), data=family.data, provenance=provenance
+    )
+    with whole_folder(target) as folder:
+        for net in family.kept:
+            weights = family.nets[net].state_dict() if net in family.pretrained else state.average[net]
+            weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+            safetensors.torch.save_file(weights, folder / f"{net}.safetensors")
+        write_json(folder / CONFIG, config.model_dump(mode="json"))
+        write_whole(folder / HISTORY, _csv(state.history))
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Raises SamplerError if the folder is no run folder."""
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise SamplerError(f"{path}: missing; expected a run folder as `train` writes it") from None
+    except ValueError as error:
+        raise SamplerError(f"{path}: not valid JSON ({error})") from None
+    try:
+        return parse(RunConfig, content, str(path))
+    except InputError as error:
+        raise SamplerError(str(error)) from None
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> Run:
+    """Raises SamplerError naming the file that is missing, damaged or of another shape."""
+    config = read_config(folder)
+    if config.family not in FAMILIES:
+        raise SamplerError(
+            f"{folder / CONFIG}: unknown family {config.family!r}; expected one of {', '.join(FAMILIES)}"
+        )
+    kind = FAMILIES[config.family]
+    try:
+        family = kind(parse(kind.Config, config.config, "config"), config.data)
+    except InputError as error:
+        raise SamplerError(f"{folder / CONFIG}: {error}") from None
+    for net in family.kept:
+        load_weights(family.nets[net], folder / f"{net}.safetensors")
+    family.nets.requires_grad_(False).eval().to(device)
+    return Run(family, config, folder)
+
+
+def load_weights(net: torch.nn.Module, path: Path) -> None:
+    """Raises SamplerError if the file is missing, damaged, or holds another network's weights."""
+    if not path.is_file():
+        raise SamplerError(f"{path}: missing; expected the weights that `train` writes")
+    try:
+        net.load_state_dict(safetensors.torch.load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise SamplerError(f"{path}: not this network's weights ({' '.join(str(error).split())[:200]})") from None
+
+
+def _csv(history: list[dict[str, float]]) -> str:
+    """One row a report; a figure that a report lacks is left empty."""
+    names = list(dict.fromkeys(name for row in history for name in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return buffer.getvalue()
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """The curves of a run, one mapping a report."""
+    with (folder / HISTORY).open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]

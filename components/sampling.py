@@ -1,0 +1,48 @@
+"""Trajectories: sampling written as coroutines that ask for network evaluations.
+
+A sampler yields `Call`s and is sent each net's answer; it returns images. `drive` answers the calls of one trajectory
+on the spot. A server may instead hold many trajectories and answer calls to the same net together: a trajectory
+cannot tell the difference, because all its randomness comes from its own seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from components.config import Strict
+
+
+@dataclass(frozen=True)
+class Call:
+    """One evaluation of a network, or of a part of one, called `net`; every input tensor has the rows first, and so has the answer."""
+
+    net: str
+    inputs: dict[str, Tensor]
+
+
+Trajectory = Generator[Call, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to sample. `seeds`: (B,) int64, one an image. `labels`: (B,) int64 class numbers, or None for no class.
+    `settings`: the family's own Settings."""
+
+    seeds: Tensor
+    labels: Tensor | None
+    settings: Strict
+
+
+@torch.inference_mode()
+def drive(trajectory: Trajectory, nets: Mapping[str, Callable[..., Tensor]]) -> Tensor:
+    """Runs one trajectory to its end: images (B, C, H, W) in [-1, 1]."""
+    try:
+        call = next(trajectory)
+        while True:
+            call = trajectory.send(nets[call.net](**call.inputs))
+    except StopIteration as stop:
+        return stop.value
