@@ -1,0 +1,95 @@
+"""Work over a whole data set on a Ray cluster: the only module that knows Ray Data.
+
+A task is one shard: an actor of a pool reads it, computes, and writes the new shard itself, so that no rows pass
+through the driver and the result does not depend on who did what when.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import ray.data
+import torch
+
+from components.data import Dataset, Shard, read_manifest, write_shard
+from components.images import from_uint8
+from components.run_folder import load
+from infra.ray_session import has_gpu
+
+
+class Moments(NamedTuple):
+    """Sums over the rows of a set, per channel, from which whole-set statistics follow in any order of shards."""
+
+    count: float
+    mean: np.ndarray
+    mean_square: np.ndarray
+    variance: np.ndarray  # of the posterior
+
+    def statistics(self) -> dict[str, tuple[float, ...]]:
+        """Mean and total spread of a latent channel, sqrt(var(mean) + mean(std^2)): what a draw from the posterior of
+        a random image spreads by."""
+        mean = self.mean / self.count
+        spread = np.sqrt(self.mean_square / self.count - mean**2 + self.variance / self.count)
+        return {"channel_mean": tuple(mean.tolist()), "channel_std": tuple(spread.tolist())}
+
+
+class Encoder:
+    """An actor that holds the autoencoder and turns shards of images into shards of posteriors."""
+
+    def __init__(self, autoencoder: str, images: str, target: str, batch_size: int):
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._net = load(Path(autoencoder), self._device).family.nets["autoencoder"]
+        self._images, self._target, self._batch_size = Dataset(Path(images)), Path(target), batch_size
+
+    def __call__(self, numbers: dict[str, np.ndarray]) -> dict[str, list]:
+        shards = [self._encode(int(number)) for number in numbers["shard"]]
+        return {
+            "number": numbers["shard"],
+            "shard": [shard.model_dump_json() for shard, _ in shards],
+            "moments": [np.concatenate([[moments.count], *moments[1:]]) for _, moments in shards],
+        }
+
+    def _encode(self, number: int) -> tuple[Shard, Moments]:
+        rows = self._images.take(self._images.shard_rows(number))
+        mean, std = (parts.cpu().numpy() for parts in self._posteriors(rows["image"]))
+        others = {name: values.numpy() for name, values in rows.items() if name != "image"}
+        shard = write_shard(self._target, number, {"mean": mean, "std": std, **others})
+        exact, places = mean.astype(np.float64), (0, 2, 3)
+        count = mean.size / mean.shape[1]
+        variance = (std.astype(np.float64) ** 2).sum(places)
+        return shard, Moments(count, exact.sum(places), (exact**2).sum(places), variance)
+
+    @torch.inference_mode()
+    def _posteriors(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        encoded = [self._net.encode(from_uint8(part.to(self._device))) for part in images.split(self._batch_size)]
+        means, stds = zip(*encoded, strict=True)
+        return torch.cat(means), torch.cat(stds)
+
+
+def encode(
+    autoencoder: Path, images: Path, target: Path, batch_size: int, num_workers: int
+) -> tuple[list[Shard], dict[str, tuple[float, ...]]]:
+    """Writes one shard of posteriors into `target` for every shard of `images`; returns the manifest entries in order
+    and the channel statistics of the whole set."""
+    num_shards = len(read_manifest(images).shards)
+    arguments = (str(autoencoder.resolve()), str(images.resolve()), str(target.resolve()), batch_size)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    done = (
+        ray.data.from_items([{"shard": number} for number in range(num_shards)])
+        .repartition(num_shards)
+        .map_batches(
+            Encoder,
+            fn_constructor_args=arguments,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(num_workers, num_shards)),
+            num_cpus=1,
+            num_gpus=1 if has_gpu() else 0,
+        )
+        .take_all()
+    )
+    done.sort(key=lambda row: row["number"])
+    total = np.sum([row["moments"] for row in done], axis=0)
+    moments = Moments(total[0], *np.split(total[1:], 3))
+    return [Shard.model_validate_json(row["shard"]) for row in done], moments.statistics()

@@ -1,0 +1,57 @@
+"""Starting or joining Ray, the same way for every stage that needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+
+from components.errors import InputError
+from infra.config import ClusterConfig
+
+# read by Ray's processes when they start
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",  # on loopback; a cluster sets its own, which setdefault keeps
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon the end of a run is noticed; 2 s by default
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what future versions do; silences the notice about it
+}
+
+
+@contextlib.contextmanager
+def session(cluster: ClusterConfig, root: Path) -> Iterator[None]:
+    """Ray for the time of the block; a session that already runs in this process is used and left running.
+
+    `root` is the folder that workers import this project from. Raises InputError if the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    local = cluster.address == "local"
+    # two CPUs more than workers: a group that fills the machine would leave Ray Data and the controller none
+    capacity = {"num_cpus": max(os.cpu_count() or 1, cluster.num_workers) + 2, "include_dashboard": False}
+    try:
+        ray.init(
+            address=cluster.address,
+            runtime_env={"env_vars": {"PYTHONPATH": str(root)}},
+            logging_level="error",
+            log_to_driver=False,  # stages show their own progress; a failed worker's traceback comes with its exception
+            **(capacity if local else {}),
+        )
+    except ConnectionError as error:
+        raise InputError(f"cluster.address: no Ray cluster answers at {cluster.address!r} ({error})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def has_gpu() -> bool:
+    """Whether the connected cluster has a GPU."""
+    return ray.cluster_resources().get("GPU", 0) > 0

@@ -1,0 +1,176 @@
+"""Experiment tracking and the model registry: the only module that knows MLflow.
+
+The driver opens a run and hands its id on; one worker writes to that id. The same job continues the same run, so an
+interrupted training leaves one run with every step once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.errors import InputError
+from infra.config import TrackingConfig
+
+ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+JOB_TAG = "job"
+CONTENT_TAG = "content"
+CHAMPION = "champion"
+
+
+def _client(uri: str):
+    # imported on demand: MLflow takes seconds, and most processes that import this module never track
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextlib.contextmanager
+def _reachable(uri: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        raise InputError(f"tracking.uri {uri!r}: {str(error).splitlines()[0]}") from None
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as workers need it: where to write, and which."""
+
+    uri: str
+    run_id: str
+
+
+def open_run(
+    config: TrackingConfig,
+    root: Path,
+    name: str,
+    job: str,
+    params: Mapping[str, object],
+    dataset: Mapping[str, str],
+) -> TrackedRun:
+    """The run of a job, begun or continued. `dataset` names the input: name, digest, source."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+    uri = config.absolute_uri(root)
+    with _reachable(uri):
+        client = _client(uri)
+        experiment = _experiment(client, config, root)
+        found = client.search_runs([experiment], f"tags.{JOB_TAG} = '{job}'", max_results=1)
+        if found:
+            run_id = found[0].info.run_id
+            client.update_run(run_id, status="RUNNING")
+            return TrackedRun(uri, run_id)
+        run_id = client.create_run(experiment, run_name=name, tags={JOB_TAG: job}).info.run_id
+        client.log_batch(run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
+        data = Dataset(name=dataset["name"], digest=dataset["digest"][:36], source_type="dvc", source=dataset["source"])
+        client.log_inputs(run_id, datasets=[DatasetInput(data, tags=[InputTag("mlflow.data.context", "training")])])
+        client.log_batch(run_id, tags=[RunTag("data", dataset["digest"])])
+        return TrackedRun(uri, run_id)
+
+
+def _experiment(client, config: TrackingConfig, root: Path) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(config.experiment)
+    if found is None:
+        location = None if config.uri.startswith("http") else (root / config.artifacts).as_uri()
+        try:
+            return client.create_experiment(config.experiment, artifact_location=location)
+        except MlflowException:  # another stage, running beside this one, was first
+            found = client.get_experiment_by_name(config.experiment)
+    return found.experiment_id
+
+
+def close_run(run: TrackedRun, succeeded: bool) -> None:
+    _client(run.uri).set_terminated(run.run_id, "FINISHED" if succeeded else "FAILED")
+
+
+class RunLogger:
+    """Writes figures and pictures of one run, each step once, even when training repeats steps after a restart."""
+
+    def __init__(self, run: TrackedRun, known: str):
+        """`known` is a figure that every report has: its steps on record tell which reports were already written."""
+        self._client = _client(run.uri)
+        self._run_id = run.run_id
+        self._written = {metric.step for metric in self._client.get_metric_history(run.run_id, known)}
+
+    def figures(self, step: int, figures: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        if step in self._written:
+            return
+        self._written.add(step)
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, step) for name, value in figures.items()]
+        self._client.log_batch(self._run_id, metrics=metrics)
+
+    def picture(self, name: str, png: bytes) -> None:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(name).name
+            path.write_bytes(png)
+            self._client.log_artifact(self._run_id, str(path), str(Path(name).parent))
+
+
+def run_of_job(config: TrackingConfig, root: Path, job: str) -> TrackedRun | None:
+    """The run that trained a job, if this tracking store has it."""
+    uri = config.absolute_uri(root)
+    with _reachable(uri):
+        client = _client(uri)
+        experiment = _experiment(client, config, root)
+        found = client.search_runs([experiment], f"tags.{JOB_TAG} = '{job}'", max_results=1)
+        return TrackedRun(uri, found[0].info.run_id) if found else None
+
+
+def register_champion(
+    config: TrackingConfig, root: Path, model: str, folder: Path, content: str, job: str, tags: Mapping[str, str]
+) -> tuple[str, bool]:
+    """Registers a run folder as a version of `model` and points the alias `champion` at it.
+
+    `content` is the hash of what is registered: a version that already has it is used again, so that promoting twice
+    registers once. Returns the version and whether it is new. The alias moves last, so it never points at a version
+    that is not whole.
+    """
+    from mlflow.exceptions import MlflowException
+
+    uri = config.absolute_uri(root)
+    with _reachable(uri):
+        client = _client(uri)
+        with contextlib.suppress(MlflowException):  # it is there already
+            client.create_registered_model(model)
+        version = _version_with(client, model, content)
+        is_new = version is None
+        if is_new:
+            run = run_of_job(config, root, job)
+            run_id = run.run_id if run else _import_run(client, config, root, folder)
+            client.log_artifacts(run_id, str(folder), f"sampler-{content[:12]}")
+            source = f"runs:/{run_id}/sampler-{content[:12]}"
+            created = client.create_model_version(model, source, run_id, tags={CONTENT_TAG: content, **tags})
+            version = created.version
+        client.set_registered_model_alias(model, CHAMPION, version)
+        return str(version), is_new
+
+
+def _version_with(client, model: str, content: str) -> str | None:
+    """The newest version that carries this content, if any."""
+    versions = client.search_model_versions(f"name = '{model}'")
+    matching = [int(version.version) for version in versions if version.tags.get(CONTENT_TAG) == content]
+    return str(max(matching)) if matching else None
+
+
+def _import_run(client, config: TrackingConfig, root: Path, folder: Path) -> str:
+    """A run for a model that was trained under another tracking store, as after `dvc pull`."""
+    run_id = client.create_run(_experiment(client, config, root), run_name=f"import {folder.name}").info.run_id
+    client.set_terminated(run_id)
+    return run_id

@@ -1,0 +1,119 @@
+"""params.yaml, typed: the only module that knows the file's layout.
+
+Blocks that say what to compute (`data`, `autoencoders`, `judges`, `samplers`, ...) are stage parameters of dvc.yaml;
+`cluster`, `tracking` and `serve` say where to compute and are not, so changing them reruns nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, field_validator
+
+from components.config import Strict, parse
+from components.errors import ConfigError
+from components.families import family_class
+from components.families.base import Sampler
+from components.metrics.protocol import EvaluateConfig
+from components.sources import DataConfig
+from components.training import TrainingConfig
+from infra.config import ClusterConfig, ServeConfig, TrackingConfig
+
+DEFAULT = Path("params.yaml")
+TRAINED = ("autoencoders", "judges", "samplers")  # the groups whose blocks `pipelines.train` takes
+
+
+class TrainBlock(Strict):
+    """One model: its family, the data set folder it trains on, the family's own Config, and the loop's."""
+
+    family: str
+    data: str
+    model: Any = {}
+    training: TrainingConfig
+
+
+class SamplerBlock(TrainBlock):
+    """A model that generates. Each of `candidates` is one setting of the family's Settings, measured on its own; the
+    first is the default."""
+
+    candidates: tuple[dict[str, Any], ...] = ({},)
+
+
+class EncodeConfig(Strict):
+    """How `encode` runs the autoencoder over the images."""
+
+    batch_size: int = Field(256, gt=0)
+
+
+class PromoteConfig(Strict):
+    """Which candidate reigns: the lowest `metric` among those that pass the guards."""
+
+    metric: Literal["frechet_distance"] = "frechet_distance"
+    max_ms_per_image: float | None = Field(None, gt=0)
+    min_label_agreement: float | None = Field(None, ge=0, le=1)  # a sampler without classes does not pass a bound
+    registered_model: str = Field("latent-foundry", min_length=1)
+
+
+class Params(Strict):
+    seed: int = 0
+    data: DataConfig
+    autoencoders: dict[str, TrainBlock]
+    judges: dict[str, TrainBlock]
+    encode: EncodeConfig = EncodeConfig()
+    samplers: dict[str, SamplerBlock]
+    evaluate: EvaluateConfig = EvaluateConfig()
+    promote: PromoteConfig = PromoteConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @field_validator("samplers", "autoencoders", "judges")
+    @classmethod
+    def _names(cls, blocks: dict[str, TrainBlock]) -> dict[str, TrainBlock]:
+        for name in blocks:
+            if not name.replace("_", "").isalnum():
+                raise ValueError(
+                    f"a block's name is also a folder and a stage: letters, digits and _ only, not {name!r}"
+                )
+        return blocks
+
+
+def load(path: Path = DEFAULT) -> Params:
+    """Reads and checks the whole file, each family's own blocks included. Raises ConfigError, one clear line."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not found; run from the project's root") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    params = parse(Params, content, str(path))
+    for group in TRAINED:
+        for name, block in getattr(params, group).items():
+            _check_family(block, f"{path}.{group}.{name}")
+    return params
+
+
+def _check_family(block: TrainBlock, where: str) -> None:
+    kind = family_class(block.family, f"{where}.family")
+    parse(kind.Config, block.model, f"{where}.model")
+    if isinstance(block, SamplerBlock):
+        if not issubclass(kind, Sampler):
+            raise ConfigError(f"{where}.family: {block.family!r} does not generate images; it cannot be a sampler")
+        for number, candidate in enumerate(block.candidates):
+            parse(kind.Settings, candidate, f"{where}.candidates.{number}")
+
+
+def train_block(params: Params, key: str) -> TrainBlock:
+    """The block that a key such as `samplers.dcgan` names. Raises ConfigError listing the keys there are."""
+    group, _, name = key.partition(".")
+    if group in TRAINED and name in getattr(params, group):
+        return getattr(params, group)[name]
+    keys = [f"{group}.{name}" for group in TRAINED for name in getattr(params, group)]
+    raise ConfigError(f"no block {key!r} in params.yaml; expected one of {', '.join(keys)}")
+
+
+def name_of(key: str) -> str:
+    """The run folder's name for a key: `samplers.dcgan` -> `dcgan`."""
+    return key.partition(".")[2]

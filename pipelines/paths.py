@@ -1,0 +1,14 @@
+"""Where each stage's outputs lie, relative to the project's root. dvc.yaml names the same paths."""
+
+from pathlib import Path
+
+TRAIN_IMAGES = Path("data/images/train")
+TEST_IMAGES = Path("data/images/test")
+LATENTS = Path("data/latents")
+RUNS = Path("runs")
+METRICS = Path("metrics")  # metrics/<sampler>.json
+SAMPLES = Path("samples")  # samples/<sampler>/<candidate number>.png: grids of each candidate
+PROMOTED = Path("promoted.json")
+REPORT = Path("report.html")
+
+AUTOENCODER_INFO = "autoencoder.json"  # in a latent data set, beside autoencoder.safetensors

@@ -1,0 +1,89 @@
+"""Trains one block of params.yaml: `python -m pipelines.train samplers.ldm` -> runs/ldm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from components import run_folder
+from components.config import parse
+from components.data import MANIFEST, verify
+from components.families import family_class
+from components.families.base import AutoencoderInfo, data_info
+from components.files import sha256, sha256_folder
+from infra import ray_train, tracking
+from infra.ray_session import session
+from pipelines import cli, paths
+from pipelines.params import Params, load, name_of, train_block
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make_job(params: Params, key: str) -> ray_train.Job:
+    """The job of a block, checked: its data set is whole, its family can be built. Raises InputError otherwise."""
+    block = train_block(params, key)
+    folder = Path(block.data)
+    manifest = verify(folder)
+    info = data_info(manifest, read_autoencoder_info(folder))
+    kind = family_class(block.family)
+    config = parse(kind.Config, block.model, f"{key}.model")
+    kind(config, info)  # refuses here, on the driver, what no worker could train
+    return ray_train.Job(
+        name=name_of(key),
+        family=block.family,
+        config=config,
+        info=info,
+        training=block.training,
+        seed=params.seed,
+        data=str(folder.resolve()),
+        data_hash=data_hash(folder),
+        code_hash=code_hash(),
+    )
+
+
+def read_autoencoder_info(folder: Path) -> AutoencoderInfo | None:
+    """How to build the autoencoder that a latent data set carries; None for a data set of images."""
+    path = folder / paths.AUTOENCODER_INFO
+    return AutoencoderInfo(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def data_hash(folder: Path) -> str:
+    """The content of a data set: its manifest, which lists every shard's hash, and what lies beside it."""
+    others = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    return sha256_folder(folder, MANIFEST) if len(others) == 1 else "-".join(sha256(path)[:32] for path in others)
+
+
+def code_hash() -> str:
+    """The code that training runs through."""
+    return sha256_folder(ROOT / "components", "**/*.py")
+
+
+def main(argv: list[str]) -> None:
+    key = cli.one_argument(argv, "python -m pipelines.train GROUP.NAME")
+    params = load()
+    job = make_job(params, key)
+    described = {
+        "family": job.family,
+        "seed": job.seed,
+        **{f"model.{name}": value for name, value in job.config.model_dump(mode="json").items()},
+        **{f"training.{name}": value for name, value in job.training.model_dump(mode="json").items()},
+    }
+    dataset = {"name": job.data.removeprefix(f"{ROOT}/"), "digest": job.data_hash, "source": job.data}
+    tracked = tracking.open_run(params.tracking, ROOT, job.name, job.hash, described, dataset)
+    succeeded = False
+    try:
+        with session(params.cluster, ROOT):
+            state = ray_train.train(job, params.cluster, ROOT / params.cluster.storage_path, tracked)
+        succeeded = True
+    finally:
+        tracking.close_run(tracked, succeeded)
+    provenance = run_folder.Provenance(
+        data=job.data_hash, code=job.code_hash, job=job.hash, seed=job.seed, step=state.step
+    )
+    target = paths.RUNS / job.name
+    run_folder.write(target, job.family, job.build(), state, provenance)
+    print(f"{job.name}: trained for {state.step} steps, written to {target}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
