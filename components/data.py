@@ -193,6 +193,12 @@ class Batch:
         return Batch(columns, self.draws.to(device), self.weight)
 
 
+def row_weight(batch_size: int, rank: int, world: int) -> float:
+    """What a mean over a rank's rows weighs in the mean over ranks that equals the mean over the global batch."""
+    part = share(batch_size, rank, world)
+    return (part.stop - part.start) * world / batch_size
+
+
 def batches(
     dataset: Dataset, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0, start: int = 0
 ) -> Iterator[Batch]:
@@ -207,7 +213,7 @@ def batches(
         )
     part = share(batch_size, rank, world)
     places = torch.arange(batch_size)[part]
-    weight = len(places) * world / batch_size
+    weight = row_weight(batch_size, rank, world)
     step = start
     while True:
         rows = global_batch(step, batch_size, len(dataset), seed)[part]

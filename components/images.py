@@ -35,6 +35,13 @@ def encode_png(image: Tensor, scale: int = 1) -> bytes:
     return buffer.getvalue()
 
 
+def encode(image: Tensor, file_format: str = "png", quality: int = 90) -> bytes:
+    """One image (C, H, W) as a `png`, `jpeg` or `webp` file. `quality` in [0, 100] is ignored by png."""
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, file_format, **({} if file_format == "png" else {"quality": quality}))
+    return buffer.getvalue()
+
+
 def grid(images: Tensor, columns: int, gap: int = 1) -> Tensor:
     """Images (N, C, H, W) laid out row by row -> one image (C, H', W') with white gaps."""
     num, channels, height, width = images.shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -11,13 +11,15 @@ from torch import nn
 
 from components.config import Strict
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerConfig(Strict):
     """One phase's optimizer. `warmup` and the run's length are counted in steps."""
 
     name: Literal["adamw", "adam", "rmsprop"] = "adamw"
     learning_rate: float = Field(gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
     warmup: int = Field(0, ge=0)

@@ -8,7 +8,7 @@ cannot tell the difference, because all its randomness comes from its own seeds.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,13 +18,23 @@ from components.config import Strict
 
 @dataclass(frozen=True)
 class Call:
-    """One evaluation of a network, or of a part of one, called `net`; every input tensor has the rows first, and so has the answer."""
+    """One evaluation of a network, or of a part of one, called `net`. Rows come first in every input and the answer."""
 
     net: str
     inputs: dict[str, Tensor]
+    preview: Preview | None = None
 
 
 Trajectory = Generator[Call, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What the images look like so far, for whoever wants to see: `progress` in [0, 1] is the share of the way that
+    lies behind, `start` makes a trajectory that ends in the estimated images (B, C, H, W) in [-1, 1]."""
+
+    progress: float
+    start: Callable[[], Trajectory]
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,18 @@ class Request:
     seeds: Tensor
     labels: Tensor | None
     settings: Strict
+
+
+def offering(trajectory: Trajectory, preview: Preview | None) -> Trajectory:
+    """The same trajectory, whose calls carry `preview`."""
+    if preview is None:
+        return (yield from trajectory)
+    try:
+        call = next(trajectory)
+        while True:
+            call = trajectory.send((yield replace(call, preview=preview)))
+    except StopIteration as stop:
+        return stop.value
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from torch import Tensor
 from components.diffusion.objectives import OBJECTIVES
 from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS, Schedule
 from components.diffusion.solvers import Solver
-from components.sampling import Call, Trajectory
+from components.sampling import Call, Preview, Trajectory, offering
 
 Denoise = Callable[[Tensor, float], Generator[Call, Tensor, Tensor]]
 
@@ -49,11 +49,17 @@ class Denoiser:
         return denoise
 
 
-def solve(solver: Solver, denoise: Denoise) -> Trajectory:
-    """Answers each question of a solver by a denoiser, handing the network calls on to whoever drives."""
+def solve(
+    solver: Solver, denoise: Denoise, preview: Callable[[Tensor, float], Preview | None] = lambda x0, sigma: None
+) -> Trajectory:
+    """Answers each question of a solver by a denoiser, handing the network calls on to whoever drives. Each call after
+    the first offers `preview` of the latest x0 and the level that it was estimated from."""
     try:
         x, sigma = next(solver)
+        known = None
         while True:
-            x, sigma = solver.send((yield from denoise(x, sigma)))
+            x0 = yield from offering(denoise(x, sigma), known)
+            known = preview(x0, sigma)
+            x, sigma = solver.send(x0)
     except StopIteration as stop:
         return stop.value

@@ -35,7 +35,7 @@ def ddim(x: Tensor, sigmas: Sequence[float], noise: Noise, eta: float = 0.0) -> 
 
 ddpm = functools.partial(ddim, eta=1.0)  # Ho et al. 2020, equation 7: ancestral sampling is DDIM with eta 1
 
-# Euler's method to sigma_down, then noise of sigma_up (k-diffusion's sample_euler_ancestral): in this frame, ddpm's step
+# Euler's method to sigma_down, then noise of sigma_up (k-diffusion's sample_euler_ancestral): here the same step
 euler_ancestral = ddpm
 
 
@@ -119,8 +119,8 @@ def unipc(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Solver:
 
 
 def _unic(arrived: Tensor, known: list[Tensor], hs: list[float]) -> Tensor:
-    """The corrector's estimate for a step from known[0] to `arrived` (UniC, Zhao et al. 2023, Theorem 3.1), whose linear
-    system for the weights is solved here in closed form."""
+    """The corrector's estimate for a step from known[0] to `arrived`: UniC (Zhao et al. 2023, Theorem 3.1), the linear
+    system for its weights solved in closed form."""
     if len(hs) == 1:
         return (known[0] + arrived) / 2
     h, ratio = hs[0], -hs[1] / hs[0]

@@ -73,7 +73,7 @@ class Family:
     pretrained: tuple[str, ...] = ()  # nets that are never trained here; kept, but not averaged
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor | None:
-        """Images to look at during training, (N, C, H, W) in [-1, 1], or None. `columns` are rows of the training set."""
+        """Images to look at during training, (N, C, H, W) in [-1, 1], or None. `columns`: rows of the training set."""
         return None
 
 

@@ -20,7 +20,7 @@ class Settings(Strict):
 
 
 class GAN(Sampler):
-    """Base of the GAN families: subclasses set `config` (with `latent_dim`), `nets` with a `generator`, and `phases`."""
+    """Base of the GAN families. Subclasses `adopt` two nets and set `phases`; their config has a `latent_dim`."""
 
     Settings = Settings
     kept = ("generator",)

@@ -20,7 +20,7 @@ from components.families.vae import VAE
 from components.nets.unet import ClassConditionalUNet
 from components.optimizers import OptimizerConfig
 from components.randomness import Draws
-from components.sampling import Request, Trajectory
+from components.sampling import Preview, Request, Trajectory
 
 
 class Times(Strict):
@@ -126,8 +126,14 @@ class LatentDiffusion(Sampler):
         start = sigmas[0] * draws.normal("start", self.data.shape)
         solver = SOLVERS[settings.solver](start, sigmas, lambda step: draws.normal(step, self.data.shape))
         denoise = self.denoiser.guided(labels, self.num_classes, settings.guidance_scale)
-        latents = yield from solve(solver, denoise)
-        return (yield from self.autoencoder.decode(self.denormalise(latents)))
+
+        def decode(latents: Tensor) -> Trajectory:
+            return self.autoencoder.decode(self.denormalise(latents))
+
+        def preview(x0: Tensor, sigma: float) -> Preview:
+            return Preview((sigmas.index(sigma) + 1) / (len(sigmas) - 1), lambda: decode(x0))
+
+        return (yield from decode((yield from solve(solver, denoise, preview))))
 
     def sigmas(self, settings: Settings) -> list[float]:
         """The noise levels that a request visits, noisiest first, 0 last."""

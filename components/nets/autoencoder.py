@@ -1,4 +1,4 @@
-"""The convolutional autoencoder of latent diffusion (Rombach et al. 2022, appendix G), in the standard weight layout."""
+"""The convolutional autoencoder of latent diffusion (Rombach et al. 2022, appendix G), in the standard layout."""
 
 from __future__ import annotations
 

@@ -1,0 +1,93 @@
+"""Schedules: inverse functions, diffusers' tables, published closed forms."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from components.diffusion.schedules import BETAS, NUM_TRAIN_TIMESTEPS, ScheduleConfig, build, karras_sigmas
+
+CONFIGS = [
+    ScheduleConfig(name="flow"),
+    ScheduleConfig(name="flow", shift=3.0),
+    ScheduleConfig(name="linear"),
+    ScheduleConfig(name="scaled_linear"),
+    ScheduleConfig(name="cosine"),
+]
+IDS = [f"{config.name}-{config.shift}" for config in CONFIGS]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_sigma_and_time_are_inverse(config):
+    schedule = build(config)
+    times = torch.linspace(0, 1, 777, dtype=torch.float64)[1:]
+    sigmas = schedule.sigma(times)
+    assert (sigmas.diff() > 0).all()
+    assert torch.allclose(schedule.time(sigmas), times, atol=1e-9)
+    between = torch.logspace(*sigmas[[0, -1]].log10().tolist(), 50, dtype=torch.float64)
+    assert torch.allclose(schedule.sigma(schedule.time(between)), between, rtol=1e-6)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_levels_outside_get_the_nearest_time(config):
+    times = build(config).time(torch.tensor([1e-9, 1e9]))
+    assert torch.allclose(times, torch.tensor([0.0, 1.0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_levels_of_a_solver_fall_to_zero(config):
+    for num_steps in (1, 2, 30, 1000):
+        sigmas = build(config).sigmas(num_steps)
+        assert len(sigmas) == num_steps + 1
+        assert sigmas[0] == pytest.approx(float(build(config).sigma(torch.tensor(1.0, dtype=torch.float64))))
+        assert sigmas[-1] == 0
+        assert all(before > after for before, after in itertools.pairwise(sigmas))
+
+
+DIFFUSERS = {
+    "linear": {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"},
+    "scaled_linear": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+}
+
+
+@pytest.mark.parametrize("name", BETAS)
+def test_table_is_that_of_diffusers(name):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDPMScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS, **DIFFUSERS[name]).alphas_cumprod.double()
+    times = torch.arange(NUM_TRAIN_TIMESTEPS, dtype=torch.float64) / (NUM_TRAIN_TIMESTEPS - 1)
+    alpha_bar = 1 / (1 + build(ScheduleConfig(name=name)).sigma(times) ** 2)
+    assert torch.allclose(alpha_bar, theirs, rtol=2e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_is_linear_in_time(shift):
+    """x_t = (1 - t) x0 + t noise, t shifted as by Esser et al. 2024, equation 23."""
+    t = torch.linspace(0.01, 1, 50, dtype=torch.float64)
+    sigma = build(ScheduleConfig(name="flow", shift=shift)).sigma(t)
+    moved = t * 0.999
+    moved = shift * moved / (1 + (shift - 1) * moved)
+    assert torch.allclose(sigma / (1 + sigma), moved)
+
+
+def test_karras_levels_are_those_of_diffusers():
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, rho=7.0)
+    scheduler.set_timesteps(18)
+    assert karras_sigmas(18, 0.002, 80.0) == pytest.approx(scheduler.sigmas.tolist(), rel=1e-5)
+
+
+def test_karras_levels_end_where_asked():
+    sigmas = karras_sigmas(10, 0.01, 50.0)
+    assert sigmas[0] == pytest.approx(50)
+    assert sigmas[-2:] == pytest.approx([0.01, 0])
+    assert karras_sigmas(1, 0.01, 50.0) == pytest.approx([50, 0])
+
+
+@pytest.mark.parametrize("bad", [{"name": "sigmoid"}, {"shift": 0}, {"shift": -1.0}, {"beta_start": 0.1}])
+def test_config_is_strict(bad):
+    with pytest.raises(ValidationError):
+        ScheduleConfig(**bad)

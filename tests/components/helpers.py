@@ -1,0 +1,98 @@
+"""Tiny families, data and batches that the tests of components share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from components.data import Batch, batches
+from components.families import FAMILIES
+from components.families.base import AutoencoderInfo, DataInfo, Family
+
+IMAGES = DataInfo(shape=(1, 16, 16), classes=("nought", "one", "two"))
+VAE = {"latent_channels": 2, "widths": [4, 8]}
+LATENTS = DataInfo(
+    shape=(2, 8, 8),
+    classes=IMAGES.classes,
+    statistics={"channel_mean": (0.3, -0.2), "channel_std": (1.5, 0.8)},
+    autoencoder=AutoencoderInfo(config=VAE, data=IMAGES),
+)
+TINY: dict[str, tuple[dict, DataInfo]] = {  # a small config and its data, for every family
+    "vae": (VAE, IMAGES),
+    "judge": ({"width": 4, "feature_dim": 6}, IMAGES),
+    "latent_diffusion": ({"widths": (8, 16), "heads": 2, "context_dim": 8}, LATENTS),
+    "dcgan": ({"latent_dim": 5, "width": 4}, IMAGES),
+    "wgan_gp": ({"latent_dim": 5, "width": 4, "num_critic_steps": 2}, IMAGES),
+}
+
+
+@contextlib.contextmanager
+def one_exact_thread() -> Iterator[None]:
+    """Deterministic algorithms on one thread, the fastest for nets as small as these."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+def build(name: str, seed: int = 0, **changes) -> Family:
+    """A tiny family with initial weights of its seed."""
+    config, data = TINY[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return FAMILIES[name](FAMILIES[name].Config(**{**config, **changes}), data)
+
+
+class Rows:
+    """A data set in memory, in the place of components.data.Dataset."""
+
+    def __init__(self, data: DataInfo, count: int = 20):
+        generator = torch.Generator().manual_seed(7)
+        label = torch.arange(count) % len(data.classes)
+        if data.autoencoder is None:
+            image = torch.randint(0, 256, (count, *data.shape), generator=generator, dtype=torch.uint8)
+            self.columns = {"image": image, "label": label}
+        else:
+            mean, std = torch.randn(2, count, *data.shape, generator=generator)
+            self.columns = {"mean": mean, "std": std.exp() / 10, "label": label}
+
+    def __len__(self) -> int:
+        return len(self.columns["label"])
+
+    def take(self, rows: Tensor) -> dict[str, Tensor]:
+        return {name: values[rows] for name, values in self.columns.items()}
+
+
+def stream(name: str, batch_size: int = 6, **where) -> Iterator[Batch]:
+    """Training batches for a family; `where` are rank, world, seed and start."""
+    return batches(Rows(TINY[name][1]), batch_size, **where)
+
+
+def no_wrap(net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+    return net, optimizer
+
+
+def copied(net: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in net.state_dict().items()}
+
+
+def assert_same(left: object, right: object, where: str = "") -> None:
+    """Bit for bit, through mappings and sequences."""
+    if isinstance(left, Tensor):
+        assert left.dtype == right.dtype, where
+        assert torch.equal(left, right), where
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), where
+        for place, (one, other) in enumerate(zip(left, right, strict=True)):
+            assert_same(one, other, f"{where}[{place}]")
+    else:
+        assert left == right, where

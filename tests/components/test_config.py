@@ -1,0 +1,74 @@
+"""Strict configuration: every mistake is named with its path, what was found and what was expected."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+from pydantic import Field, ValidationError, model_validator
+
+from components.config import Strict, parse
+from components.errors import ConfigError
+
+
+class Inner(Strict):
+    rate: float = Field(0.1, gt=0)
+    kind: Literal["a", "b"] = "a"
+
+
+class Outer(Strict):
+    steps: int
+    inner: Inner = Inner()
+    widths: tuple[int, ...] = (1,)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Outer:
+        if len(self.widths) > 3:
+            raise ValueError("at most three widths")
+        return self
+
+
+def test_valid_block():
+    outer = parse(Outer, {"steps": 3, "inner": {"rate": "1e-4"}, "widths": [1, 2]}, "x")
+    assert outer == Outer(steps=3, inner=Inner(rate=1e-4), widths=(1, 2))
+
+
+MISTAKES = {
+    "unknown key": ({"steps": 1, "stpes": 2}, ["x.stpes: unknown key", "known keys here: steps, inner, widths"]),
+    "unknown key below": ({"steps": 1, "inner": {"lr": 1}}, ["x.inner.lr: unknown key"]),
+    "missing key": ({}, ["x.steps: required key is missing"]),
+    "wrong type": ({"steps": "many"}, ["x.steps: ", "integer", "found 'many'"]),
+    "no fraction": ({"steps": 1.5}, ["x.steps: ", "integer", "found 1.5"]),
+    "impossible value": ({"steps": 1, "inner": {"rate": -1}}, ["x.inner.rate: ", "greater than 0", "found -1"]),
+    "no choice": ({"steps": 1, "inner": {"kind": "c"}}, ["x.inner.kind: ", "'a' or 'b'", "found 'c'"]),
+    "infinite": ({"steps": 1, "inner": {"rate": float("inf")}}, ["x.inner.rate: ", "finite", "found inf"]),
+    "in a list": ({"steps": 1, "widths": [1, "wide"]}, ["x.widths.1: ", "integer", "found 'wide'"]),
+    "together impossible": ({"steps": 1, "widths": [1, 2, 3, 4]}, ["x: at most three widths"]),
+    "a block that is none": ({"steps": 1, "inner": 3}, ["x.inner: ", "found 3"]),
+    "key that is no string": ({"steps": 1, 7: 2}, ["x.7: "]),
+    "two mistakes": ({"a": 1}, ["x.steps: required key is missing", "; ", "x.a: unknown key"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_named_in_one_line(mistake):
+    block, expected = MISTAKES[mistake]
+    with pytest.raises(ConfigError) as error:
+        parse(Outer, block, "x")
+    message = str(error.value)
+    assert "\n" not in message
+    assert "Value error" not in message
+    for part in expected:
+        assert part in message
+
+
+@pytest.mark.parametrize("block", [None, 3, "steps", ["steps"]])
+def test_block_that_is_no_mapping(block):
+    with pytest.raises(ConfigError, match=r"^a\.b: expected a mapping of steps, inner, widths, found "):
+        parse(Outer, block, "a.b")
+
+
+def test_values_never_change():
+    outer = Outer(steps=1)
+    with pytest.raises(ValidationError):
+        outer.steps = 2
