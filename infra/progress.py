@@ -1,11 +1,15 @@
-"""Progress of work on a cluster, shown where the command was typed: a bar on a terminal, lines in a log."""
+"""Reports of work on a cluster, brought to where the command was typed: to a bar on a terminal or lines in a log, and
+to whoever else listens there, such as the tracker. Workers only put them into a queue and go on."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Sequence
 from types import TracebackType
+from typing import Protocol
 
 from ray.util.queue import Empty, Queue
 from tqdm import tqdm
@@ -13,17 +17,23 @@ from tqdm import tqdm
 LINE_EVERY = 10.0  # seconds, where the output is no terminal
 
 
-class Progress:
-    """While its block runs, shows the reports that workers put into `queue`: mappings with `step`,
-    `images_per_second` and figures."""
+class Listener(Protocol):
+    def figures(self, step: int, figures: dict[str, float]) -> None: ...
 
-    def __init__(self, name: str, total: int):
+    def picture(self, name: str, png: bytes) -> None: ...
+
+
+class Reports:
+    """While its block runs, hands what workers put into `queue` to the listeners: tuples of a Listener's method name
+    and its arguments. A listener that fails is told of and left out, so that work does not stop for it."""
+
+    def __init__(self, listeners: Sequence[Listener]):
         self.queue = Queue(actor_options={"num_cpus": 0})
-        self._name, self._total = name, total
+        self._listeners = list(listeners)
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._show, daemon=True)
+        self._thread = threading.Thread(target=self._listen, daemon=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Reports:
         self._thread.start()
         return self
 
@@ -32,57 +42,71 @@ class Progress:
         self._thread.join()
         self.queue.shutdown(force=True)
 
-    def _show(self) -> None:
-        terminal = sys.stderr.isatty()
-        show = _Bar(self._name, self._total) if terminal else _Lines(self._name, self._total)
+    def _listen(self) -> None:
         while True:
             finished = self._done.is_set()  # read before the queue, so that nothing put earlier is missed
             try:
-                show.update(self.queue.get(timeout=0.2))
+                method, *arguments = self.queue.get(timeout=0.2)
             except Empty:
                 if finished:
-                    break
-        show.close()
+                    return
+                continue
+            for listener in list(self._listeners):
+                try:
+                    getattr(listener, method)(*arguments)
+                except Exception:
+                    self._listeners.remove(listener)
+                    print(f"{type(listener).__name__} failed and gets no more reports:", file=sys.stderr)
+                    traceback.print_exc()
 
 
-def _describe(report: dict[str, float]) -> str:
-    shown = [
-        f"{value:.0f} images/s" if name == "images_per_second" else f"{name} {value:.4g}"
-        for name, value in report.items()
-        if name != "step"
-    ]
-    return "  ".join(shown)
+def console(name: str, total: int) -> Listener:
+    """Shows progress towards `total` steps as fits the output."""
+    return Bar(name, total) if sys.stderr.isatty() else Lines(name, total)
 
 
-class _Bar:
+def describe(figures: dict[str, float]) -> str:
+    """The rate and the losses, the rest is for the tracker."""
+    rate = f"{figures['images_per_second']:.0f} images/s"
+    losses = [f"{name} {value:.4g}" for name, value in figures.items() if name.endswith("/loss")]
+    return "  ".join([rate, *losses])
+
+
+class Bar:
+    """A progress bar."""
+
     def __init__(self, name: str, total: int):
         layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}] {postfix}"
         self._bar = tqdm(total=total, desc=name, bar_format=layout, dynamic_ncols=True)
 
-    def update(self, report: dict[str, float]) -> None:
-        self._bar.set_postfix_str(_describe(report), refresh=False)
-        self._bar.update(report["step"] - self._bar.n)
+    def figures(self, step: int, figures: dict[str, float]) -> None:
+        self._bar.set_postfix_str(describe(figures), refresh=False)
+        self._bar.update(step - self._bar.n)
         self._bar.refresh()
+        if step >= self._bar.total:
+            self._bar.close()
 
-    def close(self) -> None:
-        self._bar.close()
+    def picture(self, name: str, png: bytes) -> None:
+        pass
 
 
-class _Lines:
+class Lines:
+    """A line now and then."""
+
     def __init__(self, name: str, total: int):
         self._name, self._total = name, total
-        self._first: tuple[float, float] | None = None
+        self._first: tuple[float, int] | None = None
         self._last = 0.0
 
-    def update(self, report: dict[str, float]) -> None:
-        now, step = time.monotonic(), report["step"]
+    def figures(self, step: int, figures: dict[str, float]) -> None:
+        now = time.monotonic()
         self._first = self._first or (now, step)
         if now - self._last < LINE_EVERY and step < self._total:
             return
         self._last = now
         elapsed, steps = now - self._first[0], step - self._first[1]
-        left = f"  {elapsed / steps * (self._total - step):.0f} s left" if steps and step < self._total else ""
-        print(f"{self._name}: step {step:.0f}/{self._total}  {_describe(report)}{left}", flush=True)
+        left = f"  {elapsed / steps * (self._total - step):.0f} s left" if steps > 0 and step < self._total else ""
+        print(f"{self._name}: step {step}/{self._total}  {describe(figures)}{left}", flush=True)
 
-    def close(self) -> None:
+    def picture(self, name: str, png: bytes) -> None:
         pass

@@ -24,15 +24,15 @@ from ray.util.queue import Queue
 
 from components import run_folder
 from components.config import Strict
-from components.data import Dataset, batches
+from components.data import Dataset, batches, row_weight
 from components.families import FAMILIES
 from components.families.base import DataInfo, Family
 from components.images import encode_png, grid
 from components.training import State, TrainingConfig, fit
 from infra.config import ClusterConfig
-from infra.progress import Progress
+from infra.progress import Reports, console
 from infra.ray_session import has_gpu
-from infra.tracking import RunLogger, TrackedRun
+from infra.tracking import RunLogger
 
 STATE_FILE = "state.pt"
 
@@ -76,13 +76,12 @@ class Job:
         return family
 
 
-def train(job: Job, cluster: ClusterConfig, storage: Path, tracked: TrackedRun) -> State:
+def train(job: Job, cluster: ClusterConfig, storage: Path, logger: RunLogger) -> State:
     """Runs a job to its end on the connected cluster, or takes its result from storage. Raises what a worker raised."""
-    progress = Progress(job.name, job.training.steps)
-    settings = {"job": job, "tracked": tracked, "threads": _threads(cluster), "progress": progress.queue}
+    reports = Reports([console(job.name, job.training.steps), logger])
     trainer = TorchTrainer(
         _worker,
-        train_loop_config=settings,
+        train_loop_config={"job": job, "threads": _threads(cluster), "reports": reports.queue},
         scaling_config=ray.train.ScalingConfig(num_workers=cluster.num_workers, use_gpu=has_gpu()),
         run_config=ray.train.RunConfig(
             name=f"{job.name}-{job.hash[:16]}",
@@ -91,10 +90,13 @@ def train(job: Job, cluster: ClusterConfig, storage: Path, tracked: TrackedRun) 
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    with progress:
+    with reports:
         result = trainer.fit()
     with result.checkpoint.as_directory() as folder:
-        return read_state(Path(folder), torch.device("cpu"))
+        state = read_state(Path(folder), torch.device("cpu"))
+    for row in state.history:  # what an interrupted attempt stored but did not get to track
+        logger.figures(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+    return state
 
 
 def _threads(cluster: ClusterConfig) -> int:
@@ -118,12 +120,11 @@ def _worker(settings: dict) -> None:
     start = _restore(accelerator.device)
     dataset = Dataset(Path(job.data))
     stream = batches(dataset, job.training.batch_size, rank, world, job.seed, start.step if start else 0)
-    reporter = None
-    if rank == 0:
-        reporter = Reporter(job, settings["tracked"], settings["progress"], start, family.phases[0].name)
+    weight = row_weight(job.training.batch_size, rank, world)
+    reporter = Reporter(job, settings["reports"], start, accelerator.device) if rank == 0 else None
 
     def report(step: int, figures: dict[str, float]) -> dict[str, float]:
-        agreed = _mean_over_workers(accelerator, figures)
+        agreed = _mean_over_workers(accelerator, figures, weight)
         if reporter:
             reporter.figures(step, agreed)
         return agreed
@@ -146,8 +147,9 @@ def _worker(settings: dict) -> None:
     )
 
 
-def _mean_over_workers(accelerator: Accelerator, figures: dict[str, float]) -> dict[str, float]:
-    values = torch.tensor(list(figures.values()), device=accelerator.device)
+def _mean_over_workers(accelerator: Accelerator, figures: dict[str, float], weight: float) -> dict[str, float]:
+    """Means over all rows of the global batches, from each worker's means over its own."""
+    values = weight * torch.tensor(list(figures.values()), device=accelerator.device)
     return dict(zip(figures, accelerator.reduce(values, "mean").tolist(), strict=True))
 
 
@@ -171,31 +173,26 @@ def read_state(folder: Path, device: torch.device) -> State:
 
 
 class Reporter:
-    """Rank 0's view of a run: figures to the tracker, a line of progress, a picture at every checkpoint."""
+    """Rank 0's voice: figures and pictures go to the driver, which shows and tracks them off the step's path."""
 
-    def __init__(self, job: Job, tracked: TrackedRun, progress: Queue, start: State | None, phase: str):
-        self._job, self._progress = job, progress
+    def __init__(self, job: Job, queue: Queue, start: State | None, device: torch.device):
+        self._job, self._queue, self._device = job, queue, device
+        self._first = start.step if start else 0
         self._shadow: Family | None = None
         self._began = time.monotonic()
-        self._first = start.step if start else 0
-        history = start.history if start else []
-        self._logger = RunLogger(tracked, known=f"{phase}/loss")
-        for row in history:  # reports of an earlier attempt that it saved but did not get to write
-            self._logger.figures(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
 
     def figures(self, step: int, figures: dict[str, float]) -> None:
-        seconds = time.monotonic() - self._began
-        rate = (step - self._first) * self._job.training.batch_size / seconds
-        self._logger.figures(step, {**figures, "images_per_second": rate})
-        losses = {name: value for name, value in figures.items() if name.endswith("/loss")}
-        self._progress.put({"step": step, "images_per_second": rate, **losses})
+        rate = (step - self._first) * self._job.training.batch_size / (time.monotonic() - self._began)
+        self._queue.put(("figures", step, {**figures, "images_per_second": rate}))
 
     def preview(self, state: State, dataset: Dataset) -> None:
         """Draws with the averaged weights, on a copy of the family, so that training does not notice."""
-        self._shadow = self._shadow or self._job.build()
+        if self._shadow is None:
+            self._shadow = self._job.build()
+            self._shadow.nets.to(self._device)
         for net, weights in state.average.items():
             self._shadow.nets[net].load_state_dict(weights)
         self._shadow.nets.requires_grad_(False).eval()
         images = self._shadow.preview(dataset.take(torch.arange(min(20, len(dataset)))))
         if images is not None:
-            self._logger.picture(f"previews/{state.step:07d}.png", encode_png(grid(images, 10), scale=4))
+            self._queue.put(("picture", f"previews/{state.step:07d}.png", encode_png(grid(images, 10), scale=4)))

@@ -1,12 +1,13 @@
 """Experiment tracking and the model registry: the only module that knows MLflow.
 
-The driver opens a run and hands its id on; one worker writes to that id. The same job continues the same run, so an
-interrupted training leaves one run with every step once.
+Only the driver tracks: workers send it their reports, so none of them imports MLflow or waits for a server. The same
+job continues the same run, so an interrupted training leaves one run with every step once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,11 @@ from pathlib import Path
 from components.errors import InputError
 from infra.config import TrackingConfig
 
-ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # of 7: a wrong address should not take minutes to say so
+}
 JOB_TAG = "job"
 CONTENT_TAG = "content"
 CHAMPION = "champion"
@@ -28,6 +33,7 @@ def _client(uri: str):
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it creates
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -38,13 +44,13 @@ def _reachable(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise InputError(f"tracking.uri {uri!r}: {str(error).splitlines()[0]}") from None
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run as workers need it: where to write, and which."""
+    """A run: where it is kept, and which it is."""
 
     uri: str
     run_id: str
@@ -98,11 +104,13 @@ def close_run(run: TrackedRun, succeeded: bool) -> None:
 class RunLogger:
     """Writes figures and pictures of one run, each step once, even when training repeats steps after a restart."""
 
-    def __init__(self, run: TrackedRun, known: str):
-        """`known` is a figure that every report has: its steps on record tell which reports were already written."""
+    def __init__(self, run: TrackedRun):
         self._client = _client(run.uri)
         self._run_id = run.run_id
-        self._written = {metric.step for metric in self._client.get_metric_history(run.run_id, known)}
+        # every report has every loss, so the steps of any one tell which reports are on record
+        losses = [name for name in self._client.get_run(run.run_id).data.metrics if name.endswith("/loss")]
+        history = self._client.get_metric_history(run.run_id, losses[0]) if losses else []
+        self._written = {metric.step for metric in history}
 
     def figures(self, step: int, figures: Mapping[str, float]) -> None:
         from mlflow.entities import Metric

@@ -73,7 +73,8 @@ def main(argv: list[str]) -> None:
     succeeded = False
     try:
         with session(params.cluster, ROOT):
-            state = ray_train.train(job, params.cluster, ROOT / params.cluster.storage_path, tracked)
+            storage, logger = ROOT / params.cluster.storage_path, tracking.RunLogger(tracked)
+            state = ray_train.train(job, params.cluster, storage, logger)
         succeeded = True
     finally:
         tracking.close_run(tracked, succeeded)

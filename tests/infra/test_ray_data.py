@@ -1,0 +1,62 @@
+"""Encoding a data set on Ray Data: the same bytes from any number of actors, and true whole-set statistics."""
+
+import numpy as np
+import pytest
+import torch
+
+from components import run_folder
+from components.data import Dataset, verify, write_manifest, write_shards
+from components.ema import copy_of
+from components.families.base import DataInfo
+from components.families.vae import VAE
+from components.files import sha256, whole_folder
+from components.training import State
+from infra import ray_data
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """70 random images in three shards, and an untrained autoencoder."""
+    root = tmp_path_factory.mktemp("encode")
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 1, 8, 8), dtype=np.uint8)
+    rows = ({"image": image, "label": np.asarray(number % 3)} for number, image in enumerate(pixels))
+    with whole_folder(root / "images") as working:
+        write_manifest(working, write_shards(working, rows, 30), value_range=(0, 255), classes=("a", "b", "c"))
+    torch.manual_seed(0)
+    family = VAE(VAE.Config(widths=(8, 8), latent_channels=3), DataInfo(shape=(1, 8, 8), classes=("a", "b", "c")))
+    average = copy_of(dict(family.nets))
+    provenance = run_folder.Provenance(data="d", code="c", job="j", seed=0, step=1)
+    run_folder.write(root / "vae", "vae", family, State(1, average, {}, average), provenance)
+    return root
+
+
+def encode(root, name: str, num_workers: int):
+    with whole_folder(root / name) as folder:
+        shards, statistics = ray_data.encode(root / "vae", root / "images", folder, 16, num_workers)
+        write_manifest(folder, shards, value_range=(0, 255), statistics=statistics)
+    return Dataset(root / name)
+
+
+def test_any_number_of_actors_writes_the_same_bytes(ray_session, prepared):
+    one, two = encode(prepared, "one", 1), encode(prepared, "two", 2)
+    verify(two.folder)
+    files = sorted(path.name for path in one.folder.iterdir())
+    assert files == sorted(path.name for path in two.folder.iterdir())
+    assert [sha256(one.folder / name) for name in files] == [sha256(two.folder / name) for name in files]
+
+
+def test_rows_keep_their_order_and_labels_and_statistics_are_those_of_draws(ray_session, prepared):
+    latents, images = encode(prepared, "again", 2), Dataset(prepared / "images")
+    rows = latents.take(np.arange(70))
+    assert torch.equal(rows["label"], images.take(np.arange(70))["label"])
+    family = run_folder.load(prepared / "vae").family
+    with torch.inference_mode():
+        mean, std = family.nets["autoencoder"].encode(images.take(np.arange(70))["image"].float() / 127.5 - 1)
+    torch.testing.assert_close(rows["mean"], mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rows["std"], std, rtol=1e-4, atol=1e-5)
+
+    statistics = latents.manifest.statistics
+    torch.manual_seed(0)
+    draws = torch.cat([mean + std * torch.randn_like(std) for _ in range(200)])
+    np.testing.assert_allclose(statistics["channel_mean"], draws.mean((0, 2, 3)), atol=0.01)
+    np.testing.assert_allclose(statistics["channel_std"], draws.std((0, 2, 3)), rtol=0.01)

@@ -1,0 +1,105 @@
+"""params.yaml at the door: everything wrong ends in one line that says where."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.errors import ConfigError
+from pipelines.params import load, name_of, train_block
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture()
+def content() -> dict:
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def refusal(content: dict, tmp_path: Path) -> str:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_shipped_file_is_valid():
+    params = load(ROOT / "params.yaml")
+    assert train_block(params, "samplers.ldm").family == "latent_diffusion"
+    assert name_of("samplers.ldm") == "ldm"
+
+
+def test_every_preset_is_valid():
+    for path in sorted((ROOT / "presets").glob("*.yaml")):
+        load(path)
+
+
+def test_unknown_key_is_named(content, tmp_path):
+    content["samplers"]["dcgan"]["training"]["stepz"] = 3
+    assert "samplers.dcgan.training.stepz: unknown key" in refusal(content, tmp_path)
+
+
+def test_wrong_type_is_named_with_what_was_found(content, tmp_path):
+    content["samplers"]["dcgan"]["training"]["steps"] = "many"
+    message = refusal(content, tmp_path)
+    assert "samplers.dcgan.training.steps" in message
+    assert "'many'" in message
+
+
+def test_impossible_value_is_refused(content, tmp_path):
+    content["samplers"]["ldm"]["training"]["batch_size"] = 0
+    assert "samplers.ldm.training.batch_size" in refusal(content, tmp_path)
+
+
+def test_a_familys_own_block_is_checked(content, tmp_path):
+    content["samplers"]["ldm"]["model"]["objective"] = "guess"
+    assert "samplers.ldm.model.objective" in refusal(content, tmp_path)
+
+
+def test_fields_that_do_not_fit_together_are_refused(content, tmp_path):
+    content["samplers"]["ldm"]["model"]["attention"] = [True]
+    assert "widths has 2 entries and attention 1" in refusal(content, tmp_path)
+
+
+def test_candidates_are_checked_against_the_familys_settings(content, tmp_path):
+    content["samplers"]["dcgan"]["candidates"] = [{"guidance_scale": 2}]
+    assert "samplers.dcgan.candidates.0.guidance_scale: unknown key" in refusal(content, tmp_path)
+
+
+def test_an_unknown_family_lists_the_known_ones(content, tmp_path):
+    content["samplers"]["dcgan"]["family"] = "dcgam"
+    message = refusal(content, tmp_path)
+    assert "samplers.dcgan.family" in message
+    assert "wgan_gp" in message
+
+
+def test_a_classifier_is_no_sampler(content, tmp_path):
+    content["samplers"]["dcgan"] = {**content["judges"]["judge"]}
+    assert "cannot be a sampler" in refusal(content, tmp_path)
+
+
+def test_a_number_that_yaml_reads_as_text_is_repaired(content, tmp_path):
+    content["samplers"]["ldm"]["model"]["optimizer"] = {"learning_rate": "1e-4"}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    load(path)
+
+
+def test_not_yaml_and_not_there(tmp_path):
+    path = tmp_path / "params.yaml"
+    with pytest.raises(ConfigError, match="not found"):
+        load(path)
+    path.write_text("a: [1")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load(path)
+    path.write_text("just text")
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        load(path)
+
+
+def test_an_unknown_block_lists_the_blocks():
+    with pytest.raises(ConfigError, match=r"samplers\.wgan_gp"):
+        train_block(load(ROOT / "params.yaml"), "samplers.nothing")

@@ -1,0 +1,113 @@
+"""The whole pipeline as a user runs it: `dvc repro` in a clone, with the parameters of tests/tiny.params.yaml."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        "DVC_NO_ANALYTICS": "1",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    return subprocess.run(
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory, ray_session) -> Path:
+    """The working tree's files, committed to a repository of their own, with tiny parameters."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, check=True,
+    )  # fmt: skip
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("dvc.lock"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    params = yaml.safe_load((ROOT / "tests/tiny.params.yaml").read_text())
+    params["cluster"]["address"] = ray.get_runtime_context().gcs_address  # the session's, started already
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    for arguments in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "t"]):
+        subprocess.run(["git", *arguments], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reproduced(clone) -> Path:
+    done = command(clone, "dvc", "repro")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return clone
+
+
+@pytest.mark.timeout(900)
+def test_raw_digits_in_a_registered_champion_and_a_report_out(reproduced):
+    promoted = json.loads((reproduced / "promoted.json").read_text())
+    assert promoted["version"] == "1"
+    folder = reproduced / promoted["run_folder"]
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors", ".csv"}
+    for sampler in ("ldm", "dcgan", "wgan_gp"):
+        metrics = json.loads((reproduced / f"metrics/{sampler}.json").read_text())
+        assert all(candidate["frechet_distance"] > 0 for candidate in metrics["candidates"])
+    page = (reproduced / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org/", "")
+    assert promoted["sampler"] in page
+    shown = command(reproduced, sys.executable, "-m", "pipelines.promote", "--show")
+    assert "champion: " + promoted["sampler"] in shown.stdout
+
+
+def test_nothing_to_do_the_second_time(reproduced):
+    before = (reproduced / "dvc.lock").read_text()
+    again = command(reproduced, "dvc", "repro")
+    assert "Data and pipelines are up to date" in again.stdout
+    assert (reproduced / "dvc.lock").read_text() == before
+
+
+def test_dvc_shows_metrics_and_plots(reproduced):
+    shown = command(reproduced, "dvc", "metrics", "show", "--json")
+    assert "metrics/ldm.json" in shown.stdout
+    plotted = command(reproduced, "dvc", "plots", "show")
+    assert plotted.returncode == 0, plotted.stderr
+    assert (reproduced / "dvc_plots/index.html").is_file()
+
+
+def test_an_altered_shard_stops_training_before_it_starts(reproduced):
+    shard = next((reproduced / "data/images/train").glob("*.image.npy"))
+    content = shard.read_bytes()
+    shard.unlink()  # DVC's cache may be linked here
+    shard.write_bytes(content[:-7])
+    try:
+        done = command(reproduced, sys.executable, "-m", "pipelines.train", "judges.judge")
+    finally:
+        shard.write_bytes(content)
+    assert done.returncode == 2
+    assert done.stderr.strip().count("\n") == 0
+    assert shard.name in done.stderr
+    assert "truncated or altered" in done.stderr
+
+
+def test_a_damaged_sampler_folder_is_not_evaluated(reproduced):
+    weights = reproduced / "runs/dcgan/generator.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    metrics = (reproduced / "metrics/dcgan.json").read_text()
+    try:
+        done = command(reproduced, sys.executable, "-m", "pipelines.evaluate", "samplers.dcgan")
+    finally:
+        weights.write_bytes(content)
+    assert done.returncode == 2
+    assert "generator.safetensors: missing" in done.stderr
+    assert (reproduced / "metrics/dcgan.json").read_text() == metrics
