@@ -130,7 +130,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify(folder: Path) -> Manifest:
-    """Checks every shard against the manifest's sha256. Raises DataError naming the first that is missing or altered."""
+    """Checks every shard against the manifest's sha256. Raises DataError naming the first missing or altered one."""
     manifest = read_manifest(folder)
     for shard in manifest.shards:
         for file in shard.files.values():

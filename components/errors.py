@@ -13,5 +13,9 @@ class DataError(InputError):
     """A data set, shard or source is missing, damaged, or not what the stage needs."""
 
 
+class TrainingError(RuntimeError):
+    """A training run went wrong and would again if it were simply tried again; the message says how and what to do."""
+
+
 class SamplerError(InputError):
     """A sampler folder is incomplete, or cannot do what a request asks of it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from components import ema, optimizers
 from components.config import Strict
 from components.data import Batch
+from components.errors import TrainingError
 from components.families.base import Family, Phase
 
 Wrap = Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, torch.optim.Optimizer]]
@@ -32,6 +34,7 @@ class TrainingConfig(Strict):
     ema_sigma_rel: float = Field(0.05, gt=0, lt=0.28)  # width of the weight average, as a share of the run so far
     report_every: int = Field(50, gt=0)
     save_every: int = Field(500, gt=0)
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # an update that is not finite: stop the run, or leave it out
 
 
 @dataclass
@@ -45,8 +48,12 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-class NonFiniteLoss(RuntimeError):
-    """A loss became infinite or not a number; training stops before such weights are saved."""
+class NonFiniteError(TrainingError):
+    """A loss or gradient became infinite or not a number; training stops before such weights are saved."""
+
+
+class DesyncError(TrainingError):
+    """Workers that must hold equal weights do not."""
 
 
 @dataclass
@@ -93,7 +100,7 @@ def fit(
         batch = next(batches)
         for player in players:
             if (state.step + 1) % player.phase.every == 0:
-                means.add(player.phase.name, step_player(family, player, batch, state.step, config))
+                means.add(player.phase.name, step_player(family, player, batch, state.step, config), state.step)
         ema.update(state.average, averaged, ema.decay(gamma, state.step))
         state.step += 1
         save_now = state.step % config.save_every == 0 or state.step == config.steps
@@ -114,9 +121,15 @@ def step_player(family: Family, player: Player, batch: Batch, step: int, config:
     player.optimizer.zero_grad(set_to_none=True)
     losses = player.phase.loss(player.net, batch)
     (losses["loss"] * batch.weight).backward()
-    losses["grad_norm"] = nn.utils.clip_grad_norm_(player.raw.parameters(), config.clip_norm or math.inf)
+    norm = nn.utils.clip_grad_norm_(player.raw.parameters(), config.clip_norm or math.inf)
+    figures = {name: value.detach() for name, value in losses.items()} | {"grad_norm": norm}
+    if config.on_nonfinite == "skip":
+        # workers share gradients already, so all see the same norm and decide alike
+        if not math.isfinite(norm):
+            return {"skipped": torch.ones_like(norm)}
+        figures["skipped"] = torch.zeros_like(norm)
     player.optimizer.step()
-    return {name: value.detach() for name, value in losses.items()}
+    return figures
 
 
 class Means:
@@ -125,20 +138,32 @@ class Means:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._first_bad: dict[str, Tensor] = {}  # the first step whose figure was not finite, or -1
 
-    def add(self, phase: str, figures: dict[str, Tensor]) -> None:
+    def add(self, phase: str, figures: dict[str, Tensor], step: int) -> None:
         for name, value in figures.items():
             key = f"{phase}/{name}"
-            self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
-            self._counts[key] = self._counts.get(key, 0) + 1
+            if key not in self._sums:
+                self._sums[key], self._counts[key] = torch.zeros_like(value), 0
+                self._first_bad[key] = torch.full((), -1, device=value.device)
+            # a sum that just stopped being finite dates the fault without asking the device each step
+            self._sums[key] = self._sums[key] + value
+            self._counts[key] += 1
+            is_first = (self._first_bad[key] < 0) & ~torch.isfinite(self._sums[key])
+            self._first_bad[key] = torch.where(is_first, step, self._first_bad[key])
 
     def take(self) -> dict[str, float]:
-        """The means since the last call. Raises NonFiniteLoss naming the first figure that is not finite."""
+        """The means since the last call. Raises NonFiniteError naming the first figure that was not finite."""
+        bad = {key: int(step) for key, step in self._first_bad.items() if step >= 0}
+        if bad:
+            key = min(bad, key=bad.__getitem__)  # of several at one step the first told: the loss before its gradient
+            value = float(self._sums[key])
+            raise NonFiniteError(
+                f"{key} became {value} at step {bad[key]}, on global batch {bad[key]}; lower its learning rate, set "
+                "training.clip_norm, or leave such updates out with training.on_nonfinite: skip"
+            )
         means = {key: float(total) / self._counts[key] for key, total in self._sums.items()}
-        self._sums, self._counts = {}, {}
-        for key, value in means.items():
-            if not math.isfinite(value):
-                raise NonFiniteLoss(f"{key} became {value}; lower its learning rate or set training.clip_norm")
+        self._sums, self._counts, self._first_bad = {}, {}, {}
         return means
 
 
@@ -174,6 +199,28 @@ def snapshot(family: Family, players: list[Player], state: State) -> State:
         average=state.average,
         history=state.history,
     )
+
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a value
+
+
+def fingerprint(net: nn.Module) -> Tensor:
+    """One int64 a parameter, (P,), equal for bit-equal parameters: a sum of their bits, each weighed by its place."""
+    return torch.stack([_bits_sum(parameter.detach()) for parameter in net.parameters()])
+
+
+def _bits_sum(values: Tensor) -> Tensor:
+    bits = values.contiguous().view(-1).view(_BITS[values.element_size()]).to(torch.int64)
+    places = torch.arange(len(bits), device=bits.device) * 2 + 1  # odd, so that no weight loses low bits
+    return (bits * places).sum()
+
+
+def refuse_desync(net: nn.Module, name: str, fingerprints: Tensor) -> None:
+    """`fingerprints`: (world, P), one row a worker. Raises DesyncError naming the first parameter that differs."""
+    differing = (fingerprints != fingerprints[0]).any(dim=0)
+    for (parameter, _), differs in zip(net.named_parameters(), differing.tolist(), strict=True):
+        if differs:
+            raise DesyncError(f"workers hold different weights of {name}.{parameter}; their gradients were not shared")
 
 
 def restore_nets(family: Family, state: State) -> None:

@@ -11,6 +11,8 @@ from pydantic import Field
 
 from components.config import Strict
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 
 class ClusterConfig(Strict):
     """`address`: `local` starts Ray on this machine, anything else joins that cluster. `threads_per_worker` 0 shares
@@ -39,14 +41,19 @@ class TrackingConfig(Strict):
 
 
 class ServeConfig(Strict):
-    """The endpoint. `threads` 0 shares this machine's cores; with a GPU they hardly matter."""
+    """The endpoint. Beyond loopback it asks for API keys: `api_keys` is a file with one SHA-256 digest a line, `#`
+    starts a comment. `threads` 0 shares this machine's cores; with a GPU they hardly matter."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    api_keys: str = ""
+    allowed_hosts: tuple[str, ...] = ()  # that requests may be addressed to; none: loopback's names, or any beyond it
+    cors_origins: tuple[str, ...] = ()  # pages of other origins that may call the API
     # limits of one request
     max_images: int = Field(10, ge=1)
     max_steps: int = Field(250, ge=1)
     max_prompt_length: int = Field(1000, ge=1)  # characters
+    max_body: int = Field(1_000_000, ge=1)  # bytes
     deadline: float = Field(60, gt=0)  # seconds from acceptance to the last image
     # the engine of each replica
     max_rows: int = Field(64, ge=1)  # of one forward
@@ -54,3 +61,8 @@ class ServeConfig(Strict):
     queue: int = Field(256, ge=0)  # rows of images that may wait for a slot
     buckets: tuple[int, ...] = ()  # sizes that the rows of a forward are padded up to
     threads: int = Field(0, ge=0)
+    stuck_after: float = Field(30, gt=0)  # seconds without a forward's end, after which a replica is replaced
+
+    @property
+    def loopback(self) -> bool:
+        return self.host in LOOPBACK

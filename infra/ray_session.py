@@ -34,6 +34,8 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[None]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     local = cluster.address == "local"
+    if local:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody gives notice on one's own machine
     # two CPUs more than workers: a group that fills the machine would leave Ray Data and the controller none
     capacity = {"num_cpus": max(os.cpu_count() or 1, cluster.num_workers) + 2, "include_dashboard": False}
     try:

@@ -6,12 +6,16 @@ loop of components.training; rank 0 alone tracks, prints and stores.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import socket
 import tempfile
 import time
-
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,20 +25,22 @@ from accelerate import Accelerator
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
-
 from components import run_folder
 from components.config import Strict
 from components.data import Dataset, batches, row_weight
+from components.errors import DataError, InputError, TrainingError
 from components.families import FAMILIES
 from components.families.base import DataInfo, Family
+from components.files import sha256
 from components.images import encode_png, grid
-from components.training import State, TrainingConfig, fit
+from components.training import State, TrainingConfig, fingerprint, fit, refuse_desync
 from infra.config import ClusterConfig
 from infra.progress import Reports, console
 from infra.ray_session import has_gpu
 from infra.tracking import RunLogger
 
-STATE_FILE = "state.pt"
+STATE_FILE, STATE_HASH = "state.pt", "state.sha256"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,26 +82,32 @@ class Job:
         return family
 
 
-def train(job: Job, cluster: ClusterConfig, storage: Path, logger: RunLogger) -> State:
-    """Runs a job to its end on the connected cluster, or takes its result from storage. Raises what a worker raised."""
-    reports = Reports([console(job.name, job.training.steps), logger])
+def train(job: Job, cluster: ClusterConfig, storage: Path, tracker: RunLogger) -> State:
+    """Runs a job to its end on the connected cluster, or takes its result from storage.
+
+    Raises TrainingError for a run that went wrong, InputError if another driver has it, and otherwise what a worker
+    raised."""
+    name = f"{job.name}-{job.hash[:16]}"
+    reports = Reports([console(job.name, job.training.steps), tracker])
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "threads": _threads(cluster), "reports": reports.queue},
         scaling_config=ray.train.ScalingConfig(num_workers=cluster.num_workers, use_gpu=has_gpu()),
         run_config=ray.train.RunConfig(
-            name=f"{job.name}-{job.hash[:16]}",
+            name=name,
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    with reports:
+    with run_lock(storage, name), reports:
         result = trainer.fit()
+    if result.return_value is not None:
+        raise TrainingError(f"{job.name}: {result.return_value}")
     with result.checkpoint.as_directory() as folder:
         state = read_state(Path(folder), torch.device("cpu"))
     for row in state.history:  # what an interrupted attempt stored but did not get to track
-        logger.figures(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+        tracker.figures(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
     return state
 
 
@@ -103,8 +115,35 @@ def _threads(cluster: ClusterConfig) -> int:
     return cluster.threads_per_worker or max(1, (os.cpu_count() or 1) // cluster.num_workers)
 
 
-def _worker(settings: dict) -> None:
-    """One worker's whole life."""
+@contextlib.contextmanager
+def run_lock(storage: Path, name: str) -> Iterator[None]:
+    """Keeps a second driver from the same run for the time of the block; the lock goes with its process, however that
+    ends. Raises InputError naming the first driver."""
+    storage.mkdir(parents=True, exist_ok=True)
+    path = storage / f"{name}.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(f"{storage / name}: {file.read().strip()} trains this run already") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def _worker(settings: dict) -> str | None:
+    """One worker's whole life. Returns what went wrong where trying again would not help: every rank finds the same at
+    the same step, so none is left waiting for another."""
+    try:
+        _train_as_worker(settings)
+    except TrainingError as error:
+        return str(error)
+    return None
+
+
+def _train_as_worker(settings: dict) -> None:
     job: Job = settings["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -125,6 +164,9 @@ def _worker(settings: dict) -> None:
 
     def report(step: int, figures: dict[str, float]) -> dict[str, float]:
         agreed = _mean_over_workers(accelerator, figures, weight)
+        for phase in family.phases if world > 1 else ():
+            net = family.nets[phase.net]
+            refuse_desync(net, phase.net, accelerator.gather(fingerprint(net)[None]))
         if reporter:
             reporter.figures(step, agreed)
         return agreed
@@ -155,21 +197,37 @@ def _mean_over_workers(accelerator: Accelerator, figures: dict[str, float], weig
 
 def _write_checkpoint(state: State) -> ray.train.Checkpoint:
     folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
-    torch.save(asdict(state), folder / STATE_FILE)
+    write_state(folder, state)
     return ray.train.Checkpoint.from_directory(folder)
 
 
 def _restore(device: torch.device) -> State | None:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
+    """The newest checkpoint that is whole; None at the start of a run."""
+    newest = ray.train.get_checkpoint()
+    if newest is None:
         return None
-    with checkpoint.as_directory() as folder:
-        return read_state(Path(folder), device)
+    # older ones lie beside it, and Ray names them by time
+    siblings = sorted((path for path in Path(newest.path).parent.glob("checkpoint_*")), reverse=True)
+    for path in [Path(newest.path), *(path for path in siblings if path.name < Path(newest.path).name)]:
+        try:
+            return read_state(path, device)
+        except DataError as error:
+            logger.warning("%s; going back to the checkpoint before", error)
+    return None
+
+
+def write_state(folder: Path, state: State) -> None:
+    """Writes a checkpoint: the state, and the hash that tells whether it is whole."""
+    torch.save(asdict(state), folder / STATE_FILE)
+    (folder / STATE_HASH).write_text(sha256(folder / STATE_FILE))
 
 
 def read_state(folder: Path, device: torch.device) -> State:
-    """A checkpoint's state; loading runs no code."""
-    return State(**torch.load(folder / STATE_FILE, map_location=device, weights_only=True))
+    """A checkpoint's state; loading runs no code. Raises DataError if it is not whole."""
+    path, recorded = folder / STATE_FILE, folder / STATE_HASH
+    if not path.is_file() or not recorded.is_file() or sha256(path) != recorded.read_text():
+        raise DataError(f"{path}: checkpoint is missing, truncated or altered")
+    return State(**torch.load(path, map_location=device, weights_only=True))
 
 
 class Reporter:

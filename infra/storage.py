@@ -136,7 +136,7 @@ def list_objects(client: BaseClient, bucket: str, prefix: str) -> list[Remote]:
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         for item in page.get("Contents", ()):
             key, name = item["Key"], item["Key"].removeprefix(prefix)
-            if name == "" or name.endswith("/") and item["Size"] == 0:
+            if name == "" or (name.endswith("/") and item["Size"] == 0):
                 continue
             if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
                 raise DataError(f"{_SCHEME}{bucket}/{key}: this key is no path inside a folder; rename the object")

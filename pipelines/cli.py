@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
-from components.errors import InputError
+from components.errors import InputError, TrainingError
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -15,19 +18,33 @@ QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
     """Runs a stage and exits: 0, or 2 with one line on stderr where the user can mend it."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    signal.signal(signal.SIGTERM, _interrupt)
+    _end_with_dvc()
     try:
         main(sys.argv[1:] if argv is None else argv)
-    except InputError as error:
+    except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt  # so that what was half-written is cleared away
+
+
+def _end_with_dvc() -> None:
+    """A stage whose dvc was killed would go on unseen, and its rerun beside it: on Linux it ends with dvc instead."""
+    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def one_argument(argv: list[str], usage: str) -> str:

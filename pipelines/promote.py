@@ -16,6 +16,7 @@ from components.errors import InputError
 from components.files import sha256_folder, write_json
 from infra import tracking
 from pipelines import cli, paths
+from pipelines.measurements import read_metrics
 from pipelines.params import Params, PromoteConfig, load
 from pipelines.train import ROOT
 
@@ -23,15 +24,13 @@ Candidate = dict[str, Any]  # one entry of a metrics file's `candidates`, with i
 
 
 def read_candidates(params: Params) -> list[Candidate]:
-    """Every measured candidate of every sampler in params.yaml. Raises InputError if one was not measured."""
-    found = []
-    for sampler in params.samplers:
-        path = paths.METRICS / f"{sampler}.json"
-        if not path.is_file():
-            raise InputError(f"{path}: missing; expected what `python -m pipelines.evaluate samplers.{sampler}` writes")
-        candidates = json.loads(path.read_text())["candidates"]
-        found += [{**figures, "sampler": sampler, "number": number} for number, figures in enumerate(candidates)]
-    return found
+    """Every measured candidate of every sampler in params.yaml. Raises InputError if one was not measured, or was
+    under another protocol."""
+    return [
+        {**figures, "sampler": sampler, "number": number}
+        for sampler, metrics in read_metrics(params).items()
+        for number, figures in enumerate(metrics["candidates"])
+    ]
 
 
 def objections(candidate: Candidate, policy: PromoteConfig) -> list[str]:

@@ -6,7 +6,6 @@ the git revision; no date is in it.
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import subprocess
@@ -24,10 +23,10 @@ from components.data import Dataset, verify
 from components.errors import InputError
 from components.families.vae import VAE
 from components.files import write_whole
-from components.metrics.protocol import Protocol, ProtocolMismatch, refuse_unless_equal
 from components.pictures import data_uri, grid_uri, interpolations, read, rows_by_class, squared_error, strips
 from components.plots import COLOURS, Line, Point, curves, trade_off
 from pipelines import cli, paths
+from pipelines.measurements import read_json, read_metrics
 from pipelines.params import TRAINED, Params, load
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -38,36 +37,6 @@ _PAIRS = 5  # interpolations shown
 _STEPS = 10  # images of one interpolation
 
 Context = dict[str, Any]
-
-
-def read_json(path: Path, writer: str) -> dict:
-    """Raises InputError if the file is missing or no JSON object; `writer` is the stage that writes it."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; expected what `python -m pipelines.{writer}` writes") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object as `python -m pipelines.{writer}` writes it")
-    return content
-
-
-def read_metrics(params: Params) -> dict[str, dict]:
-    """The metrics file of each sampler in params.yaml. Raises InputError if one is missing or of another protocol."""
-    found = {}
-    for name in params.samplers:
-        path = paths.METRICS / f"{name}.json"
-        found[name] = read_json(path, f"evaluate samplers.{name}")
-    protocols = {name: Protocol(**metrics["protocol"]) for name, metrics in found.items()}
-    first, *others = protocols
-    for other in others:
-        try:
-            refuse_unless_equal(protocols[first], protocols[other])
-        except ProtocolMismatch as error:
-            files = " and ".join(str(paths.METRICS / f"{name}.json") for name in (first, other))
-            raise InputError(f"{files}: {error}") from None
-    return found
 
 
 def read_grid(sampler: str, number: int) -> bytes:

@@ -41,7 +41,11 @@ def clone(tmp_path_factory, ray_session) -> Path:
     params = yaml.safe_load((ROOT / "tests/tiny.params.yaml").read_text())
     params["cluster"]["address"] = ray.get_runtime_context().gcs_address  # the session's, started already
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    for arguments in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "t"]):
+    for arguments in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "t"],
+    ):
         subprocess.run(["git", *arguments], cwd=folder, check=True)
     return folder
 

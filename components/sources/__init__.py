@@ -45,7 +45,7 @@ class DataConfig(Strict):
     @field_validator("source")
     @classmethod
     def _is_known(cls, value: str) -> str:
-        if value in _NAMED or value.removeprefix(S3).strip("/") and value.startswith(S3):
+        if value in _NAMED or (value.removeprefix(S3).strip("/") and value.startswith(S3)):
             return value
         raise ValueError(f"expected {', '.join(_NAMED)} or s3://bucket/prefix")
 
@@ -108,9 +108,8 @@ def accepted(items: Iterable[Row | Rejected], rejected: list[Rejected], max_reje
     if len(rejected) > max_rejected:
         named = "; ".join(f"{file.path} ({file.reason})" for file in rejected[:_LISTED])
         more = "; ..." if len(rejected) > _LISTED else ""
-        raise DataError(
-            f"data.max_rejected allows {max_rejected} files to be left out, found at least {len(rejected)}: {named}{more}"
-        )
+        found = f"found at least {len(rejected)}: {named}{more}"
+        raise DataError(f"data.max_rejected allows {max_rejected} files to be left out, {found}")
 
 
 def square(image: Image.Image, image_size: int, channels: int) -> np.ndarray:

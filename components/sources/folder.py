@@ -234,7 +234,7 @@ def _decode(item: Listed | Rejected, config: DataConfig, caption_length: int) ->
         row = {"image": load_image(item.path, config.image_size, config.channels)}
     except UnidentifiedImageError:
         return Rejected(path=item.name, reason="not an image of any format that Pillow knows")
-    except Exception as error:  # noqa: BLE001 - Pillow's plugins raise nearly any type on a damaged file
+    except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
         return Rejected(path=item.name, reason=reason)
     if item.label is not None:

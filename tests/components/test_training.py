@@ -14,7 +14,16 @@ from components.data import Batch
 from components.families.base import Family, Phase
 from components.optimizers import OptimizerConfig
 from components.randomness import Draws
-from components.training import Means, NonFiniteLoss, State, TrainingConfig, fit
+from components.training import (
+    DesyncError,
+    Means,
+    NonFiniteError,
+    State,
+    TrainingConfig,
+    fingerprint,
+    fit,
+    refuse_desync,
+)
 from tests.components.helpers import assert_same, copied, no_wrap
 
 PLAIN = OptimizerConfig(name="rmsprop", learning_rate=0.01)
@@ -132,7 +141,9 @@ def test_history_keeps_what_the_workers_agree_on():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_non_finite_loss_stops_before_it_is_saved(value):
     saves, reports = [], []
-    with pytest.raises(NonFiniteLoss, match=r"^one/loss became (nan|inf); lower its learning rate"):
+    with pytest.raises(
+        NonFiniteError, match=r"^one/loss became (nan|inf) at step 4, on global batch 4"
+    ):
         fit(
             Toy(),
             numbered(values={4: value}),
@@ -157,7 +168,7 @@ def test_non_finite_gradient_of_a_finite_loss_is_not_saved():
             return {"loss": (net(batch.columns["x"]) - 1).clamp(min=0).sqrt().mean()}  # infinite slope at 0
 
     family, saves = Root(), []
-    with pytest.raises(NonFiniteLoss, match="grad_norm"):
+    with pytest.raises(NonFiniteError, match="grad_norm"):
         fit(
             family,
             numbered(),
@@ -260,19 +271,51 @@ def test_only_the_moving_net_is_trainable_when_wrapped():
     assert wants == [{"first": True, "second": False}, {"first": False, "second": True}]
 
 
+def test_a_bad_update_may_be_left_out_and_is_counted():
+    family, reports = Toy(), []
+    state = fit(
+        family,
+        numbered(values={4: math.nan}),
+        TrainingConfig(steps=10, batch_size=2, report_every=10, on_nonfinite="skip"),
+        start=None,
+        wrap=no_wrap,
+        report=lambda step, figures: reports.append(figures) or figures,
+        save=lambda state: None,
+    )
+    assert reports[0]["one/skipped"] == pytest.approx(0.1)
+    assert math.isfinite(reports[0]["one/loss"])
+    assert all(torch.isfinite(weight).all() for net in state.nets.values() for weight in net.values())
+
+
+def test_equal_weights_have_equal_fingerprints_and_one_flipped_bit_is_named():
+    torch.manual_seed(0)
+    net, other = torch.nn.Linear(7, 5), torch.nn.Linear(7, 5)
+    other.load_state_dict(net.state_dict())
+    refuse_desync(net, "unet", torch.stack([fingerprint(net), fingerprint(other)]))
+    with torch.no_grad():
+        other.bias[3] = torch.nextafter(other.bias[3], torch.tensor(10.0))
+    with pytest.raises(DesyncError, match=r"different weights of unet\.bias"):
+        refuse_desync(net, "unet", torch.stack([fingerprint(net), fingerprint(other)]))
+    with torch.no_grad():
+        other.load_state_dict(net.state_dict())
+        other.weight[[0, 1]] = other.weight[[1, 0]]
+    with pytest.raises(DesyncError, match=r"unet\.weight"):
+        refuse_desync(net, "unet", torch.stack([fingerprint(net), fingerprint(other)]))
+
+
 def test_means():
     means = Means()
-    means.add("a", {"x": torch.tensor(1.0), "y": torch.tensor(5.0)})
-    means.add("a", {"x": torch.tensor(3.0)})
-    means.add("b", {"x": torch.tensor(7.0)})
+    means.add("a", {"x": torch.tensor(1.0), "y": torch.tensor(5.0)}, 0)
+    means.add("a", {"x": torch.tensor(3.0)}, 1)
+    means.add("b", {"x": torch.tensor(7.0)}, 1)
     assert means.take() == {"a/x": 2, "a/y": 5, "b/x": 7}
     assert means.take() == {}
 
 
 def test_means_leave_the_figures_alone():
     means, value = Means(), torch.tensor(1.0)
-    for _ in range(3):
-        means.add("a", {"x": value})
+    for step in range(3):
+        means.add("a", {"x": value}, step)
     assert means.take() == {"a/x": 1}
     assert value == 1
 

@@ -1,16 +1,22 @@
 """Training through Ray Train: one worker, two workers, a worker that dies, and a finished run asked for again."""
 
+import dataclasses
 import math
 import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from components.data import Dataset, read_manifest, write_manifest, write_shards
+from components.errors import DataError, InputError, TrainingError
 from components.families import FAMILIES
 from components.families.base import data_info
 from components.files import whole_folder
+from components.optimizers import OptimizerConfig
 from components.training import TrainingConfig
 from infra import ray_train, tracking
 from infra.config import ClusterConfig, TrackingConfig
@@ -147,3 +153,57 @@ def test_a_jobs_hash_knows_its_data_and_settings(images):
 
 def test_the_data_set_is_not_touched(images):
     assert len(Dataset(images)) == 64
+
+
+def test_a_second_driver_is_told_who_trains(tmp_path):
+    script = f"""
+import sys, time
+from pathlib import Path
+from infra.ray_train import run_lock
+with run_lock(Path({str(tmp_path)!r}), "vae-1"):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+    first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline() == "locked\n"
+        with (
+            pytest.raises(InputError, match=rf"process {first.pid} on {socket.gethostname()} trains this run already"),
+            ray_train.run_lock(tmp_path, "vae-1"),
+        ):
+            pass
+    finally:
+        first.kill()
+        first.wait()
+    with ray_train.run_lock(tmp_path, "vae-1"):  # a killed driver leaves no lock behind
+        pass
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
+    ray_train.write_state(tmp_path, ray_train.State(3, {}, {}, {}))
+    assert ray_train.read_state(tmp_path, torch.device("cpu")).step == 3
+    path = tmp_path / ray_train.STATE_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"state\.pt: checkpoint is missing, truncated or altered"):
+        ray_train.read_state(tmp_path, torch.device("cpu"))
+
+
+def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, monkeypatch, caplog):
+    for step in (1, 2, 3):
+        folder = tmp_path / f"checkpoint_2026-01-01_00-00-0{step}"
+        folder.mkdir()
+        ray_train.write_state(folder, ray_train.State(step, {}, {}, {}))
+    (folder / ray_train.STATE_FILE).write_bytes(b"")
+    newest = ray_train.ray.train.Checkpoint.from_directory(folder)
+    monkeypatch.setattr(ray_train.ray.train, "get_checkpoint", lambda: newest)
+    assert ray_train._restore(torch.device("cpu")).step == 2
+    assert "going back to the checkpoint before" in caplog.text
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_at_once(ray_session, images, tmp_path):
+    job = make_job(images)
+    diverging = dataclasses.replace(
+        job, config=job.config.model_copy(update={"optimizer": OptimizerConfig(learning_rate=1e30)})
+    )
+    with pytest.raises(TrainingError, match=r"vae: autoencode/\w+ became (nan|inf) at step \d"):
+        run(diverging, tmp_path)

@@ -77,7 +77,9 @@ def test_promoting_twice_registers_once_and_a_new_winner_moves_the_alias(project
     version = client.get_model_version_by_alias("digits", CHAMPION)
     assert version.version == int(other["version"]) or version.version == other["version"]
     assert version.tags[CONTENT_TAG] == other["hash"]
-    artifacts = {file.path.split("/")[-1] for file in client.list_artifacts(version.run_id, f"sampler-{other['hash'][:12]}")}
+    artifacts = {
+        file.path.split("/")[-1] for file in client.list_artifacts(version.run_id, f"sampler-{other['hash'][:12]}")
+    }
     assert artifacts == {"config.json", "unet.safetensors", "autoencoder.safetensors", "history.csv"}
     assert json.loads(json.dumps(other))["run_folder"] == "runs/ldm"
 

@@ -1,0 +1,66 @@
+"""Pictures for people: real images by class, what an autoencoder keeps of an image, the path between two."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from components.data import Dataset
+from components.families.vae import VAE
+from components.images import encode_png, from_uint8, grid
+
+
+def rows_by_class(dataset: Dataset, columns: int) -> list[Tensor]:
+    """For each class the numbers of its first `columns` rows."""
+    labels = torch.cat([chunk["label"] for chunk in dataset.chunks(4096)])
+    return [torch.nonzero(labels == number).flatten()[:columns] for number in range(len(dataset.manifest.classes))]
+
+
+def read(dataset: Dataset, rows: Tensor) -> Tensor:
+    """Images (N, C, H, W) in [-1, 1]."""
+    return from_uint8(dataset.take(rows)["image"])
+
+
+@torch.inference_mode()
+def interpolations(vae: VAE, starts: Tensor, ends: Tensor, steps: int) -> Tensor:
+    """Decoded points of the straight lines between the latents of starts (N, C, H, W) and ends: (N * steps, C, H, W),
+    line after line; the first and last of each are plain reconstructions."""
+    net = vae.nets["autoencoder"]
+    first, last = net.encode(starts)[0], net.encode(ends)[0]
+    places = torch.linspace(0, 1, steps)[None, :, None, None, None]
+    return vae.bounded(net.decode(torch.lerp(first[:, None], last[:, None], places).flatten(0, 1)))
+
+
+def squared_error(vae: VAE, dataset: Dataset, batch_size: int = 256) -> float:
+    """The mean squared error of reconstructions over all images, in units of [-1, 1]."""
+    total = 0.0
+    for chunk in dataset.chunks(batch_size):
+        images = from_uint8(chunk["image"])
+        total += float((vae.reconstruct(images) - images).square().mean((1, 2, 3)).double().sum())
+    return total / len(dataset)
+
+
+def data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def grid_uri(images: Tensor, columns: int, scale: int = 1) -> str:
+    """Images (N, C, H, W) in rows of `columns`, as a data URI."""
+    return data_uri(encode_png(grid(images, columns), scale))
+
+
+def strips(png: bytes, rows: int, side: int) -> list[bytes]:
+    """A grid's PNG, as `images.grid` lays out `rows` rows of images `side` pixels high, cut into one PNG a row."""
+    sheet = Image.open(io.BytesIO(png))
+    scale = sheet.height // (rows * (side + 1) - 1)
+    found = []
+    for row in range(rows):
+        top = row * (side + 1) * scale
+        buffer = io.BytesIO()
+        sheet.crop((0, top, sheet.width, top + side * scale)).save(buffer, "PNG")
+        found.append(buffer.getvalue())
+    return found

@@ -1,0 +1,97 @@
+"""The Fréchet distance against closed forms and against torchmetrics on the same features."""
+
+import pytest
+import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from components.metrics.frechet import Moments, frechet_distance, frechet_interval
+
+
+def normal(count: int, dim: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Features(torch.nn.Module):
+    """Lets torchmetrics take features for images."""
+
+    num_features = 8
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+def test_moments_are_mean_and_unbiased_covariance_whatever_the_chunks():
+    features = 5 + normal(101, 6, 0)
+    for chunk in (1, 7, 101, 500):
+        moments = Moments.of(features, chunk)
+        assert moments.count == 101
+        torch.testing.assert_close(moments.mean, features.mean(0))
+        torch.testing.assert_close(moments.covariance, torch.cov(features.T))
+
+
+def test_moments_need_two_vectors():
+    with pytest.raises(ValueError, match="at least 2"):
+        Moments.of(normal(1, 3, 0))
+
+
+def test_diagonal_gaussians_have_a_closed_form():
+    # commuting covariances: |m1 - m2|^2 + sum (s1 - s2)^2
+    a = Moments(10, torch.tensor([0.0, 1.0]).double(), torch.diag(torch.tensor([4.0, 9.0]).double()))
+    b = Moments(10, torch.tensor([3.0, 1.0]).double(), torch.diag(torch.tensor([1.0, 25.0]).double()))
+    assert frechet_distance(a, b) == pytest.approx(9 + 1 + 4)
+    assert frechet_distance(b, a) == pytest.approx(14)
+
+
+def test_equals_torchmetrics_on_the_same_features():
+    torch.manual_seed(0)
+    real, fake = normal(200, 8, 1) @ normal(8, 8, 2), 0.3 + normal(150, 8, 3) @ normal(8, 8, 4)
+    theirs = FrechetInceptionDistance(feature=Features()).set_dtype(torch.float64)
+    theirs.update(real, real=True)
+    theirs.update(fake, real=False)
+    ours = frechet_distance(Moments.of(fake), Moments.of(real))
+    assert ours == pytest.approx(float(theirs.compute()), rel=1e-6)
+
+
+def test_singular_covariances_of_fewer_images_than_features():
+    few = normal(5, 40, 0)
+    assert frechet_distance(Moments.of(few), Moments.of(few)) == pytest.approx(0, abs=1e-6)
+    shifted = frechet_distance(Moments.of(few + 2), Moments.of(few))
+    assert shifted == pytest.approx(40 * 4, rel=1e-6)
+
+
+def test_interval_covers_the_spread_over_seeds_and_holds_the_distance():
+    reference = Moments.of(normal(2000, 4, 0))
+    low, high = frechet_interval(0.5 + normal(300, 4, 1), reference, torch.Generator().manual_seed(0))
+    assert low < frechet_distance(Moments.of(0.5 + normal(300, 4, 1)), reference) < high
+    others = torch.tensor(
+        [frechet_distance(Moments.of(0.5 + normal(300, 4, seed)), reference) for seed in range(2, 202)]
+    )
+    spread = float(others.quantile(0.975) - others.quantile(0.025))
+    assert high - low == pytest.approx(spread, rel=0.35)
+
+
+def test_interval_is_a_function_of_its_generator():
+    reference, features = Moments.of(normal(50, 4, 0)), normal(50, 4, 1)
+    first, again, other = (
+        frechet_interval(features, reference, torch.Generator().manual_seed(seed), resamples=20) for seed in (3, 3, 4)
+    )
+    assert first == again != other
+
+
+def test_interval_of_strata_is_the_spread_of_sets_with_as_many_of_each():
+    reference = Moments.of(normal(2000, 2, 0))
+    labels = torch.arange(200) % 2
+    far = 10 * labels[:, None]
+
+    def distance(seed: int) -> float:
+        return frechet_distance(Moments.of(normal(200, 2, seed) + far), reference)
+
+    def width(strata: torch.Tensor | None) -> float:
+        generator = torch.Generator().manual_seed(0)
+        low, high = frechet_interval(normal(200, 2, 1) + far, reference, generator, strata=strata)
+        return high - low
+
+    others = torch.tensor([distance(seed) for seed in range(2, 152)])
+    spread = float(others.quantile(0.975) - others.quantile(0.025))
+    assert width(labels) == pytest.approx(spread, rel=0.35)
+    assert width(None) > 2 * spread

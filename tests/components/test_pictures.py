@@ -1,0 +1,55 @@
+"""Strips of a grid, rows by class, and what an autoencoder keeps."""
+
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from components.data import Dataset
+from components.families.vae import VAE
+from components.images import encode_png, from_uint8, grid, to_pil
+from components.pictures import interpolations, read, rows_by_class, squared_error, strips
+from tests.components.helpers import TINY
+from tests.pipelines.measured import write_images
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    write_images(tmp_path / "set", 10, 0)
+    return Dataset(tmp_path / "set")
+
+
+@pytest.fixture
+def vae():
+    torch.manual_seed(0)
+    config, data = TINY["vae"]
+    family = VAE(VAE.Config(**config), data)
+    family.nets.eval()
+    return family
+
+
+def test_strips_are_the_rows_of_a_grid():
+    images = from_uint8(torch.randint(0, 256, (6, 1, 5, 4)))
+    found = strips(encode_png(grid(images, 3), scale=3), rows=2, side=5)
+    for row, strip in enumerate(found):
+        expected = to_pil(grid(images[3 * row : 3 * row + 3], 3)).resize((14 * 3, 5 * 3), Image.Resampling.NEAREST)
+        assert Image.open(io.BytesIO(strip)).tobytes() == expected.tobytes()
+
+
+def test_rows_by_class_are_the_first_of_each(dataset):
+    assert [rows.tolist() for rows in rows_by_class(dataset, 3)] == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
+
+
+def test_interpolations_end_in_the_reconstructions(vae, dataset):
+    starts, ends = read(dataset, torch.arange(2)), read(dataset, torch.arange(2, 4))
+    found = interpolations(vae, starts, ends, 5).unflatten(0, (2, 5))
+    torch.testing.assert_close(found[:, 0], vae.reconstruct(starts))
+    torch.testing.assert_close(found[:, -1], vae.reconstruct(ends))
+    assert not torch.allclose(found[:, 2], found[:, 0])
+
+
+def test_squared_error_is_the_mean_over_all_images_whatever_the_batches(vae, dataset):
+    images = read(dataset, torch.arange(10))
+    expected = float((vae.reconstruct(images) - images).square().mean())
+    assert squared_error(vae, dataset, 3) == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,47 @@
+"""The sampler that serving benchmarks run: the champion, or an untrained one of the same kind and size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from components import run_folder
+from components.families import FAMILIES
+from components.families.base import AutoencoderInfo, DataInfo, Sampler
+from pipelines import params, paths
+from pipelines.serve import ROOT, read_promoted
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def champion_or_untrained() -> tuple[Sampler, str]:
+    """A latent diffusion sampler and which of the two it is; what it costs does not depend on its weights."""
+    if (ROOT / paths.PROMOTED).is_file():
+        folder = Path(read_promoted(ROOT / paths.PROMOTED).folder)
+        if run_folder.read_config(folder).family == "latent_diffusion":
+            return run_folder.load(folder, device()).family, "champion"
+    family = untrained()
+    family.nets.requires_grad_(False).eval().to(device())
+    return family, "untrained"
+
+
+def untrained() -> Sampler:
+    """The default sampler of params.yaml, for 16x16 grey images of ten classes."""
+    config = params.load(ROOT / params.DEFAULT)
+    vae = FAMILIES["vae"].Config(**config.autoencoders["vae"].model)
+    classes = tuple(str(number) for number in range(10))
+    images = DataInfo(shape=(1, config.data.image_size, config.data.image_size), classes=classes)
+    latent_shape = FAMILIES["vae"](vae, images).latent_shape
+    channels = latent_shape[0]
+    data = DataInfo(
+        shape=latent_shape,
+        classes=classes,
+        statistics={"channel_mean": (0.0,) * channels, "channel_std": (1.0,) * channels},
+        autoencoder=AutoencoderInfo(config=vae.model_dump(mode="json"), data=images),
+    )
+    kind = FAMILIES["latent_diffusion"]
+    torch.manual_seed(0)
+    return kind(kind.Config(**config.samplers["ldm"].model), data)

@@ -1,0 +1,358 @@
+import base64
+import io
+import json
+import re
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import openai
+import pytest
+import ray
+import torch
+from PIL import Image
+from ray.exceptions import RayTaskError
+
+from components import run_folder
+from components.engine import DeadlineExceeded, EngineFull, EngineStopped
+from components.images import to_uint8
+from components.sampling import Request
+from infra import ray_serve
+from infra.config import ServeConfig
+from infra.openai_api import ImageOrder, ServedModel
+from tests.infra.local import free_port
+from tests.infra.serving import CLASSES, write_sampler
+
+DEFAULTS = {"solver": "ddim", "num_inference_steps": 4, "guidance_scale": 2.0}
+FAST = {"num_inference_steps": 3}
+SLOW = {"num_inference_steps": 1000, "sampler": "heun"}
+CONFIG = ServeConfig(max_images=4, max_steps=1000, max_body=20_000, slots=16, queue=16, threads=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_sampler(tmp_path_factory.mktemp("runs") / "ldm")
+
+
+@pytest.fixture(scope="module")
+def address(ray_session, folder):
+    config = CONFIG.model_copy(update={"port": free_port()})
+    model = ServedModel(
+        name="latent-foundry",
+        version="3",
+        folder=str(folder),
+        run=run_folder.read_config(folder),
+        settings=DEFAULTS,
+        figures={"frechet_distance": 1.5},
+    )
+    ray_serve.start(model, config, gpu=False)
+    yield f"http://127.0.0.1:{config.port}"
+    ray_serve.stop()
+
+
+@pytest.fixture
+def client(address):
+    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+def post(address: str, body: bytes, path: str = "/v1/images/generations"):
+    """Status, headers and parsed answer of a raw request."""
+    request = urllib.request.Request(address + path, data=body, headers={"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.headers, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, json.load(error)
+
+
+def pixels(item) -> np.ndarray:
+    picture = Image.open(io.BytesIO(base64.b64decode(item.b64_json)))
+    assert picture.format == "PNG"
+    return np.asarray(picture)
+
+
+def test_a_class_by_name_or_number(client):
+    images = [
+        pixels(client.images.generate(prompt=prompt, extra_body={"seed": 5, **FAST}).data[0])
+        for prompt in ("two", "TWO", "2", "one")
+    ]
+    assert images[0].shape == (16, 16)
+    assert (images[0] == images[1]).all() and (images[0] == images[2]).all()
+    assert (images[0] != images[3]).any()
+
+
+def test_the_image_is_the_samplers_own(client, folder):
+    family = run_folder.load(folder).family
+    settings = family.Settings(solver="heun", num_inference_steps=5, guidance_scale=3.0)
+    expected = to_uint8(family.sample(Request(torch.tensor([11]), torch.tensor([1]), settings)))[0, 0].numpy()
+    answer = client.images.generate(
+        prompt="one",
+        model="latent-foundry",
+        size="16x16",
+        response_format="b64_json",
+        user="somebody",
+        extra_body={
+            "seed": 11,
+            "sampler": "heun",
+            "num_inference_steps": 5,
+            "guidance_scale": 3.0,
+            "unknown": {"a": 1},
+        },
+    )
+    assert np.abs(pixels(answer.data[0]).astype(int) - expected).max() <= 1
+
+
+def test_promoted_settings_are_the_defaults(client):
+    plain = client.images.generate(prompt="one", extra_body={"seed": 7})
+    told = client.images.generate(prompt="one", extra_body={"seed": 7, **DEFAULTS})
+    other = client.images.generate(prompt="one", extra_body={"seed": 7, **DEFAULTS, "guidance_scale": 9})
+    assert plain.data[0].b64_json == told.data[0].b64_json != other.data[0].b64_json
+
+
+def test_several_images_have_successive_seeds(client):
+    several = client.images.generate(prompt="zero", n=3, extra_body={"seed": 20, **FAST})
+    assert [item.seed for item in several.data] == [20, 21, 22]
+    second = client.images.generate(prompt="zero", extra_body={"seed": 21, **FAST})
+    assert np.abs(pixels(several.data[1]).astype(int) - pixels(second.data[0])).max() <= 1
+
+
+def test_a_seed_is_drawn_and_told(client):
+    first, other = (client.images.generate(prompt="zero", extra_body=FAST).data[0] for _ in range(2))
+    again = client.images.generate(prompt="zero", extra_body={"seed": first.seed, **FAST}).data[0]
+    assert first.b64_json == again.b64_json != other.b64_json
+
+
+def test_many_clients_at_once(client):
+    def make(seed: int):
+        extra = {"seed": seed, "num_inference_steps": 3 + seed % 9, "guidance_scale": 1 + seed % 3}
+        return pixels(client.images.generate(prompt=CLASSES[seed % 3], extra_body=extra).data[0])
+
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(make, range(24)))
+    for seed in (0, 7, 23):
+        assert np.abs(together[seed].astype(int) - make(seed)).max() <= 1
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_file_formats(client, output_format):
+    answer = client.images.generate(prompt="two", output_format=output_format, output_compression=90, extra_body=FAST)
+    picture = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
+    assert picture.format == output_format.upper() and picture.size == (16, 16)
+    assert answer.output_format == output_format
+
+
+def test_a_stream_shows_previews_and_ends_in_the_image(client):
+    extra = {"seed": 9, "num_inference_steps": 8}
+    events = list(client.images.generate(prompt="two", stream=True, partial_images=3, extra_body=extra))
+    assert [event.type for event in events] == ["image_generation.partial_image"] * 3 + ["image_generation.completed"]
+    assert [event.partial_image_index for event in events[:3]] == [0, 1, 2]
+    assert [event.progress for event in events[:3]] == [0.25, 0.5, 0.75]
+    plain = client.images.generate(prompt="two", extra_body=extra)
+    assert events[-1].b64_json == plain.data[0].b64_json
+    assert events[-1].usage.total_tokens == 0 and events[-1].size == "16x16"
+    distances = [np.abs(pixels(event).astype(int) - pixels(events[-1])).mean() for event in events]
+    assert distances[0] > distances[2] > distances[3] == 0  # estimates come closer
+
+
+def test_a_stream_of_several_images(client):
+    events = list(client.images.generate(prompt="two", n=2, stream=True, partial_images=1, extra_body={"seed": 3}))
+    assert sorted((event.index, event.type.split(".")[1]) for event in events) == [
+        (0, "completed"),
+        (0, "partial_image"),
+        (1, "completed"),
+        (1, "partial_image"),
+    ]
+    assert {event.index: event.seed for event in events} == {0: 3, 1: 4}
+
+
+def test_a_stream_without_previews(client):
+    (event,) = client.images.generate(prompt="two", stream=True, extra_body=FAST)
+    assert event.type == "image_generation.completed"
+
+
+def test_the_page_loads_nothing_from_elsewhere(address):
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        page, policy = answer.read().decode(), answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert not re.search(r"""(src|href)=["']?(https?:)?//|@import|\burl\(""", page)
+
+
+def test_what_the_page_is_told(address):
+    with urllib.request.urlopen(f"{address}/champion", timeout=60) as answer:
+        champion = json.load(answer)
+    assert champion["classes"] == list(CLASSES) and champion["version"] == "3"
+    assert champion["settings"]["num_inference_steps"] == 4
+    assert champion["lineage"]["data"] == "data" and champion["figures"] == {"frechet_distance": 1.5}
+
+
+def test_models(client):
+    assert [model.id for model in client.models.list()] == ["latent-foundry", "latent-foundry@3"]
+    assert client.models.retrieve("latent-foundry").id == "latent-foundry"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("dall-e-3")
+
+
+def test_healthz(address):
+    with urllib.request.urlopen(f"{address}/healthz", timeout=60) as answer:
+        health = json.load(answer)
+    assert health["status"] == "ok" and health["model"] == "latent-foundry@3"
+    assert health["load"]["active"] == 0 and health["load"]["slots"] == CONFIG.slots
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param", "message"),
+    [
+        ({"prompt": "a cat"}, 400, "prompt", "names no class; expected one of zero, one, two"),
+        ({"prompt": 3}, 400, "prompt", "valid string"),
+        ({"prompt": None}, 400, "prompt", "valid string"),
+        ({"prompt": "x" * 1001}, 400, "prompt", "at most 1000 characters, found 1001"),
+        ({"n": 5}, 400, "n", "at most 4 images a request, found 5"),
+        ({"n": 0}, 400, "n", "greater than or equal to 1, found '0'"),
+        ({"size": "1024x1024"}, 400, "size", "expected '16x16' or 'auto', found '1024x1024'"),
+        ({"response_format": "url"}, 400, "response_format", "'b64_json'"),
+        ({"output_format": "gif"}, 400, "output_format", "'png', 'jpeg' or 'webp'"),
+        ({"output_compression": 101}, 400, "output_compression", "less than or equal to 100"),
+        ({"stream": True, "partial_images": 4}, 400, "partial_images", "less than or equal to 3"),
+        ({"stream": True, "prompt": "a cat"}, 400, "prompt", "names no class"),
+        ({"padding": "x" * 20_000}, 413, "body", "at most 20000 bytes"),
+        ({"seed": -1}, 400, "seed", "greater than or equal to 0"),
+        ({"seed": 2**70}, 400, "seed", "less than or equal to"),
+        ({"num_inference_steps": 0}, 400, "num_inference_steps", "greater than or equal to 1"),
+        ({"num_inference_steps": 1001}, 400, "num_inference_steps", "less than or equal to 1000"),
+        ({"guidance_scale": "high"}, 400, "guidance_scale", "valid number"),
+        ({"sampler": "magic"}, 400, "solver", "'ddim'"),
+        ({"model": "dall-e-3"}, 404, "model", "expected 'latent-foundry'"),
+    ],
+)
+def test_refusals_name_the_field(address, change, status, param, message):
+    answered, headers, answer = post(address, json.dumps({"prompt": "one", **change}).encode())
+    assert answered == status
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert answer["error"]["param"] == param
+    assert message in answer["error"]["message"] and "\n" not in answer["error"]["message"]
+    assert len(headers.get_all("x-request-id")) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "status"), [(b"{", None, 400), (b"[]", None, 400), (b"{}", "/v2/images", 404)]
+)
+def test_what_is_no_request_at_all(address, body, path, status):
+    answered, headers, answer = post(address, body, path or "/v1/images/generations")
+    assert answered == status
+    assert answer["error"]["message"] and headers["x-request-id"]
+
+
+def test_errors_as_the_client_sees_them(client):
+    with pytest.raises(openai.BadRequestError, match="names no class") as refused:
+        client.images.generate(prompt="a cat")
+    assert refused.value.param == "prompt" and refused.value.request_id
+
+
+def test_a_folder_that_cannot_be_loaded_is_refused_on_the_driver(folder, tmp_path):
+    run = run_folder.read_config(folder)
+    model = ServedModel(name="latent-foundry", version="1", folder=str(tmp_path), run=run)
+    with pytest.raises(run_folder.SamplerError, match="config.json: missing"):
+        ray_serve.start(model, ServeConfig(), gpu=False)
+
+
+def load(address: str) -> dict:
+    with urllib.request.urlopen(f"{address}/healthz", timeout=60) as answer:
+        return json.load(answer)["load"]
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_overload_is_refused_and_leaving_makes_room(address, client):
+    streams = []
+    with pytest.raises(openai.RateLimitError, match="queue is full") as refused:
+        for _ in range(12):
+            streams.append(client.images.generate(prompt="one", n=4, stream=True, extra_body=SLOW))
+    assert refused.value.response.headers["retry-after"] == "1" and refused.value.request_id
+    for stream in streams:
+        stream.close()
+    wait_for(lambda: load(address)["active"] + load(address)["waiting"] == 0)
+    assert client.images.generate(prompt="one", extra_body=FAST).data[0].b64_json
+
+
+def test_a_client_who_leaves_ends_the_work(address):
+    """Not a stream: nothing has been answered yet when the connection closes."""
+    host, port = address.removeprefix("http://").split(":")
+    body = json.dumps({"prompt": "one", "n": 4, **SLOW}).encode()
+    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    wait_for(lambda: load(address)["active"] == 8)
+    began = time.monotonic()
+    connection.close()
+    wait_for(lambda: load(address)["active"] == 0)
+    cancelled = time.monotonic() - began
+    began = time.monotonic()
+    assert post(address, body)[0] == 200
+    assert cancelled < (time.monotonic() - began) / 2  # not just finished
+
+
+def test_a_replica_that_dies_is_replaced_and_its_requests_are_told(address, client):
+    with ThreadPoolExecutor(1) as pool:
+        doomed = pool.submit(client.images.generate, prompt="one", n=4, extra_body=SLOW)
+        wait_for(lambda: load(address)["active"] == 8)
+        (name,) = (
+            actor["name"]
+            for actor in ray.util.list_named_actors(all_namespaces=True)
+            if actor["name"].startswith("SERVE_REPLICA::") and "#sampler#" in actor["name"]
+        )
+        ray.kill(ray.get_actor(name, namespace="serve"))
+        with pytest.raises(openai.InternalServerError, match="is being replaced") as lost:
+            doomed.result(timeout=60)
+    assert lost.value.status_code == 503 and lost.value.response.headers["retry-after"] == "1"
+    assert client.with_options(timeout=180, max_retries=20).images.generate(prompt="one", extra_body=FAST).data
+
+
+def test_a_stuck_engine_fails_the_health_check(folder):
+    run = run_folder.read_config(folder)
+    model = ServedModel(name="latent-foundry", version="1", folder=str(folder), run=run)
+    replica = ray_serve.SamplerReplica(model, CONFIG.model_copy(update={"stuck_after": 0.3}))
+    entered, release = threading.Event(), threading.Event()
+
+    def stuck(**inputs):
+        entered.set()
+        release.wait(60)
+        raise RuntimeError("released")
+
+    replica.check_health()
+    replica.engine.nets = {"unet": stuck}
+    order = ImageOrder(seed=1, label=0, settings=DEFAULTS, group="group")
+    future = replica._submit(order)
+    assert entered.wait(60)
+    time.sleep(0.4)
+    with pytest.raises(RuntimeError, match="no sign of life"):
+        replica.check_health()
+    release.set()
+    with pytest.raises(RuntimeError, match="released"):
+        future.result(60)
+    replica.check_health()
+    replica.engine.stop(timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "code"),
+    [
+        (EngineFull("7 rows"), 429, "queue_full"),
+        (DeadlineExceeded("the deadline passed"), 504, "deadline_exceeded"),
+        (EngineStopped("stopped"), 503, "unavailable"),
+        (ValueError("secret"), 500, None),
+    ],
+)
+def test_what_a_client_may_know(raised, status, code):
+    error = ray_serve.told(RayTaskError("generate", "traceback", raised))
+    assert (error.status, error.body["error"]["code"]) == (status, code)
+    assert "secret" not in str(error) and "traceback" not in str(error)
+    assert (error.retry_after is not None) == (status in (429, 503))

@@ -1,0 +1,60 @@
+"""A tiny project, trained by nobody: real folders in the shapes that the stages write, small enough for seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from components import run_folder
+from components.data import write_manifest, write_shard
+from components.families import FAMILIES
+from components.training import State
+from tests.components.helpers import IMAGES, TINY
+
+PARAMS = {
+    "data": {"source": "digits", "image_size": 16},
+    "autoencoders": {"vae": {"family": "vae", "data": "data/images/train", "training": {"steps": 1, "batch_size": 4}}},
+    "judges": {"judge": {"family": "judge", "data": "data/images/train", "training": {"steps": 1, "batch_size": 4}}},
+    "samplers": {
+        "ldm": {
+            "family": "latent_diffusion",
+            "data": "data/latents",
+            "training": {"steps": 1, "batch_size": 4},
+            "candidates": [
+                {"solver": "ddim", "num_inference_steps": 2, "guidance_scale": 1.0},
+                {"solver": "heun", "num_inference_steps": 3, "guidance_scale": 2.0},
+            ],
+        },
+        "dcgan": {"family": "dcgan", "data": "data/images/train", "training": {"steps": 1, "batch_size": 4}},
+    },
+    "evaluate": {"num_samples": 24, "batch_size": 10, "neighbours": 3, "resamples": 20},
+}
+
+
+def write_images(folder: Path, count: int, seed: int, size: int = 16) -> None:
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 1, size, size), dtype=np.uint8)
+    shard = write_shard(folder, 0, {"image": pixels, "label": np.arange(count, dtype=np.int64) % len(IMAGES.classes)})
+    write_manifest(folder, [shard], value_range=(0, 255), classes=IMAGES.classes)
+
+
+def write_run(folder: Path, family_name: str) -> None:
+    torch.manual_seed(0)
+    config, data = TINY[family_name]
+    kind = FAMILIES[family_name]
+    family = kind(kind.Config(**config), data)
+    average = {net: family.nets[net].state_dict() for net in family.kept}
+    history = [{"step": step, "first/loss": 2.0 / step, "second/loss": 1.0, "first/kl": -0.5} for step in (1, 2, 3)]
+    provenance = run_folder.Provenance(data="d" * 64, code="c" * 64, job="j" * 16, seed=0, step=3)
+    run_folder.write(folder, family_name, family, State(3, {}, {}, average, history), provenance)
+
+
+def write_project(root: Path) -> None:
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
+    write_images(root / "data/images/train", 40, 1)
+    write_images(root / "data/images/test", 30, 2)
+    for name, family in {"vae": "vae", "judge": "judge", "ldm": "latent_diffusion", "dcgan": "dcgan"}.items():
+        write_run(root / "runs" / name, family)

@@ -1,0 +1,181 @@
+"""`pipelines.evaluate` on a tiny project: figures, grids, and nothing at all where an input is bad."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from components import run_folder
+from components.errors import ConfigError, DataError, InputError, SamplerError
+from components.metrics import generation
+from components.metrics.protocol import Protocol
+from components.metrics.quality import Reference, quality
+from pipelines import evaluate
+from pipelines.params import EvaluateConfig, load
+from tests.pipelines.measured import PARAMS, write_images, write_project, write_run
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    write_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def measured(project, name: str) -> dict:
+    evaluate.main([f"samplers.{name}"])
+    return json.loads((project / "metrics" / f"{name}.json").read_text())
+
+
+def test_every_candidate_has_every_figure_and_a_grid(project, capsys):
+    result = measured(project, "ldm")
+    assert [c["settings"]["solver"] for c in result["candidates"]] == ["ddim", "heun"]
+    for figures in result["candidates"]:
+        low, high = figures["frechet_interval"]
+        assert 0 <= low <= figures["frechet_distance"] <= high
+        assert all(0 <= figures[name] <= 1 for name in ("precision", "recall", "coverage", "label_agreement"))
+        assert figures["ms_per_image"] > 0 < figures["ms_single"]
+        assert math.isfinite(figures["kid"]) and figures["kid_stderr"] > 0
+    distances = [figures["frechet_distance"] for figures in result["candidates"]]
+    assert distances[result["best"]] == min(distances)
+    assert Protocol(**result["protocol"]).num_samples == 24
+    assert result["noise"]["num_samples"] == 24 == result["floor"]["num_samples"]
+    assert 0 <= result["judge_accuracy"] <= 1
+    assert sorted(path.name for path in (project / "samples/ldm").iterdir()) == ["0.png", "1.png"]
+    with Image.open(project / "samples/ldm/1.png") as grid:  # three classes in rows of ten, each pixel three wide
+        assert grid.size == ((10 * 17 - 1) * 3, (3 * 17 - 1) * 3)
+    assert "floor: real training images" in capsys.readouterr().out
+
+
+def test_a_sampler_without_classes_has_no_label_agreement(project):
+    result = measured(project, "dcgan")
+    assert not result["conditional"] and result["candidates"][0]["label_agreement"] is None
+    assert result["candidates"][0]["network_evaluations"] == 1
+
+
+def test_figures_are_a_function_of_the_inputs(project):
+    def without_time() -> dict:
+        result = measured(project, "ldm")
+        for figures in result["candidates"]:
+            del figures["ms_per_image"], figures["ms_single"]
+        return result
+
+    assert without_time() == without_time()
+
+
+def test_the_set_is_the_same_whatever_the_batch_size(project):
+    sampler = run_folder.load(project / "runs/ldm").family
+    settings = sampler.Settings(num_inference_steps=2)
+    sets = []
+    for batch_size in (4, 7):
+        pieces = [generation.generate(sampler, r) for r in generation.requests(sampler, settings, 14, 3, batch_size)]
+        assert torch.cat([piece.labels for piece in pieces]).tolist() == [i % 3 for i in range(14)]
+        sets.append(torch.cat([piece.images for piece in pieces]))
+    assert (sets[0] - sets[1]).abs().max() <= 2.01 / 255  # a rounding may fall to the next of 256 levels
+
+
+def test_sets_of_different_seeds_share_no_image():
+    assert not set(generation.seeds(1000, 0).tolist()) & set(generation.seeds(1000, 1).tolist())
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ({"solver": "ddim", "num_inference_steps": 3, "guidance_scale": 1.0}, 3 + 1),
+        ({"solver": "ddim", "num_inference_steps": 3, "guidance_scale": 2.0}, 2 * 3 + 1),
+        ({"solver": "heun", "num_inference_steps": 3, "guidance_scale": 1.0}, 5 + 1),
+    ],
+)
+def test_network_evaluations_count_rows(project, settings, rows):
+    sampler = run_folder.load(project / "runs/ldm").family
+    assert generation.network_evaluations(sampler, sampler.Settings(**settings)) == rows
+
+
+def test_time_is_the_median_of_full_batches():
+    assert generation.ms_per_image([(10, 1.0), (10, 9.0), (10, 2.0), (4, 0.001)]) == 200
+
+
+def test_the_reference_itself_is_perfect():
+    features = torch.randn(60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    config = EvaluateConfig(neighbours=3, resamples=20)
+    figures = quality(features, Reference.of(features, config), config)
+    assert figures["frechet_distance"] == pytest.approx(0, abs=1e-9)
+    assert figures["precision"] == figures["recall"] == figures["coverage"] == 1
+
+
+def nothing_written(project) -> bool:
+    return not any(project.glob("metrics/*")) and not any(project.glob("samples/*"))
+
+
+def test_a_missing_judge_is_named(project):
+    shutil.rmtree(project / "runs/judge")
+    with pytest.raises(SamplerError, match="runs/judge/config.json: missing"):
+        evaluate.main(["samplers.ldm"])
+    assert nothing_written(project)
+
+
+def test_an_altered_shard_is_named(project):
+    path = project / "data/images/test/00000.image.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="test/00000.image.npy: shard is truncated or altered"):
+        evaluate.main(["samplers.ldm"])
+    assert nothing_written(project)
+
+
+def test_images_of_another_shape_than_the_judge_knows(project):
+    shutil.rmtree(project / "data/images/test")
+    write_images(project / "data/images/test", 30, 2, size=8)
+    with pytest.raises(DataError, match=r"test: images of shape \(1, 8, 8\); the judge was trained on \(1, 16, 16\)"):
+        evaluate.main(["samplers.ldm"])
+
+
+def test_too_few_reference_images(project):
+    shutil.rmtree(project / "data/images/test")
+    write_images(project / "data/images/test", 3, 2)
+    with pytest.raises(DataError, match="3 images; expected more than evaluate.neighbours"):
+        evaluate.main(["samplers.ldm"])
+
+
+def test_a_run_of_another_family(project):
+    shutil.rmtree(project / "runs/ldm")
+    write_run(project / "runs/ldm", "dcgan")
+    with pytest.raises(SamplerError, match="holds a dcgan, params.yaml says latent_diffusion"):
+        evaluate.main(["samplers.ldm"])
+    assert nothing_written(project)
+
+
+@pytest.mark.parametrize("key", ["samplers.gan", "autoencoders.vae", "ldm"])
+def test_an_unknown_sampler_lists_those_there_are(project, key):
+    with pytest.raises(ConfigError, match=r"expected one of samplers.ldm, samplers.dcgan"):
+        evaluate.main([key])
+
+
+def test_no_judge_in_params(project):
+    (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "judges": {}}))
+    with pytest.raises(ConfigError, match="judges"):
+        evaluate.evaluate(load(), "samplers.ldm", "cpu")
+
+
+def test_a_failure_half_way_leaves_the_old_outputs(project, monkeypatch):
+    measured(project, "ldm")
+    before = {path: path.read_bytes() for path in project.glob("*/ldm*/*")} | {
+        path: path.read_bytes() for path in project.glob("metrics/*")
+    }
+    calls = iter([None])
+
+    def fails_second(*_):
+        if next(calls, "no more") is not None:
+            raise InputError("the second candidate fails")
+        return 1
+
+    monkeypatch.setattr(generation, "network_evaluations", fails_second)
+    with pytest.raises(InputError, match="second"):
+        evaluate.main(["samplers.ldm"])
+    assert {path: path.read_bytes() for path in before} == before
+    assert [path.name for path in (project / "samples").iterdir()] == ["ldm"]

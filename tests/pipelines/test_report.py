@@ -1,0 +1,175 @@
+"""report.html on a tiny project: whole, alone, escaped, a function of its inputs."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from components.errors import InputError
+from components.files import write_json
+from pipelines import evaluate, report
+from tests.pipelines.measured import write_project
+
+VOID = {"meta", "link", "img", "br"}
+
+
+@pytest.fixture(scope="module")
+def measured_project(tmp_path_factory):
+    root = tmp_path_factory.mktemp("measured")
+    write_project(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for sampler in ("ldm", "dcgan"):
+            evaluate.main([f"samplers.{sampler}"])
+    candidate = json.loads((root / "metrics/ldm.json").read_text())["candidates"][1]
+    promoted = {
+        "sampler": "ldm",
+        "key": "samplers.ldm",
+        "candidate": 1,
+        "settings": candidate["settings"],
+        "figures": candidate,
+        "run_folder": "runs/ldm",
+        "model": "latent-foundry",
+        "version": "7",
+        "hash": "f" * 64,
+    }
+    write_json(root / "promoted.json", promoted)
+    lock = "schema: '2.0'\nstages:\n  prepare:\n    outs:\n    - {path: data/images/train, md5: 0123456789abcdef.dir}\n"
+    (root / "dvc.lock").write_text(lock)
+    return root
+
+
+@pytest.fixture
+def project(measured_project, tmp_path, monkeypatch):
+    root = tmp_path / "project"
+    shutil.copytree(measured_project, root)
+    monkeypatch.chdir(root)
+    return root
+
+
+def page(root) -> str:
+    report.main([])
+    return (root / "report.html").read_text()
+
+
+class Balance(HTMLParser):
+    """Every tag that opens closes, in order; keeps attributes and text."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.attributes, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def parsed(content: str) -> Balance:
+    parser = Balance()
+    parser.feed(content)
+    assert parser.open == []
+    return parser
+
+
+def test_the_page_is_whole_and_asks_for_nothing_outside(project):
+    content = parsed(page(project))
+    addresses = [value for _, name, value in content.attributes if name in ("src", "href")]
+    assert addresses and all(value.startswith("data:") for value in addresses)
+    assert not [tag for tag, _, _ in content.attributes if tag == "script"]
+    assert "http://" not in "".join(content.text) and "https://" not in "".join(content.text)
+
+
+def test_it_shows_the_champion_every_candidate_floor_noise_and_lineage(project):
+    content = page(project)
+    text = " ".join(" ".join(parsed(content).text).split())
+    for expected in ("latent-foundry", "version 7", "ldm #0", "ldm #1", "dcgan #0", "real images", "noise", "f" * 64):
+        assert expected in text
+    for expected in ("data/images/train", "0123456789abcdef.dir", "d" * 64, "c" * 64, "nought"):
+        assert expected in text
+    assert len(re.findall(r"<title>(?:ldm|dcgan) #\d \(", content)) == 3  # on hover, one a candidate
+    assert re.search(r'<tr class="reigning"><th>ldm #1', content)
+    first, second = content.index("Images that the champion made"), content.index('id="candidates"')
+    assert first < second
+
+
+def test_equal_inputs_give_equal_bytes(project):
+    assert page(project) == page(project)
+
+
+def test_names_are_escaped(project):
+    for path in (project / "data/images").glob("*/manifest.json"):
+        path.write_text(path.read_text().replace('"nought"', '"<b>&nought"'))
+    assert "<b>&nought" not in (content := page(project))
+    assert "&lt;b&gt;&amp;nought" in content
+
+
+def test_a_champion_without_classes_has_no_class_rows(project):
+    promoted = json.loads((project / "promoted.json").read_text())
+    write_json(project / "promoted.json", {**promoted, "sampler": "dcgan", "candidate": 0, "run_folder": "runs/dcgan"})
+    assert "Class by class" not in page(project)
+
+
+def test_without_dvc_or_git_it_says_so(project, monkeypatch):
+    (project / "dvc.lock").unlink()
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(project.parent))
+    content = page(project)
+    assert "not a git checkout" in content and "dvc.lock" not in content
+
+
+@pytest.mark.parametrize(
+    ("missing", "writer"),
+    [
+        ("promoted.json", "pipelines.promote"),
+        ("metrics/dcgan.json", "pipelines.evaluate samplers.dcgan"),
+        ("samples/ldm/1.png", "pipelines.evaluate samplers.ldm"),
+        ("runs/judge/history.csv", "pipelines.train"),
+    ],
+)
+def test_what_is_missing_is_named_with_who_writes_it(project, missing, writer):
+    (project / missing).unlink()
+    with pytest.raises(InputError, match=f"{missing}: missing; expected what `python -m {writer}"):
+        report.main([])
+    assert not (project / "report.html").exists()
+
+
+def test_figures_of_different_protocols_are_refused(project):
+    metrics = json.loads((project / "metrics/dcgan.json").read_text())
+    metrics["protocol"]["num_samples"] = 5
+    write_json(project / "metrics/dcgan.json", metrics)
+    with pytest.raises(InputError, match=r"ldm.json and metrics/dcgan.json: .+ protocols: num_samples 24 against 5"):
+        report.main([])
+
+
+def test_a_metrics_file_without_its_protocol_is_refused(project):
+    write_json(project / "metrics/dcgan.json", {"candidates": []})
+    with pytest.raises(InputError, match="metrics/dcgan.json.protocol: expected a mapping"):
+        report.main([])
+
+
+@pytest.mark.parametrize("stale", [{"sampler": "gone"}, {"candidate": 9}])
+def test_a_stale_champion_is_refused(project, stale):
+    promoted = json.loads((project / "promoted.json").read_text())
+    write_json(project / "promoted.json", {**promoted, **stale})
+    with pytest.raises(InputError, match="promote again"):
+        report.main([])
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, report.NONE), (0.0, "0"), (2.3, "2.30"), (182.4, "182"), (12345, "12,345"), (-0.01234, "-0.0123")],
+)
+def test_figures_as_a_person_reads_them(value, shown):
+    assert report.figure(value) == shown

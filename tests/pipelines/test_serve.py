@@ -1,0 +1,93 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.errors import SamplerError
+from pipelines.serve import read_promoted
+from tests.infra.serving import write_sampler
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMOTED = {
+    "sampler": "ldm",
+    "key": "samplers.ldm",
+    "candidate": 0,
+    "settings": {"num_inference_steps": 3},
+    "figures": {"frechet_distance": 1.5},
+    "run_folder": "runs/ldm",
+    "model": "latent-foundry",
+    "version": "7",
+    "hash": "abc",
+}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project's root with a promoted sampler."""
+    write_sampler(tmp_path / "runs" / "ldm")
+    (tmp_path / "promoted.json").write_text(json.dumps(PROMOTED))
+    return tmp_path
+
+
+def test_the_champion(project):
+    model = read_promoted(project / "promoted.json")
+    assert model.folder == str(project / "runs" / "ldm")
+    assert model.ids == ("latent-foundry", "latent-foundry@7")
+    assert model.settings == {"num_inference_steps": 3} and model.size == "16x16"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "promoted.json: missing; .* writes it"),
+        ("{", "promoted.json: not what `promote` writes"),
+        ("[]", "promoted.json: not what `promote` writes"),
+        (json.dumps({"run_folder": "runs/ldm"}), "promoted.json: no 'model' in it"),
+        (json.dumps({**PROMOTED, "run_folder": "runs/none"}), "runs/none/config.json: missing"),
+    ],
+)
+def test_no_champion(project, content, message):
+    path = project / "promoted.json"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(SamplerError, match=message):
+        read_promoted(path)
+
+
+def test_serves_until_told_to_end(project):
+    """The command itself: starts Ray, prints a curl line that works, ends cleanly on SIGTERM."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["serve"] = {"port": port, "threads": 1}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    command = [sys.executable, "-m", "pipelines.serve"]
+    server = subprocess.Popen(
+        command, cwd=project, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        lines = [server.stdout.readline().strip() for _ in range(2)]
+        assert lines[0] == f"latent-foundry@7 at http://127.0.0.1:{port}/v1"
+        assert lines[1].startswith(f"curl -s http://127.0.0.1:{port}/v1/images/generations ")
+        subprocess.run(lines[1], shell=True, cwd=project, check=True, timeout=60)
+        assert (project / "image.png").read_bytes().startswith(b"\x89PNG")
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+
+
+def test_without_a_champion_it_ends_in_one_line(tmp_path):
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    command = [sys.executable, "-m", "pipelines.serve"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.strip().splitlines()[-1].startswith("error: promoted.json: missing")
