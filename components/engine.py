@@ -208,8 +208,10 @@ class Engine:
             self._step(task, None)
 
     def _drop_gone(self) -> None:
-        for task in [task for task in self._active if _gone(task)]:
-            self._leave(task, DeadlineExceeded(LATE))
+        # again, because a trajectory that leaves cancels its previews
+        while gone := [task for task in self._active if _gone(task)]:
+            for task in gone:
+                self._leave(task, DeadlineExceeded(LATE))
 
     def _choose(self) -> list[_Task]:
         """The calls of the next forward: those that can share one with the oldest call, every group's first call before

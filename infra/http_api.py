@@ -123,6 +123,7 @@ async def _made(backend: Backend, wanted: list[ImageOrder]) -> list[bytes]:
     finally:
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)  # nothing goes on behind an answer
 
 
 async def _accepted(backend: Backend, wanted: list[ImageOrder]) -> list[AsyncIterator[Update]]:

@@ -6,6 +6,7 @@ through the driver and the result does not depend on who did what when.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +76,7 @@ def encode(
     and the channel statistics of the whole set."""
     num_shards = len(read_manifest(images).shards)
     arguments = (str(autoencoder.resolve()), str(images.resolve()), str(target.resolve()), batch_size)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of its execution plan otherwise
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = (
         ray.data.from_items([{"shard": number} for number in range(num_shards)])

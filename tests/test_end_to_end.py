@@ -1,53 +1,21 @@
 """The whole pipeline as a user runs it: `dvc repro` in a clone, with the parameters of tests/tiny.params.yaml."""
 
 import json
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import ray
-import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(folder),
-        "DVC_NO_ANALYTICS": "1",
-    }
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.run(
-        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
+from tests.clones import command, make_clone, tiny_params
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory, ray_session) -> Path:
-    """The working tree's files, committed to a repository of their own, with tiny parameters."""
-    folder = tmp_path_factory.mktemp("clone")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, check=True,
-    )  # fmt: skip
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / name).is_file() and not name.startswith("dvc.lock"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    params = yaml.safe_load((ROOT / "tests/tiny.params.yaml").read_text())
-    params["cluster"]["address"] = ray.get_runtime_context().gcs_address  # the session's, started already
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    for arguments in (
-        ["init", "-q"],
-        ["add", "-A"],
-        ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "t"],
-    ):
-        subprocess.run(["git", *arguments], cwd=folder, check=True)
-    return folder
+    """The working tree with tiny parameters, on the test session's Ray."""
+    params = tiny_params()
+    params["cluster"]["address"] = ray.get_runtime_context().gcs_address
+    return make_clone(tmp_path_factory.mktemp("clone"), params)
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from components.families.dcgan import DCGAN
 from components.nets.unet import ClassConditionalUNet
 from components.randomness import Draws
 from components.sampling import Call, Preview, Request, drive
+from tests.components.gate import TIMEOUT, Gate, walk
 
 SHAPE = (2, 8, 8)
-TIMEOUT = 60
 
 
 @pytest.fixture(scope="module")
@@ -56,38 +56,6 @@ MIXED = [
         [("ddim", 5, 1.0), ("ddpm", 12, 3.0), ("heun", 7, 1.5), ("dpmpp_2m", 20, 2.0), ("euler", 3, 0.0)] * 3
     )
 ]
-
-
-class Gate:
-    """A net that answers each call with its input, one forward at a time when told to."""
-
-    def __init__(self):
-        self.permits, self.entered, self.rows = threading.Semaphore(0), threading.Semaphore(0), []
-
-    def __call__(self, x):
-        self.rows.append(x.flatten().tolist())
-        self.entered.release()
-        assert self.permits.acquire(timeout=TIMEOUT)
-        return x
-
-    def open(self, count=1):
-        for _ in range(count):
-            self.permits.release()
-
-    def wait(self):
-        assert self.entered.acquire(timeout=TIMEOUT)
-
-
-def walk(name, steps, rows=1):
-    """A trajectory of `steps` calls whose rows carry `name`."""
-
-    def start():
-        x = torch.full((rows, 1), float(name))
-        for _ in range(steps):
-            x = yield Call("gate", {"x": x})
-        return x
-
-    return start
 
 
 @pytest.fixture

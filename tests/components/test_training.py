@@ -141,9 +141,7 @@ def test_history_keeps_what_the_workers_agree_on():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_non_finite_loss_stops_before_it_is_saved(value):
     saves, reports = [], []
-    with pytest.raises(
-        NonFiniteError, match=r"^one/loss became (nan|inf) at step 4, on global batch 4"
-    ):
+    with pytest.raises(NonFiniteError, match=r"^one/loss became (nan|inf) at step 4, on global batch 4"):
         fit(
             Toy(),
             numbered(values={4: value}),

@@ -300,6 +300,19 @@ def test_a_client_who_leaves_ends_the_work(address):
     assert cancelled < (time.monotonic() - began) / 2  # not just finished
 
 
+def test_the_engines_figures_are_exported(address, client):
+    client.images.generate(prompt="one", extra_body=FAST)
+    (node,) = ray.nodes()
+    exporter = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+
+    def exported() -> str:
+        with urllib.request.urlopen(exporter, timeout=60) as answer:
+            return answer.read().decode()
+
+    wait_for(lambda: re.search(r'^ray_foundry_forward_rows_count\{.*net="unet".*\} [1-9]', exported(), re.MULTILINE))
+    assert "ray_foundry_forward_ms_sum" in exported() and "ray_foundry_waiting_rows" in exported()
+
+
 def test_a_replica_that_dies_is_replaced_and_its_requests_are_told(address, client):
     with ThreadPoolExecutor(1) as pool:
         doomed = pool.submit(client.images.generate, prompt="one", n=4, extra_body=SLOW)
