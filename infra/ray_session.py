@@ -18,7 +18,6 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # on loopback; a cluster sets its own, which setdefault keeps
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon the end of a run is noticed; 2 s by default
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its warnings about itself would go to the user's terminal
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what future versions do; silences the notice about it
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shutil
 import subprocess
 import sys
@@ -51,36 +53,49 @@ def undisturbed(clone: Path, key: str) -> dict[str, str]:
 
 
 def newest_checkpoint(clone: Path) -> str:
-    return max((path.name for path in (clone / ".cache/ray").glob("*/checkpoint_*")), default="")
+    """Of those that Ray has on its list, from which it would resume."""
+    lists = (clone / ".cache/ray").glob("*/checkpoint_manager_snapshot.json")
+    return max((name for path in lists for name in re.findall(r"checkpoint_[\d\-_.]+", path.read_text())), default="")
 
 
-def kill(process: psutil.Popen, victim: str) -> None:
+NAMES = {"worker": "RayTrainWorker", "raylet": "raylet/raylet"}  # how Ray's processes call themselves
+
+
+def find(process: psutil.Popen, victim: str) -> psutil.Process | None:
     """`victim`: `driver`, the stage itself; `worker`, the process that trains; `raylet`, the whole Ray node."""
     if victim == "driver":
-        process.kill()
-        return
-    wanted = {"worker": "RayTrainWorker", "raylet": "raylet/raylet"}[victim]
+        return process
     for child in process.children(recursive=True):
-        if wanted in " ".join(child.cmdline()[:1]):
-            child.kill()
-            return
-    raise AssertionError(f"found no {victim} below process {process.pid}")
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if NAMES[victim] in " ".join(child.cmdline()[:1]):
+                return child
+    return None
+
+
+def wait_for_checkpoint(process: psutil.Popen, clone: Path) -> None:
+    """Until the stage's own worker has stored a checkpoint; one orphaned by an earlier kill may store some before."""
+    deadline, seen = time.monotonic() + PATIENCE, None
+    while seen is None or newest_checkpoint(clone) <= seen:
+        assert time.monotonic() < deadline, "no new checkpoint"
+        assert process.poll() is None, (clone / "chaos.log").read_text()[-3000:]
+        if seen is None and find(process, "worker"):
+            seen = newest_checkpoint(clone)
+        time.sleep(0.05)
 
 
 def disturbed(clone: Path, key: str, victims: list[str]) -> dict[str, str]:
     """Trains while one process after the other is killed, each once a new checkpoint was stored; a stage that ends is
     started again by the same command."""
-    process, seen = start(clone, key), ""
-    for victim in victims:
-        deadline = time.monotonic() + PATIENCE
-        while newest_checkpoint(clone) <= seen:
-            assert time.monotonic() < deadline, f"no new checkpoint before killing the {victim}"
-            assert process.poll() is None, (clone / "chaos.log").read_text()[-3000:]
-            time.sleep(0.05)
-        seen = newest_checkpoint(clone)
-        kill(process, victim)
-        if victim != "worker":  # Ray replaces a worker by itself
-            assert process.wait(PATIENCE) != 0, f"the stage did not notice that its {victim} is gone"
-            process = start(clone, key)
-    assert process.wait(PATIENCE) == 0, (clone / "chaos.log").read_text()[-3000:]
+    process = start(clone, key)
+    try:
+        for victim in victims:
+            wait_for_checkpoint(process, clone)
+            find(process, victim).kill()
+            if victim != "worker":  # Ray replaces a worker by itself
+                assert process.wait(PATIENCE) != 0, f"the stage did not notice that its {victim} is gone"
+                process = start(clone, key)
+        assert process.wait(PATIENCE) == 0, (clone / "chaos.log").read_text()[-3000:]
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     return weights(clone, key.partition(".")[2])
