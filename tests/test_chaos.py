@@ -10,9 +10,7 @@ STEPS = {"steps": 600, "batch_size": 16, "report_every": 20, "save_every": 40}
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "victims", [["driver"], pytest.param(["worker", "driver", "raylet"], marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("victims", [["driver"], pytest.param(["worker", "driver", "raylet"], marks=pytest.mark.slow)])
 def test_kills_change_no_bit_of_the_result(tmp_path, victims):
     params = tiny_params()
     params["autoencoders"]["vae"]["training"] = STEPS
