@@ -71,9 +71,8 @@ def open_run(
     with _reachable(uri):
         client = _client(uri)
         experiment = _experiment(client, config, root)
-        found = client.search_runs([experiment], f"tags.{JOB_TAG} = '{job}'", max_results=1)
-        if found:
-            run_id = found[0].info.run_id
+        run_id = _run_id_of(client, experiment, job)
+        if run_id:
             client.update_run(run_id, status="RUNNING")
             return TrackedRun(uri, run_id)
         run_id = client.create_run(experiment, run_name=name, tags={JOB_TAG: job}).info.run_id
@@ -82,6 +81,11 @@ def open_run(
         client.log_inputs(run_id, datasets=[DatasetInput(data, tags=[InputTag("mlflow.data.context", "training")])])
         client.log_batch(run_id, tags=[RunTag("data", dataset["digest"])])
         return TrackedRun(uri, run_id)
+
+
+def _run_id_of(client, experiment: str, job: str) -> str | None:
+    found = client.search_runs([experiment], f"tags.{JOB_TAG} = '{job}'", max_results=1)
+    return found[0].info.run_id if found else None
 
 
 def _experiment(client, config: TrackingConfig, root: Path) -> str:
@@ -137,8 +141,8 @@ def run_of_job(config: TrackingConfig, root: Path, job: str) -> TrackedRun | Non
     with _reachable(uri):
         client = _client(uri)
         experiment = _experiment(client, config, root)
-        found = client.search_runs([experiment], f"tags.{JOB_TAG} = '{job}'", max_results=1)
-        return TrackedRun(uri, found[0].info.run_id) if found else None
+        run_id = _run_id_of(client, experiment, job)
+        return TrackedRun(uri, run_id) if run_id else None
 
 
 def register_champion(

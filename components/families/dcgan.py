@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from components.config import Strict
 from components.data import Batch
 from components.families.base import DataInfo, Losses, Phase
-from components.families.gan import GAN
-from components.nets.dcgan import Discriminator, Generator
+from components.families.gan import GAN, ConvConfig
 from components.optimizers import OptimizerConfig
 
 ADAM = OptimizerConfig(name="adam", learning_rate=2e-4, betas=(0.5, 0.999))  # Radford et al. 2016, section 4
 
 
-class Config(Strict):
-    latent_dim: int = Field(100, ge=1)
-    width: int = Field(64, ge=1)  # channels beside the image; each resolution below has twice as many
+class Config(ConvConfig):
     generator: OptimizerConfig = ADAM
     discriminator: OptimizerConfig = ADAM
 
@@ -29,11 +24,7 @@ class DCGAN(GAN):
 
     def __init__(self, config: Config, data: DataInfo):
         super().__init__(config, data)
-        channels, size, _ = data.shape
-        self.adopt(
-            Generator(channels, size, config.latent_dim, config.width),
-            Discriminator(channels, size, config.width, batch_norm=True),
-        )
+        self.adopt_convolutional(batch_norm=True)
         self.phases = (
             Phase("discriminate", "discriminator", self.discriminator_loss, config.discriminator),
             Phase("generate", "generator", self.generator_loss, config.generator),

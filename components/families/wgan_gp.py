@@ -6,19 +6,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.config import Strict
 from components.data import Batch
 from components.families.base import DataInfo, Losses, Phase
-from components.families.gan import GAN
-from components.nets.dcgan import Discriminator, Generator
+from components.families.gan import GAN, ConvConfig
 from components.optimizers import OptimizerConfig
 
 ADAM = OptimizerConfig(name="adam", learning_rate=1e-4, betas=(0.0, 0.9))  # Gulrajani et al. 2017, Algorithm 1
 
 
-class Config(Strict):
-    latent_dim: int = Field(100, ge=1)
-    width: int = Field(64, ge=1)  # channels beside the image; each resolution below has twice as many
+class Config(ConvConfig):
     penalty_weight: float = Field(10.0, ge=0)
     num_critic_steps: int = Field(5, ge=1)  # the critic's steps for each of the generator's
     generator: OptimizerConfig = ADAM
@@ -30,11 +26,7 @@ class WGANGP(GAN):
 
     def __init__(self, config: Config, data: DataInfo):
         super().__init__(config, data)
-        channels, size, _ = data.shape
-        self.adopt(
-            Generator(channels, size, config.latent_dim, config.width),
-            Discriminator(channels, size, config.width, batch_norm=False),
-        )
+        self.adopt_convolutional(batch_norm=False)
         self.phases = (
             Phase("criticise", "discriminator", self.critic_loss, config.critic),
             Phase("generate", "generator", self.generator_loss, config.generator, every=config.num_critic_steps),
