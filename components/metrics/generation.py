@@ -35,11 +35,16 @@ def seeds(count: int, seed: int) -> Tensor:
     return torch.arange(count) + (seed << 32)
 
 
+def request(sampler: Sampler, settings: Strict, start: int, stop: int, seed: int) -> Request:
+    """Images `start` to `stop` of the set that a seed stands for, labels cycling through the classes."""
+    labels = sampler.cycled_labels(stop)
+    return Request(seeds(stop, seed)[start:], None if labels is None else labels[start:], settings)
+
+
 def requests(sampler: Sampler, settings: Strict, count: int, seed: int, batch_size: int) -> Iterator[Request]:
-    """The requests whose images are the evaluation set, labels cycling through the classes."""
-    labels = sampler.cycled_labels(count)
-    for part in torch.arange(count).split(batch_size):
-        yield Request(seeds(count, seed)[part], None if labels is None else labels[part], settings)
+    """The first `count` images of a set, in batches."""
+    for start in range(0, count, batch_size):
+        yield request(sampler, settings, start, min(start + batch_size, count), seed)
 
 
 def generate(sampler: Sampler, request: Request) -> Generated:

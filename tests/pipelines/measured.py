@@ -53,6 +53,7 @@ def write_run(folder: Path, family_name: str) -> None:
 
 
 def write_project(root: Path) -> None:
+    """Real images, trained models, params.yaml. `pipelines.reference` has not run."""
     (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
     write_images(root / "data/images/train", 40, 1)
     write_images(root / "data/images/test", 30, 2)

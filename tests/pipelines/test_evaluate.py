@@ -14,16 +14,28 @@ from components.errors import ConfigError, DataError, InputError, SamplerError
 from components.metrics import generation
 from components.metrics.protocol import Protocol
 from components.metrics.quality import Reference, quality
-from pipelines import evaluate
+from pipelines import bench, evaluate, reference
 from pipelines.params import EvaluateConfig, load
 from tests.pipelines.measured import PARAMS, write_images, write_project, write_run
 
 
+@pytest.fixture(scope="module")
+def described(tmp_path_factory):
+    root = tmp_path_factory.mktemp("described")
+    write_project(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        reference.main([])
+    return root
+
+
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    write_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def project(described, tmp_path, monkeypatch):
+    """A project whose real images are described."""
+    root = tmp_path / "project"
+    shutil.copytree(described, root)
+    monkeypatch.chdir(root)
+    return root
 
 
 def measured(project, name: str) -> dict:
