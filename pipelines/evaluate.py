@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from components.data import MANIFEST
+from components.data import MANIFEST, verify
 from components.errors import ConfigError, InputError, SamplerError
 from components.files import sha256, whole_folder, write_json, write_whole
 from components.images import encode_png, grid
@@ -23,7 +23,7 @@ from components.metrics import generation
 from components.metrics.frechet import Moments, frechet_distance
 from components.metrics.measuring import FAILURE_PICTURES, NEIGHBOUR_PICTURES
 from components.metrics.search import Trial, best, refuse_bad_space, search
-from components.metrics.work import Eyes, Seen, default_device, prepared
+from components.metrics.work import Eyes, Seen, default_device
 from components.run_folder import Run
 from pipelines import cli, paths
 from pipelines.bench import (
@@ -46,9 +46,11 @@ _GRID_SIDE = 48  # pixels: an image is shown at least about this large in a grid
 
 
 def read_known(bench: Bench) -> dict:
-    """What `reference` found of known sets. Raises InputError if images or protocol have changed since."""
+    """What `reference` found of known sets. Raises InputError if images or protocol have changed since, DataError of
+    damaged images."""
     content = read_json(paths.KNOWN, "reference")
     for folder, described in ((paths.TRAIN_IMAGES, "train_hash"), (paths.TEST_IMAGES, "reference_hash")):
+        verify(folder)
         if sha256(folder / MANIFEST) != getattr(bench.protocol, described):
             raise InputError(f"{folder}: other images than {paths.REFERENCE} describes; run pipelines.reference again")
     if content["protocol"] != bench.protocol.model_dump(mode="json"):
@@ -76,13 +78,13 @@ def searched(params: Params, key: str, run: Run, candidate: dict, bench: Bench, 
     validation = Moments.of(bench.train_seen.vectors)
 
     def score(settings: dict) -> tuple[float, float]:
-        ready, tried = prepared(run, settings, f"{key}.search"), replace(order, candidate=settings)
+        ready, tried = generation.prepared(run, settings, f"{key}.search"), replace(order, candidate=settings)
         pieces = sample(tried, params.cluster, ready, eyes)
         moments = Moments.of(Seen.joined([piece.seen for piece in pieces]).vectors)
         return frechet_distance(moments, validation), ms_per_image(tried, pieces, params.cluster, ready)
 
     known = {*run.family.Settings.model_fields, *candidate}
-    start = prepared(run, candidate, f"{key}.candidates.0")[1].model_dump(mode="json") | candidate
+    start = generation.prepared(run, candidate, f"{key}.candidates.0")[1].model_dump(mode="json") | candidate
     trials = search(config, known, start, score, params.evaluate.seed)
     for number, trial in enumerate(trials):
         told = ", ".join(f"{name}={value}" for name, value in trial.settings.items() if name in config.space)
@@ -118,7 +120,7 @@ def evaluate(params: Params, key: str, device: str) -> dict:
     with whole_folder(paths.SAMPLES / name) as folder:
         for number, candidate in enumerate(candidates):
             order = sampling(params, run.folder, candidate)
-            ready = prepared(run, candidate, f"{key}.candidates.{number}")
+            ready = generation.prepared(run, candidate, f"{key}.candidates.{number}")
             result = measure(params, order, ready, bench, eyes)
             measured.append({**result.figures, "searched": number == len(block.candidates)})
             for suffix, png in pictures(result).items():

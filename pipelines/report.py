@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import platform
-import subprocess
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -151,28 +150,6 @@ def training_curves(params: Params) -> list[Context]:
             title = term.replace("_", " ")
             found.append({"run": name, "term": title, "legend": legend, "svg": Markup(curves(lines, "step"))})
     return found
-
-
-def git_revision() -> str:
-    """The commit, marked where files differ from it; empty outside a git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def locked_outputs() -> list[Context]:
-    """What dvc.lock says that each stage wrote, this stage left out."""
-    if not DVC_LOCK.is_file():
-        return []
-    stages = yaml.safe_load(DVC_LOCK.read_text()).get("stages", {})
-    return [
-        {"stage": stage, "path": out["path"], "md5": out.get("md5", "")}
-        for stage, entry in stages.items()
-        for out in entry.get("outs", [])
-        if stage != "report"
-    ]
 
 
 def lineage(promoted: dict, protocol: dict) -> Context:

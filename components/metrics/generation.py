@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from components.config import Strict
+from components import run_folder
+from components.config import Strict, parse
+from components.errors import SamplerError
 from components.families.base import Sampler
 from components.images import from_uint8, to_uint8
 from components.sampling import Request, drive
@@ -28,6 +30,13 @@ class Generated:
     images: Tensor
     labels: Tensor | None
     seconds: float
+
+
+def prepared(run: run_folder.Run, candidate: dict, where: str) -> tuple[Sampler, Strict]:
+    """The sampler and the settings that one candidate of a block stands for. Raises ConfigError naming `where`."""
+    if not isinstance(run.family, Sampler):
+        raise SamplerError(f"{run.folder}: holds a {run.config.family}, which does not generate images")
+    return run.family, parse(run.family.Settings, candidate, where)
 
 
 def seeds(count: int, seed: int) -> Tensor:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from components import run_folder
-from components.config import Strict, parse
+from components.config import Strict
 from components.data import Dataset, Shard, write_shard
-from components.errors import ConfigError, DataError, SamplerError
+from components.errors import ConfigError, DataError
 from components.families.base import Sampler
 from components.images import from_uint8, to_uint8
 from components.metrics import generation, pretrained
@@ -133,17 +133,10 @@ class Sampling:
         return functools.partial(self._sample, *(sampler or self.open(default_device())), eyes)
 
     def open(self, device: str) -> tuple[Sampler, Strict]:
-        return prepared(run_folder.load(self.run, device), self.candidate, str(self.run))
+        return generation.prepared(run_folder.load(self.run, device), self.candidate, str(self.run))
 
     def _sample(self, sampler: Sampler, settings: Strict, eyes: Eyes, part: int) -> Piece:
         start = part * self.batch_size
         stop = min(start + self.batch_size, self.num_samples)
         made = generation.generate(sampler, generation.request(sampler, settings, start, stop, self.seed))
         return Piece(eyes.look(made.images), to_uint8(made.images) if start < KEPT_IMAGES else None, made.seconds)
-
-
-def prepared(run: run_folder.Run, candidate: dict, where: str) -> tuple[Sampler, Strict]:
-    """The sampler and the settings that one candidate of a block stands for. Raises ConfigError naming `where`."""
-    if not isinstance(run.family, Sampler):
-        raise SamplerError(f"{run.folder}: holds a {run.config.family}, which does not generate images")
-    return run.family, parse(run.family.Settings, candidate, where)
