@@ -33,7 +33,8 @@ from components.families import FAMILIES
 from components.families.base import DataInfo, Family
 from components.files import sha256
 from components.images import encode_png, grid
-from components.training import State, TrainingConfig, fingerprint, fit, refuse_desync
+from components.replicas import fingerprint, refuse_desync
+from components.training import State, TrainingConfig, fit
 from infra.config import ClusterConfig
 from infra.progress import Reports, console
 from infra.ray_session import has_gpu
