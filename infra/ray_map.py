@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 def spreads(cluster: ClusterConfig) -> bool:
     """Whether work leaves this process."""
-    return cluster.num_workers > 1 or cluster.address != "local"
+    return cluster.max_workers > 1 or cluster.address != "local"
 
 
 def spread(
@@ -35,7 +35,7 @@ def spread(
         return
     with session(cluster, root):
         kind = ray.remote(num_cpus=1, num_gpus=1 if has_gpu() else 0)(_Worker)
-        pool = ActorPool([kind.remote(make) for _ in range(min(cluster.num_workers, len(parts)))])
+        pool = ActorPool([kind.remote(make) for _ in range(min(cluster.max_workers, len(parts)))])
         try:
             yield from pool.map(lambda actor, part: actor.work.remote(part), parts)
         except ray.exceptions.RayTaskError as error:
