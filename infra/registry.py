@@ -174,7 +174,7 @@ class Registry:
         reached = [told[number]["left"] for number in numbers[1:]] + [champion.number if champion else ""]
         return [
             Move(number, **told[number], made=told[number]["to"] == after)
-            for number, after in zip(numbers, reached, strict=True)
+            for number, after in zip(numbers, reached, strict=False)  # of no move, nothing was reached
         ]
 
 
