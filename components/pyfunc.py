@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from components import run_folder
+from components.config import parse
 from components.errors import InputError
 from components.images import to_uint8
-from components.metrics.generation import prepared
+from components.metrics.generation import sampler_of
 from components.sampling import Request
 
 SAMPLER, CANDIDATE = "sampler", "candidate.json"
@@ -35,7 +36,8 @@ class RegisteredSampler:
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray:
         """`model_input` is a DataFrame or a mapping of columns. Raises InputError of a label that is no class."""
         chosen = {name: value for name, value in (params or {}).items() if value is not None}
-        sampler, settings = prepared(self._run, {**self._settings, **chosen}, "params")
+        sampler = sampler_of(self._run)
+        settings = parse(sampler.Settings, {**self._settings, **chosen}, "params")
         seeds = torch.tensor(np.array(model_input["seed"], dtype=np.int64))
         labels = None
         if sampler.conditional and "label" in model_input:

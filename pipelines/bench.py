@@ -23,11 +23,9 @@ from components.metrics.measuring import Perception, Real
 from components.metrics.protocol import EvaluateConfig, Protocol, library_versions
 from components.metrics.quality import Reference
 from components.metrics.work import KEPT_IMAGES, Eyes, Piece, Sampling, Seen, default_device
-from infra.config import ClusterConfig
-from infra.ray_map import spread, spreads
+from infra.ray_map import Crew
 from pipelines import paths
 from pipelines.params import Params
-from pipelines.train import ROOT
 
 MOMENTS = "moments.safetensors"
 FIGURES = ("frechet_distance", "precision", "recall", "density", "coverage", "kid", "label_agreement", "ms_per_image")
@@ -100,7 +98,7 @@ def open_bench(params: Params, eyes: Eyes) -> Bench:
         train_hash=str(train_facts.source["data"]),
         image_shape=test.manifest.columns["image"].shape,
         versions=library_versions(*eyes.extractor.libraries),
-        **config.model_dump(exclude={"extractor", "search", "lpips", "clip_score"}),
+        **config.model_dump(exclude={"extractor", "search", "snapshot_samples", "lpips", "clip_score"}),
         **perceived_by,
     )
     labels = torch.cat([columns["label"] for columns in test.chunks(4096)])
@@ -139,16 +137,16 @@ def sampling(params: Params, run: Path, candidate: dict) -> Sampling:
     )
 
 
-def sample(order: Sampling, cluster: ClusterConfig, ready: tuple[Sampler, Strict], eyes: Eyes) -> list[Piece]:
+def sample(crew: Crew, order: Sampling, ready: tuple[Sampler, Strict], eyes: Eyes) -> list[Piece]:
     """The set, by all workers. `ready` and `eyes` are the sampler and the eyes that this process has open."""
-    make: Callable = order.worker if spreads(cluster) else functools.partial(order.worker, ready, eyes)
-    return list(spread(make, order.parts, cluster, ROOT))
+    make: Callable = order.worker if crew.spreads else functools.partial(order.worker, ready, eyes)
+    return list(crew.map(make, order.parts))
 
 
-def ms_per_image(order: Sampling, pieces: list[Piece], cluster: ClusterConfig, ready: tuple[Sampler, Strict]) -> float:
+def ms_per_image(crew: Crew, order: Sampling, pieces: list[Piece], ready: tuple[Sampler, Strict]) -> float:
     """Of a sampler that has its machine to itself: workers that share one would slow each other."""
     sizes = [len(piece.seen.vectors) for piece in pieces]
-    if not spreads(cluster):
+    if not crew.spreads:
         return generation.ms_per_image(list(zip(sizes, (piece.seconds for piece in pieces), strict=True)))
     requests = generation.requests(*ready, max(sizes) * _TIMED, order.seed, max(sizes))
     times = [generation.generate(ready[0], request).seconds for request in requests]
@@ -158,14 +156,13 @@ def ms_per_image(order: Sampling, pieces: list[Piece], cluster: ClusterConfig, r
 def load_sampler(folder: Path, bench: Bench, device: str) -> run_folder.Run:
     """A trained sampler that fits the data. Raises SamplerError if its run folder is damaged or made for others."""
     run = run_folder.load(folder, device)
-    if not isinstance(run.family, Sampler):
-        raise SamplerError(f"{folder}: holds a {run.config.family}, which does not generate images")
-    if run.family.conditional and run.family.data.classes != bench.test.manifest.classes:
+    sampler = generation.sampler_of(run)
+    if sampler.conditional and sampler.data.classes != bench.test.manifest.classes:
         raise SamplerError(f"{folder}: was trained on other classes than {paths.TEST_IMAGES} has; train it again")
     return run
 
 
-def measure(params: Params, order: Sampling, ready: tuple[Sampler, Strict], bench: Bench, eyes: Eyes) -> Measured:
+def measure(crew: Crew, order: Sampling, ready: tuple[Sampler, Strict], bench: Bench, eyes: Eyes) -> Measured:
     """Samples a candidate's set and measures it. The grid is sampled first and warms up."""
     sampler, settings = ready
     config = bench.config
@@ -177,14 +174,14 @@ def measure(params: Params, order: Sampling, ready: tuple[Sampler, Strict], benc
         raise SamplerError(
             f"makes images of shape {tuple(grid.shape[1:])}; {paths.TEST_IMAGES} has {bench.protocol.image_shape}"
         )
-    pieces = sample(order, params.cluster, ready, eyes)
+    pieces = sample(crew, order, ready, eyes)
     seen = Seen.joined([piece.seen for piece in pieces])
     images = from_uint8(torch.cat([piece.images for piece in pieces if piece.images is not None]))
     labels = sampler.cycled_labels(len(seen.vectors))
     figures = {
         "settings": order.candidate | settings.model_dump(mode="json"),
         **measuring.figures(seen, images, labels, bench.real, config, bench.perception),
-        "ms_per_image": ms_per_image(order, pieces, params.cluster, ready),
+        "ms_per_image": ms_per_image(crew, order, pieces, ready),
         "ms_single": generation.ms_single(sampler, settings, config.seed),
         "network_evaluations": generation.network_evaluations(sampler, settings),
     }

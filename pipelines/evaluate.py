@@ -24,7 +24,8 @@ from components.metrics.frechet import Moments, frechet_distance
 from components.metrics.measuring import FAILURE_PICTURES, NEIGHBOUR_PICTURES
 from components.metrics.search import Trial, best, refuse_bad_space, search
 from components.metrics.work import Eyes, Seen, default_device
-from components.run_folder import Run
+from components.run_folder import AVERAGES, Run, read_averages
+from infra.ray_map import Crew, crew
 from pipelines import cli, paths
 from pipelines.bench import (
     FIGURES,
@@ -41,6 +42,7 @@ from pipelines.bench import (
 )
 from pipelines.measurements import read_json
 from pipelines.params import Params, SamplerBlock, load, name_of
+from pipelines.train import ROOT
 
 _GRID_SIDE = 48  # pixels: an image is shown at least about this large in a grid
 
@@ -67,29 +69,49 @@ def load_block(key: str, block: SamplerBlock, bench: Bench, device: str) -> Run:
     return run
 
 
-def searched(params: Params, key: str, run: Run, candidate: dict, bench: Bench, eyes: Eyes) -> list[Trial]:
+def searched(workers: Crew, params: Params, run: Run, candidate: dict, bench: Bench, eyes: Eyes) -> list[Trial]:
     """Trials of solver settings, scored against the training images with samples of another seed than the figures':
     the held-out images do not help to choose what they measure."""
-    config = params.evaluate.search
+    config, seed = params.evaluate.search, params.evaluate.seed
     refuse_bad_space(config.space, "evaluate.search.space")
-    order = replace(
-        sampling(params, run.folder, candidate), num_samples=config.num_samples, seed=params.evaluate.seed + 1
-    )
-    validation = Moments.of(bench.train_seen.vectors)
+    order = replace(sampling(params, run.folder, candidate), num_samples=config.num_samples, seed=seed + 1)
+    validation, device = Moments.of(bench.train_seen.vectors), default_device()
 
     def score(settings: dict) -> tuple[float, float]:
-        ready, tried = generation.prepared(run, settings, f"{key}.search"), replace(order, candidate=settings)
-        pieces = sample(tried, params.cluster, ready, eyes)
+        tried = replace(order, candidate=settings)
+        ready = tried.open(device)
+        pieces = sample(workers, tried, ready, eyes)
         moments = Moments.of(Seen.joined([piece.seen for piece in pieces]).vectors)
-        return frechet_distance(moments, validation), ms_per_image(tried, pieces, params.cluster, ready)
+        return frechet_distance(moments, validation), ms_per_image(workers, tried, pieces, ready)
 
-    known = {*run.family.Settings.model_fields, *candidate}
-    start = generation.prepared(run, candidate, f"{key}.candidates.0")[1].model_dump(mode="json") | candidate
-    trials = search(config, known, start, score, params.evaluate.seed)
+    has_averages = (run.folder / AVERAGES).is_file()
+    known = {*run.family.Settings.model_fields, *([generation.AVERAGE] if has_averages else [])}
+    start = order.open(device)[1].model_dump(mode="json") | candidate
+    trials = search(config, known, start, score, seed)
     for number, trial in enumerate(trials):
         told = ", ".join(f"{name}={value}" for name, value in trial.settings.items() if name in config.space)
-        print(f"{key} trial {number}: {told}: {trial.distance:.4g}, {trial.ms_per_image:.3g} ms", flush=True)
+        print(f"trial {number}: {told}: {trial.distance:.4g}, {trial.ms_per_image:.3g} ms", flush=True)
     return trials
+
+
+def over_training(params: Params, run: Run, candidate: dict, bench: Bench, eyes: Eyes) -> list[dict]:
+    """The distance at each step that averages were kept of, by the narrowest: how quality grew with training."""
+    count = params.evaluate.snapshot_samples
+    if not count or not (run.folder / AVERAGES).is_file():
+        return []
+    kept = sorted(read_averages(run.folder), key=lambda one: (one["step"], -one["sigma_rel"]))
+    narrowest = {one["step"]: one["nets"] for one in kept}
+    order = replace(sampling(params, run.folder, candidate), num_samples=count)
+    sampler, settings = order.open(default_device())
+    found = []
+    for step, nets in narrowest.items():
+        for net, weights in nets.items():
+            sampler.nets[net].load_state_dict(weights)
+        work = order.worker((sampler, settings), eyes)  # here: workers know the folder's own weights
+        vectors = Seen.joined([work(part).seen for part in order.parts]).vectors
+        distance = frechet_distance(Moments.of(vectors), bench.real.reference.moments)
+        found.append({"step": step, "frechet_distance": distance})
+    return found
 
 
 def pictures(measured: Measured) -> dict[str, bytes]:
@@ -113,19 +135,20 @@ def evaluate(params: Params, key: str, device: str) -> dict:
     bench = open_bench(params, eyes)
     known = read_known(bench)
     run = load_block(key, block, bench, device)
-    trials = searched(params, key, run, block.candidates[0], bench, eyes)
-    found = best(trials)
-    candidates = [*block.candidates, *([found.settings] if found else [])]
-    measured = []
-    with whole_folder(paths.SAMPLES / name) as folder:
+    first = block.candidates[0]
+    with crew(params.cluster, ROOT) as workers, whole_folder(paths.SAMPLES / name) as folder:
+        trials = searched(workers, params, run, first, bench, eyes)
+        found = best(trials)
+        candidates = [*block.candidates, *([found.settings] if found else [])]
+        measured = []
         for number, candidate in enumerate(candidates):
             order = sampling(params, run.folder, candidate)
-            ready = generation.prepared(run, candidate, f"{key}.candidates.{number}")
-            result = measure(params, order, ready, bench, eyes)
+            result = measure(workers, order, order.open(device), bench, eyes)
             measured.append({**result.figures, "searched": number == len(block.candidates)})
             for suffix, png in pictures(result).items():
                 (folder / f"{number}{suffix}.png").write_bytes(png)
             print(f"{key} candidate {number}: {row(result.figures)}", flush=True)
+        grown = over_training(params, run, first, bench, eyes)
         write_whole(folder / "candidates.csv", plottable(name, measured))
     distances = [figures["frechet_distance"] for figures in measured]
     winner = distances.index(min(distances))
@@ -137,6 +160,7 @@ def evaluate(params: Params, key: str, device: str) -> dict:
         "device": device_name(device),
         "candidates": measured,
         "search": [asdict(trial) for trial in trials],
+        "over_training": grown,
         "best": winner,
         # `dvc metrics` follows mappings, not lists
         "summary": {figure: measured[winner].get(figure) for figure in FIGURES},

@@ -16,6 +16,7 @@ from components.config import Strict, parse
 from components.errors import ConfigError
 from components.families import family_class
 from components.families.base import Sampler
+from components.metrics.generation import AVERAGE, weights_and_settings
 from components.metrics.protocol import EvaluateConfig
 from components.sources import DataConfig
 from components.training import TrainingConfig
@@ -36,7 +37,8 @@ class TrainBlock(Strict):
 
 class SamplerBlock(TrainBlock):
     """A model that generates. Each of `candidates` is one setting of the family's Settings, measured on its own; the
-    first is the default."""
+    first is the default. Beside Settings it may say `ema_sigma_rel`: weights averaged over another length than the
+    training's own."""
 
     candidates: tuple[dict[str, Any], ...] = ({},)
 
@@ -121,7 +123,12 @@ def _check_family(block: TrainBlock, where: str) -> None:
         if not block.candidates:
             raise ConfigError(f"{where}.candidates: empty; expected at least one setting, [{{}}] for the defaults")
         for number, candidate in enumerate(block.candidates):
-            parse(kind.Settings, candidate, f"{where}.candidates.{number}")
+            length, settings = weights_and_settings(candidate)
+            parse(kind.Settings, settings, f"{where}.candidates.{number}")
+            if length is not None and not block.training.ema_snapshots:
+                raise ConfigError(
+                    f"{where}.candidates.{number}.{AVERAGE}: needs training.ema_snapshots above 0 in its block"
+                )
 
 
 def train_block(params: Params, key: str) -> TrainBlock:

@@ -19,12 +19,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+
 from components import pyfunc, run_folder
 from components.errors import InputError
 from components.files import sha256_folder, whole_folder, write_json
 from components.metrics import generation
 from components.metrics.work import default_device
 from infra import tracking
+from infra.ray_map import crew
 from infra.registry import Entry, Registry, Version
 from pipelines import bench, cli, lineage, paths
 from pipelines.evaluate import pictures
@@ -88,8 +91,10 @@ def measure_again(params: Params, settings: dict, scratch: Path) -> dict:
     eyes = bench.open_eyes(params, device)
     measures = bench.open_bench(params, eyes)
     run = bench.load_sampler(scratch / pyfunc.SAMPLER, measures, device)
-    ready = generation.prepared(run, settings, "the champion's settings")
-    measured = bench.measure(params, bench.sampling(params, run.folder, settings), ready, measures, eyes)
+    ready = generation.open_candidate(run.folder, settings, device, "the champion's settings")
+    order = bench.sampling(params, run.folder, settings)
+    with crew(params.cluster, ROOT) as workers:
+        measured = bench.measure(workers, order, ready, measures, eyes)
     for suffix, png in pictures(measured).items():
         (scratch / PICTURES[suffix]).write_bytes(png)
     return figures_of(measured.figures)
@@ -123,9 +128,11 @@ def figures_of(candidate: Candidate) -> dict[str, Any]:
 
 def described(params: Params, winner: Candidate, metrics: dict) -> dict[str, Any]:
     """A candidate as the registry keeps it beside its weights."""
+    length, settings = generation.weights_and_settings(winner["settings"])
     return {
         "sampler": winner["sampler"],
-        "settings": winner["settings"],
+        "settings": settings,
+        generation.AVERAGE: length,  # the weights are averaged so already
         "figures": figures_of(winner),
         "protocol": metrics["protocol"],
         "device": metrics["device"],
@@ -133,10 +140,25 @@ def described(params: Params, winner: Candidate, metrics: dict) -> dict[str, Any
     }
 
 
-def register(params: Params, registry: Registry, winner: Candidate, metrics: dict) -> tuple[Version, bool]:
-    """The winner's version, and whether it is new. Raises SamplerError of a folder that could not be served."""
-    folder, metric = paths.RUNS / winner["sampler"], params.promote.metric
-    run = run_folder.load(folder)
+def copy_sampler(winner: Candidate, target: Path) -> Path:
+    """The winner's run folder with the weights that it sampled with, and without the other averages. Raises
+    SamplerError of a folder that could not be served."""
+    folder = paths.RUNS / winner["sampler"]
+    length, _ = generation.weights_and_settings(winner["settings"])
+    run = run_folder.load(folder, ema_sigma_rel=length)
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(run_folder.AVERAGES))
+    if length is not None:
+        for net in run.family.kept:
+            weights = {key: value.contiguous() for key, value in run.family.nets[net].state_dict().items()}
+            safetensors.torch.save_file(weights, target / f"{net}.safetensors")
+    return target
+
+
+def register(
+    params: Params, registry: Registry, winner: Candidate, metrics: dict, folder: Path
+) -> tuple[Version, bool]:
+    """The winner's version, and whether it is new. `folder` is its sampler, as `copy_sampler` writes it."""
+    metric = params.promote.metric
     told = described(params, winner, metrics)
     tags = {
         "sampler": winner["sampler"],
@@ -144,7 +166,7 @@ def register(params: Params, registry: Registry, winner: Candidate, metrics: dic
         "git": told["lineage"]["git"],
         metric: f"{winner[metric]:.6g}",
     }
-    job = run.config.provenance.job
+    job = run_folder.read_config(folder).provenance.job
     return registry.register(Entry(folder, winner["content"], job, told, picture_files(winner), tags))
 
 
@@ -164,14 +186,16 @@ def promote(params: Params, registry: Registry, metrics: dict[str, dict]) -> dic
             version = registry.version(winner["version"])
             print(f"{registry.model} v{version.number} stays: {decision.why}")
         else:
-            version, is_new = register(params, registry, winner, metrics[winner["sampler"]])
+            version, is_new = register(
+                params, registry, winner, metrics[winner["sampler"]], copy_sampler(winner, scratch / "registered")
+            )
             registry.move(version, decision.why)
             verb = "registered as" if is_new else "already registered as"
             print(f"{label(winner)} {verb} {registry.model} v{version.number}: {decision.why}")
         track(params, metrics)
         if "number" not in winner:  # it reigns and is no candidate: as fetched, and perhaps measured again
             return write_champion(registry, version, scratch, decision.why)
-        shutil.copytree(paths.RUNS / winner["sampler"], scratch / "of_candidate" / pyfunc.SAMPLER)
+        copy_sampler(winner, scratch / "of_candidate" / pyfunc.SAMPLER)
         for name, png in picture_files(winner).items():
             (scratch / "of_candidate" / name).write_bytes(png)
         told = described(params, winner, metrics[winner["sampler"]]) | {"candidate": winner["number"]}
@@ -189,6 +213,7 @@ def write_champion(registry: Registry, version: Version, source: Path, why: str)
         "key": f"samplers.{told['sampler']}",
         "candidate": told.get("candidate"),  # None of a champion of earlier trainings
         "settings": told["settings"],
+        generation.AVERAGE: told.get(generation.AVERAGE),
         "figures": told["figures"],
         "run_folder": (paths.CHAMPION / pyfunc.SAMPLER).as_posix(),
         "model": registry.model,

@@ -24,7 +24,7 @@ from components.metrics.frechet import Sums
 from components.metrics.measuring import copied_share, figures
 from components.metrics.work import Description, Eyes, Seen, default_device
 from components.randomness import Draws
-from infra.ray_map import spread, spreads
+from infra.ray_map import Crew, crew
 from pipelines import bench, cli, paths
 from pipelines.params import Params, load
 from pipelines.train import ROOT
@@ -43,7 +43,7 @@ def origin(images: Path, eyes: Eyes) -> dict[str, str | int | float]:
     }
 
 
-def describe(params: Params, split: str, eyes: Eyes) -> bool:
+def describe(workers: Crew, params: Params, split: str, eyes: Eyes) -> bool:
     """Writes reference/<split> unless it is there already; tells whether it had to. Raises InputError of images that
     are damaged or of another shape than the judge's."""
     images, target = SPLITS[split], paths.REFERENCE / split
@@ -57,8 +57,8 @@ def describe(params: Params, split: str, eyes: Eyes) -> bool:
         order = Description(
             images.resolve(), folder.resolve(), config.extractor, bench.judge_folder(params), config.batch_size
         )
-        make = order.worker if spreads(params.cluster) else functools.partial(order.worker, eyes)
-        done = list(spread(make, range(len(facts.shards)), params.cluster, ROOT))
+        make = order.worker if workers.spreads else functools.partial(order.worker, eyes)
+        done = list(workers.map(make, range(len(facts.shards))))
         _write_moments(folder / bench.MOMENTS, functools.reduce(Sums.plus, (sums for _, sums in done)))
         shards = [shard for shard, _ in done]
         write_manifest(folder, shards, value_range=facts.value_range, classes=facts.classes, source=wanted)
@@ -108,7 +108,8 @@ def known(measured: bench.Bench, eyes: Eyes) -> dict[str, dict]:
 def reference(params: Params) -> dict:
     """Writes everything below reference/. Returns what known.json holds."""
     eyes = bench.open_eyes(params, default_device())
-    described = {split: describe(params, split, eyes) for split in SPLITS}
+    with crew(params.cluster, ROOT) as workers:
+        described = {split: describe(workers, params, split, eyes) for split in SPLITS}
     for split, anew in described.items():
         manifest: Manifest = read_manifest(paths.REFERENCE / split)
         print(f"{paths.REFERENCE / split}: {manifest.count} images {'described' if anew else 'unchanged'}", flush=True)

@@ -7,6 +7,7 @@ import math
 import torch
 
 from components import run_folder
+from components.config import parse
 from components.data import Dataset
 from components.errors import InputError
 from components.families.base import Sampler
@@ -96,7 +97,7 @@ def autoencoder_pictures(name: str, dataset: Dataset) -> Context:
 def champion_film(champion: Sampler, settings: dict) -> Context | None:
     """How a few images come about: a row an image, from the first estimate to the last. None of a sampler that makes
     them in one step."""
-    chosen = generation.prepared(run_folder.Run(champion, None, paths.CHAMPION), settings, "settings")[1]
+    chosen = parse(champion.Settings, settings, f"{paths.PROMOTED}.settings")
     request = generation.request(champion, chosen, 0, _FILMED, 0)
     frames = film_strip(champion, request, _FRAMES)
     if frames is None:

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from components.families.base import Sampler
 from components.images import from_uint8, to_uint8
 from components.sampling import Request, drive
 
+AVERAGE = "ema_sigma_rel"  # a candidate's key beside its solver settings: the width of the average of weights
 GRID_COLUMNS = 10
 _GRID_ROWS = 10  # without classes
 _MOST_CLASSES = 20  # rows of a grid with classes
@@ -32,11 +34,23 @@ class Generated:
     seconds: float
 
 
-def prepared(run: run_folder.Run, candidate: dict, where: str) -> tuple[Sampler, Strict]:
-    """The sampler and the settings that one candidate of a block stands for. Raises ConfigError naming `where`."""
+def weights_and_settings(candidate: dict) -> tuple[float | None, dict]:
+    """The averaging length that a candidate samples with, None for the training's own, and its solver settings."""
+    return candidate.get(AVERAGE), {name: value for name, value in candidate.items() if name != AVERAGE}
+
+
+def open_candidate(folder: Path, candidate: dict, device: torch.device | str, where: str) -> tuple[Sampler, Strict]:
+    """The sampler and the settings that one candidate of a run folder stands for. Raises ConfigError naming `where` of
+    settings that the sampler does not have, SamplerError of a folder that cannot sample, or not with such weights."""
+    length, chosen = weights_and_settings(candidate)
+    run = run_folder.load(folder, device, length)
+    return sampler_of(run), parse(run.family.Settings, chosen, where)
+
+
+def sampler_of(run: run_folder.Run) -> Sampler:
     if not isinstance(run.family, Sampler):
         raise SamplerError(f"{run.folder}: holds a {run.config.family}, which does not generate images")
-    return run.family, parse(run.family.Settings, candidate, where)
+    return run.family
 
 
 def seeds(count: int, seed: int) -> Tensor:

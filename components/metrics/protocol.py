@@ -43,6 +43,7 @@ class EvaluateConfig(Strict):
     lpips: str = ""  # a file of AlexNet's weights as torchvision ships it; empty: LPIPS diversity is not measured
     clip_score: str = ""  # a CLIP folder or hub name; empty: the fit of image and class name is not measured
     search: SearchConfig = SearchConfig()
+    snapshot_samples: int = Field(0, ge=0)  # at each step that a training kept averages of; 0: not measured
 
 
 class ProtocolMismatch(InputError):

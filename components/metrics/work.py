@@ -133,7 +133,7 @@ class Sampling:
         return functools.partial(self._sample, *(sampler or self.open(default_device())), eyes)
 
     def open(self, device: str) -> tuple[Sampler, Strict]:
-        return generation.prepared(run_folder.load(self.run, device), self.candidate, str(self.run))
+        return generation.open_candidate(self.run, self.candidate, device, str(self.run))
 
     def _sample(self, sampler: Sampler, settings: Strict, eyes: Eyes, part: int) -> Piece:
         start = part * self.batch_size

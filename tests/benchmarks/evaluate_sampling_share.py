@@ -13,7 +13,6 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from components.families import FAMILIES
 from components.families.base import DataInfo, Family
 from components.metrics import generation
 from components.training import State
+from infra.ray_map import Crew
 from pipelines import bench, params, paths, prepare, reference
 from pipelines.train import ROOT
 from tests.benchmarks.common import emit
@@ -80,7 +80,7 @@ def main() -> None:
         eyes = bench.open_eyes(loaded, "cuda" if torch.cuda.is_available() else "cpu")
         measures = bench.open_bench(loaded, eyes)
         order = bench.sampling(loaded, paths.RUNS / "ldm", candidate)
-        bench.measure(loaded, replace(order), order.open(str(next(family.nets.parameters()).device)), measures, eyes)
+        bench.measure(Crew(0), order, order.open(str(next(family.nets.parameters()).device)), measures, eyes)
         whole = time.perf_counter() - start
         os.chdir(home)
     more = {

@@ -13,7 +13,7 @@ import pytest
 
 from components import pyfunc, run_folder
 from components.images import to_uint8
-from components.metrics.generation import prepared
+from components.metrics.generation import open_candidate
 from components.sampling import Request
 from infra.config import TrackingConfig
 from infra.registry import Entry, Registry
@@ -78,8 +78,7 @@ def test_the_champion_loads_and_samples_in_a_clean_process(registered, tmp_path)
 
     import torch
 
-    run = run_folder.load(registered / "runs/ldm")
-    sampler, settings = prepared(run, SETTINGS, "")
+    sampler, settings = open_candidate(registered / "runs/ldm", SETTINGS, "cpu", "")
     here = to_uint8(sampler.sample(Request(torch.tensor([3, 4]), torch.tensor([0, 2]), settings)))
     assert torch.equal(torch.tensor(told["pixels"], dtype=torch.uint8), here.permute(0, 2, 3, 1))
 

@@ -15,9 +15,10 @@ from components.metrics import generation
 from components.metrics.protocol import Protocol
 from components.metrics.quality import Reference, quality
 from infra.config import ClusterConfig
+from infra.ray_map import crew
 from pipelines import bench, evaluate, reference
 from pipelines.params import EvaluateConfig, load
-from tests.pipelines.measured import PARAMS, write_images, write_project, write_run
+from tests.pipelines.measured import PARAMS, write_images, write_project, write_run, write_run_with_averages
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,8 @@ def test_many_workers_describe_and_sample_the_same(project, ray_session):
     sets = []
     for cluster in (ClusterConfig(), ClusterConfig(num_workers=2)):
         eyes = bench.open_eyes(load(), "cpu")
-        pieces = bench.sample(order, cluster, order.open("cpu"), eyes)
+        with crew(cluster, evaluate.ROOT) as workers:
+            pieces = bench.sample(workers, order, order.open("cpu"), eyes)
         assert len(pieces) == 3
         sets.append(pieces)
     params = load().model_copy(update={"cluster": ClusterConfig(num_workers=2)})
@@ -213,6 +215,17 @@ def test_another_protocol_than_the_references_is_refused(project):
     (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "evaluate": {**PARAMS["evaluate"], "seed": 5}}))
     with pytest.raises(InputError, match="known.json: measured under another protocol"):
         evaluate.main(["samplers.ldm"])
+
+
+def test_averages_on_the_way_tell_quality_over_training_time(project):
+    shutil.rmtree(project / "runs/ldm")
+    write_run_with_averages(project / "runs/ldm")
+    content = {**PARAMS, "evaluate": {**PARAMS["evaluate"], "snapshot_samples": 12}}
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    points = measured(project, "ldm")["over_training"]
+    assert [point["step"] for point in points] == [1, 3]
+    assert points[0]["frechet_distance"] != points[1]["frechet_distance"]
+    assert measured(project, "dcgan")["over_training"] == []
 
 
 def test_a_search_adds_the_best_settings_as_a_candidate(project):

@@ -1,13 +1,16 @@
 """Promotion on a tiny measured project: who reigns, what is registered, rollback, and the record of it."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from mlflow import MlflowClient
 
+from components import run_folder
 from components.errors import InputError
 from components.files import write_json
 from infra.registry import CHAMPION, CONTENT_TAG, Registry
@@ -16,7 +19,7 @@ from pipelines import bench, evaluate, promote, reference
 from pipelines.measurements import read_metrics
 from pipelines.params import load
 from pipelines.serve import read_promoted
-from tests.pipelines.measured import PARAMS, write_project
+from tests.pipelines.measured import PARAMS, write_project, write_run_with_averages
 
 MODEL = "latent-foundry"
 
@@ -182,6 +185,30 @@ def test_a_damaged_sampler_is_not_promoted(project):
         promote.main([])
     assert Registry(load().tracking, project, MODEL).champion() is None
     assert not (project / "promoted.json").exists()
+
+
+def test_a_champion_of_another_averaging_length_carries_those_weights(project):
+    shutil.rmtree(project / "runs/ldm")
+    write_run_with_averages(project / "runs/ldm")
+    content = copy.deepcopy(PARAMS)
+    content["samplers"]["ldm"]["training"]["ema_snapshots"] = 2
+    content["samplers"]["ldm"]["candidates"].append({"num_inference_steps": 2, "ema_sigma_rel": 0.05})
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    evaluate.main(["samplers.ldm"])
+    set_distances(project, ldm=[2.0, 1.0, 0.5])
+    promoted = run_promote()
+    assert promoted["candidate"] == 2 and promoted["ema_sigma_rel"] == 0.05
+    assert "ema_sigma_rel" not in promoted["settings"]  # the endpoint has no such setting: the weights are it
+    wanted = run_folder.load(project / "runs/ldm", ema_sigma_rel=0.05).family.nets["unet"].state_dict()
+    plain = run_folder.load(project / "runs/ldm").family.nets["unet"].state_dict()
+    champion = run_folder.load(project / "champion/sampler").family.nets["unet"].state_dict()
+    key = "conv_in.weight"
+    assert torch.equal(champion[key], wanted[key]) and not torch.equal(champion[key], plain[key])
+    assert not (project / "champion/sampler" / run_folder.AVERAGES).exists()
+    registry = Registry(load().tracking, project, MODEL)
+    fetched = registry.fetch(registry.champion(), project / "fetched")
+    assert torch.equal(run_folder.load(fetched / "sampler").family.nets["unet"].state_dict()[key], wanted[key])
+    assert run_promote()["version"] == promoted["version"]
 
 
 def test_show_names_champion_figures_and_report(project, capsys):
