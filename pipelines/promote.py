@@ -40,17 +40,18 @@ PICTURES = {"": "grid.png", "-nearest": "nearest.png", "-failures": "failures.pn
 _NOT_FIGURES = ("sampler", "number", "settings", "content", "withdrawn", "version", "searched", "unmeasurable")
 
 
-def content_hash(folder: Path, settings: dict) -> str:
+def content_hash(folder_hash: str, settings: dict) -> str:
     """Of what would be registered: equal contents sample equal images."""
-    return hashlib.sha256(json.dumps([sha256_folder(folder), settings], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([folder_hash, settings], sort_keys=True).encode()).hexdigest()
 
 
 def read_candidates(metrics: dict[str, dict], withdrawn: dict[str, str]) -> list[Candidate]:
     """Every measured candidate of every sampler. `withdrawn` tells of contents that somebody took back."""
     found = []
     for sampler, measured in metrics.items():
+        folder_hash = sha256_folder(paths.RUNS / sampler)
         for number, figures in enumerate(measured["candidates"]):
-            content = content_hash(paths.RUNS / sampler, figures["settings"])
+            content = content_hash(folder_hash, figures["settings"])
             taken_back = withdrawn.get(content, "")
             found.append({**figures, "sampler": sampler, "number": number, "content": content, "withdrawn": taken_back})
     return found
