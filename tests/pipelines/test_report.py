@@ -10,6 +10,7 @@ import pytest
 from components.errors import InputError
 from components.files import write_json
 from pipelines import evaluate, reference, report
+from tests.infra import chromium
 from tests.pipelines.measured import write_project
 
 VOID = {"meta", "link", "img", "br"}
@@ -217,3 +218,23 @@ def test_a_stale_champion_is_refused(project, stale):
 )
 def test_figures_as_a_person_reads_them(value, shown):
     assert report.figure(value) == shown
+
+
+@pytest.mark.skipif(chromium.EXECUTABLE is None, reason="no Chromium here")
+def test_on_a_phone_and_on_a_desk_nothing_overflows_and_the_console_is_silent(project):
+    page(project)
+    tab = chromium.Page((project / "report.html").as_uri(), project / "profile")
+    try:
+        tab.wait_for("document.readyState === 'complete'")
+        for width in (380, 1400):
+            tab.resize(width, 900)
+            tab.wait_for(f"window.innerWidth === {width}")
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            broken = "[...document.images].filter(image => image.complete && !image.naturalWidth).length"
+            assert tab.evaluate(broken) == 0
+        hovered = "[...document.querySelectorAll('#trade-off ~ .plot title')].map(title => title.textContent)"
+        assert len(tab.evaluate(hovered)) == 3
+        assert tab.problems == []
+        assert [address for address in tab.requests if not address.startswith(("file:", "data:"))] == []
+    finally:
+        tab.close()
