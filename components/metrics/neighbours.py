@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _ROWS = 1024  # of the distance matrix held at once
+_AMONG = 8192  # of the set that is searched for neighbours, as float64 at once
 _EQUAL = 1e-12  # of the squared lengths: what cancellation leaves of the squared distance of equal vectors
 MEMORISED_RATIO = 1 / 3  # Yoon et al. 2023, section 4.1
 
@@ -88,9 +89,15 @@ def _shares_hit(hits: Tensor, weights: Tensor) -> Tensor:
 def nearest(features: Tensor, among: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
     """For each of features (M, D) the `count` nearest of `among` (N, D), nearest first: rows (M, count) int64 and
     distances (M, count)."""
-    blocks = [block.topk(count, largest=False) for block in squared_distances(features, among)]
-    rows = torch.cat([block.indices for block in blocks])
-    return rows, torch.cat([block.values for block in blocks]).sqrt()
+    values, rows = torch.empty(len(features), 0, dtype=torch.float64), torch.empty(len(features), 0, dtype=torch.int64)
+    for start in range(0, len(among), _AMONG):
+        part = among[start : start + _AMONG]
+        blocks = [block.topk(min(count, len(part)), largest=False) for block in squared_distances(features, part)]
+        values = torch.cat([values, torch.cat([block.values for block in blocks])], dim=1)
+        rows = torch.cat([rows, start + torch.cat([block.indices for block in blocks])], dim=1)
+        values, places = values.topk(min(count, values.shape[1]), largest=False)
+        rows = rows.gather(1, places)
+    return rows, values.sqrt()
 
 
 def memorised(distances: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from components.metrics.neighbours import Inside, Manifold, memorised, nearest, 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(neighbours, "_ROWS", 2)  # every figure must be the same across blocks
+    monkeypatch.setattr(neighbours, "_AMONG", 7)
 
 
 def line(*places: float) -> torch.Tensor:
