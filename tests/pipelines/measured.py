@@ -48,7 +48,7 @@ def write_run(folder: Path, family_name: str, snapshots: list[dict] | None = Non
     family = kind(kind.Config(**config), data)
     average = {net: family.nets[net].state_dict() for net in family.kept}
     history = [{"step": step, "first/loss": 2.0 / step, "second/loss": 1.0, "first/kl": -0.5} for step in (1, 2, 3)]
-    provenance = run_folder.Provenance(data="d" * 64, code="c" * 64, job="j" * 16, seed=0, step=3)
+    provenance = run_folder.Provenance(data="d" * 64, code="c" * 64, job=f"{family_name:j<16}", seed=0, step=3)
     state = State(3, {}, {}, average, history, snapshots=snapshots or [])
     run_folder.write(folder, family_name, family, state, provenance)
 

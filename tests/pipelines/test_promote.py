@@ -74,7 +74,7 @@ def retrained(root: Path, sampler: str = "ldm") -> None:
 
 
 def test_the_winner_is_registered_with_all_that_it_needs(project):
-    open_run(load().tracking, project, "ldm", "j" * 16, {}, {"name": "n", "digest": "d" * 40, "source": "s"})
+    open_run(load().tracking, project, "ldm", "latent_diffusion", {}, {"name": "n", "digest": "d" * 40, "source": "s"})
     promoted = run_promote()
     assert (promoted["sampler"], promoted["candidate"], promoted["version"]) == ("ldm", 1, "1")
     store = client(project)
@@ -150,7 +150,7 @@ def test_a_champion_that_cannot_be_measured_any_more_falls(project, monkeypatch,
         raise InputError("other classes")
 
     monkeypatch.setattr(bench, "load_sampler", refuse)
-    set_distances(project, ldm=[9.0, 8.0])
+    set_distances(project, ldm=[9.0, 8.0], dcgan=[50.0])
     promoted = run_promote()
     assert (promoted["version"], promoted["candidate"]) == ("2", 1)
     assert "cannot be measured any more: other classes" in promoted["why"]
@@ -202,7 +202,7 @@ def test_a_champion_of_another_averaging_length_carries_those_weights(project):
     wanted = run_folder.load(project / "runs/ldm", ema_sigma_rel=0.05).family.nets["unet"].state_dict()
     plain = run_folder.load(project / "runs/ldm").family.nets["unet"].state_dict()
     champion = run_folder.load(project / "champion/sampler").family.nets["unet"].state_dict()
-    key = "conv_in.weight"
+    key = next(name for name, value in wanted.items() if value.ndim == 4)
     assert torch.equal(champion[key], wanted[key]) and not torch.equal(champion[key], plain[key])
     assert not (project / "champion/sampler" / run_folder.AVERAGES).exists()
     registry = Registry(load().tracking, project, MODEL)
@@ -216,6 +216,6 @@ def test_show_names_champion_figures_and_report(project, capsys):
     capsys.readouterr()
     promote.main(["--show"])
     told = capsys.readouterr().out
-    assert "champion: ldm (solver heun" in told and "registered as latent-foundry v1" in told
+    assert "champion: ldm (" in told and "solver heun" in told and "registered as latent-foundry v1" in told
     assert "frechet_distance     1  (0.9 to 1.1)" in told
     assert "not written yet" in told

@@ -76,6 +76,7 @@ def test_figures_on_inception_equal_torch_fidelitys(inception_file, folders):
         isc=True,
         kid=True,
         prc=True,
+        feature_extractor="inception-v3-compat",
         isc_splits=1,
         kid_subsets=1,
         kid_subset_size=COUNT,
@@ -100,11 +101,25 @@ def test_figures_on_inception_equal_torch_fidelitys(inception_file, folders):
 
 
 def test_fid_on_inception_equals_torchmetrics(inception_file, folders):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     from torchmetrics.image.fid import FrechetInceptionDistance
 
+    class Network(torch.nn.Module):
+        """As torchmetrics wraps it where torch-fidelity was there when torchmetrics was imported."""
+
+        num_features = 2048
+
+        def __init__(self):
+            super().__init__()
+            path = str(inception_file)
+            self.net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.net(images)[0]
+
     _, sets = folders
-    theirs = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=str(inception_file))
-    theirs.set_dtype(torch.float64).update(sets["real"], real=True)
+    theirs = FrechetInceptionDistance(feature=Network()).set_dtype(torch.float64)
+    theirs.update(sets["real"], real=True)
     theirs.update(sets["made"], real=False)
     extractor = pretrained.inception(str(inception_file), "cpu")
     moments = [Moments.of(extractor.embed(from_uint8(sets[name])).vectors) for name in ("made", "real")]
@@ -221,10 +236,13 @@ def test_images_of_the_networks_own_size_are_not_resized():
     )
 
 
-def test_lpips_equals_torchmetrics_on_the_same_weights(tmp_path):
+def test_lpips_equals_torchmetrics_on_the_same_weights(tmp_path, monkeypatch):
     need("torchvision")
     import torchvision
+    from torchmetrics.functional.image import lpips
     from torchmetrics.functional.image.lpips import _NoTrainLpips
+
+    monkeypatch.setattr(lpips, "_TORCHVISION_AVAILABLE", True)  # looked for when torchmetrics was imported
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
