@@ -29,8 +29,8 @@ def locked_stages() -> dict[str, Any]:
 
 
 def graph() -> list[list[dict[str, Any]]]:
-    """The stages of dvc.lock by how many lie before them: each with its name, the stages that it waits for last, and the
-    seconds that its last run took, None where that is not on record."""
+    """The stages of dvc.lock by how many lie before them: each with its name, the last stages that it waits for, and
+    the seconds that its last run took, None where that is not on record."""
     stages = locked_stages()
     made = {out["path"]: stage for stage, entry in stages.items() for out in entry.get("outs", [])}
 
