@@ -11,6 +11,7 @@ import functools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -191,6 +192,19 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         columns = {name: values.to(device, non_blocking=True) for name, values in self.columns.items()}
         return Batch(columns, self.draws.to(device), self.weight)
+
+    def split(self, parts: int) -> list[tuple[Batch, float]]:
+        """Up to `parts` batches of about as many rows each, with each one's share of the rows."""
+        rows = len(self.draws.keys)
+        cuts = [rows * part // parts for part in range(parts + 1)]
+        return [
+            (
+                Batch({name: values[a:b] for name, values in self.columns.items()}, Draws(self.draws.keys[a:b])),
+                (b - a) / rows,
+            )
+            for a, b in pairwise(cuts)
+            if a < b
+        ]
 
 
 def row_weight(batch_size: int, rank: int, world: int) -> float:
