@@ -13,15 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from components.data import Batch, Dataset, batches, write_manifest, write_shard
+from components.data import Dataset, batches, write_manifest, write_shard
 from components.families import FAMILIES
 from components.families.base import DataInfo, Family
 from components.files import whole_folder
-from components.training import TrainingConfig, fit
+from components.training import TrainingConfig, Wrap, fit
 from pipelines import params
 from pipelines.train import ROOT
+from tests.components.helpers import no_wrap
 from tests.infra.champion import untrained
 
 RESULTS = ROOT / "bench.jsonl"
@@ -68,6 +69,19 @@ def noise_rows(info: DataInfo, count: int, seed: int = 0) -> dict[str, np.ndarra
     return {"mean": mean, "std": np.exp(std) / 10, "label": label}
 
 
+class Rows:
+    """Columns in memory, in the place of a Dataset."""
+
+    def __init__(self, columns: dict[str, np.ndarray]):
+        self._columns = {name: torch.from_numpy(values) for name, values in columns.items()}
+
+    def __len__(self) -> int:
+        return len(self._columns["label"])
+
+    def take(self, rows: Tensor) -> dict[str, Tensor]:
+        return {name: values[rows] for name, values in self._columns.items()}
+
+
 def write_noise(folder: Path, info: DataInfo, count: int, rows_per_shard: int = 1024) -> Dataset:
     """A data set on disk with `count` rows of `noise_rows`."""
     with whole_folder(folder) as working:
@@ -80,24 +94,12 @@ def write_noise(folder: Path, info: DataInfo, count: int, rows_per_shard: int = 
     return Dataset(folder)
 
 
-class Autocast(nn.Module):
-    """A net whose forward runs in bfloat16 where that is safe and answers in float32, as accelerate wraps one."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor | tuple[Tensor, ...]:
-        device = next(self.net.parameters()).device.type
-        with torch.autocast(device, dtype=torch.bfloat16):
-            answer = self.net(*inputs, **named)
-        return answer.float() if isinstance(answer, Tensor) else tuple(part.float() for part in answer)
-
-
-WRAPS = {
-    "float32": lambda net, optimizer: (net, optimizer),
-    "bfloat16": lambda net, optimizer: (Autocast(net), optimizer),
-}
+def as_a_worker() -> None:
+    """Sets torch up as a training's worker does, with all cores that this process may use."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if not torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 class Clock:
@@ -113,7 +115,7 @@ class Clock:
 
 
 def fit_rate(
-    family: Family, dataset: Dataset, batch_size: int, steps: int, warm: int, precision: str = "float32", **training
+    family: Family, dataset: Dataset, batch_size: int, steps: int, warm: int, wrap: Wrap = no_wrap, **training
 ) -> float:
     """Rows a second of `fit` over `steps` steps after `warm` ones."""
     clock = Clock(batches(dataset, batch_size))
@@ -124,16 +126,11 @@ def fit_rate(
         iter(clock),
         config,
         start=None,
-        wrap=WRAPS[precision],
+        wrap=wrap,
         report=lambda step, figures: figures,
         save=lambda state: saved.append(time.perf_counter()),
     )
     return steps * batch_size / (saved[-1] - clock.times[warm])
-
-
-def endless(batch: Batch) -> Iterator[Batch]:
-    while True:
-        yield batch
 
 
 def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from components.data import Dataset
 from components.families.latent_diffusion import LatentDiffusion
-from tests.benchmarks.common import demo, emit, fit_rate, in_turn, write_noise
+from tests.benchmarks.common import as_a_worker, demo, emit, fit_rate, in_turn, write_noise
 
 STEPS, WARM, ROUNDS = 8, 3, 3
 ACCELERATE = {"float32": "no", "bfloat16": "bf16"}
@@ -84,6 +84,7 @@ def their_rate(family: LatentDiffusion, dataset: Dataset, batch_size: int, preci
     from diffusers.training_utils import EMAModel
     from tqdm.auto import tqdm
 
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision otherwise
     accelerator = Accelerator(mixed_precision=ACCELERATE[precision], cpu=not torch.cuda.is_available())
     model = Theirs(family)
@@ -125,8 +126,8 @@ def sides(dataset: Dataset) -> dict[str, Callable[[], float]]:
 
     def ours(precision: str) -> float:
         family, _, batch_size = demo("ldm")
-        torch.use_deterministic_algorithms(not torch.cuda.is_available())  # as a worker sets it
-        rate = fit_rate(family, dataset, batch_size, STEPS, WARM, precision, clip_norm=1.0)
+        as_a_worker()
+        rate = fit_rate(family, dataset, batch_size, STEPS, WARM, precision=precision, clip_norm=1.0)
         torch.use_deterministic_algorithms(False)
         return rate
 
@@ -143,7 +144,6 @@ def sides(dataset: Dataset) -> dict[str, Callable[[], float]]:
 
 def main() -> None:
     let_torchvision_import()
-    torch.set_num_threads(os.cpu_count() or 1)
     family, info, _ = demo("ldm")
     counts = [sum(p.numel() for p in net.parameters()) for net in (family.nets["unet"], Theirs(family))]
     assert counts[0] == counts[1], "the two sides must train equally many parameters"
