@@ -37,6 +37,8 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[None]:
     local = cluster.address == "local"
     if local:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody gives notice on one's own machine
+        # idle processes started in advance fit none of Ray Train's actors, whose environment differs; they only cost
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # two CPUs more than workers: a group that fills the machine would leave Ray Data and the controller none
     capacity = {"num_cpus": max(os.cpu_count() or 1, cluster.max_workers) + 2, "include_dashboard": False}
     try:

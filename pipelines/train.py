@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from components import run_folder
@@ -69,15 +70,16 @@ def main(argv: list[str]) -> None:
         **{f"training.{name}": value for name, value in job.training.model_dump(mode="json").items()},
     }
     dataset = {"name": job.data.removeprefix(f"{ROOT}/"), "digest": job.data_hash, "source": job.data}
-    tracked = tracking.open_run(params.tracking, ROOT, job.name, job.hash, described, dataset)
     succeeded = False
-    try:
-        with session(params.cluster, ROOT):
-            storage, logger = ROOT / params.cluster.storage_path, tracking.RunLogger(tracked)
-            state = ray_train.train(job, params.cluster, storage, logger)
-        succeeded = True
-    finally:
-        tracking.close_run(tracked, succeeded)
+    with ThreadPoolExecutor(1) as beside:  # MLflow's import and Ray's start take seconds each, side by side fewer
+        tracked = beside.submit(tracking.open_run, params.tracking, ROOT, job.name, job.hash, described, dataset)
+        try:
+            with session(params.cluster, ROOT):
+                storage, logger = ROOT / params.cluster.storage_path, tracking.RunLogger(tracked.result())
+                state = ray_train.train(job, params.cluster, storage, logger)
+            succeeded = True
+        finally:
+            tracking.close_run(tracked.result(), succeeded)
     provenance = run_folder.Provenance(
         data=job.data_hash, code=job.code_hash, job=job.hash, seed=job.seed, step=state.step
     )
