@@ -31,7 +31,7 @@ Wrap = Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, torch.optim
 class TrainingConfig(Strict):
     """How long and how to train; everything is counted in steps, `batch_size` in rows over all workers.
 
-    `precision: auto` computes in bfloat16 on a GPU and in float32 on a CPU, where bfloat16 was measured slower.
+    `precision: auto` computes in bfloat16 where matrices multiply faster so, and in float32 elsewhere.
     """
 
     steps: int = Field(gt=0)
@@ -150,7 +150,7 @@ def step_player(family: Family, player: Player, batch: Batch, step: int, config:
 def _backward(player: Player, batch: Batch, config: TrainingConfig) -> dict[str, Tensor]:
     """Gradients of the whole batch, part by part; returns the means of the figures over its rows."""
     device = batch.draws.keys.device.type
-    low = config.precision == "bfloat16" or (config.precision == "auto" and device == "cuda")
+    low = config.precision == "bfloat16" or (config.precision == "auto" and _bfloat16_pays(device))
     total: dict[str, Tensor] = {}
     parts = batch.split(config.accumulate)
     for number, (part, share) in enumerate(parts, 1):
@@ -165,6 +165,11 @@ def _backward(player: Player, batch: Batch, config: TrainingConfig) -> dict[str,
         for name, value in losses.items():
             total[name] = total.get(name, 0) + share * value.detach()
     return total
+
+
+def _bfloat16_pays(device: str) -> bool:
+    """On GPUs, and on CPUs with matrix tiles for it (Intel AMX); others were measured slower so."""
+    return device == "cuda" or torch.cpu._is_amx_tile_supported()
 
 
 def _begin(start: State | None, averaged: dict[str, nn.Module], config: TrainingConfig) -> State:
