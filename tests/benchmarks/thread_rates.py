@@ -13,7 +13,7 @@ from components.data import Dataset
 from tests.benchmarks.common import as_a_worker, demo, emit, fit_rate, in_turn, write_noise
 from tests.benchmarks.training_options import channels_last
 
-STEPS, WARM, ROUNDS = 8, 3, 2
+STEPS, WARM, ROUNDS = 5, 2, 2
 MODELS = {"vae": 1, "judge": 3, "ldm": 1, "dcgan": 8, "wgan_gp": 8}  # times STEPS, for those that are fast
 CHANNELS_LAST = ("dcgan", "wgan_gp")
 

@@ -25,7 +25,7 @@ from components.data import Dataset
 from components.families.latent_diffusion import LatentDiffusion
 from tests.benchmarks.common import as_a_worker, demo, emit, fit_rate, in_turn, write_noise
 
-STEPS, WARM, ROUNDS = 8, 3, 3
+STEPS, WARM, ROUNDS = 6, 2, 3
 ACCELERATE = {"float32": "no", "bfloat16": "bf16"}
 
 
