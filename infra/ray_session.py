@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon the end of a run is noticed; 2 s by default
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of 5: how soon a notice is heard
+    "RAY_health_check_period_ms": "1000",  # of 3000: five failures are a node's death, which until then counts as alive
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what future versions do; silences the notice about it
 }
 
