@@ -32,8 +32,8 @@ class Watched(FAMILIES["wgan_gp"]):
         return {
             "rows": float(len(train["image"]) + len(held_out["image"])),
             "classes": float(len(judge.data.classes)),
-            "generator": float(next(self.nets["generator"].parameters()).sum()),
-            "discriminator": float(next(self.nets["discriminator"].parameters()).sum()),
+            "generator": next(self.nets["generator"].parameters()).sum().item(),
+            "discriminator": next(self.nets["discriminator"].parameters()).sum().item(),
         }
 
 
@@ -52,7 +52,7 @@ def test_a_look_sees_the_average_of_what_is_kept_and_the_live_weights_of_the_res
     state = State(3, {name: net.state_dict() for name, net in family.nets.items()}, {}, average)
     picture, figures = looks.Looker(job, "cpu").look(state)
     assert picture.startswith(b"\x89PNG")
-    first = {name: next(net.parameters()) for name, net in family.nets.items()}
+    first = {name: next(net.parameters()).detach() for name, net in family.nets.items()}
     assert figures["watch/rows"] == 128
     assert figures["watch/classes"] == 2
     assert figures["watch/generator"] == pytest.approx(float((first["generator"] + 1).sum()), rel=1e-5)
