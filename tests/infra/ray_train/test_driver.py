@@ -12,6 +12,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from components import run_folder
 from components.data import Dataset, batches
 from components.errors import InputError, TrainingError
 from components.families import FAMILIES
@@ -30,10 +31,10 @@ def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("data") / "train")
 
 
-def run(job, storage, num_workers=1):
+def run(job, storage, num_workers=1, sharding="none"):
     dataset = {"name": "d", "digest": "d", "source": "d"}
     tracked = tracking.open_run(TrackingConfig(), storage, job.name, job.hash, {}, dataset)
-    cluster = ClusterConfig(num_workers=num_workers, threads_per_worker=1)
+    cluster = ClusterConfig(num_workers=num_workers, threads_per_worker=1, sharding=sharding)
     return ray_train.train(job, cluster, storage, tracking.RunLogger(tracked)), tracked
 
 
@@ -107,6 +108,19 @@ def test_two_workers_train_on_the_same_global_batches(ray_session, images, tmp_p
     for row, other in zip(in_process(job).history, together.history, strict=True):
         assert row.keys() == other.keys()
         assert all(math.isclose(row[key], other[key], rel_tol=1e-3, abs_tol=1e-3) for key in row), (row, other)
+
+
+@pytest.mark.slow
+def test_weights_spread_over_two_workers_end_whole_in_the_run_folder(ray_session, images, tmp_path):
+    """The same run, by FSDP2 over gloo: components alone is tests/components/test_sharding.py."""
+    job = make_job(images)
+    spread, _ = run(job, tmp_path, num_workers=2, sharding="fsdp2")
+    for row, other in zip(in_process(job).history, spread.history, strict=True):
+        assert all(math.isclose(row[key], other[key], rel_tol=1e-3, abs_tol=1e-3) for key in row), (row, other)
+    provenance = run_folder.Provenance(data="d", code="c", job=job.hash, seed=0, step=spread.step)
+    run_folder.write(tmp_path / "vae", job.family, job.build(), spread, provenance)
+    loaded = run_folder.load(tmp_path / "vae").family.nets["autoencoder"].state_dict()
+    assert_same(loaded, spread.average["autoencoder"])
 
 
 def test_a_jobs_hash_knows_its_data_and_settings(images):
