@@ -133,9 +133,9 @@ def step_player(family: Family, player: Player, batch: Batch, step: int, config:
     """One phase's move on one batch; returns its figures, detached."""
     if len(family.phases) > 1:
         _freeze_all_but(family, player.raw)
-    _set_learning_rate(player, step, config.steps)
+    rate = _set_learning_rate(player, step, config.steps)
     player.optimizer.zero_grad(set_to_none=True)
-    figures = _backward(player, batch, config)
+    figures = _backward(player, batch, config) | {"learning_rate": torch.tensor(rate)}
     norm = sharding.gathered(nn.utils.clip_grad_norm_(player.raw.parameters(), config.clip_norm or math.inf))
     figures["grad_norm"] = norm
     if config.on_nonfinite == "skip":
@@ -220,10 +220,11 @@ def _freeze_all_but(family: Family, moving: nn.Module) -> None:
                 module.track_running_stats = net is moving
 
 
-def _set_learning_rate(player: Player, step: int, num_steps: int) -> None:
+def _set_learning_rate(player: Player, step: int, num_steps: int) -> float:
     rate = optimizers.learning_rate(player.phase.optimizer, step, num_steps)
     for group in player.optimizer.param_groups:
         group["lr"] = rate
+    return rate
 
 
 def snapshot(family: Family, players: list[Player], state: State) -> State:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from components import run_folder
 from components.config import parse
-from components.data import MANIFEST, verify
+from components.data import MANIFEST, read_manifest, verify
 from components.families import family_class
 from components.families.base import AutoencoderInfo, data_info
 from components.files import sha256, sha256_folder
 from infra import ray_train, tracking
 from infra.ray_session import session
 from pipelines import cli, paths
-from pipelines.params import Params, load, name_of, train_block
+from pipelines.params import Params, TrainBlock, load, name_of, train_block
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,7 +39,18 @@ def make_job(params: Params, key: str) -> ray_train.Job:
         data=str(folder.resolve()),
         data_hash=data_hash(folder),
         code_hash=code_hash(),
+        watch=_watch(block),
     )
+
+
+def _watch(block: TrainBlock) -> ray_train.Watch | None:
+    """What to compare checkpoints with, checked to be there."""
+    watch = getattr(block, "watch", None)
+    if watch is None:
+        return None
+    run_folder.read_config(Path(watch.judge))
+    read_manifest(Path(watch.held_out))
+    return ray_train.Watch(str(Path(watch.judge).resolve()), str(Path(watch.held_out).resolve()))
 
 
 def read_autoencoder_info(folder: Path) -> AutoencoderInfo | None:
