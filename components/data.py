@@ -187,10 +187,11 @@ class Batch:
     columns: dict[str, Tensor]
     draws: Draws
     weight: float = 1.0
+    step: int = 0  # of training, from 0
 
     def to(self, device: torch.device) -> Batch:
         columns = {name: values.to(device, non_blocking=True) for name, values in self.columns.items()}
-        return Batch(columns, self.draws.to(device), self.weight)
+        return Batch(columns, self.draws.to(device), self.weight, self.step)
 
 
 def row_weight(batch_size: int, rank: int, world: int) -> float:
@@ -217,5 +218,5 @@ def batches(
     step = start
     while True:
         rows = global_batch(step, batch_size, len(dataset), seed)[part]
-        yield Batch(dataset.take(rows), Draws.of(seed, step, places), weight)
+        yield Batch(dataset.take(rows), Draws.of(seed, step, places), weight, step)
         step += 1

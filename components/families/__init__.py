@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from components.errors import ConfigError
 from components.families.base import Family
+from components.families.cgan import CGAN
 from components.families.dcgan import DCGAN
 from components.families.judge import Judge
 from components.families.latent_diffusion import LatentDiffusion
 from components.families.vae import VAE
+from components.families.wgan import WGAN
 from components.families.wgan_gp import WGANGP
 
 FAMILIES: dict[str, type[Family]] = {
@@ -15,7 +17,9 @@ FAMILIES: dict[str, type[Family]] = {
     "judge": Judge,
     "latent_diffusion": LatentDiffusion,
     "dcgan": DCGAN,
+    "wgan": WGAN,
     "wgan_gp": WGANGP,
+    "cgan": CGAN,
 }
 
 

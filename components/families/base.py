@@ -35,6 +35,7 @@ class Phase:
     loss: Callable[[nn.Module, Batch], Losses]
     optimizer: OptimizerConfig
     every: int = 1  # steps: 5 means at steps 4, 9, 14, ...
+    after: Callable[[nn.Module], None] | None = None  # sees the net itself after each of its optimizer's steps
 
 
 class DataInfo(Strict):
@@ -75,6 +76,12 @@ class Family:
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor | None:
         """Images to look at during training, (N, C, H, W) in [-1, 1], or None. `columns`: rows of the training set."""
         return None
+
+    def watch(
+        self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor] | None, judge: Family | None
+    ) -> dict[str, float]:
+        """Figures that tell whether the training goes astray, of rows of the two splits and a trained judge."""
+        return {}
 
 
 class Sampler(Family):

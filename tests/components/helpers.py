@@ -25,7 +25,9 @@ TINY: dict[str, tuple[dict, DataInfo]] = {  # a small config and its data, for e
     "judge": ({"width": 4, "feature_dim": 6}, IMAGES),
     "latent_diffusion": ({"widths": (8, 16), "heads": 2, "context_dim": 8}, LATENTS),
     "dcgan": ({"latent_dim": 5, "width": 4}, IMAGES),
+    "wgan": ({"latent_dim": 5, "width": 4, "num_critic_steps": 2}, IMAGES),
     "wgan_gp": ({"latent_dim": 5, "width": 4, "num_critic_steps": 2}, IMAGES),
+    "cgan": ({"latent_dim": 5, "width": 4}, IMAGES),
 }
 
 
