@@ -28,6 +28,11 @@ TINY: dict[str, tuple[dict, DataInfo]] = {  # a small config and its data, for e
     "wgan": ({"latent_dim": 5, "width": 4, "num_critic_steps": 2}, IMAGES),
     "wgan_gp": ({"latent_dim": 5, "width": 4, "num_critic_steps": 2}, IMAGES),
     "cgan": ({"latent_dim": 5, "width": 4}, IMAGES),
+    "sagan": ({"latent_dim": 5, "width": 4}, IMAGES),
+    "biggan": ({"latent_dim": 7, "width": 4, "embedding_dim": 3}, IMAGES),
+    "bigbigan": ({"latent_dim": 7, "width": 4}, IMAGES),
+    "stylegan2": ({"latent_dim": 5, "width": 4, "style_dim": 6, "mapping_layers": 2, "penalise_every": 2}, IMAGES),
+    "r3gan": ({"latent_dim": 5, "width": 4, "blocks": 1, "group_size": 2, "embedding_dim": 3}, IMAGES),
 }
 
 

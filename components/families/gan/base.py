@@ -35,11 +35,14 @@ class GAN(Sampler):
     Settings = Settings
     Config = GANConfig
     kept = ("generator",)
+    labels_optional = False  # of a conditional variant: whether it can do without classes
 
     def __init__(self, config: GANConfig, data: DataInfo):
         self.config, self.data = config, data
         if type(self).conditional and not data.classes:
-            raise DataError(f"{type(self).__name__.lower()}: expected labelled images, found no classes")
+            if not self.labels_optional:
+                raise DataError(f"{type(self).__name__.lower()}: expected labelled images, found no classes")
+            self.conditional = False
         self.loss = LOSSES[config.loss]
         self.adopt(**self.players())
         self.phases = self.moves()
