@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from components.data import Batch
-from components.families import biggan
 from components.families.base import Family, Losses, Phase
 from components.families.gan.base import refuse_unless_doubled
+from components.families.gan.big import Big, BigConfig
+from components.families.gan.standing import WHOLE
 from components.images import from_uint8
 from components.metrics.probe import probe_accuracy
 from components.nets.gan.critic import Sample
@@ -19,13 +20,12 @@ from components.nets.gan.joint import Encoder, JointCritic
 from components.optimizers import OptimizerConfig
 
 
-class Config(biggan.Config):
+class Config(BigConfig):
     encoder: OptimizerConfig = OptimizerConfig(name="adam", learning_rate=2e-4, betas=(0.0, 0.999))
 
 
-class BigBiGAN(biggan.BigGAN):
+class BigBiGAN(Big):
     Config = Config
-    conditional = False
     kept = ("generator", "encoder")
 
     def players(self) -> dict[str, nn.Module]:
@@ -33,7 +33,7 @@ class BigBiGAN(biggan.BigGAN):
         (channels, size, _), config = self.data.shape, self.config
         sizes = (channels, size, config.width, config.latent_dim, config.attention_at)
         return {
-            "generator": self.made_by(channels, size),
+            "generator": self.residual_generator(),
             "discriminator": JointCritic(*sizes),
             "encoder": Encoder(*sizes),
         }
@@ -69,7 +69,7 @@ class BigBiGAN(biggan.BigGAN):
         """Images (B, C, H, W) through encoder and generator, in [-1, 1]."""
         self.nets.eval()
         codes = self.nets["encoder"](images)
-        return self.standing(codes, torch.full((len(codes),), biggan.WHOLE, device=codes.device))
+        return self.standing(codes, torch.full((len(codes),), WHOLE, device=codes.device))
 
     def watch(
         self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor] | None, judge: Family | None

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from components.families.gan.base import GAN, critic_options, refuse_unless_doubled
 from components.families.gan.config import ConvConfig
-from components.nets.gan.critic import Critic
-from components.nets.gan.dcgan import Flat, Generator, Trunk
+from components.families.gan.convolutional import ConvolutionalGAN
 
 
-class DCGAN(GAN):
-    Config = ConvConfig
-    batch_norm = True  # of the discriminator
+class DCGAN(ConvolutionalGAN):
+    Config = ConvConfig  # whose defaults are those of Radford et al. 2016, section 4
 
     def players(self) -> dict[str, nn.Module]:
-        refuse_unless_doubled(self)
-        (channels, size, _), config = self.data.shape, self.config
-        return {
-            "generator": Generator(channels, size, config.latent_dim, config.width),
-            "discriminator": Critic(
-                Trunk(channels, size, config.width, self.batch_norm), Flat, **critic_options(self)
-            ),
-        }
+        return self.convolutional()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pydantic import Field
+from torch import nn
 
-from components.families.dcgan import DCGAN
 from components.families.gan.config import ConvConfig
+from components.families.gan.convolutional import ConvolutionalGAN
 from components.families.gan.losses import LossName
 from components.optimizers import OptimizerConfig
 
@@ -20,5 +21,8 @@ class Config(ConvConfig):
     discriminator: OptimizerConfig = RMSPROP
 
 
-class WGAN(DCGAN):
+class WGAN(ConvolutionalGAN):
     Config = Config
+
+    def players(self) -> dict[str, nn.Module]:
+        return self.convolutional()

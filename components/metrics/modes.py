@@ -77,7 +77,10 @@ class Floors(Strict):
     recall: float = 0.1
 
 
-def collapsed(figures: Mapping[str, float], num_classes: int, floors: Floors = Floors()) -> str | None:
+FLOORS = Floors()
+
+
+def collapsed(figures: Mapping[str, float], num_classes: int, floors: Floors = FLOORS) -> str | None:
     """Why the figures say that a sampler draws only a part of the data, in one line; None if they do not.
 
     Reads `classes_hit`, `label_entropy` and `recall`, those of them that are there and not None.

@@ -104,7 +104,7 @@ def test_two_workers_train_on_the_same_global_batches(undisturbed, images, tmp_p
 def test_a_second_derivative_passes_through_data_parallelism(ray_session, images, tmp_path):
     state, _ = run(make_job(images, "wgan_gp"), tmp_path, num_workers=2)
     assert state.step == 6
-    assert all(0 < row["criticise/gradient_penalty"] < 2 for row in state.history)
+    assert all(0 < row["discriminate/gradient_penalty"] < 2 for row in state.history)
 
 
 class DiesOnce(FAMILIES["vae"]):

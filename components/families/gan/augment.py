@@ -118,9 +118,7 @@ def _log_scale(draws: Draws) -> Tensor:
 GEOMETRIC: dict[str, Callable[[Draws, int], Tensor]] = {
     "flip": _flip,
     "rotate90": lambda draws, side: _rotation(draws, draws.integers("turns", 4) * (math.pi / 2)),
-    "translate": lambda draws, side: _shift(
-        draws, ((draws.uniform("by", (2,)) * 2 - 1) * 0.125 * side).round() / side
-    ),
+    "translate": lambda draws, side: _shift(draws, ((draws.uniform("by", (2,)) * 2 - 1) * 0.125 * side).round() / side),
     "scale": lambda draws, side: _scale(draws, *[_log_scale(draws)] * 2),
     "rotate": lambda draws, side: _rotation(draws, (draws.uniform("angle") * 2 - 1) * math.pi),
     "stretch": lambda draws, side: _scale(draws, _log_scale(draws), 1 / _log_scale(draws)),

@@ -1,4 +1,4 @@
-"""What a GAN's training is watched for: modes that the generator drops, images that the discriminator knows by heart."""
+"""What GAN training is watched for: modes that the generator drops, images that the discriminator learns by heart."""
 
 from __future__ import annotations
 

@@ -45,7 +45,9 @@ class GroupedCritic(nn.Module):
             answers = [self.judge(group) for group in groups]
             return Verdict(*(tuple(parts) for parts in zip(*answers, strict=True)))
         sizes = [len(group["images"]) for group in groups]
-        together = {key: torch.cat([group[key] for group in groups]) for key in groups[0]} if len(groups) > 1 else groups[0]
+        together = (
+            {key: torch.cat([group[key] for group in groups]) for key in groups[0]} if len(groups) > 1 else groups[0]
+        )
         scores, features = self.judge(together)
         return Verdict(scores.split(sizes), features.split(sizes))
 

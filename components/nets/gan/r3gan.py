@@ -3,6 +3,7 @@ for both players, mirrored."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -55,7 +56,7 @@ class Sizes(nn.Module):
                 for channels in self.widths
             ]
         )
-        pairs = zip(self.widths, self.widths[1:], strict=False)
+        pairs = itertools.pairwise(self.widths)
         # where channels change a 1x1 convolution carries them over
         self.across = nn.ModuleList([initialised(nn.Conv2d(*self.order(*pair), 1, bias=False), 1.0) for pair in pairs])
 

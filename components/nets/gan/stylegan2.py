@@ -3,6 +3,7 @@ a residual discriminator; and growing as in StyleGAN (Karras et al. 2018, 2019),
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -143,7 +144,9 @@ class Generator(nn.Module):
         self.first = Layer(widths[0], widths[0], style_dim)
         self.ups = nn.ModuleList([Layer(widths[k - 1], widths[k], style_dim) for k in range(1, stages)])
         self.seconds = nn.ModuleList([Layer(widths[k], widths[k], style_dim) for k in range(1, stages)])
-        self.to_image = nn.ModuleList([ModulatedConv(size, channels, 1, style_dim, demodulate=False) for size in widths])
+        self.to_image = nn.ModuleList(
+            [ModulatedConv(size, channels, 1, style_dim, demodulate=False) for size in widths]
+        )
         self.num_layers = 2 * stages - 1
         self.noise_sizes = [side**2 for side in [4, *[side for side in self.sides[1:] for _ in range(2)]]]
         self.noise_size = sum(self.noise_sizes)
@@ -212,7 +215,7 @@ class Trunk(nn.Module):
     def __init__(self, channels: int, size: int, width: int, growing: bool = False):
         super().__init__()
         widths = [width * min(8, 2**stage) for stage in range(doublings(size) + 1)]
-        self.blocks = nn.ModuleList([DownBlock(*pair) for pair in zip(widths, widths[1:], strict=False)])
+        self.blocks = nn.ModuleList([DownBlock(*pair) for pair in itertools.pairwise(widths)])
         self.from_image = nn.ModuleList([Conv(channels, size, 1) for size in (widths if growing else widths[:1])])
         self.channels = widths[-1]
 

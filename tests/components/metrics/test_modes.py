@@ -34,7 +34,9 @@ def test_a_stray_label_is_no_mode():
 
 def blobs(per_blob: list[int], seed: int) -> torch.Tensor:
     centres = torch.tensor([[0.0, 0], [20, 0], [0, 20], [20, 20]])
-    parts = [centre + torch.randn(n, 2, generator=seeded(seed + n)) for n, centre in zip(per_blob, centres, strict=True)]
+    parts = [
+        centre + torch.randn(n, 2, generator=seeded(seed + n)) for n, centre in zip(per_blob, centres, strict=True)
+    ]
     return torch.cat(parts)
 
 
