@@ -9,7 +9,7 @@ from torch import nn
 from components.nets.autoencoder import AutoencoderKL
 from components.nets.blocks import norm_groups, sinusoidal_embedding
 from components.nets.classifier import Classifier
-from components.nets.gan.dcgan import Generator
+from components.nets.gan.dcgan import Generator, Trunk
 from components.nets.gan.layers import doublings
 from components.nets.unet import ClassConditionalUNet, UNet2DConditionModel
 
