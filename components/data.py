@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -192,6 +193,24 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         columns = {name: values.to(device, non_blocking=True) for name, values in self.columns.items()}
         return Batch(columns, self.draws.to(device), self.weight, self.step)
+
+    def split(self, parts: int) -> list[tuple[Batch, float]]:
+        """Up to `parts` batches of about as many rows each, with each one's share of the rows."""
+        rows = len(self.draws.keys)
+        cuts = [rows * part // parts for part in range(parts + 1)]
+        return [
+            (
+                replace(
+                    self,
+                    columns={name: values[a:b] for name, values in self.columns.items()},
+                    draws=Draws(self.draws.keys[a:b]),
+                    weight=1.0,
+                ),
+                (b - a) / rows,
+            )
+            for a, b in pairwise(cuts)
+            if a < b
+        ]
 
 
 def row_weight(batch_size: int, rank: int, world: int) -> float:

@@ -2,6 +2,7 @@
 
     config.json              family, its config, what it knows of its data, provenance
     <net>.safetensors        weights of each kept net (the average over training)
+    averages.safetensors     averages kept on the way, if training.ema_snapshots asked for them
     history.csv              the training's curves
 
 Nothing in it is pickled, so loading runs no code.
@@ -20,6 +21,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from components import ema
 from components.config import Strict, parse
 from components.errors import InputError, SamplerError
 from components.families import FAMILIES
@@ -29,6 +31,7 @@ from components.training import State
 
 CONFIG = "config.json"
 HISTORY = "history.csv"
+AVERAGES = "averages.safetensors"
 
 
 class Provenance(Strict):
@@ -68,6 +71,8 @@ def write(target: Path, name: str, family: Family, state: State, provenance: Pro
             weights = family.nets[net].state_dict() if net in family.pretrained else state.average[net]
             weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
             safetensors.torch.save_file(weights, folder / f"{net}.safetensors")
+        if state.snapshots:
+            _write_averages(folder / AVERAGES, state.snapshots)
         write_json(folder / CONFIG, config.model_dump(mode="json"))
         write_whole(folder / HISTORY, _csv(state.history))
 
@@ -87,8 +92,38 @@ def read_config(folder: Path) -> RunConfig:
         raise SamplerError(str(error)) from None
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> Run:
-    """Raises SamplerError naming the file that is missing, damaged or of another shape."""
+def _write_averages(path: Path, snapshots: list[dict]) -> None:
+    """Each tensor as `number/net/name`; what number is which step and width stands in the file's header."""
+    tensors = {
+        f"{number}/{net}/{key}": value.cpu().contiguous()
+        for number, snapshot in enumerate(snapshots)
+        for net, weights in snapshot["nets"].items()
+        for key, value in weights.items()
+    }
+    heads = [{"step": snapshot["step"], "sigma_rel": snapshot["sigma_rel"]} for snapshot in snapshots]
+    safetensors.torch.save_file(tensors, path, metadata={"snapshots": json.dumps(heads)})
+
+
+def read_averages(folder: Path) -> list[dict]:
+    """The snapshots of a run's averages, as ema.reconstruct takes them. Raises SamplerError if it kept none."""
+    path = folder / AVERAGES
+    if not path.is_file():
+        raise SamplerError(f"{path}: missing; other averages need a training with training.ema_snapshots above 0")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            snapshots = [{**head, "nets": {}} for head in json.loads(file.metadata()["snapshots"])]
+            for name in file.keys():  # noqa: SIM118 - a safe_open is no mapping
+                number, net, key = name.split("/", 2)
+                snapshots[int(number)]["nets"].setdefault(net, {})[key] = file.get_tensor(name)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise SamplerError(f"{path}: not a run's averages ({error})") from None
+    return snapshots
+
+
+def load(folder: Path, device: torch.device | str = "cpu", ema_sigma_rel: float | None = None) -> Run:
+    """`ema_sigma_rel` asks for weights averaged over another length than the run's own, built from its snapshots.
+
+    Raises SamplerError naming the file that is missing, damaged or of another shape."""
     config = read_config(folder)
     if config.family not in FAMILIES:
         raise SamplerError(
@@ -101,6 +136,10 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Run:
         raise SamplerError(f"{folder / CONFIG}: {error}") from None
     for net in family.kept:
         load_weights(family.nets[net], folder / f"{net}.safetensors")
+    if ema_sigma_rel is not None:
+        average = ema.reconstruct(read_averages(folder), ema_sigma_rel, config.provenance.step)
+        for net, weights in average.items():
+            family.nets[net].load_state_dict(weights)
     family.nets.requires_grad_(False).eval().to(device)
     return Run(family, config, folder)
 

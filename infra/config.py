@@ -6,23 +6,44 @@ They stand apart from the modules they configure so that reading params.yaml imp
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components.config import Strict
 
+Workers = Annotated[int, Field(ge=1)]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class ClusterConfig(Strict):
-    """`address`: `local` starts Ray on this machine, anything else joins that cluster. `threads_per_worker` 0 shares
-    this machine's cores among the workers."""
+    """`address`: `local` starts Ray on this machine, anything else joins that cluster. `num_workers` is a number, or
+    `[min, max]` for a group that shrinks and grows with the cluster. `threads_per_worker` 0 shares a machine's cores
+    among its workers. `sharding: fsdp2` spreads weights over the workers, for networks that do not fit on one."""
 
     address: str = "local"
-    num_workers: int = Field(1, ge=1)
+    num_workers: Workers | tuple[Workers, Workers] = 1
     threads_per_worker: int = Field(0, ge=0)
+    sharding: Literal["none", "fsdp2"] = "none"
+    resize_every: float = Field(60, gt=0)  # seconds between two looks for nodes that an elastic group may grow onto
     storage_path: str = ".cache/ray"  # checkpoints; a folder that every node sees
     max_failures: int = Field(3, ge=0)  # worker failures that a run survives
+
+    @model_validator(mode="after")
+    def _fits(self) -> ClusterConfig:
+        if self.elastic and self.num_workers[0] > self.num_workers[1]:
+            raise ValueError(f"num_workers {list(self.num_workers)}: expected [min, max] with min <= max")
+        if self.elastic and not self.max_failures:
+            raise ValueError("num_workers [min, max] needs max_failures above 0: losing a node is a failure")
+        return self
+
+    @property
+    def elastic(self) -> bool:
+        return isinstance(self.num_workers, tuple)
+
+    @property
+    def max_workers(self) -> int:
+        return self.num_workers[1] if self.elastic else self.num_workers
 
 
 class TrackingConfig(Strict):

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol
 
+import ray
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 LINE_EVERY = 10.0  # seconds, where the output is no terminal
@@ -19,6 +21,8 @@ LINE_EVERY = 10.0  # seconds, where the output is no terminal
 
 class Listener(Protocol):
     def figures(self, step: int, figures: dict[str, float]) -> None: ...
+
+    def looked(self, step: int, figures: dict[str, float]) -> None: ...
 
     def picture(self, name: str, png: bytes) -> None: ...
 
@@ -28,7 +32,9 @@ class Reports:
     and its arguments. A listener that fails is told of and left out, so that work does not stop for it."""
 
     def __init__(self, listeners: Sequence[Listener]):
-        self.queue = Queue(actor_options={"num_cpus": 0})
+        # beside this process: a worker's node may be taken away, and the queue with it
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self._listeners = list(listeners)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -86,6 +92,9 @@ class Bar:
         if step >= self._bar.total:
             self._bar.close()
 
+    def looked(self, step: int, figures: dict[str, float]) -> None:
+        pass
+
     def picture(self, name: str, png: bytes) -> None:
         pass
 
@@ -107,6 +116,9 @@ class Lines:
         elapsed, steps = now - self._first[0], step - self._first[1]
         left = f"  {elapsed / steps * (self._total - step):.0f} s left" if steps > 0 and step < self._total else ""
         print(f"{self._name}: step {step}/{self._total}  {describe(figures)}{left}", flush=True)
+
+    def looked(self, step: int, figures: dict[str, float]) -> None:
+        pass
 
     def picture(self, name: str, png: bytes) -> None:
         pass

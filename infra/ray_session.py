@@ -18,6 +18,7 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # on loopback; a cluster sets its own, which setdefault keeps
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon the end of a run is noticed; 2 s by default
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of 5: how soon a notice is heard
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what future versions do; silences the notice about it
 }
 
@@ -37,7 +38,7 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[None]:
     if local:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody gives notice on one's own machine
     # two CPUs more than workers: a group that fills the machine would leave Ray Data and the controller none
-    capacity = {"num_cpus": max(os.cpu_count() or 1, cluster.num_workers) + 2, "include_dashboard": False}
+    capacity = {"num_cpus": max(os.cpu_count() or 1, cluster.max_workers) + 2, "include_dashboard": False}
     try:
         ray.init(
             address=cluster.address,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ ENVIRONMENT = {
 JOB_TAG = "job"
 CONTENT_TAG = "content"
 CHAMPION = "champion"
+WATCHED = re.compile("watch/")  # figures of looks at checkpoints, which come apart from those of steps
 
 
 def _client(uri: str):
@@ -112,16 +114,25 @@ class RunLogger:
         self._client = _client(run.uri)
         self._run_id = run.run_id
         # every report has every loss, so the steps of any one tell which reports are on record
-        losses = [name for name in self._client.get_run(run.run_id).data.metrics if name.endswith("/loss")]
-        history = self._client.get_metric_history(run.run_id, losses[0]) if losses else []
-        self._written = {metric.step for metric in history}
+        names = self._client.get_run(run.run_id).data.metrics
+        self._written = set()
+        for kind, is_one in (("figures", lambda name: name.endswith("/loss")), ("looked", WATCHED.match)):
+            found = [name for name in names if is_one(name)]
+            history = self._client.get_metric_history(run.run_id, found[0]) if found else []
+            self._written |= {(kind, metric.step) for metric in history}
 
     def figures(self, step: int, figures: Mapping[str, float]) -> None:
+        self._log_once("figures", step, figures)
+
+    def looked(self, step: int, figures: Mapping[str, float]) -> None:
+        self._log_once("looked", step, figures)
+
+    def _log_once(self, kind: str, step: int, figures: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
-        if step in self._written:
+        if not figures or (kind, step) in self._written:
             return
-        self._written.add(step)
+        self._written.add((kind, step))
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, step) for name, value in figures.items()]
         self._client.log_batch(self._run_id, metrics=metrics)

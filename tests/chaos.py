@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import re
 import shutil
 import subprocess
@@ -23,10 +24,13 @@ def prepare(clone: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def start(clone: Path, key: str) -> psutil.Popen:
+def start(clone: Path, key: str, by_dvc: bool = False) -> psutil.Popen:
+    """The stage by itself, or the `dvc repro` that runs it."""
+    stage = f"train@{key.partition('.')[2]}"
+    command = ["dvc", "repro", "--single-item", stage] if by_dvc else ["pipelines.train", key]
     with (clone / "chaos.log").open("a") as log:
         return psutil.Popen(
-            [sys.executable, "-m", "pipelines.train", key],
+            [sys.executable, "-m", *command],
             cwd=clone,
             env=environment(clone),
             stdout=log,
@@ -62,8 +66,9 @@ NAMES = {"worker": "RayTrainWorker", "raylet": "raylet/raylet"}  # how Ray's pro
 
 
 def find(process: psutil.Popen, victim: str) -> psutil.Process | None:
-    """`victim`: `driver`, the stage itself; `worker`, the process that trains; `raylet`, the whole Ray node."""
-    if victim == "driver":
+    """`victim`: `driver`, the stage itself; `dvc`, what runs it; `worker`, the process that trains; `raylet`, the whole
+    Ray node."""
+    if victim in ("driver", "dvc"):
         return process
     for child in process.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -83,17 +88,19 @@ def wait_for_checkpoint(process: psutil.Popen, clone: Path) -> None:
         time.sleep(0.05)
 
 
-def disturbed(clone: Path, key: str, victims: list[str]) -> dict[str, str]:
-    """Trains while one process after the other is killed, each once a new checkpoint was stored; a stage that ends is
-    started again by the same command."""
-    process = start(clone, key)
+def disturbed(clone: Path, key: str, victims: list[str], seed: int = 0) -> dict[str, str]:
+    """Trains while one process after the other is killed, each at a random moment after a new checkpoint was stored; a
+    stage that ends is started again by the same command."""
+    moments = random.Random(seed)
+    process = start(clone, key, victims[0] == "dvc")
     try:
-        for victim in victims:
+        for number, victim in enumerate(victims):
             wait_for_checkpoint(process, clone)
+            time.sleep(moments.uniform(0, 0.7))
             find(process, victim).kill()
             if victim != "worker":  # Ray replaces a worker by itself
                 assert process.wait(PATIENCE) != 0, f"the stage did not notice that its {victim} is gone"
-                process = start(clone, key)
+                process = start(clone, key, victims[number + 1 : number + 2] == ["dvc"])
         assert process.wait(PATIENCE) == 0, (clone / "chaos.log").read_text()[-3000:]
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -77,10 +77,10 @@ class Family:
         """Images to look at during training, (N, C, H, W) in [-1, 1], or None. `columns`: rows of the training set."""
         return None
 
-    def watch(
-        self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor] | None, judge: Family | None
-    ) -> dict[str, float]:
-        """Figures that tell whether the training goes astray, of rows of the two splits and a trained judge."""
+    def watch(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Family) -> Mapping[str, float]:
+        """Figures of a checkpoint beside its losses. `train`, `held_out`: rows of the training set and of images that
+        are not trained on; `judge`: a classifier of them. Averaged nets hold their average, others their live weights.
+        """
         return {}
 
 

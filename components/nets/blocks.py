@@ -41,6 +41,8 @@ class TimestepEmbedding(nn.Module):
 class ResnetBlock2D(nn.Module):
     """Two normalised convolutions with a residual; `temb` shifts between them where the net is conditioned."""
 
+    recomputable = True  # cheap beside what its activations weigh (training.recompute)
+
     def __init__(self, in_channels: int, out_channels: int, temb_channels: int | None = None, eps: float = 1e-6):
         super().__init__()
         self.norm1 = nn.GroupNorm(norm_groups(in_channels), in_channels, eps=eps)
@@ -156,6 +158,8 @@ class BasicTransformerBlock(nn.Module):
 
 class Transformer2DModel(nn.Module):
     """Transformer blocks over the places of a feature map (Rombach et al. 2022, section 3.3)."""
+
+    recomputable = True
 
     def __init__(self, channels: int, heads: int, context_dim: int, depth: int = 1):
         super().__init__()

@@ -12,18 +12,11 @@ from torch import nn
 from components import ema
 from components.data import Batch
 from components.families.base import Family, Phase
+from components.means import Means, NonFiniteError
 from components.optimizers import OptimizerConfig
 from components.randomness import Draws
-from components.training import (
-    DesyncError,
-    Means,
-    NonFiniteError,
-    State,
-    TrainingConfig,
-    fingerprint,
-    fit,
-    refuse_desync,
-)
+from components.replicas import DesyncError, fingerprint, refuse_desync
+from components.training import State, TrainingConfig, fit
 from tests.components.helpers import assert_same, copied, no_wrap
 
 PLAIN = OptimizerConfig(name="rmsprop", learning_rate=0.01)

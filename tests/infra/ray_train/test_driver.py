@@ -7,55 +7,23 @@ import socket
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 
-from components.data import Dataset, read_manifest, write_manifest, write_shards
-from components.errors import DataError, InputError, TrainingError
+from components.data import Dataset
+from components.errors import InputError, TrainingError
 from components.families import FAMILIES
-from components.families.base import data_info
-from components.files import whole_folder
 from components.optimizers import OptimizerConfig
-from components.training import TrainingConfig
+from components.order import global_batch
 from infra import ray_train, tracking
 from infra.config import ClusterConfig, TrackingConfig
+from tests.infra.ray_train.jobs import make_job, write_images
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """64 images of two classes, bright left or bright right."""
-    folder = tmp_path_factory.mktemp("data") / "train"
-    pixels = np.random.default_rng(0).integers(0, 80, (64, 1, 8, 8), dtype=np.uint8)
-    labels = np.arange(64) % 2
-    for image, label in zip(pixels, labels, strict=True):
-        image[0, :, :4] += np.uint8(150 * label)
-        image[0, :, 4:] += np.uint8(150 * (1 - label))
-    rows = ({"image": image, "label": np.asarray(label)} for image, label in zip(pixels, labels, strict=True))
-    with whole_folder(folder) as working:
-        write_manifest(working, write_shards(working, rows, 40), value_range=(0, 255), classes=("left", "right"))
-    return folder
-
-
-def make_job(images, family="vae", **training) -> ray_train.Job:
-    kind = FAMILIES[family]
-    model = {
-        "vae": {"widths": [8], "latent_channels": 2},
-        "judge": {"width": 8},
-        "wgan_gp": {"width": 4, "latent_dim": 4, "num_critic_steps": 2},
-    }[family]
-    facts = {"steps": 6, "batch_size": 10, "report_every": 2, "save_every": 3} | training
-    return ray_train.Job(
-        name=family,
-        family=family,
-        config=kind.Config(**model),
-        info=data_info(read_manifest(images)),
-        training=TrainingConfig(**facts),
-        seed=0,
-        data=str(images),
-        data_hash="data",
-        code_hash="code",
-    )
+    return write_images(tmp_path_factory.mktemp("data") / "train")
 
 
 def run(job, storage, num_workers=1):
@@ -73,21 +41,22 @@ def undisturbed(ray_session, images, tmp_path_factory):
 
 
 def logged_steps(tracked) -> list[int]:
-    from mlflow import MlflowClient
-
     return [metric.step for metric in MlflowClient(tracked.uri).get_metric_history(tracked.run_id, "autoencode/loss")]
 
 
 def test_training_moves_the_weights_and_reports_every_step_once(undisturbed, images):
-    from mlflow import MlflowClient
-
     storage, state, tracked = undisturbed
     assert state.step == 6
     assert [row["step"] for row in state.history] == [2, 3, 4, 6]
     assert logged_steps(tracked) == [2, 3, 4, 6]
     initial = make_job(images).build().nets["autoencoder"].state_dict()
     assert any(not torch.equal(initial[key], value) for key, value in state.nets["autoencoder"].items())
-    assert MlflowClient(tracked.uri).list_artifacts(tracked.run_id, "previews")
+    client = MlflowClient(tracked.uri)
+    assert [file.path for file in client.list_artifacts(tracked.run_id, "previews")] == [
+        "previews/0000003.png",
+        "previews/0000006.png",
+    ]
+    assert client.get_run(tracked.run_id).data.metrics["system/memory_gib"] > 0.1
 
     again, _ = run(make_job(images), storage)  # finished already: the same result, no second training
     assert all(torch.equal(again.nets["autoencoder"][key], value) for key, value in state.nets["autoencoder"].items())
@@ -95,7 +64,9 @@ def test_training_moves_the_weights_and_reports_every_step_once(undisturbed, ima
 
 def test_two_workers_train_on_the_same_global_batches(undisturbed, images, tmp_path):
     _, alone, _ = undisturbed
-    together, _ = run(make_job(images), tmp_path, num_workers=2)
+    together, tracked = run(make_job(images), tmp_path, num_workers=2)
+    # both looks were taken, by tasks beside the workers
+    assert len(MlflowClient(tracked.uri).list_artifacts(tracked.run_id, "previews")) == 2
     # the loss sees every row's draw; weights themselves may part, since Adam divides rounding by rounding
     for row, other in zip(alone.history, together.history, strict=True):
         assert all(math.isclose(row[key], other[key], rel_tol=1e-3, abs_tol=1e-3) for key in row), (row, other)
@@ -179,31 +150,13 @@ with run_lock(Path({str(tmp_path)!r}), "vae-1"):
         pass
 
 
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
-    ray_train.write_state(tmp_path, ray_train.State(3, {}, {}, {}))
-    assert ray_train.read_state(tmp_path, torch.device("cpu")).step == 3
-    path = tmp_path / ray_train.STATE_FILE
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"state\.pt: checkpoint is missing, truncated or altered"):
-        ray_train.read_state(tmp_path, torch.device("cpu"))
-
-
-def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, monkeypatch, caplog):
-    for step in (1, 2, 3):
-        folder = tmp_path / f"checkpoint_2026-01-01_00-00-0{step}"
-        folder.mkdir()
-        ray_train.write_state(folder, ray_train.State(step, {}, {}, {}))
-    (folder / ray_train.STATE_FILE).write_bytes(b"")
-    newest = ray_train.ray.train.Checkpoint.from_directory(folder)
-    monkeypatch.setattr(ray_train.ray.train, "get_checkpoint", lambda: newest)
-    assert ray_train._restore(torch.device("cpu")).step == 2
-    assert "going back to the checkpoint before" in caplog.text
-
-
 def test_a_loss_that_is_not_finite_ends_the_run_at_once(ray_session, images, tmp_path):
     job = make_job(images)
     diverging = dataclasses.replace(
         job, config=job.config.model_copy(update={"optimizer": OptimizerConfig(learning_rate=1e30)})
     )
-    with pytest.raises(TrainingError, match=r"vae: autoencode/\w+ became (nan|inf) at step \d"):
+    with pytest.raises(TrainingError, match=r"vae: autoencode/\w+ became (nan|inf) at step (\d)") as caught:
         run(diverging, tmp_path)
+    step = int(caught.value.args[0].partition("at step ")[2][0])
+    rows = ", ".join(map(str, global_batch(step, 10, 64, 0).tolist()))
+    assert str(caught.value).endswith(f"its rows in {images}: {rows}")

@@ -1,0 +1,10 @@
+"""Training on a Ray cluster: the only package that knows Ray Train and accelerate.
+
+A job is sent whole to every worker. A worker builds the family, continues from the newest checkpoint, and runs the one
+loop of components.training. The driver shows and tracks what rank 0 reports.
+"""
+
+from infra.ray_train.driver import run_lock, train
+from infra.ray_train.job import Job, Watch
+
+__all__ = ["Job", "Watch", "run_lock", "train"]

@@ -1,0 +1,53 @@
+"""A training's state as a folder that is whole or refused."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+
+import ray.train
+import torch
+
+from components.errors import DataError
+from components.files import sha256
+from components.training import State
+
+STATE_FILE, STATE_HASH = "state.pt", "state.sha256"
+logger = logging.getLogger(__name__)
+
+
+def write_checkpoint(state: State) -> ray.train.Checkpoint:
+    """A state in a temporary folder, for Ray Train to store."""
+    folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+    write_state(folder, state)
+    return ray.train.Checkpoint.from_directory(folder)
+
+
+def restore(device: torch.device) -> State | None:
+    """The newest checkpoint of a worker's run that is whole; None at the start of a run."""
+    newest = ray.train.get_checkpoint()
+    if newest is None:
+        return None
+    # older ones lie beside it, and Ray names them by time
+    siblings = sorted((path for path in Path(newest.path).parent.glob("checkpoint_*")), reverse=True)
+    for path in [Path(newest.path), *(path for path in siblings if path.name < Path(newest.path).name)]:
+        try:
+            return read_state(path, device)
+        except DataError as error:
+            logger.warning("%s; going back to the checkpoint before", error)
+    return None
+
+
+def write_state(folder: Path, state: State) -> None:
+    """Writes a checkpoint: the state, and the hash that tells whether it is whole."""
+    torch.save(vars(state), folder / STATE_FILE)
+    (folder / STATE_HASH).write_text(sha256(folder / STATE_FILE))
+
+
+def read_state(folder: Path, device: torch.device | str) -> State:
+    """A checkpoint's state; loading runs no code. Raises DataError if it is not whole."""
+    path, recorded = folder / STATE_FILE, folder / STATE_HASH
+    if not path.is_file() or not recorded.is_file() or sha256(path) != recorded.read_text():
+        raise DataError(f"{path}: checkpoint is missing, truncated or altered")
+    return State(**torch.load(path, map_location=device, weights_only=True))

@@ -1,0 +1,87 @@
+"""The driver's side of a training: starts the workers, listens to them, and takes the finished state."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from components.errors import InputError, TrainingError
+from components.training import State
+from infra.config import ClusterConfig
+from infra.progress import Reports, console
+from infra.ray_session import has_gpu
+from infra.ray_train import looks
+from infra.ray_train.checkpoints import read_state
+from infra.ray_train.job import Job
+from infra.ray_train.nodes import NodeWatch
+from infra.ray_train.worker import look_apart, work
+from infra.tracking import RunLogger
+
+
+def train(job: Job, cluster: ClusterConfig, storage: Path, tracker: RunLogger) -> State:
+    """Runs a job to its end on the connected cluster, or takes its result from storage.
+
+    Raises TrainingError for a run that went wrong, InputError if another driver has it, and otherwise what a worker
+    raised."""
+    name = f"{job.name}-{job.hash[:16]}"
+    run = str(storage / name)
+    reports = Reports([console(job.name, job.training.steps), tracker])
+    settings = {"job": job, "reports": reports.queue, "threads": cluster.threads_per_worker}
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={**settings, "sharding": cluster.sharding, "run": run},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.num_workers, use_gpu=has_gpu(), elastic_resize_monitor_interval_s=cluster.resize_every
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+        # a look takes no share of the cluster, and its loss is no loss to the training
+        validation_config=ray.train.ValidationConfig(
+            functools.partial(look_apart, job=job, reports=reports.queue, run=run), ray_remote_kwargs={"num_cpus": 0}
+        ),
+    )
+    if cluster.elastic:
+        # a group of the wrong size, planned before a node's end was known, is given up after this long; 60 by default
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+    nodes = NodeWatch() if cluster.elastic else contextlib.nullcontext()
+    with run_lock(storage, name), reports, nodes:
+        result = trainer.fit()
+    if result.return_value is not None:
+        raise TrainingError(f"{job.name}: {result.return_value}")
+    with result.checkpoint.as_directory() as folder:
+        state = read_state(Path(folder), "cpu")
+    for row in state.history:  # what an interrupted attempt stored but did not get to track
+        tracker.figures(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+    seen = looks.kept(Path(run))
+    state.history = [{**row, **seen.get(int(row["step"]), {})} for row in state.history]
+    return state
+
+
+@contextlib.contextmanager
+def run_lock(storage: Path, name: str) -> Iterator[None]:
+    """Keeps a second driver from the same run for the time of the block; the lock goes with its process, however that
+    ends. Raises InputError naming the first driver."""
+    storage.mkdir(parents=True, exist_ok=True)
+    path = storage / f"{name}.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(f"{storage / name}: {file.read().strip()} trains this run already") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield

@@ -1,0 +1,65 @@
+"""A training as it is sent to a cluster: everything that decides its result, in one value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from components import run_folder
+from components.config import Strict
+from components.families import FAMILIES
+from components.families.base import DataInfo, Family
+from components.training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a look at a checkpoint compares with: absolute folders of a judge's run and of images held out."""
+
+    judge: str
+    held_out: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides a training's result. Equal jobs have equal hashes and continue each other's runs.
+
+    `data` is the absolute folder of the data set, `data_hash` and `code_hash` the content of it and of the code.
+    `watch` decides figures beside the training, not its result.
+    """
+
+    name: str
+    family: str
+    config: Strict
+    info: DataInfo
+    training: TrainingConfig
+    seed: int
+    data: str
+    data_hash: str
+    code_hash: str
+    watch: Watch | None = None
+
+    @property
+    def hash(self) -> str:
+        facts = {
+            "family": self.family,
+            "config": self.config.model_dump(mode="json"),
+            "info": self.info.model_dump(mode="json"),
+            "training": self.training.model_dump(mode="json"),
+            "seed": self.seed,
+            "data": self.data_hash,
+            "code": self.code_hash,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def build(self) -> Family:
+        """The family with its initial weights, equal in every process, and its pretrained nets loaded."""
+        torch.manual_seed(self.seed)  # layers initialise from the global generator
+        family = FAMILIES[self.family](self.config, self.info)
+        for net in family.pretrained:
+            run_folder.load_weights(family.nets[net], Path(self.data) / f"{net}.safetensors")
+        return family

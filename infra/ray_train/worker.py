@@ -1,0 +1,183 @@
+"""One worker of a training: builds the family, continues from the newest checkpoint, and runs the one loop of
+components.training behind accelerate; rank 0 alone reports and stores."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import ray.train
+import torch
+from accelerate import Accelerator
+from ray.util.queue import Queue
+
+from components import sharding
+from components.data import Dataset, batches, row_weight
+from components.errors import TrainingError
+from components.means import NonFiniteError
+from components.order import global_batch
+from components.replicas import fingerprint, refuse_desync
+from components.training import State, fit
+from infra.ray_train import looks
+from infra.ray_train.checkpoints import read_state, restore, write_checkpoint
+from infra.ray_train.job import Job
+from infra.ray_train.preemption import Preemption
+
+GIB = 2**30
+ROWS_TOLD = 16  # of a batch that broke the run
+
+
+def work(settings: dict) -> str | None:
+    """One worker's whole life. Returns what went wrong where trying again would not help: every rank finds the same at
+    the same step, so none is left waiting for another.
+
+    `settings`: `job`, the `reports` queue, `threads` (0: this node's cores shared), `sharding`, `run` (the run's folder
+    in storage)."""
+    try:
+        Worker(**settings).train()
+    except NonFiniteError as error:
+        return f"{error}; {_rows_of(settings['job'], error.step)}"
+    except TrainingError as error:
+        return str(error)
+    return None
+
+
+def _rows_of(job: Job, step: int) -> str:
+    """The rows of a global batch, in words."""
+    rows = global_batch(step, job.training.batch_size, len(Dataset(Path(job.data))), job.seed).tolist()
+    more = f" and {len(rows) - ROWS_TOLD} more" if len(rows) > ROWS_TOLD else ""
+    return f"its rows in {job.data}: {', '.join(map(str, rows[:ROWS_TOLD]))}{more}"
+
+
+class Worker:
+    """What a worker has at hand: its place in the group, its device, the job."""
+
+    def __init__(self, job: Job, reports: Queue, threads: int, sharding: Literal["none", "fsdp2"], run: str):
+        context = ray.train.get_context()
+        self.job, self.run, self.sharded = job, Path(run), sharding == "fsdp2"
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        on_gpu = torch.cuda.is_available()
+        if not on_gpu:
+            torch.use_deterministic_algorithms(True)
+        self.accelerator = _accelerator(on_gpu, self.sharded)
+        assert self.accelerator.num_processes == self.world, "accelerate does not see Ray's worker group"
+        self.device = self.accelerator.device
+        self.family = job.build()
+        self.family.nets.to(self.device)
+        self.reporter = Reporter(job, reports, self.device, self.world) if self.rank == 0 else None
+        self.looker = looks.Looker(job, self.device)
+        self.preemption = Preemption()
+        self.weight = row_weight(job.training.batch_size, self.rank, self.world)
+
+    def train(self) -> None:
+        start = restore(self.device)
+        stream = batches(
+            Dataset(Path(self.job.data)),
+            self.job.training.batch_size,
+            self.rank,
+            self.world,
+            self.job.seed,
+            start.step if start else 0,
+        )
+        if self.reporter:
+            self.reporter.begin(start.step if start else 0)
+        state = fit(
+            self.family,
+            (batch.to(self.device) for batch in stream),
+            self.job.training,
+            start=start,
+            wrap=self.wrap,
+            report=self.report,
+            save=self.save,
+            leave=self.preemption,
+        )
+        if state.step < self.job.training.steps:
+            self.preemption.wait_for_the_end()
+
+    def wrap(self, net: torch.nn.Module, optimizer: torch.optim.Optimizer):
+        """Behind data parallelism; a net spread over CPUs goes past accelerate, which would not spread it there."""
+        if self.sharded and self.device.type == "cpu":
+            from torch.distributed.device_mesh import init_device_mesh
+
+            sharding.shard(net, optimizer, init_device_mesh("cpu", (self.world,)))
+            return net, optimizer
+        return self.accelerator.prepare(net, optimizer)
+
+    def report(self, step: int, figures: dict[str, float]) -> dict[str, float]:
+        """Means over all rows of the global batches, from each worker's means over its own."""
+        values = self.weight * torch.tensor(list(figures.values()), device=self.device)
+        agreed = dict(zip(figures, self.accelerator.reduce(values, "mean").tolist(), strict=True))
+        if self.world > 1 and not self.sharded:
+            for phase in self.family.phases:
+                net = self.family.nets[phase.net]
+                refuse_desync(net, phase.net, self.accelerator.gather(fingerprint(net)[None]))
+        if self.reporter:
+            self.reporter.figures(step, agreed)
+        return agreed
+
+    def save(self, state: State) -> None:
+        """Stores a checkpoint and has it looked at: here, if no other worker waits, in a task of its own otherwise."""
+        began = time.monotonic()
+        alone = self.world == 1
+        if self.reporter and alone:
+            self.reporter.looked(self.run, state.step, *self.looker.look(state))
+        checkpoint = write_checkpoint(state) if self.reporter else None
+        look = checkpoint is not None and not alone
+        ray.train.report({"step": state.step}, checkpoint=checkpoint, validation=look)
+        self.preemption.saved(time.monotonic() - began)
+
+
+def look_apart(checkpoint: ray.train.Checkpoint, job: Job, reports: Queue, run: str) -> dict[str, float]:
+    """A look at a stored checkpoint, as a Ray task."""
+    torch.set_num_threads(1)  # the workers have the cores
+    with checkpoint.as_directory() as folder:
+        state = read_state(Path(folder), "cpu")
+    picture, figures = looks.Looker(job, "cpu").look(state)
+    Reporter(job, reports, torch.device("cpu")).looked(Path(run), state.step, picture, figures)
+    return figures
+
+
+def _accelerator(on_gpu: bool, sharded: bool) -> Accelerator:
+    if on_gpu and sharded:
+        from accelerate.utils import FullyShardedDataParallelPlugin
+
+        return Accelerator(fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))
+    return Accelerator(cpu=not on_gpu)
+
+
+class Reporter:
+    """A voice to the driver, which shows and tracks off the step's path."""
+
+    def __init__(self, job: Job, queue: Queue, device: torch.device, world: int = 1):
+        self._job, self._queue, self._device, self._world = job, queue, device, world
+        self._process = psutil.Process()
+        self._process.cpu_percent()  # the next call tells of the time since this one
+
+    def begin(self, step: int) -> None:
+        self._first, self._began = step, time.monotonic()
+
+    def figures(self, step: int, figures: dict[str, float]) -> None:
+        rate = (step - self._first) * self._job.training.batch_size / (time.monotonic() - self._began)
+        self._queue.put(("figures", step, {**figures, "images_per_second": rate, **self._system()}))
+
+    def looked(self, run: Path, step: int, picture: bytes | None, figures: dict[str, float]) -> None:
+        """Hands on a look: figures into the run's storage and to the driver, the picture to the driver."""
+        looks.keep(run, step, figures)
+        self._queue.put(("looked", step, figures))
+        if picture is not None:
+            self._queue.put(("picture", f"previews/{step:07d}.png", picture))
+
+    def _system(self) -> dict[str, float]:
+        """How many workers there are, and what rank 0's process takes of its machine."""
+        taken = {
+            "system/workers": float(self._world),
+            "system/cpu_percent": self._process.cpu_percent(),
+            "system/memory_gib": self._process.memory_info().rss / GIB,
+        }
+        if self._device.type == "cuda":
+            taken["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / GIB
+        return taken

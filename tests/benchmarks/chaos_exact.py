@@ -1,0 +1,48 @@
+"""Trainings whose processes are killed at random moments, against undisturbed ones: an autoencoder, a U-Net, a GAN.
+
+The figure is 1 when every weights file of every family has the sha256 of the undisturbed run's.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.benchmarks.common import emit
+from tests.chaos import disturbed, prepare, undisturbed
+from tests.clones import command, make_clone, tiny_params
+
+VICTIMS = ["worker", "driver", "dvc", "raylet"]
+TRAINING = {"steps": 1500, "batch_size": 16, "report_every": 20, "save_every": 40}
+KEYS = ("autoencoders.vae", "samplers.ldm", "samplers.wgan_gp")
+
+
+def main() -> None:
+    params = tiny_params()
+    for key in KEYS:
+        group, name = key.split(".")
+        params[group][name]["training"] = TRAINING
+    equal = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        clone = make_clone(Path(temporary), params)
+        prepare(clone)
+        for seed, key in enumerate(KEYS):
+            if key == "samplers.ldm":  # its latents come from the autoencoder just trained
+                done = command(clone, sys.executable, "-m", "pipelines.encode")
+                assert done.returncode == 0, done.stderr
+            expected = undisturbed(clone, key)
+            equal[key] = disturbed(clone, key, VICTIMS, seed) == expected
+    emit(
+        "chaos_exact",
+        int(all(equal.values())),
+        "1: every hash is equal",
+        "1",
+        killed=VICTIMS,
+        steps=TRAINING["steps"],
+        **equal,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Checkpoints are whole or refused, and a damaged one costs only its own steps."""
+
+import pytest
+import ray.train
+import torch
+
+from components.errors import DataError
+from components.training import State
+from infra.ray_train import checkpoints
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
+    checkpoints.write_state(tmp_path, State(3, {}, {}, {}))
+    assert checkpoints.read_state(tmp_path, torch.device("cpu")).step == 3
+    path = tmp_path / checkpoints.STATE_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"state\.pt: checkpoint is missing, truncated or altered"):
+        checkpoints.read_state(tmp_path, torch.device("cpu"))
+
+
+def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, monkeypatch, caplog):
+    for step in (1, 2, 3):
+        folder = tmp_path / f"checkpoint_2026-01-01_00-00-0{step}"
+        folder.mkdir()
+        checkpoints.write_state(folder, State(step, {}, {}, {}))
+    (folder / checkpoints.STATE_FILE).write_bytes(b"")
+    newest = ray.train.Checkpoint.from_directory(folder)
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: newest)
+    assert checkpoints.restore(torch.device("cpu")).step == 2
+    assert "going back to the checkpoint before" in caplog.text
