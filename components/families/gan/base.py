@@ -54,6 +54,8 @@ class GAN(Sampler):
     def adopt(self, generator: nn.Module, discriminator: nn.Module, **others: nn.Module) -> None:
         """Registers the nets, with the state of the remedies in the discriminator's buffers: checkpoints carry it."""
         self.nets = nn.ModuleDict({"generator": generator, "discriminator": discriminator, **others})
+        # convolutions of few channels are up to 1.6 times as fast with channels last
+        self.nets.to(memory_format=torch.channels_last)
         for name in self.config.spectral_norm:
             spectral_normalise(self.nets[name])
         if self.config.ada:
