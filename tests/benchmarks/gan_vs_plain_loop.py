@@ -81,6 +81,10 @@ def critic_loss(family: GAN, real: Tensor, fake: Tensor, label: dict[str, Tensor
     return loss
 
 
+def ours(name: str, steps: int) -> None:
+    trained(name, SETTINGS[name], 0, steps, BATCH[name])
+
+
 def steps_per_second(loop, name: str) -> float:
     loop(name, WARM)
     began = time.perf_counter()
