@@ -37,7 +37,8 @@ class SpectralNorm(nn.Module):
             u = F.normalize(matrix @ v, dim=0)
             if self.training and weight.requires_grad:
                 self.u.copy_(u)
-        return weight / torch.dot(u, matrix @ v)
+        sigma = torch.dot(u, matrix @ v)
+        return weight / torch.where(sigma > 1e-6, sigma, 1.0)  # weights that begin at 0 have no direction yet
 
 
 def spectral_normalise(net: nn.Module) -> None:
