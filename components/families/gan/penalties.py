@@ -33,7 +33,8 @@ def interpolate(real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
 
 
 def lecam(real: Tensor, fake: Tensor, real_anchor: Tensor, fake_anchor: Tensor) -> Tensor:
-    """Keeps scores near the running mean of the other side's (Tseng et al. 2021, equation 3)."""
+    """Keeps scores near the running mean of the other side's (Tseng et al. 2021, equation 3), one-sided: scores that
+    lie beyond it are left alone."""
     return F.relu(real - fake_anchor).square().mean() + F.relu(real_anchor - fake).square().mean()
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from components.families.base import Family
 from components.images import from_uint8
@@ -72,8 +73,12 @@ def accuracies(
 
 
 def scores(family: GAN, images: Tensor, labels: Tensor | None) -> Tensor:
-    """(N,) of images (N, C, H, W), a mean where the discriminator gives several."""
+    """(N,) of images (N, C, H, W), a mean where the discriminator gives several. Norms go by these images, as in a
+    training step, and what a forward moves is thrown away."""
     images = images.to(next(family.nets.parameters()).device)
     sample = family.known(images, None if labels is None else labels[: len(images)].to(images.device))
-    (found,) = family.nets["discriminator"](sample).scores
+    critic = family.nets["discriminator"]
+    buffers = {name: value.clone() for name, value in critic.named_buffers()}
+    (found,) = functional_call(critic.train(), buffers, (sample,)).scores
+    critic.eval()
     return found.flatten(1).mean(1) if found.ndim > 1 else found

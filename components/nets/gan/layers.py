@@ -31,6 +31,10 @@ class SpectralNorm(nn.Module):
         return weight.transpose(0, self.rows_dim).flatten(1)
 
     def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):  # bfloat16 would blur the singular value
+            return self._divided(weight)
+
+    def _divided(self, weight: Tensor) -> Tensor:
         matrix = self.matrix(weight)
         with torch.no_grad():
             v = F.normalize(matrix.T @ self.u, dim=0)

@@ -15,8 +15,8 @@ from components.families.gan.base import GAN
 from components.families.gan.config import GANConfig
 from components.nets.gan.layers import MinibatchStd, PairwiseDistances, spectral_normalise
 from components.randomness import Draws
-from components.training import Player, TrainingConfig, step_player
-from tests.components.helpers import assert_same, build, copied, stream
+from components.training import Player, State, TrainingConfig, fit, step_player
+from tests.components.helpers import assert_same, build, copied, no_wrap, one_exact_thread, stream
 
 VARIANTS = [name for name, kind in FAMILIES.items() if issubclass(kind, GAN)]
 REMEDIES = {
@@ -170,6 +170,19 @@ def test_state_of_remedies_lives_in_the_discriminator(config):
     assert not torch.equal(before, after) or buffer == "ada_p"
     moved(family, "generate")
     assert torch.equal(copied(family.nets["discriminator"])[buffer], after)
+
+
+def test_state_of_remedies_survives_a_restart():
+    remedies = {"ada": {"ramp_steps": 5}, "lecam": 0.1, "spectral_norm": ("generator", "discriminator")}
+
+    def run(steps: int, start: State | None = None) -> State:
+        config, begun = TrainingConfig(steps=steps, batch_size=6), start.step if start else 0
+        family = build("r3gan", seed=begun, **remedies)
+        settings = {"report": lambda step, figures: figures, "save": lambda state: None, "wrap": no_wrap}
+        return fit(family, stream("r3gan", start=begun), config, start=start, **settings)
+
+    with one_exact_thread():
+        assert_same(run(5, run(3)).nets, run(5).nets)
 
 
 def test_instance_noise_falls_to_nothing():
