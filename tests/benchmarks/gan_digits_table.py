@@ -8,6 +8,7 @@ and the table is told. What is kept, and each run's grid to look at, lies in .ca
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import sys
@@ -85,6 +86,11 @@ class Digits:
         return {name: values[rows] for name, values in self.columns.items()}
 
 
+@functools.cache
+def split(name: str) -> Digits:
+    return Digits(name)
+
+
 INFO = DataInfo(shape=(1, 16, 16), classes=digits.CLASSES)
 
 
@@ -98,7 +104,7 @@ def trained(name: str, config: dict, seed: int, steps: int, batch_size: int) -> 
     family = made(name, config, seed)
     state = fit(
         family,
-        batches(Digits("train"), batch_size, seed=seed),
+        batches(split("train"), batch_size, seed=seed),
         TrainingConfig(steps=steps, batch_size=batch_size, report_every=max(1, steps // 20), save_every=steps),
         start=None,
         wrap=lambda net, optimizer: (net, optimizer),
@@ -145,7 +151,7 @@ def measure(name: str, seed: int) -> dict:
     family, state = trained(name, SETTINGS[name], seed, steps, BATCH[name])
     seconds = time.perf_counter() - began
     judged = judge()
-    columns = [Digits(split).columns for split in ("train", "test")]
+    columns = [split(name).columns for name in ("train", "test")]
     watched = family.watch(*columns, judged)
     sampler = averaged(family, state)
     found = figures_of(sampler, judged, columns[1]["image"])
@@ -193,7 +199,7 @@ def floor() -> float:
     """The distance of training images, 500 of them, to the held-out ones: a perfect sampler's."""
     net = judge().nets["classifier"]
     with torch.inference_mode():
-        train, test = (net.features(from_uint8(Digits(split).columns["image"])).double() for split in ("train", "test"))
+        train, test = (net.features(from_uint8(split(name).columns["image"])).double() for name in ("train", "test"))
     return quality(train[:500], Reference.of(test, PROTOCOL), PROTOCOL)["frechet_distance"]
 
 

@@ -2,9 +2,9 @@
 
 python -m tests.benchmarks.gan_vs_plain_loop
 
-The plain loop is the one of tutorials: every group of images is scored by a forward of its own, the generator's images
-are drawn with a graph that is thrown away, the discriminator's weights get gradients in the generator's move too,
-and losses are read at each step. Both loops average weights and begin with the same ones.
+The plain loop is the one of tutorials: every group of images is scored by a forward of its own, the discriminator's
+weights get gradients in the generator's move too, and losses are read at each step; the generator learns from the
+images that the discriminator has just seen, where ours draws new ones. Both loops average weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from components.families.gan import penalties
 from components.families.gan.base import GAN
 from components.images import from_uint8
 from tests.benchmarks.common import emit
-from tests.benchmarks.gan_digits_table import BATCH, SETTINGS, Digits, made, trained
+from tests.benchmarks.gan_digits_table import BATCH, SETTINGS, made, split, trained
 
 STEPS, WARM, REPEATS = 60, 10, 3
 VARIANTS = ("dcgan", "wgan_gp", "r3gan")
@@ -40,20 +40,19 @@ def plain(name: str, steps: int) -> None:
             ("critic", critic, config.discriminator),
         )
     }
-    stream = batches(Digits("train"), BATCH[name])
+    stream = batches(split("train"), BATCH[name])
     for step in range(steps):
         batch = next(stream)
         real = from_uint8(batch.columns["image"])
         label = {"label": batch.columns["label"]} if family.conditional else {}
         optimizers["critic"].zero_grad()
-        fake = generator(torch.randn(len(real), config.latent_dim), **label).detach()
-        loss = critic_loss(family, real, fake, label)
+        images = generator(torch.randn(len(real), config.latent_dim), **label)
+        loss = critic_loss(family, real, images.detach(), label)
         loss.backward()
         optimizers["critic"].step()
         told = [loss.item()]
         if (step + 1) % config.num_critic_steps == 0:
             optimizers["generator"].zero_grad()
-            images = generator(torch.randn(len(real), config.latent_dim), **label)
             partners = score(critic, real, label) if family.loss.paired else None
             loss = family.loss.generator(score(critic, images, label), partners)
             loss.backward()
