@@ -63,7 +63,7 @@ SETTINGS: dict[str, dict] = {
     "biggan": {"latent_dim": 60, "width": 8, "embedding_dim": 32, **rates(1e-3, 2e-3, 0.0, 0.999)},
     "bigbigan": {"latent_dim": 60, "width": 8, **rates(1e-3, 2e-3, 0.0, 0.999), "encoder": adam(1e-3, 0.0, 0.999)},
     "stylegan2": {"width": 8, "style_dim": 32, "latent_dim": 32, **rates(4e-3, 4e-3)},
-    "r3gan": {"width": 12, "blocks": 1, "group_size": 12, **rates(2e-3, 2e-3)},
+    "r3gan": {"width": 12, "blocks": 1, "group_size": 12, "r1": 0.1, "r2": 0.1, **rates(2e-3, 2e-3)},
 }
 SMALL = {"sagan", "biggan", "bigbigan", "stylegan2", "r3gan"}
 BATCH = {name: 32 if name in SMALL else 64 for name in SETTINGS}
