@@ -32,7 +32,7 @@ from tests.benchmarks.common import emit
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".cache" / "gan_ring"
 SEEDS = (0, 1, 2)
-STEPS, BATCH = 4000, 128
+STEPS, BATCH = 3000, 128
 STD = 0.05
 SAMPLES = 2500
 CENTRES = {
@@ -98,7 +98,7 @@ class Plane(GAN):
 class Mixture:
     """A data set of points around centres, as many around each."""
 
-    def __init__(self, centres: Tensor, count: int = 20_000):
+    def __init__(self, centres: Tensor, count: int = 2**16):
         noise = torch.randn(count, 2, generator=torch.Generator().manual_seed(0))
         self.points = (centres[torch.arange(count) % len(centres)] + STD * noise)[:, :, None, None]
 
