@@ -31,8 +31,12 @@ class Verdict(NamedTuple):
 
 
 class GroupedCritic(nn.Module):
-    """Groups of samples, scored in one forward where every row is judged alone, else group by group: statistics over
-    a mini-batch (`BatchNorm` and the like) must not mix reals and fakes. Subclasses write `judge`."""
+    """Groups of samples, scored together where every row is judged alone, else group by group: statistics over a
+    mini-batch (`BatchNorm` and the like) must not mix reals and fakes. Subclasses write `judge`.
+
+    Groups whose images carry gradients are scored apart from those whose do not: a penalty's backward passes would run
+    through all rows of a forward.
+    """
 
     mixes_rows: bool
 
@@ -42,14 +46,24 @@ class GroupedCritic(nn.Module):
 
     def forward(self, *groups: Sample) -> Verdict:
         if self.mixes_rows:
-            answers = [self.judge(group) for group in groups]
-            return Verdict(*(tuple(parts) for parts in zip(*answers, strict=True)))
+            return _verdict([self.judge(group) for group in groups])
+        answers: dict[int, tuple[Tensor, Tensor]] = {}
+        for carries in (False, True):
+            places = [place for place, group in enumerate(groups) if group["images"].requires_grad == carries]
+            if places:
+                answers |= zip(places, self._together([groups[place] for place in places]), strict=True)
+        return _verdict([answers[place] for place in range(len(groups))])
+
+    def _together(self, groups: list[Sample]) -> list[tuple[Tensor, Tensor]]:
+        if len(groups) == 1:
+            return [self.judge(groups[0])]
         sizes = [len(group["images"]) for group in groups]
-        together = (
-            {key: torch.cat([group[key] for group in groups]) for key in groups[0]} if len(groups) > 1 else groups[0]
-        )
-        scores, features = self.judge(together)
-        return Verdict(scores.split(sizes), features.split(sizes))
+        scores, features = self.judge({key: torch.cat([group[key] for group in groups]) for key in groups[0]})
+        return list(zip(scores.split(sizes), features.split(sizes), strict=True))
+
+
+def _verdict(answers: list[tuple[Tensor, Tensor]]) -> Verdict:
+    return Verdict(tuple(scores for scores, _ in answers), tuple(features for _, features in answers))
 
 
 class Critic(GroupedCritic):
