@@ -1,8 +1,8 @@
 """Modes that a GAN keeps, by remedy: a ring of 8 and a grid of 25 Gaussians in the plane, three seeds.
 
-python -m tests.benchmarks.gan_ring [PLACES REMEDY]
+python -m tests.benchmarks.gan_ring [PLACES REMEDY [SEED]]
 
-Naming both measures and keeps one cell; without names all that is not kept yet is measured, and the plot is drawn.
+Naming them measures and keeps those runs; without names all that is not kept yet is measured, and the plot is drawn.
 What is kept, and the plot, lie in .cache/gan_ring.
 """
 
@@ -150,25 +150,21 @@ def gradient_norm(family: Plane, places: str) -> float:
     return float(penalties.gradient_norms(scores, between).detach().mean())
 
 
+def run(places: str, remedy: str, seed: int) -> dict:
+    """One training's figures and points, kept."""
+    path = FOLDER / f"{places} {remedy} {seed}.json"
+    if not path.exists():
+        family = trained(places, REMEDIES[remedy], seed, STEPS)
+        points = sampled(family)
+        modes, share = modes_kept(points, CENTRES[places])
+        found = {"modes": modes, "share": share, "gradient_norm": gradient_norm(family, places)}
+        path.write_text(json.dumps({**found, "points": points.tolist()}))
+    return json.loads(path.read_text())
+
+
 def cell(places: str, remedy: str) -> list[dict]:
     """A remedy's runs, one a seed."""
-    path = FOLDER / f"{places} {remedy}.json"
-    if not path.exists():
-        runs = []
-        for seed in SEEDS:
-            family = trained(places, REMEDIES[remedy], seed, STEPS)
-            points = sampled(family)
-            kept, share = modes_kept(points, CENTRES[places])
-            runs.append(
-                {
-                    "modes": kept,
-                    "share": share,
-                    "gradient_norm": gradient_norm(family, places),
-                    "points": points.tolist(),
-                }
-            )
-        path.write_text(json.dumps(runs))
-    return json.loads(path.read_text())
+    return [run(places, remedy, seed) for seed in SEEDS]
 
 
 def plot(table: dict[str, dict[str, list[dict]]], path: Path) -> None:
@@ -212,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     FOLDER.mkdir(parents=True, exist_ok=True)
     if argv:
-        runs = cell(*argv)
+        runs = cell(*argv) if len(argv) == 2 else [run(argv[0], argv[1], int(argv[2]))]
         print(argv, [(run["modes"], round(run["share"], 3), round(run["gradient_norm"], 3)) for run in runs])
         return
     table = {places: {remedy: cell(places, remedy) for remedy in REMEDIES} for places in CENTRES}

@@ -23,7 +23,7 @@ from components.images import from_uint8
 from tests.benchmarks.common import emit
 from tests.benchmarks.gan_digits_table import BATCH, SETTINGS, made, split, trained
 
-STEPS, WARM, REPEATS = 60, 10, 3
+STEPS, WARM, REPEATS = 30, 5, 3
 VARIANTS = ("dcgan", "wgan_gp", "r3gan")
 
 
