@@ -144,6 +144,8 @@ def step_player(family: Family, player: Player, batch: Batch, step: int, config:
             return {"skipped": torch.ones_like(norm)}
         figures["skipped"] = torch.zeros_like(norm)
     player.optimizer.step()
+    if player.phase.after is not None:
+        player.phase.after(player.raw)
     return figures
 
 
