@@ -10,8 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from components.data import Dataset
+from components.families.base import Sampler
 from components.families.vae import VAE
 from components.images import encode_png, from_uint8, grid
+from components.sampling import Request, drive
 
 
 def rows_by_class(dataset: Dataset, columns: int) -> list[Tensor]:
@@ -33,6 +35,28 @@ def interpolations(vae: VAE, starts: Tensor, ends: Tensor, steps: int) -> Tensor
     first, last = net.encode(starts)[0], net.encode(ends)[0]
     places = torch.linspace(0, 1, steps)[None, :, None, None, None]
     return vae.bounded(net.decode(torch.lerp(first[:, None], last[:, None], places).flatten(0, 1)))
+
+
+@torch.inference_mode()
+def film_strip(sampler: Sampler, request: Request, frames: int) -> tuple[Tensor, list[float]] | None:
+    """What the images of a request look like on the way: (F, N, C, H, W) in [-1, 1], the last as they end, and how far
+    each lies along the way, in [0, 1]. None where the sampler shows nothing on the way."""
+    sampler.nets.eval()
+    trajectory, shown = sampler.trajectory(request), []
+    try:
+        call = next(trajectory)
+        while True:
+            if call.preview is not None:
+                shown.append(call.preview)
+            call = trajectory.send(sampler.calls[call.net](**call.inputs))
+    except StopIteration as stop:
+        last = stop.value
+    if not shown:
+        return None
+    count = min(frames - 1, len(shown))
+    chosen = [shown[place * len(shown) // count] for place in range(count)]
+    images = [drive(preview.start(), sampler.calls) for preview in chosen]
+    return torch.stack([*images, last]), [*(preview.progress for preview in chosen), 1.0]
 
 
 def squared_error(vae: VAE, dataset: Dataset, batch_size: int = 256) -> float:

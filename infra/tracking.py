@@ -1,4 +1,4 @@
-"""Experiment tracking and the model registry: the only module that knows MLflow.
+"""Experiment tracking: with infra/registry.py the only module that knows MLflow.
 
 Only the driver tracks: workers send it their reports, so none of them imports MLflow or waits for a server. The same
 job continues the same run, so an interrupted training leaves one run with every step once.
@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,12 +25,11 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # of 7: a wrong address should not take minutes to say so
 }
 JOB_TAG = "job"
-CONTENT_TAG = "content"
-CHAMPION = "champion"
 WATCHED = re.compile("watch/")  # figures of looks at checkpoints, which come apart from those of steps
 
 
-def _client(uri: str):
+def connect(uri: str):
+    """A client of the tracking store and the registry at `uri`."""
     # imported on demand: MLflow takes seconds, and most processes that import this module never track
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -40,7 +40,8 @@ def _client(uri: str):
 
 
 @contextlib.contextmanager
-def _reachable(uri: str) -> Iterator[None]:
+def reachable(uri: str) -> Iterator[None]:
+    """Tells in one line, as InputError, of a store that cannot be used."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -70,9 +71,9 @@ def open_run(
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
     uri = config.absolute_uri(root)
-    with _reachable(uri):
-        client = _client(uri)
-        experiment = _experiment(client, config, root)
+    with reachable(uri):
+        client = connect(uri)
+        experiment = experiment_id(client, config, root)
         run_id = _run_id_of(client, experiment, job)
         if run_id:
             client.update_run(run_id, status="RUNNING")
@@ -90,7 +91,7 @@ def _run_id_of(client, experiment: str, job: str) -> str | None:
     return found[0].info.run_id if found else None
 
 
-def _experiment(client, config: TrackingConfig, root: Path) -> str:
+def experiment_id(client, config: TrackingConfig, root: Path) -> str:
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(config.experiment)
@@ -104,14 +105,14 @@ def _experiment(client, config: TrackingConfig, root: Path) -> str:
 
 
 def close_run(run: TrackedRun, succeeded: bool) -> None:
-    _client(run.uri).set_terminated(run.run_id, "FINISHED" if succeeded else "FAILED")
+    connect(run.uri).set_terminated(run.run_id, "FINISHED" if succeeded else "FAILED")
 
 
 class RunLogger:
     """Writes figures and pictures of one run, each step once, even when training repeats steps after a restart."""
 
     def __init__(self, run: TrackedRun):
-        self._client = _client(run.uri)
+        self._client = connect(run.uri)
         self._run_id = run.run_id
         # every report has every loss, so the steps of any one tell which reports are on record
         names = self._client.get_run(run.run_id).data.metrics
@@ -138,62 +139,32 @@ class RunLogger:
         self._client.log_batch(self._run_id, metrics=metrics)
 
     def picture(self, name: str, png: bytes) -> None:
-        import tempfile
-
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(name).name
-            path.write_bytes(png)
-            self._client.log_artifact(self._run_id, str(path), str(Path(name).parent))
+        _log_file(self._client, self._run_id, name, png)
 
 
 def run_of_job(config: TrackingConfig, root: Path, job: str) -> TrackedRun | None:
     """The run that trained a job, if this tracking store has it."""
     uri = config.absolute_uri(root)
-    with _reachable(uri):
-        client = _client(uri)
-        experiment = _experiment(client, config, root)
+    with reachable(uri):
+        client = connect(uri)
+        experiment = experiment_id(client, config, root)
         run_id = _run_id_of(client, experiment, job)
         return TrackedRun(uri, run_id) if run_id else None
 
 
-def register_champion(
-    config: TrackingConfig, root: Path, model: str, folder: Path, content: str, job: str, tags: Mapping[str, str]
-) -> tuple[str, bool]:
-    """Registers a run folder as a version of `model` and points the alias `champion` at it.
+def log_evaluation(run: TrackedRun, figures: Mapping[str, float | None], files: Mapping[str, bytes]) -> None:
+    """Adds figures, by name, and files, by path, to a run that has ended; figures that are None are left out."""
+    from mlflow.entities import Metric
 
-    `content` is the hash of what is registered: a version that already has it is used again, so that promoting twice
-    registers once. Returns the version and whether it is new. The alias moves last, so it never points at a version
-    that is not whole.
-    """
-    from mlflow.exceptions import MlflowException
-
-    uri = config.absolute_uri(root)
-    with _reachable(uri):
-        client = _client(uri)
-        with contextlib.suppress(MlflowException):  # it is there already
-            client.create_registered_model(model)
-        version = _version_with(client, model, content)
-        is_new = version is None
-        if is_new:
-            run = run_of_job(config, root, job)
-            run_id = run.run_id if run else _import_run(client, config, root, folder)
-            client.log_artifacts(run_id, str(folder), f"sampler-{content[:12]}")
-            source = f"runs:/{run_id}/sampler-{content[:12]}"
-            created = client.create_model_version(model, source, run_id, tags={CONTENT_TAG: content, **tags})
-            version = created.version
-        client.set_registered_model_alias(model, CHAMPION, version)
-        return str(version), is_new
+    client, now = connect(run.uri), int(time.time() * 1000)
+    metrics = [Metric(name, float(value), now, 0) for name, value in figures.items() if value is not None]
+    client.log_batch(run.run_id, metrics=metrics)
+    for name, content in files.items():
+        _log_file(client, run.run_id, name, content)
 
 
-def _version_with(client, model: str, content: str) -> str | None:
-    """The newest version that carries this content, if any."""
-    versions = client.search_model_versions(f"name = '{model}'")
-    matching = [int(version.version) for version in versions if version.tags.get(CONTENT_TAG) == content]
-    return str(max(matching)) if matching else None
-
-
-def _import_run(client, config: TrackingConfig, root: Path, folder: Path) -> str:
-    """A run for a model that was trained under another tracking store, as after `dvc pull`."""
-    run_id = client.create_run(_experiment(client, config, root), run_name=f"import {folder.name}").info.run_id
-    client.set_terminated(run_id)
-    return run_id
+def _log_file(client, run_id: str, name: str, content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / Path(name).name
+        path.write_bytes(content)
+        client.log_artifact(run_id, str(path), str(Path(name).parent))

@@ -6,10 +6,13 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from components.errors import InputError, TrainingError
+from components.files import write_json
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -18,6 +21,7 @@ QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
+DURATIONS = Path(".cache/durations")  # seconds of each stage's last run under DVC
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -27,14 +31,22 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         os.environ.setdefault(name, value)
     signal.signal(signal.SIGTERM, _interrupt)
     _end_with_dvc()
+    began = time.monotonic()
     try:
         main(sys.argv[1:] if argv is None else argv)
+        _record_duration(time.monotonic() - began)
     except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _record_duration(seconds: float) -> None:
+    """For the report: DVC keeps no times."""
+    if "DVC_STAGE" in os.environ:
+        write_json(DURATIONS / f"{os.environ['DVC_STAGE']}.json", {"seconds": round(seconds, 1)})
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

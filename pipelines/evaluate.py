@@ -1,172 +1,182 @@
-"""Measures a sampler's candidates: `python -m pipelines.evaluate samplers.ldm` -> metrics/ldm.json, samples/ldm."""
+"""Measures a sampler's candidates: `python -m pipelines.evaluate samplers.ldm` -> metrics/ldm.json, samples/ldm.
+
+samples/ldm/0.png             a grid of candidate 0, a class a row
+samples/ldm/0-nearest.png     its images that come closest to training images, above those
+samples/ldm/0-failures.png    its images that the judge believes least to show their class
+samples/ldm/candidates.csv    the figures of all candidates, for `dvc plots show`
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import csv
+import io
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
 
-from components import run_folder
-from components.config import Strict, parse
-from components.data import MANIFEST, Dataset, verify
-from components.errors import ConfigError, DataError, SamplerError
-from components.families.base import Sampler
-from components.files import sha256, whole_folder, write_json
-from components.images import encode_png, from_uint8, grid
+from components.data import MANIFEST, verify
+from components.errors import ConfigError, InputError, SamplerError
+from components.files import sha256, whole_folder, write_json, write_whole
+from components.images import encode_png, grid
 from components.metrics import generation
-from components.metrics.extractor import Extractor, Features, extract, joined, judge_extractor, label_agreement
-from components.metrics.protocol import EvaluateConfig, Protocol, library_versions
-from components.metrics.quality import Reference, quality
-from components.randomness import Draws
+from components.metrics.frechet import Moments, frechet_distance
+from components.metrics.measuring import FAILURE_PICTURES, NEIGHBOUR_PICTURES
+from components.metrics.search import Trial, best, refuse_bad_space, search
+from components.metrics.work import Eyes, Seen, default_device
+from components.run_folder import AVERAGES, Run, read_averages
+from infra.ray_map import Crew, crew
 from pipelines import cli, paths
+from pipelines.bench import (
+    FIGURES,
+    Bench,
+    Measured,
+    load_sampler,
+    measure,
+    ms_per_image,
+    open_bench,
+    open_eyes,
+    row,
+    sample,
+    sampling,
+)
+from pipelines.measurements import read_json
 from pipelines.params import Params, SamplerBlock, load, name_of
+from pipelines.train import ROOT
 
 _GRID_SIDE = 48  # pixels: an image is shown at least about this large in a grid
-FIGURES = ("frechet_distance", "precision", "recall", "density", "coverage", "kid", "label_agreement", "ms_per_image")
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What every candidate is measured against."""
-
-    config: EvaluateConfig
-    extractor: Extractor
-    protocol: Protocol
-    reference: Reference
-    train: Dataset
-    test: Dataset
-    judge_accuracy: float
-
-
-def make_bench(params: Params, device: str) -> Bench:
-    """Loads the judge and the real images. Raises InputError if either is missing, damaged or of other shapes."""
-    if not params.judges:
-        raise ConfigError("params.yaml.judges: empty; evaluation needs a judge as feature extractor")
-    config, name = params.evaluate, next(iter(params.judges))
-    extractor = judge_extractor(run_folder.load(paths.RUNS / name, device), name)
-    for folder in (paths.TRAIN_IMAGES, paths.TEST_IMAGES):
-        shape = verify(folder).columns["image"].shape
-        if shape != extractor.shape:
-            raise DataError(f"{folder}: images of shape {shape}; the judge was trained on {extractor.shape}")
-    train, test = Dataset(paths.TRAIN_IMAGES), Dataset(paths.TEST_IMAGES)
-    real = extract(extractor, real_images(test, torch.arange(len(test)), config.batch_size))
-    labels = torch.cat([columns["label"] for columns in test.chunks(config.batch_size)])
-    protocol = Protocol(
-        extractor=name,
-        extractor_hash=extractor.weights_hash,
-        reference=paths.TEST_IMAGES.name,
-        reference_hash=sha256(paths.TEST_IMAGES / MANIFEST),
-        reference_count=len(test),
-        image_shape=extractor.shape,
-        versions=library_versions(),
-        **config.model_dump(),
-    )
-    reference = Reference.of(real.vectors, config)
-    return Bench(config, extractor, protocol, reference, train, test, label_agreement(real.logits, labels))
+def read_known(bench: Bench) -> dict:
+    """What `reference` found of known sets. Raises InputError if images or protocol have changed since, DataError of
+    damaged images."""
+    content = read_json(paths.KNOWN, "reference")
+    for folder, described in ((paths.TRAIN_IMAGES, "train_hash"), (paths.TEST_IMAGES, "reference_hash")):
+        verify(folder)
+        if sha256(folder / MANIFEST) != getattr(bench.protocol, described):
+            raise InputError(f"{folder}: other images than {paths.REFERENCE} describes; run pipelines.reference again")
+    if content["protocol"] != bench.protocol.model_dump(mode="json"):
+        raise InputError(f"{paths.KNOWN}: measured under another protocol; run pipelines.reference again")
+    return content
 
 
-def real_images(dataset: Dataset, rows: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Images of the given rows, batch by batch."""
-    for part in rows.split(batch_size):
-        yield from_uint8(dataset.take(part)["image"])
-
-
-def floor(bench: Bench) -> dict:
-    """Real training images measured as if they were samples: what a perfect sampler would get."""
-    generator = torch.Generator().manual_seed(bench.config.seed)
-    rows = torch.randperm(len(bench.train), generator=generator)[: bench.config.num_samples]
-    features = extract(bench.extractor, real_images(bench.train, rows, bench.config.batch_size))
-    return {"num_samples": len(rows), **quality(features.vectors, bench.reference, bench.config)}
-
-
-def noise(bench: Bench) -> dict:
-    """Uniform noise measured as if it were samples: what no sampler should get."""
-    draws = Draws.of_seeds(generation.seeds(bench.config.num_samples, bench.config.seed))
-    parts = (
-        bench.extractor.embed(2 * Draws(keys).uniform("noise", bench.extractor.shape) - 1)
-        for keys in draws.keys.split(bench.config.batch_size)
-    )
-    return {
-        "num_samples": bench.config.num_samples,
-        **quality(joined(list(parts)).vectors, bench.reference, bench.config),
-    }
-
-
-def load_sampler(key: str, block: SamplerBlock, bench: Bench, device: str) -> Sampler:
+def load_block(key: str, block: SamplerBlock, bench: Bench, device: str) -> Run:
     """The trained sampler of a block. Raises SamplerError if its run folder is damaged or another family's."""
     folder = paths.RUNS / name_of(key)
-    run = run_folder.load(folder, device)
+    run = load_sampler(folder, bench, device)
     if run.config.family != block.family:
         raise SamplerError(f"{folder}: holds a {run.config.family}, params.yaml says {block.family}; train {key} again")
-    classes = bench.test.manifest.classes
-    if run.family.conditional and run.family.data.classes != classes:
-        raise SamplerError(f"{folder}: was trained on other classes than {paths.TEST_IMAGES} has; train {key} again")
-    return run.family
+    return run
 
 
-def measure(sampler: Sampler, settings: Strict, bench: Bench) -> tuple[dict, Tensor, int]:
-    """One candidate's figures, its grid's images, and the grid's columns. The grid is sampled first and warms up."""
-    config = bench.config
-    request = generation.grid_request(sampler, settings, config.seed)
-    shown = torch.cat(
-        [generation.generate(sampler, part).images for part in generation.split(request, config.batch_size)]
-    )
-    if shown.shape[1:] != bench.extractor.shape:
-        raise SamplerError(
-            f"makes images of shape {tuple(shown.shape[1:])}; {paths.TEST_IMAGES} has {bench.extractor.shape}"
-        )
-    features: list[Features] = []
-    labels: list[Tensor] = []
-    timings: list[tuple[int, float]] = []
-    for request in generation.requests(sampler, settings, config.num_samples, config.seed, config.batch_size):
-        piece = generation.generate(sampler, request)
-        features.append(bench.extractor.embed(piece.images))
-        timings.append((len(piece.images), piece.seconds))
-        if piece.labels is not None:
-            labels.append(piece.labels)
-    found, asked = joined(features), torch.cat(labels) if labels else None
-    figures = {
-        "settings": settings.model_dump(mode="json"),
-        **quality(found.vectors, bench.reference, config, asked),
-        "label_agreement": None if asked is None else label_agreement(found.logits, asked),
-        "ms_per_image": generation.ms_per_image(timings),
-        "ms_single": generation.ms_single(sampler, settings, config.seed),
-        "network_evaluations": generation.network_evaluations(sampler, settings),
-    }
-    return figures, shown, generation.GRID_COLUMNS
+def searched(workers: Crew, params: Params, run: Run, candidate: dict, bench: Bench, eyes: Eyes) -> list[Trial]:
+    """Trials of solver settings, scored against the training images with samples of another seed than the figures':
+    the held-out images do not help to choose what they measure."""
+    config, seed = params.evaluate.search, params.evaluate.seed
+    refuse_bad_space(config.space, "evaluate.search.space")
+    order = replace(sampling(params, run.folder, candidate), num_samples=config.num_samples, seed=seed + 1)
+    validation, device = Moments.of(bench.train_seen.vectors), default_device()
+
+    def score(settings: dict) -> tuple[float, float]:
+        tried = replace(order, candidate=settings)
+        ready = tried.open(device)
+        pieces = sample(workers, tried, ready, eyes)
+        moments = Moments.of(Seen.joined([piece.seen for piece in pieces]).vectors)
+        return frechet_distance(moments, validation), ms_per_image(workers, tried, pieces, ready)
+
+    has_averages = (run.folder / AVERAGES).is_file()
+    known = {*run.family.Settings.model_fields, *([generation.AVERAGE] if has_averages else [])}
+    start = order.open(device)[1].model_dump(mode="json") | candidate
+    trials = search(config, known, start, score, seed)
+    for number, trial in enumerate(trials):
+        told = ", ".join(f"{name}={value}" for name, value in trial.settings.items() if name in config.space)
+        print(f"trial {number}: {told}: {trial.distance:.4g}, {trial.ms_per_image:.3g} ms", flush=True)
+    return trials
+
+
+def over_training(params: Params, run: Run, candidate: dict, bench: Bench, eyes: Eyes) -> list[dict]:
+    """The distance at each step that averages were kept of, by the narrowest: how quality grew with training."""
+    count = params.evaluate.snapshot_samples
+    if not count or not (run.folder / AVERAGES).is_file():
+        return []
+    kept = sorted(read_averages(run.folder), key=lambda one: (one["step"], -one["sigma_rel"]))
+    narrowest = {one["step"]: one["nets"] for one in kept}
+    order = replace(sampling(params, run.folder, candidate), num_samples=count)
+    sampler, settings = order.open(default_device())
+    found = []
+    for step, nets in narrowest.items():
+        for net, weights in nets.items():
+            sampler.nets[net].load_state_dict(weights)
+        work = order.worker((sampler, settings), eyes)  # here: workers know the folder's own weights
+        vectors = Seen.joined([work(part).seen for part in order.parts]).vectors
+        distance = frechet_distance(Moments.of(vectors), bench.real.reference.moments)
+        found.append({"step": step, "frechet_distance": distance})
+    return found
+
+
+def pictures(measured: Measured) -> dict[str, bytes]:
+    """By what follows the candidate's number in the file's name."""
+    scale = max(1, _GRID_SIDE // measured.grid.shape[-1])
+
+    def png(images: Tensor, columns: int) -> bytes:
+        return encode_png(grid(images, columns), scale)
+
+    found = {"": png(measured.grid, generation.GRID_COLUMNS)}
+    found["-nearest"] = png(measured.nearest, min(NEIGHBOUR_PICTURES, len(measured.nearest) // 2))
+    if measured.failures is not None:
+        found["-failures"] = png(measured.failures, FAILURE_PICTURES // 2)
+    return found
 
 
 def evaluate(params: Params, key: str, device: str) -> dict:
-    """Measures all candidates of a block; writes the grids, then the figures, each whole or not at all."""
-    block = params.samplers[name_of(key)]
-    bench = make_bench(params, device)
-    sampler = load_sampler(key, block, bench, device)
-    candidates = []
-    with whole_folder(paths.SAMPLES / name_of(key)) as folder:
-        for number, candidate in enumerate(block.candidates):
-            settings = parse(sampler.Settings, candidate, f"{key}.candidates.{number}")
-            figures, shown, columns = measure(sampler, settings, bench)
-            candidates.append(figures)
-            scale = max(1, _GRID_SIDE // shown.shape[-1])
-            (folder / f"{number}.png").write_bytes(encode_png(grid(shown, columns), scale))
-            print(f"{key} candidate {number}: {row(figures)}", flush=True)
-    distances = [figures["frechet_distance"] for figures in candidates]
+    """Measures all candidates of a block; writes the pictures, then the figures, each whole or not at all."""
+    block, name = params.samplers[name_of(key)], name_of(key)
+    eyes = open_eyes(params, device)
+    bench = open_bench(params, eyes)
+    known = read_known(bench)
+    run = load_block(key, block, bench, device)
+    first = block.candidates[0]
+    with crew(params.cluster, ROOT) as workers, whole_folder(paths.SAMPLES / name) as folder:
+        trials = searched(workers, params, run, first, bench, eyes)
+        found = best(trials)
+        candidates = [*block.candidates, *([found.settings] if found else [])]
+        measured = []
+        for number, candidate in enumerate(candidates):
+            order = sampling(params, run.folder, candidate)
+            result = measure(workers, order, order.open(device), bench, eyes)
+            measured.append({**result.figures, "searched": number == len(block.candidates)})
+            for suffix, png in pictures(result).items():
+                (folder / f"{number}{suffix}.png").write_bytes(png)
+            print(f"{key} candidate {number}: {row(result.figures)}", flush=True)
+        grown = over_training(params, run, first, bench, eyes)
+        write_whole(folder / "candidates.csv", plottable(name, measured))
+    distances = [figures["frechet_distance"] for figures in measured]
+    winner = distances.index(min(distances))
     result = {
-        "sampler": name_of(key),
+        **known,
+        "sampler": name,
         "family": block.family,
-        "conditional": sampler.conditional,
-        "protocol": bench.protocol.model_dump(mode="json"),
+        "conditional": run.family.conditional,
         "device": device_name(device),
-        "judge_accuracy": bench.judge_accuracy,
-        "floor": floor(bench),
-        "noise": noise(bench),
-        "candidates": candidates,
-        "best": distances.index(min(distances)),
+        "candidates": measured,
+        "search": [asdict(trial) for trial in trials],
+        "over_training": grown,
+        "best": winner,
+        # `dvc metrics` follows mappings, not lists
+        "summary": {figure: measured[winner].get(figure) for figure in FIGURES},
     }
-    write_json(paths.METRICS / f"{name_of(key)}.json", result)
+    write_json(paths.METRICS / f"{name}.json", result)
     return result
+
+
+def plottable(name: str, measured: list[dict]) -> str:
+    """A row a candidate."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, ["candidate", *FIGURES], lineterminator="\n")
+    writer.writeheader()
+    for number, figures in enumerate(measured):
+        writer.writerow({"candidate": f"{name} #{number}", **{figure: figures.get(figure) for figure in FIGURES}})
+    return buffer.getvalue()
 
 
 def device_name(device: str) -> str:
@@ -176,14 +186,9 @@ def device_name(device: str) -> str:
     return f"cpu, {torch.get_num_threads()} threads"
 
 
-def row(figures: dict) -> str:
-    """Figures in one line, for the terminal."""
-    return "  ".join(f"{name} {figures[name]:.4g}" for name in FIGURES if figures.get(name) is not None)
-
-
 def table(result: dict) -> str:
     """All rows, one below the other, for the terminal."""
-    named = [("floor: real training images", result["floor"])]
+    named = [("floor: real training images", result["floor"]), ("copy: the training set itself", result["copy"])]
     for candidate in result["candidates"]:
         settings = ", ".join(f"{name}={value}" for name, value in candidate["settings"].items())
         named.append((settings or "default", candidate))
@@ -194,9 +199,9 @@ def table(result: dict) -> str:
     for name, figures in named:
         cells = (figures.get(figure) for figure in FIGURES)
         lines.append(f"{name:{width}}  " + "  ".join(f"{'' if cell is None else f'{cell:.4g}':>15}" for cell in cells))
-    lines.append(
-        f"judge accuracy on the held-out images: {result['judge_accuracy']:.2%}; measured on {result['device']}"
-    )
+    if result["judge_accuracy"] is not None:
+        lines.append(f"judge accuracy on the held-out images: {result['judge_accuracy']:.2%}")
+    lines.append(f"measured on {result['device']}")
     return "\n".join(lines)
 
 
@@ -206,7 +211,7 @@ def main(argv: list[str]) -> None:
     if not key.startswith("samplers.") or name_of(key) not in params.samplers:
         known = ", ".join(f"samplers.{name}" for name in params.samplers)
         raise ConfigError(f"no sampler {key!r} in params.yaml; expected one of {known}")
-    print(table(evaluate(params, key, "cuda" if torch.cuda.is_available() else "cpu")))
+    print(table(evaluate(params, key, default_device())))
 
 
 if __name__ == "__main__":

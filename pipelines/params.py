@@ -16,6 +16,7 @@ from components.config import Strict, parse
 from components.errors import ConfigError
 from components.families import family_class
 from components.families.base import Sampler
+from components.metrics.generation import AVERAGE, weights_and_settings
 from components.metrics.protocol import EvaluateConfig
 from components.sources import DataConfig
 from components.training import TrainingConfig
@@ -43,7 +44,8 @@ class WatchBlock(Strict):
 
 class SamplerBlock(TrainBlock):
     """A model that generates. Each of `candidates` is one setting of the family's Settings, measured on its own; the
-    first is the default."""
+    first is the default. Beside Settings it may say `ema_sigma_rel`: weights averaged over another length than the
+    training's own."""
 
     watch: WatchBlock | None = None
     candidates: tuple[dict[str, Any], ...] = ({},)
@@ -56,11 +58,18 @@ class EncodeConfig(Strict):
 
 
 class PromoteConfig(Strict):
-    """Which candidate reigns: the lowest `metric` among those that pass the guards."""
+    """Which candidate reigns: the lowest `metric` among those that pass the guards, unless the reigning champion's
+    interval reaches as low. A sampler without a figure does not pass a bound on it."""
 
-    metric: Literal["frechet_distance"] = "frechet_distance"
+    metric: Literal["frechet_distance", "kid", "cmmd"] = "frechet_distance"
+    min_improvement: float = Field(0.0, ge=0, lt=1)  # below the champion's interval, as a share of its figure
     max_ms_per_image: float | None = Field(None, gt=0)
-    min_label_agreement: float | None = Field(None, ge=0, le=1)  # a sampler without classes does not pass a bound
+    batch_size: int | None = Field(None, ge=1)  # of that time: 1, or evaluate.batch_size, which is the default
+    min_label_agreement: float | None = Field(None, ge=0, le=1)
+    min_recall: float | None = Field(None, ge=0, le=1)
+    min_classes_hit: float | None = Field(None, ge=0, le=1)  # share of the classes that come at all
+    min_label_entropy: float | None = Field(None, ge=0, le=1)  # 1: all classes come equally often
+    max_memorised: float | None = Field(None, ge=0, le=1)  # share of samples that copy a training image
     registered_model: str = Field("latent-foundry", min_length=1)
 
 
@@ -100,7 +109,17 @@ def load(path: Path = DEFAULT) -> Params:
     for group in TRAINED:
         for name, block in getattr(params, group).items():
             _check_family(block, f"{path}.{group}.{name}")
+    _check_time(params, str(path))
     return params
+
+
+def _check_time(params: Params, where: str) -> None:
+    measured = (1, params.evaluate.batch_size)
+    if params.promote.batch_size not in (None, *measured):
+        raise ConfigError(
+            f"{where}.promote.batch_size: times are measured alone (1) and at evaluate.batch_size ({measured[1]}), "
+            f"found {params.promote.batch_size}"
+        )
 
 
 def _check_family(block: TrainBlock, where: str) -> None:
@@ -109,8 +128,15 @@ def _check_family(block: TrainBlock, where: str) -> None:
     if isinstance(block, SamplerBlock):
         if not issubclass(kind, Sampler):
             raise ConfigError(f"{where}.family: {block.family!r} does not generate images; it cannot be a sampler")
+        if not block.candidates:
+            raise ConfigError(f"{where}.candidates: empty; expected at least one setting, [{{}}] for the defaults")
         for number, candidate in enumerate(block.candidates):
-            parse(kind.Settings, candidate, f"{where}.candidates.{number}")
+            length, settings = weights_and_settings(candidate)
+            parse(kind.Settings, settings, f"{where}.candidates.{number}")
+            if length is not None and not block.training.ema_snapshots:
+                raise ConfigError(
+                    f"{where}.candidates.{number}.{AVERAGE}: needs training.ema_snapshots above 0 in its block"
+                )
 
 
 def train_block(params: Params, key: str) -> TrainBlock:

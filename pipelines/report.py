@@ -6,44 +6,39 @@ the git revision; no date is in it.
 
 from __future__ import annotations
 
-import math
 import platform
-import subprocess
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import torch
 import yaml
 from markupsafe import Markup
 
 from components import run_folder
 from components.data import Dataset, verify
 from components.errors import InputError
-from components.families.vae import VAE
 from components.files import write_whole
-from components.pictures import data_uri, grid_uri, interpolations, read, rows_by_class, squared_error, strips
+from components.pictures import data_uri
 from components.plots import COLOURS, Line, Point, curves, trade_off
-from pipelines import cli, paths
+from pipelines import cli, lineage, paths
 from pipelines.measurements import read_json, read_metrics
 from pipelines.params import TRAINED, Params, load
+from pipelines.report_pictures import (
+    autoencoder_pictures,
+    champion_film,
+    champion_grid,
+    champion_picture,
+    class_rows,
+    read_grid,
+    real_grid,
+)
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-DVC_LOCK = Path("dvc.lock")
 NONE = "\N{EN DASH}"  # in place of a figure
-_COLUMNS = 10  # images in a row of pictures
-_PAIRS = 5  # interpolations shown
-_STEPS = 10  # images of one interpolation
+_LOOKS = "watch"  # as the training loop's history names what was found at checkpoints
 
 Context = dict[str, Any]
-
-
-def read_grid(sampler: str, number: int) -> bytes:
-    path = paths.SAMPLES / sampler / f"{number}.png"
-    if not path.is_file():
-        raise InputError(f"{path}: missing; expected what `python -m pipelines.evaluate samplers.{sampler}` writes")
-    return path.read_bytes()
 
 
 def told(settings: dict) -> str:
@@ -55,20 +50,19 @@ def told(settings: dict) -> str:
 
 
 def candidate_rows(metrics: dict[str, dict], promoted: dict) -> list[Context]:
-    """Every candidate of every sampler, best first."""
+    """Every candidate of every sampler, and a champion of an earlier training, best first."""
     rows = []
     for sampler, measured in metrics.items():
         for number, figures in enumerate(measured["candidates"]):
-            rows.append(
-                {
-                    **figures,
-                    "sampler": sampler,
-                    "number": number,
-                    "told": told(figures["settings"]),
-                    "champion": (sampler, number) == (promoted["sampler"], promoted["candidate"]),
-                    "grid": data_uri(read_grid(sampler, number)),
-                }
-            )
+            champion = (sampler, number) == (promoted["sampler"], promoted["candidate"])
+            grid = champion_grid() if champion else read_grid(sampler, number)
+            told_by = {"sampler": sampler, "name": f"{sampler} #{number}", "told": told(figures["settings"])}
+            rows.append({**figures, **told_by, "champion": champion, "grid": data_uri(grid)})
+    if promoted["candidate"] is None:
+        name = f"{promoted['sampler']} v{promoted['version']}"
+        told_by = {"sampler": promoted["sampler"], "name": name, "told": told(promoted["settings"])}
+        grid = data_uri(champion_grid())
+        rows.append({**promoted["figures"], **told_by, "searched": False, "champion": True, "grid": grid})
     return sorted(rows, key=lambda row: row["frechet_distance"])
 
 
@@ -80,9 +74,9 @@ def quality_against_time(rows: list[Context], floor: dict) -> Context:
             x=row["ms_per_image"],
             y=row["frechet_distance"],
             group=row["sampler"],
-            name=f"{row['sampler']} #{row['number']} ({row['told']}): "
+            name=f"{row['name']} ({row['told']}): "
             f"Fréchet distance {figure(row['frechet_distance'])}, {figure(row['ms_per_image'])} ms per image",
-            mark=f"{row['sampler']} #{row['number']}",
+            mark=row["name"],
             ringed=row["champion"],
         )
         for row in rows
@@ -93,50 +87,10 @@ def quality_against_time(rows: list[Context], floor: dict) -> Context:
     return {"svg": Markup(svg), "legend": legend}
 
 
-def class_rows(dataset: Dataset, promoted: dict, metrics: dict[str, dict]) -> list[Context]:
-    """For each class of a conditional champion: real images and generated ones."""
-    if not metrics[promoted["sampler"]]["conditional"]:
-        return []
-    side = dataset.manifest.columns["image"].shape[1]
-    names, real = dataset.manifest.classes, rows_by_class(dataset, _COLUMNS)
-    png = read_grid(promoted["sampler"], promoted["candidate"])
-    num_rows = min(len(names), 20)  # as many classes as components.metrics.generation puts into a grid
-    return [
-        {"name": name, "real": grid_uri(read(dataset, rows), _COLUMNS) if len(rows) else None, "made": data_uri(strip)}
-        for name, rows, strip in zip(names, real, strips(png, num_rows, side), strict=False)
-    ]
-
-
-def real_grid(dataset: Dataset) -> str:
-    """Ten rows of held-out images, a class a row."""
-    rows = [found for found in rows_by_class(dataset, _COLUMNS) if len(found) == _COLUMNS]
-    shown = torch.cat(rows[:_COLUMNS]) if rows else torch.arange(min(len(dataset), _COLUMNS**2))
-    return grid_uri(read(dataset, shown), _COLUMNS)
-
-
-def autoencoder_pictures(name: str, dataset: Dataset) -> Context:
-    """What an autoencoder makes of held-out images."""
-    vae = run_folder.load(paths.RUNS / name).family
-    if not isinstance(vae, VAE):
-        raise InputError(f"{paths.RUNS / name}: expected a trained vae, as params.yaml.autoencoders says")
-    firsts = [rows[0] for rows in rows_by_class(dataset, 1) if len(rows)]
-    shown = torch.stack(firsts)[:_COLUMNS] if firsts else torch.arange(min(len(dataset), _COLUMNS))
-    images = read(dataset, shown)
-    pairs = images[: 2 * (len(images) // 2)].unflatten(0, (-1, 2))[:_PAIRS]
-    error = squared_error(vae, dataset)
-    return {
-        "name": name,
-        "reconstructions": grid_uri(torch.cat([images, vae.reconstruct(images)]), len(images)),
-        "interpolations": grid_uri(interpolations(vae, pairs[:, 0], pairs[:, 1], _STEPS), _STEPS)
-        if len(pairs)
-        else None,
-        "psnr": 10 * math.log10(4 / max(error, 1e-12)),  # the peak of [-1, 1] is 2
-    }
-
-
-def training_curves(params: Params) -> list[Context]:
-    """A small plot for each figure of each run; the phases of a run share a plot."""
-    found = []
+def training_curves(params: Params) -> tuple[list[Context], list[Context]]:
+    """A small plot for each figure of each run, the phases of a run sharing a plot; and apart from those the figures of
+    looks at checkpoints, which tell quality over training time."""
+    losses, looks = [], []
     for name in [name for group in TRAINED for name in getattr(params, group)]:
         path = paths.RUNS / name / run_folder.HISTORY
         if not path.is_file():
@@ -144,45 +98,37 @@ def training_curves(params: Params) -> list[Context]:
         history = run_folder.read_history(path.parent)
         plots = defaultdict(list)
         for key in dict.fromkeys(key for row in history for key in row if key != "step"):
+            phase, _, term = key.rpartition("/")
             reports = [(row["step"], row[key]) for row in history if key in row]
-            plots[key.rpartition("/")[2]].append(Line(key.rpartition("/")[0], *zip(*reports, strict=True)))
-        for term, lines in plots.items():
+            plots[phase == _LOOKS, term].append(Line(phase, *zip(*reports, strict=True)))
+        for (is_look, term), lines in plots.items():
             legend = [(line.name, COLOURS[place % len(COLOURS)]) for place, line in enumerate(lines)]
-            title = term.replace("_", " ")
-            found.append({"run": name, "term": title, "legend": legend, "svg": Markup(curves(lines, "step"))})
+            plot = {"run": name, "term": term.replace("_", " "), "legend": legend, "svg": Markup(curves(lines, "step"))}
+            (looks if is_look else losses).append(plot)
+    return losses, looks
+
+
+def quality_over_time(metrics: dict[str, dict]) -> list[Context]:
+    """The distance of each sampler at the steps of its training that snapshots were kept of."""
+    found = []
+    for sampler, measured in metrics.items():
+        points = measured.get("over_training", [])
+        if len(points) > 1:
+            line = Line(sampler, [point["step"] for point in points], [point["frechet_distance"] for point in points])
+            plot = Markup(curves([line], "step"))
+            found.append({"run": sampler, "term": "Fréchet distance", "legend": [], "svg": plot})
     return found
 
 
-def git_revision() -> str:
-    """The commit, marked where files differ from it; empty outside a git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def locked_outputs() -> list[Context]:
-    """What dvc.lock says that each stage wrote, this stage left out."""
-    if not DVC_LOCK.is_file():
-        return []
-    stages = yaml.safe_load(DVC_LOCK.read_text()).get("stages", {})
-    return [
-        {"stage": stage, "path": out["path"], "md5": out.get("md5", "")}
-        for stage, entry in stages.items()
-        for out in entry.get("outs", [])
-        if stage != "report"
-    ]
-
-
-def lineage(promoted: dict, protocol: dict) -> Context:
+def origins(promoted: dict, protocol: dict) -> Context:
     """Where the champion comes from: name -> value, and the two tables beside."""
     folder = Path(promoted["run_folder"])
     config = run_folder.read_config(folder)
     origin = config.provenance
     facts = {
-        "git revision": git_revision() or "not a git checkout",
+        "git revision": lineage.git_revision() or "not a git checkout",
         "registered model": f"{promoted['model']} version {promoted['version']}",
+        "why it reigns": promoted["why"],
         "champion's hash": promoted["hash"],
         "run folder": promoted["run_folder"],
         "family": config.family,
@@ -190,14 +136,15 @@ def lineage(promoted: dict, protocol: dict) -> Context:
         "training data": origin.data,
         "training code": origin.code,
         "training job": origin.job,
-        "judge's weights": protocol["extractor_hash"],
+        "extractor": f"{protocol['extractor']} {protocol['extractor_hash']}",
+        "judge's weights": protocol["judge_hash"] or "no judge",
         "reference images": protocol["reference_hash"],
         "versions": ", ".join(
             f"{name} {version}"
             for name, version in {"python": platform.python_version(), **protocol["versions"]}.items()
         ),
     }
-    return {"facts": facts, "locked": locked_outputs(), "model": yaml.safe_dump(config.config, sort_keys=True)}
+    return {"facts": facts, "locked": lineage.locked_outputs(), "model": yaml.safe_dump(config.config, sort_keys=True)}
 
 
 def figure(value: float | None) -> str:
@@ -213,6 +160,13 @@ def share(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.1f}%"
 
 
+def duration(seconds: float | None) -> str:
+    """As a person reads it: seconds, or minutes and seconds."""
+    if seconds is None:
+        return NONE
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
 def gather(params: Params) -> Context:
     """Everything that the page shows. Raises InputError naming what is missing."""
     promoted = read_json(paths.PROMOTED, "promote")
@@ -223,20 +177,28 @@ def gather(params: Params) -> Context:
     test, num_train = Dataset(paths.TEST_IMAGES), len(Dataset(paths.TRAIN_IMAGES))
     measured = metrics[promoted["sampler"]]
     rows = candidate_rows(metrics, promoted)
-    champion = next((row for row in rows if row["champion"]), None)
-    if champion is None:
+    reigning = next((row for row in rows if row["champion"]), None)
+    if reigning is None:
         raise InputError(f"{paths.PROMOTED}: candidate {promoted['candidate']} was not measured; promote again")
+    champion = run_folder.load(Path(promoted["run_folder"])).family
+    losses, looks = training_curves(params)
+    pictures = {name: champion_picture(f"{name}.png") for name in ("nearest", "failures")}
     return {
         "promoted": promoted,
-        "champion": champion,
+        "champion": reigning,
         "measured": measured,
         "rows": rows,
         "plot": quality_against_time(rows, measured["floor"]),
-        "classes": class_rows(test, promoted, metrics),
+        "classes": class_rows(test, champion),
         "real": real_grid(test),
+        "has": {name: any(row.get(name) is not None for row in rows) for name in ("lpips_diversity", "clip_score")},
+        "pictures": {name: data_uri(png) for name, png in pictures.items() if png},
+        "film": champion_film(champion, promoted["settings"]),
         "autoencoders": [autoencoder_pictures(name, test) for name in params.autoencoders],
-        "curves": training_curves(params),
-        "lineage": lineage(promoted, measured["protocol"]),
+        "curves": losses,
+        "over_time": quality_over_time(metrics) + looks,
+        "graph": lineage.graph(),
+        "lineage": origins(promoted, measured["protocol"]),
         "data": {"train": num_train, "test": len(test), "classes": len(test.manifest.classes)},
         "policy": params.promote.model_dump(mode="json", exclude={"registered_model"}, exclude_none=True),
     }
@@ -250,7 +212,7 @@ def render(context: Context) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(figure=figure, share=share)
+    environment.filters.update(figure=figure, share=share, duration=duration)
     return environment.from_string(TEMPLATE.read_text()).render(context)
 
 

@@ -25,12 +25,15 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Extractor:
-    """`embed` takes images (N, C, H, W) in [-1, 1], of `shape`; `weights_hash` is the sha256 of its weights file."""
+    """`embed` takes images (N, C, H, W) in [-1, 1], of `shape` or, where that is None, of any; `weights_hash` is the
+    sha256 of its weights; `resize` says how images come to the size that the network takes."""
 
     name: str
     weights_hash: str
-    shape: tuple[int, int, int]  # channels, height, width
+    shape: tuple[int, int, int] | None  # channels, height, width
     embed: Callable[[Tensor], Features]
+    resize: str = "none"
+    libraries: tuple[str, ...] = ()  # beyond torch, whose versions figures depend on
 
 
 def judge_extractor(run: Run, name: str) -> Extractor:

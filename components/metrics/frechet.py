@@ -7,11 +7,14 @@ so that singular covariances (fewer images than features) do no harm.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from components.metrics.intervals import Interval, around
 
 _BOOTSTRAP_VALUES = 2**22  # of resampled features held at once: few large operations, little memory
 
@@ -31,21 +34,42 @@ class Moments:
 
     @staticmethod
     def streamed(chunks: Iterable[Tensor]) -> Moments:
-        """Of chunks (n, D) of any float type; memory holds one chunk. Merges as Chan et al. 1983, equation 2.1."""
-        count, mean, scatter = 0, 0.0, 0.0
-        for chunk in chunks:
-            values = chunk.double()
-            apart = values.mean(0) - mean
-            values = values - values.mean(0)
-            total = count + len(values)
-            scatter = scatter + values.T @ values
-            if count:
-                scatter += torch.outer(apart, apart) * (count * len(values) / total)
-            mean = mean + apart * (len(values) / total)
-            count = total
-        if count < 2:
-            raise ValueError(f"a covariance needs at least 2 feature vectors, found {count}")
-        return Moments(count, mean, scatter / (count - 1))
+        """Of chunks (n, D) of any float type; memory holds one chunk."""
+        return Sums.streamed(chunks).moments()
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What parts of a set add up to its moments by: count, mean (D,), and scatter (D, D), the sum of outer products
+    about the mean. float64; merges as Chan et al. 1983, equation 2.1."""
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+
+    @staticmethod
+    def streamed(chunks: Iterable[Tensor]) -> Sums:
+        """Of chunks (n, D) of any float type, at least one."""
+        return functools.reduce(Sums.plus, map(Sums.of, chunks))
+
+    @staticmethod
+    def of(values: Tensor) -> Sums:
+        values = values.double()
+        mean = values.mean(0)
+        values = values - mean
+        return Sums(len(values), mean, values.T @ values)
+
+    def plus(self, other: Sums) -> Sums:
+        total = self.count + other.count
+        apart = other.mean - self.mean
+        scatter = (self.scatter + other.scatter).addr_(apart, apart, alpha=self.count * other.count / total)
+        return Sums(total, self.mean + apart * (other.count / total), scatter)
+
+    def moments(self) -> Moments:
+        """Raises ValueError of fewer than 2 vectors."""
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 feature vectors, found {self.count}")
+        return Moments(self.count, self.mean, self.scatter / (self.count - 1))
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -66,35 +90,19 @@ def _root(covariance: Tensor) -> Tensor:
     return (vectors * eigenvalues.clamp(min=0).sqrt()) @ vectors.T
 
 
-def frechet_interval(
-    features: Tensor,
-    reference: Moments,
-    generator: torch.Generator,
-    *,
-    strata: Tensor | None = None,
-    resamples: int = 200,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """A bootstrap interval of the distance of features (N, D) to a fixed reference: how far other seeds would move it.
+def frechet_interval(features: Tensor, reference: Moments, rows: Tensor) -> Interval:
+    """A bootstrap interval of the distance of features (N, D) to a fixed reference, which all that is compared shares.
 
-    The bias that the distance has at N samples is the same for all that are measured with N, and bootstrap samples have
-    it twice; so their quantiles are moved to lie around the distance itself. The reference is not resampled, because
-    all that is compared shares it. `strata` (N,) int64: labels that were asked for and not drawn; resampling keeps
-    the number of each.
+    `rows` (R, N) int64 as intervals.resampled_rows draws them. The bias that the distance has at N samples is the same
+    for all that are measured with N.
     """
     count, dim = features.shape
-    strata = torch.zeros(count, dtype=torch.int64) if strata is None else strata
-    members = [torch.nonzero(strata == label).flatten() for label in strata.unique()]
     features, root = features.double(), _root(reference.covariance)
     draws = []
-    for part in torch.arange(resamples).split(max(1, _BOOTSTRAP_VALUES // (dim * max(count, dim)))):
-        rows = [m[torch.randint(len(m), (len(part), len(m)), generator=generator)] for m in members]
-        drawn = features[torch.cat(rows, dim=1)]  # (R, N, D)
+    for part in rows.split(max(1, _BOOTSTRAP_VALUES // (dim * max(count, dim)))):
+        drawn = features[part]  # (R, N, D)
         means = drawn.mean(1)
         drawn = drawn - means[:, None]
         draws.append(_distances(means, drawn.mT @ drawn / (count - 1), reference, root))
-    found = torch.cat(draws)
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    around = frechet_distance(Moments.of(features), reference) - found.mean()
-    low, high = (found.quantile(tails) + around).clamp(min=0).tolist()
-    return low, high
+    distance = frechet_distance(Moments.of(features), reference)
+    return around(distance, torch.cat(draws), low=0.0)

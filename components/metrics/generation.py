@@ -6,15 +6,19 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from components.config import Strict
+from components import run_folder
+from components.config import Strict, parse
+from components.errors import SamplerError
 from components.families.base import Sampler
 from components.images import from_uint8, to_uint8
 from components.sampling import Request, drive
 
+AVERAGE = "ema_sigma_rel"  # a candidate's key beside its solver settings: the width of the average of weights
 GRID_COLUMNS = 10
 _GRID_ROWS = 10  # without classes
 _MOST_CLASSES = 20  # rows of a grid with classes
@@ -30,16 +34,40 @@ class Generated:
     seconds: float
 
 
+def weights_and_settings(candidate: dict) -> tuple[float | None, dict]:
+    """The averaging length that a candidate samples with, None for the training's own, and its solver settings."""
+    return candidate.get(AVERAGE), {name: value for name, value in candidate.items() if name != AVERAGE}
+
+
+def open_candidate(folder: Path, candidate: dict, device: torch.device | str, where: str) -> tuple[Sampler, Strict]:
+    """The sampler and the settings that one candidate of a run folder stands for. Raises ConfigError naming `where` of
+    settings that the sampler does not have, SamplerError of a folder that cannot sample, or not with such weights."""
+    length, chosen = weights_and_settings(candidate)
+    run = run_folder.load(folder, device, length)
+    return sampler_of(run), parse(run.family.Settings, chosen, where)
+
+
+def sampler_of(run: run_folder.Run) -> Sampler:
+    if not isinstance(run.family, Sampler):
+        raise SamplerError(f"{run.folder}: holds a {run.config.family}, which does not generate images")
+    return run.family
+
+
 def seeds(count: int, seed: int) -> Tensor:
     """(count,) int64, one an image; sets of different seeds share none."""
     return torch.arange(count) + (seed << 32)
 
 
+def request(sampler: Sampler, settings: Strict, start: int, stop: int, seed: int) -> Request:
+    """Images `start` to `stop` of the set that a seed stands for, labels cycling through the classes."""
+    labels = sampler.cycled_labels(stop)
+    return Request(seeds(stop, seed)[start:], None if labels is None else labels[start:], settings)
+
+
 def requests(sampler: Sampler, settings: Strict, count: int, seed: int, batch_size: int) -> Iterator[Request]:
-    """The requests whose images are the evaluation set, labels cycling through the classes."""
-    labels = sampler.cycled_labels(count)
-    for part in torch.arange(count).split(batch_size):
-        yield Request(seeds(count, seed)[part], None if labels is None else labels[part], settings)
+    """The first `count` images of a set, in batches."""
+    for start in range(0, count, batch_size):
+        yield request(sampler, settings, start, min(start + batch_size, count), seed)
 
 
 def generate(sampler: Sampler, request: Request) -> Generated:

@@ -1,8 +1,8 @@
 """Figures from nearest neighbours in feature space: is a sample among the real images (precision, density), is a real
-image among the samples (recall, coverage), is a sample a copy of a training image (nearest).
+image among the samples (recall, coverage), is a sample a copy of a training image (nearest, memorised).
 
 A set's manifold is the union of balls around its members, each reaching to the k-th nearest other member
-(Kynkaanniemi et al. 2019, equation 1). Distances are exact, in float64, a block of rows at a time.
+(Kynkaanniemi et al. 2019, equation 1). Distances are in float64, a block of rows at a time.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 _ROWS = 1024  # of the distance matrix held at once
+_AMONG = 8192  # of the set that is searched for neighbours, as float64 at once
+_EQUAL = 1e-12  # of the squared lengths: what cancellation leaves of the squared distance of equal vectors
+MEMORISED_RATIO = 1 / 3  # Yoon et al. 2023, section 4.1
 
 
 @dataclass(frozen=True)
 class Manifold:
-    """Features (N, D) and the radius (N,) of each one's ball."""
+    """Features (N, D) and the squared radius (N,) of each one's ball."""
 
     features: Tensor
-    radii: Tensor
+    squared_radii: Tensor
 
     @staticmethod
     def of(features: Tensor, neighbours: int) -> Manifold:
@@ -29,39 +32,88 @@ class Manifold:
         if len(features) <= neighbours:
             raise ValueError(f"{neighbours} neighbours need more than {neighbours} images, found {len(features)}")
         # the nearest of all is the member itself, at distance 0
-        return Manifold(
-            features, torch.cat([block.kthvalue(neighbours + 1).values for block in _distances(features, features)])
-        )
+        blocks = squared_distances(features, features)
+        return Manifold(features, torch.cat([block.kthvalue(neighbours + 1).values for block in blocks]))
 
 
-def share_inside(features: Tensor, manifold: Manifold) -> float:
-    """The share of features (M, D) that lie in some ball: precision of samples in the real images' manifold, recall of
-    real images in the samples' (Kynkaanniemi et al. 2019, equation 2)."""
-    inside = [(block <= manifold.radii).any(1) for block in _distances(features, manifold.features)]
-    return float(torch.cat(inside).double().mean())
+@dataclass(frozen=True)
+class Inside:
+    """Who lies in whose ball. `samples`: (N, M) bool, sample n in the ball of real image m. `real`: (M, N) bool, real
+    image m in the ball of sample n. `neighbours` is the k of both manifolds."""
+
+    samples: Tensor
+    real: Tensor
+    neighbours: int
+
+    @staticmethod
+    def of(samples: Tensor, real: Manifold, neighbours: int) -> Inside:
+        of_samples = Manifold.of(samples, neighbours).squared_radii
+        of_samples_in_real, of_real_in_samples = [], []
+        for block, radii in zip(squared_distances(samples, real.features), of_samples.split(_ROWS), strict=True):
+            of_samples_in_real.append(block <= real.squared_radii)
+            of_real_in_samples.append(block <= radii[:, None])
+        return Inside(torch.cat(of_samples_in_real), torch.cat(of_real_in_samples).T, neighbours)
+
+    def precise(self) -> Tensor:
+        """(N,) bool: the sample lies in some ball; its mean is precision (Kynkaanniemi et al. 2019, equation 2)."""
+        return self.samples.any(1)
+
+    def recalled(self) -> Tensor:
+        """(M,) bool: the real image lies in some sample's ball; its mean is recall."""
+        return self.real.any(1)
+
+    def dense(self) -> Tensor:
+        """(N,) float64: in how many balls the sample lies over the number expected; its mean is density (Naeem et al.
+        2020, equation 4). Unlike precision it is not fooled by one real outlier; it may exceed 1."""
+        return self.samples.sum(1).double() / self.neighbours
+
+    def covered(self) -> Tensor:
+        """(M,) bool: the real image's ball holds a sample; its mean is coverage (Naeem et al. 2020, equation 5)."""
+        return self.samples.any(0)
+
+    def resampled_recall(self, weights: Tensor) -> Tensor:
+        """(R,) recall of resampled sets of samples, radii unchanged. `weights`: (R, N) multiplicities."""
+        return _shares_hit(self.real, weights)
+
+    def resampled_coverage(self, weights: Tensor) -> Tensor:
+        """(R,) coverage of resampled sets of samples. `weights`: (R, N) multiplicities."""
+        return _shares_hit(self.samples.T, weights)
 
 
-def density(samples: Tensor, real: Manifold, neighbours: int) -> float:
-    """In how many balls of real images a sample lies, over the number expected (Naeem et al. 2020, equation 4). Unlike
-    precision it is not fooled by one real outlier; it may exceed 1."""
-    balls = sum(float((block <= real.radii).sum()) for block in _distances(samples, real.features))
-    return balls / (neighbours * len(samples))
+def _shares_hit(hits: Tensor, weights: Tensor) -> Tensor:
+    """(R,) shares of the rows of hits (M, N) that some column of positive weight hits."""
+    found = [(weights @ block.T.float() > 0).sum(1) for block in hits.split(_ROWS)]
+    return torch.stack(found).sum(0) / len(hits)
 
 
-def coverage(samples: Tensor, real: Manifold) -> float:
-    """The share of real images whose ball holds a sample (Naeem et al. 2020, equation 5)."""
-    _, distances = nearest(real.features, samples)
-    return float((distances <= real.radii).double().mean())
+def nearest(features: Tensor, among: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+    """For each of features (M, D) the `count` nearest of `among` (N, D), nearest first: rows (M, count) int64 and
+    distances (M, count)."""
+    values, rows = torch.empty(len(features), 0, dtype=torch.float64), torch.empty(len(features), 0, dtype=torch.int64)
+    for start in range(0, len(among), _AMONG):
+        part = among[start : start + _AMONG]
+        blocks = [block.topk(min(count, len(part)), largest=False) for block in squared_distances(features, part)]
+        values = torch.cat([values, torch.cat([block.values for block in blocks])], dim=1)
+        rows = torch.cat([rows, start + torch.cat([block.indices for block in blocks])], dim=1)
+        values, places = values.topk(min(count, values.shape[1]), largest=False)
+        rows = rows.gather(1, places)
+    return rows, values.sqrt()
 
 
-def nearest(features: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of features (M, D) the nearest of `among` (N, D): its row (M,) int64 and its distance (M,)."""
-    blocks = [block.min(1) for block in _distances(features, among)]
-    return torch.cat([block.indices for block in blocks]), torch.cat([block.values for block in blocks])
+def memorised(distances: Tensor) -> Tensor:
+    """(M,) bool: whether a sample is a copy of a training image: less than a third as far from its nearest as from its
+    second nearest (Yoon et al. 2023, section 4.1). `distances`: (M, 2) as `nearest` gives them."""
+    return (distances[:, 0] < MEMORISED_RATIO * distances[:, 1]) | (distances[:, 0] == 0)
 
 
-def _distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    """Euclidean distances of blocks of rows of `a` to all of `b`."""
-    for rows in a.double().split(_ROWS):
-        # by differences: the matrix product's way gives equal images a distance above 0
-        yield torch.cdist(rows, b.double(), compute_mode="donot_use_mm_for_euclid_dist")
+def squared_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    """Squared Euclidean distances (n, N) of blocks of rows of `a` (M, D) to all of `b` (N, D), float64."""
+    centre = b.double().mean(0)  # shorter vectors lose fewer digits
+    b = b.double() - centre
+    lengths = b.square().sum(1)
+    for rows in a.split(_ROWS):
+        rows = rows.double() - centre
+        scale = rows.square().sum(1)[:, None] + lengths
+        # the matrix product's way gives equal images a distance just above 0
+        block = torch.addmm(scale, rows, b.T, alpha=-2)
+        yield block.masked_fill_(block < _EQUAL * scale, 0)

@@ -4,6 +4,7 @@ set span two orders of magnitude because protocols differ, so figures are compar
 from __future__ import annotations
 
 import importlib.metadata
+from typing import Literal
 
 from pydantic import Field
 
@@ -11,14 +12,38 @@ from components.config import Strict
 from components.errors import InputError
 
 
+class ExtractorConfig(Strict):
+    """What turns images into features. `weights` is the file (inception) or the folder or hub name (dinov2, clip) of a
+    pretrained one, and empty for the judge, which the pipeline trains."""
+
+    name: Literal["judge", "inception", "dinov2", "clip"] = "judge"
+    weights: str = ""
+
+
+class SearchConfig(Strict):
+    """A search for good solver settings, scored on training images. `space` gives each setting two bounds or the
+    values to choose among; a setting of two numbers takes a pair of bounds for each. `trials` 0 searches nothing."""
+
+    trials: int = Field(0, ge=0)
+    num_samples: int = Field(250, ge=2)  # of each trial
+    max_ms_per_image: float | None = Field(None, gt=0)  # slower settings are never chosen
+    space: dict[str, list] = {"num_inference_steps": [5, 50], "guidance_scale": [1.0, 4.0]}
+
+
 class EvaluateConfig(Strict):
     """How to measure. `batch_size` is also the one at which milliseconds per image are measured."""
 
+    extractor: ExtractorConfig = ExtractorConfig()
     num_samples: int = Field(1000, ge=2)
     batch_size: int = Field(100, gt=0)
     neighbours: int = Field(5, ge=1)  # of precision and recall: Kynkaanniemi et al. 2019 use 3, and 5 for few images
+    neighbour_images: int = Field(10_000, ge=2)  # at most, real or generated, in figures whose cost is quadratic
     resamples: int = Field(200, ge=20)  # of the bootstrap behind each interval
     seed: int = 0
+    lpips: str = ""  # a file of AlexNet's weights as torchvision ships it; empty: LPIPS diversity is not measured
+    clip_score: str = ""  # a CLIP folder or hub name; empty: the fit of image and class name is not measured
+    search: SearchConfig = SearchConfig()
+    snapshot_samples: int = Field(0, ge=0)  # at each step that a training kept averages of; 0: not measured
 
 
 class ProtocolMismatch(InputError):
@@ -26,26 +51,32 @@ class ProtocolMismatch(InputError):
 
 
 class Protocol(Strict):
-    """`extractor_hash` and `reference_hash` are sha256 of the extractor's weights file and of the reference data set's
-    manifest, which lists the hash of every shard."""
+    """`extractor_hash` and `reference_hash` are sha256 of the extractor's weights and of the reference data set's
+    manifest, which lists the hash of every shard; `judge_hash` is that of the classifier behind label figures."""
 
     extractor: str
     extractor_hash: str
+    judge_hash: str
+    resize: str  # how images came to the extractor's size
     reference: str  # the split's name
     reference_hash: str
     reference_count: int
+    train_hash: str  # of the images that samples are compared with for copies
     image_shape: tuple[int, int, int]  # channels, height, width
     num_samples: int
     batch_size: int
     neighbours: int
+    neighbour_images: int
     resamples: int
     seed: int
+    lpips: str  # sha256 of the weights, or empty
+    clip_score: str  # likewise
     versions: dict[str, str]
 
 
-def library_versions() -> dict[str, str]:
-    """Of the libraries whose arithmetic the figures come from."""
-    return {name: importlib.metadata.version(name) for name in ("torch", "torchmetrics")}
+def library_versions(*more: str) -> dict[str, str]:
+    """Of the libraries whose arithmetic the figures come from; `more` are those of a pretrained extractor."""
+    return {name: importlib.metadata.version(name) for name in ("torch", "torchmetrics", "scikit-learn", *more)}
 
 
 def refuse_unless_equal(a: Protocol, b: Protocol) -> None:

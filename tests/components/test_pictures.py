@@ -9,8 +9,9 @@ from PIL import Image
 from components.data import Dataset
 from components.families.vae import VAE
 from components.images import encode_png, from_uint8, grid, to_pil
-from components.pictures import interpolations, read, rows_by_class, squared_error, strips
-from tests.components.helpers import TINY
+from components.pictures import film_strip, interpolations, read, rows_by_class, squared_error, strips
+from components.sampling import Request
+from tests.components.helpers import TINY, build
 from tests.pipelines.measured import write_images
 
 
@@ -53,3 +54,16 @@ def test_squared_error_is_the_mean_over_all_images_whatever_the_batches(vae, dat
     images = read(dataset, torch.arange(10))
     expected = float((vae.reconstruct(images) - images).square().mean())
     assert squared_error(vae, dataset, 3) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_film_strip_ends_in_the_image_and_shows_the_way():
+    sampler = build("latent_diffusion")
+    request = Request(torch.arange(2), torch.tensor([0, 1]), sampler.Settings(num_inference_steps=5))
+    images, progress = film_strip(sampler, request, frames=4)
+    assert images.shape == (4, 2, 1, 16, 16)
+    assert progress == sorted(progress) and progress[-1] == 1.0 and 0 < progress[0] < 0.5
+    assert torch.equal(images[-1], sampler.sample(request))
+    few, _ = film_strip(sampler, Request(request.seeds, request.labels, sampler.Settings(num_inference_steps=2)), 8)
+    assert len(few) == 2  # an estimate between the two steps, and the image
+    gan = build("dcgan")
+    assert film_strip(gan, Request(torch.arange(2), None, gan.Settings()), frames=4) is None

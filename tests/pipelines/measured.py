@@ -41,18 +41,38 @@ def write_images(folder: Path, count: int, seed: int, size: int = 16) -> None:
     write_manifest(folder, [shard], value_range=(0, 255), classes=IMAGES.classes)
 
 
-def write_run(folder: Path, family_name: str) -> None:
+def write_run(folder: Path, family_name: str, snapshots: list[dict] | None = None) -> None:
     torch.manual_seed(0)
     config, data = TINY[family_name]
     kind = FAMILIES[family_name]
     family = kind(kind.Config(**config), data)
     average = {net: family.nets[net].state_dict() for net in family.kept}
     history = [{"step": step, "first/loss": 2.0 / step, "second/loss": 1.0, "first/kl": -0.5} for step in (1, 2, 3)]
-    provenance = run_folder.Provenance(data="d" * 64, code="c" * 64, job="j" * 16, seed=0, step=3)
-    run_folder.write(folder, family_name, family, State(3, {}, {}, average, history), provenance)
+    provenance = run_folder.Provenance(data="d" * 64, code="c" * 64, job=f"{family_name:j<16}", seed=0, step=3)
+    state = State(3, {}, {}, average, history, snapshots=snapshots or [])
+    run_folder.write(folder, family_name, family, state, provenance)
+
+
+def write_run_with_averages(folder: Path, family_name: str = "latent_diffusion") -> None:
+    """A run that kept averages of other weights than its own, at two steps."""
+    torch.manual_seed(1)
+    config, data = TINY[family_name]
+    family = FAMILIES[family_name](FAMILIES[family_name].Config(**config), data)
+    nets = {net: family.nets[net].state_dict() for net in family.kept if net not in family.pretrained}
+    snapshots = [
+        {
+            "step": step,
+            "sigma_rel": width,
+            "nets": {n: {k: v * step / 3 for k, v in w.items()} for n, w in nets.items()},
+        }
+        for step in (1, 3)
+        for width in (0.05, 0.1)
+    ]
+    write_run(folder, family_name, snapshots)
 
 
 def write_project(root: Path) -> None:
+    """Real images, trained models, params.yaml. `pipelines.reference` has not run."""
     (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
     write_images(root / "data/images/train", 40, 1)
     write_images(root / "data/images/test", 30, 2)

@@ -14,16 +14,30 @@ from components.errors import ConfigError, DataError, InputError, SamplerError
 from components.metrics import generation
 from components.metrics.protocol import Protocol
 from components.metrics.quality import Reference, quality
-from pipelines import evaluate
+from infra.config import ClusterConfig
+from infra.ray_map import crew
+from pipelines import bench, evaluate, reference
 from pipelines.params import EvaluateConfig, load
-from tests.pipelines.measured import PARAMS, write_images, write_project, write_run
+from tests.pipelines.measured import PARAMS, write_images, write_project, write_run, write_run_with_averages
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory):
+    root = tmp_path_factory.mktemp("described")
+    write_project(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        reference.main([])
+    return root
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    write_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def project(described, tmp_path, monkeypatch):
+    """A project whose real images are described."""
+    root = tmp_path / "project"
+    shutil.copytree(described, root)
+    monkeypatch.chdir(root)
+    return root
 
 
 def measured(project, name: str) -> dict:
@@ -40,12 +54,20 @@ def test_every_candidate_has_every_figure_and_a_grid(project, capsys):
         assert all(0 <= figures[name] <= 1 for name in ("precision", "recall", "coverage", "label_agreement"))
         assert figures["ms_per_image"] > 0 < figures["ms_single"]
         assert math.isfinite(figures["kid"]) and figures["kid_stderr"] > 0
+        for name in ("kid", "cmmd", "precision", "recall", "density", "coverage", "inception_score", "label_agreement"):
+            low, high = figures[f"{name}_interval"]
+            assert low <= figures[name] <= high
+        assert 0 <= figures["memorised"] <= 1 >= figures["classifier_accuracy"] >= 0
+        assert figures["lpips_diversity"] is None and figures["clip_score"] is None  # nobody asked
     distances = [figures["frechet_distance"] for figures in result["candidates"]]
     assert distances[result["best"]] == min(distances)
     assert Protocol(**result["protocol"]).num_samples == 24
     assert result["noise"]["num_samples"] == 24 == result["floor"]["num_samples"]
+    assert result["copy"]["memorised"] == 1 > result["floor"]["memorised"]
+    assert result["summary"]["frechet_distance"] == min(distances)
     assert 0 <= result["judge_accuracy"] <= 1
-    assert sorted(path.name for path in (project / "samples/ldm").iterdir()) == ["0.png", "1.png"]
+    names = {f"{number}{picture}.png" for number in (0, 1) for picture in ("", "-nearest", "-failures")}
+    assert {path.name for path in (project / "samples/ldm").iterdir()} == {*names, "candidates.csv"}
     with Image.open(project / "samples/ldm/1.png") as grid:  # three classes in rows of ten, each pixel three wide
         assert grid.size == ((10 * 17 - 1) * 3, (3 * 17 - 1) * 3)
     assert "floor: real training images" in capsys.readouterr().out
@@ -62,6 +84,7 @@ def test_figures_are_a_function_of_the_inputs(project):
         result = measured(project, "ldm")
         for figures in result["candidates"]:
             del figures["ms_per_image"], figures["ms_single"]
+        del result["summary"]["ms_per_image"]
         return result
 
     assert without_time() == without_time()
@@ -132,14 +155,91 @@ def test_images_of_another_shape_than_the_judge_knows(project):
     shutil.rmtree(project / "data/images/test")
     write_images(project / "data/images/test", 30, 2, size=8)
     with pytest.raises(DataError, match=r"test: images of shape \(1, 8, 8\); the judge was trained on \(1, 16, 16\)"):
-        evaluate.main(["samplers.ldm"])
+        reference.main([])
 
 
 def test_too_few_reference_images(project):
     shutil.rmtree(project / "data/images/test")
     write_images(project / "data/images/test", 3, 2)
-    with pytest.raises(DataError, match="3 images; expected more than evaluate.neighbours"):
+    with pytest.raises(DataError, match=r"3 images; expected more than evaluate\.neighbours"):
+        reference.main([])
+
+
+def test_real_images_are_described_once(project, capsys):
+    before = {path: path.stat().st_mtime_ns for path in project.glob("reference/*/*")}
+    reference.main([])
+    assert "train: 40 images unchanged" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    shutil.rmtree(project / "data/images/test")
+    write_images(project / "data/images/test", 20, 9)
+    reference.main([])
+    told = capsys.readouterr().out
+    assert "train: 40 images unchanged" in told and "test: 20 images described" in told
+
+
+def test_a_damaged_description_is_made_again(project, capsys):
+    path = project / "reference/train/00000.vectors.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    reference.main([])
+    assert "train: 40 images described" in capsys.readouterr().out
+    assert path.read_bytes() == content
+
+
+def test_many_workers_describe_and_sample_the_same(project, ray_session):
+    order = bench.sampling(load(), project / "runs/ldm", {"solver": "ddim", "num_inference_steps": 2})
+    described = {path.name: path.read_bytes() for path in project.glob("reference/*/*")}
+    shutil.rmtree(project / "reference")
+    sets = []
+    for cluster in (ClusterConfig(), ClusterConfig(num_workers=2)):
+        eyes = bench.open_eyes(load(), "cpu")
+        with crew(cluster, evaluate.ROOT) as workers:
+            pieces = bench.sample(workers, order, order.open("cpu"), eyes)
+        assert len(pieces) == 3
+        sets.append(pieces)
+    params = load().model_copy(update={"cluster": ClusterConfig(num_workers=2)})
+    reference.reference(params)
+    assert {path.name: path.read_bytes() for path in project.glob("reference/*/*")} == described
+    for one, two in zip(*sets, strict=True):
+        assert torch.equal(one.images, two.images)
+        assert torch.equal(one.seen.vectors, two.seen.vectors)
+
+
+def test_without_reference_it_says_what_to_run(project):
+    shutil.rmtree(project / "reference")
+    with pytest.raises(InputError, match="reference/train: missing; expected what `python -m pipelines.reference`"):
         evaluate.main(["samplers.ldm"])
+
+
+def test_another_protocol_than_the_references_is_refused(project):
+    (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "evaluate": {**PARAMS["evaluate"], "seed": 5}}))
+    with pytest.raises(InputError, match="known.json: measured under another protocol"):
+        evaluate.main(["samplers.ldm"])
+
+
+def test_averages_on_the_way_tell_quality_over_training_time(project):
+    shutil.rmtree(project / "runs/ldm")
+    write_run_with_averages(project / "runs/ldm")
+    content = {**PARAMS, "evaluate": {**PARAMS["evaluate"], "snapshot_samples": 12}}
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    points = measured(project, "ldm")["over_training"]
+    assert [point["step"] for point in points] == [1, 3]
+    assert points[0]["frechet_distance"] != points[1]["frechet_distance"]
+    assert measured(project, "dcgan")["over_training"] == []
+
+
+def test_a_search_adds_the_best_settings_as_a_candidate(project):
+    search = {"trials": 4, "num_samples": 12, "space": {"num_inference_steps": [1, 4], "solver": ["ddim", "heun"]}}
+    content = {**PARAMS, "evaluate": {**PARAMS["evaluate"], "search": search}}
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    result = measured(project, "ldm")
+    assert [candidate["searched"] for candidate in result["candidates"]] == [False, False, True]
+    assert len(result["search"]) == 4
+    best = min(result["search"], key=lambda trial: trial["distance"])
+    assert best["settings"].items() <= result["candidates"][2]["settings"].items()
+    assert result["search"][0]["settings"]["num_inference_steps"] == 2  # the first candidate's own
+    assert (project / "samples/ldm/2.png").is_file()
+    assert measured(project, "dcgan")["search"] == []  # a GAN has nothing to search over
 
 
 def test_a_run_of_another_family(project):
@@ -159,7 +259,7 @@ def test_an_unknown_sampler_lists_those_there_are(project, key):
 def test_no_judge_in_params(project):
     (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "judges": {}}))
     with pytest.raises(ConfigError, match="judges"):
-        evaluate.evaluate(load(), "samplers.ldm", "cpu")
+        reference.reference(load())
 
 
 def test_a_failure_half_way_leaves_the_old_outputs(project, monkeypatch):

@@ -83,6 +83,26 @@ def test_candidates_are_checked_against_the_familys_settings(content, tmp_path):
     assert "samplers.dcgan.candidates.0.guidance_scale: unknown key" in refusal(content, tmp_path)
 
 
+def test_another_averaging_length_needs_snapshots(content, tmp_path):
+    block = content["samplers"]["ldm"]
+    block["candidates"][0]["ema_sigma_rel"] = 0.1
+    assert "samplers.ldm.candidates.0.ema_sigma_rel: needs training.ema_snapshots" in refusal(content, tmp_path)
+    block["training"]["ema_snapshots"] = 4
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    load(path)
+
+
+def test_a_sampler_without_candidates_is_refused(content, tmp_path):
+    content["samplers"]["dcgan"]["candidates"] = []
+    assert "samplers.dcgan.candidates: empty" in refusal(content, tmp_path)
+
+
+def test_a_time_that_nobody_measures_is_refused(content, tmp_path):
+    content["promote"]["batch_size"] = 7
+    assert "promote.batch_size: times are measured alone (1) and at" in refusal(content, tmp_path)
+
+
 def test_an_unknown_family_lists_the_known_ones(content, tmp_path):
     content["samplers"]["dcgan"]["family"] = "dcgam"
     message = refusal(content, tmp_path)

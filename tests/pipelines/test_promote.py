@@ -1,99 +1,221 @@
-"""The policy, the registry and promoted.json."""
+"""Promotion on a tiny measured project: who reigns, what is registered, rollback, and the record of it."""
 
+import copy
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
 
+from components import run_folder
 from components.errors import InputError
-from infra.config import TrackingConfig
-from infra.tracking import CHAMPION, CONTENT_TAG
-from pipelines import promote as stage
-from pipelines.params import PromoteConfig
-from tests.infra.serving import write_sampler
+from components.files import write_json
+from infra.registry import CHAMPION, CONTENT_TAG, Registry
+from infra.tracking import open_run
+from pipelines import bench, evaluate, promote, reference
+from pipelines.measurements import read_metrics
+from pipelines.params import load
+from pipelines.serve import read_promoted
+from tests.pipelines.measured import PARAMS, write_project, write_run_with_averages
+
+MODEL = "latent-foundry"
 
 
-def candidate(sampler="ldm", number=0, frechet=1.0, ms=10.0, agreement: float | None = 0.99) -> dict:
-    return {
-        "sampler": sampler,
-        "number": number,
-        "settings": {"num_inference_steps": number + 1},
-        "frechet_distance": frechet,
-        "ms_per_image": ms,
-        "label_agreement": agreement,
-    }
+@pytest.fixture(scope="module")
+def measured_project(tmp_path_factory):
+    root = tmp_path_factory.mktemp("measured")
+    write_project(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        reference.main([])
+        for sampler in ("ldm", "dcgan"):
+            evaluate.main([f"samplers.{sampler}"])
+    return root
 
 
-POLICY = PromoteConfig(max_ms_per_image=50, min_label_agreement=0.95)
+@pytest.fixture
+def project(measured_project, tmp_path, monkeypatch):
+    root = tmp_path / "project"
+    shutil.copytree(measured_project, root)
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(promote, "ROOT", root)
+    set_distances(root, ldm=[2.0, 1.0], dcgan=[5.0])
+    return root
 
 
-def test_the_lowest_metric_wins():
-    assert stage.choose([candidate(number=0, frechet=2), candidate(number=1, frechet=1)], POLICY)["number"] == 1
+def set_distances(root: Path, **distances: list[float]) -> None:
+    """Makes the figures say what a test needs."""
+    for sampler, values in distances.items():
+        path = root / f"metrics/{sampler}.json"
+        content = json.loads(path.read_text())
+        for figures, value in zip(content["candidates"], values, strict=True):
+            figures |= {"frechet_distance": value, "frechet_interval": [0.9 * value, 1.1 * value]}
+        write_json(path, content)
 
 
-def test_too_slow_and_too_wrong_are_out():
-    best = candidate(number=0, frechet=3)
-    others = [candidate(number=1, frechet=1, ms=51), candidate(number=2, frechet=1, agreement=0.94)]
-    assert stage.choose([*others, best], POLICY) == best
+def client(root: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{root}/mlflow.db")
 
 
-def test_a_sampler_without_classes_cannot_meet_a_bound_on_agreement():
-    gan = candidate("dcgan", frechet=0.1, agreement=None)
-    assert stage.choose([gan, candidate(frechet=2)], POLICY)["sampler"] == "ldm"
-    assert stage.choose([gan, candidate(frechet=2)], PromoteConfig())["sampler"] == "dcgan"
+def run_promote() -> dict:
+    promote.main([])
+    return json.loads(Path("promoted.json").read_text())
 
 
-def test_nobody_passes_tells_why_for_each():
-    with pytest.raises(InputError, match=r"ldm #0: 60\.0 ms .*; dcgan #0: takes no class"):
-        stage.choose([candidate(ms=60), candidate("dcgan", agreement=None)], POLICY)
+def retrained(root: Path, sampler: str = "ldm") -> None:
+    """Another training's weights in the place of a sampler's."""
+    path = root / "runs" / sampler / "config.json"
+    content = json.loads(path.read_text())
+    content["provenance"]["seed"] = 77
+    write_json(path, content)
 
 
-@pytest.fixture()
-def project(tmp_path, monkeypatch):
-    """A project whose sampler is written and whose tracking store is its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stage, "ROOT", tmp_path)
-    write_sampler(tmp_path / "runs/ldm")
-    return tmp_path
+def test_the_winner_is_registered_with_all_that_it_needs(project):
+    open_run(load().tracking, project, "ldm", "latent_diffusion", {}, {"name": "n", "digest": "d" * 40, "source": "s"})
+    promoted = run_promote()
+    assert (promoted["sampler"], promoted["candidate"], promoted["version"]) == ("ldm", 1, "1")
+    store = client(project)
+    version = store.get_model_version_by_alias(MODEL, CHAMPION)
+    assert version.tags[CONTENT_TAG] == promoted["hash"]
+    assert json.loads(version.tags["settings"])["solver"] == "heun"
+    told = json.loads((project / "champion/candidate.json").read_text())
+    assert told["protocol"]["num_samples"] == 24
+    assert told["figures"]["frechet_distance"] == 1.0
+    assert told["lineage"]["runs"]["ldm"] == version.run_id  # that of its training
+    assert {path.name for path in (project / "champion").iterdir()} == {
+        "sampler", "candidate.json", "grid.png", "nearest.png", "failures.png",
+    }  # fmt: skip
+    served = read_promoted(project / "promoted.json")
+    assert Path(served.folder) == project / "champion/sampler"
+    logged = store.get_run(version.run_id)
+    assert logged.data.metrics["candidate_0/frechet_distance"] == 2.0
+    assert [file.path for file in store.list_artifacts(version.run_id, "samples")] == ["samples/0.png", "samples/1.png"]
 
 
-class Project:
-    tracking = TrackingConfig()
-    promote = PromoteConfig(registered_model="digits")
+def test_promoting_twice_registers_once(project, capsys):
+    first, again = run_promote(), run_promote()
+    assert first["version"] == again["version"] == "1"
+    assert "v1 stays" in capsys.readouterr().out
+    assert len(client(project).search_model_versions(f"name = '{MODEL}'")) == 1
+    assert len(Registry(load().tracking, project, MODEL).moves()) == 1
 
 
-def test_promoting_twice_registers_once_and_a_new_winner_moves_the_alias(project):
-    from mlflow import MlflowClient
+def test_a_challenger_within_the_interval_does_not_replace_the_champion_and_one_below_does(project, capsys):
+    run_promote()  # ldm #1 at 1.0, interval 0.9 to 1.1
+    set_distances(project, ldm=[0.95, 1.0])
+    assert run_promote()["candidate"] == 1
+    assert "ldm #0 is the best challenger; its frechet_distance 0.95 is not below 0.9" in capsys.readouterr().out
+    set_distances(project, ldm=[0.85, 1.0])
+    promoted = run_promote()
+    assert (promoted["candidate"], promoted["version"]) == (0, "2")
+    *_, move = Registry(load().tracking, project, MODEL).moves()
+    assert (move.left, move.to, move.made) == ("1", "2", True)
+    assert "below 0.9" in move.why and "@" in move.who and move.when.endswith("+00:00")
 
-    first, is_new = stage.promote(Project, candidate(number=0))
-    assert is_new
-    again, is_new = stage.promote(Project, candidate(number=0))
-    assert not is_new
-    assert again == first
-    other, is_new = stage.promote(Project, candidate(number=1))
-    assert is_new
-    assert other["version"] != first["version"]
 
-    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
-    version = client.get_model_version_by_alias("digits", CHAMPION)
-    assert version.version == int(other["version"]) or version.version == other["version"]
-    assert version.tags[CONTENT_TAG] == other["hash"]
-    artifacts = {
-        file.path.split("/")[-1] for file in client.list_artifacts(version.run_id, f"sampler-{other['hash'][:12]}")
-    }
-    assert artifacts == {"config.json", "unet.safetensors", "autoencoder.safetensors", "history.csv"}
-    assert json.loads(json.dumps(other))["run_folder"] == "runs/ldm"
+def test_a_champion_of_an_earlier_training_is_measured_again_under_a_new_protocol(project, capsys):
+    first = run_promote()
+    retrained(project)
+    set_distances(project, ldm=[9.0, 9.0])
+    again = run_promote()  # the protocol is the one on record: nothing to measure
+    assert "measuring it again" not in capsys.readouterr().out
+    assert (again["version"], again["candidate"]) == (first["version"], None)
+    assert again["figures"] == first["figures"]
+
+    content = {**PARAMS, "evaluate": {**PARAMS["evaluate"], "num_samples": 20}}
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    reference.main([])
+    for sampler in ("ldm", "dcgan"):
+        evaluate.main([f"samplers.{sampler}"])
+    set_distances(project, ldm=[900.0, 900.0], dcgan=[900.0])
+    anew = run_promote()
+    assert "measuring it again" in capsys.readouterr().out
+    assert anew["version"] == first["version"]
+    assert anew["figures"]["frechet_distance"] not in (first["figures"]["frechet_distance"], 900.0)
+    assert json.loads((project / "champion/candidate.json").read_text())["protocol"]["num_samples"] == 20
+
+
+def test_a_champion_that_cannot_be_measured_any_more_falls(project, monkeypatch, capsys):
+    run_promote()
+    retrained(project)
+    metrics = read_metrics(load())
+    for measured in metrics.values():
+        measured["device"] = "another"
+        write_json(project / f"metrics/{measured['sampler']}.json", measured)
+
+    def refuse(*_):
+        raise InputError("other classes")
+
+    monkeypatch.setattr(bench, "load_sampler", refuse)
+    set_distances(project, ldm=[9.0, 8.0], dcgan=[50.0])
+    promoted = run_promote()
+    assert (promoted["version"], promoted["candidate"]) == ("2", 1)
+    assert "cannot be measured any more: other classes" in promoted["why"]
+
+
+def test_rollback_is_recorded_and_holds_until_somebody_goes_back(project, capsys):
+    run_promote()
+    set_distances(project, ldm=[0.1, 1.0])
+    assert run_promote()["version"] == "2"
+    promote.main(["--to", "v1", "--why", "the sevens are ugly"])
+    rolled = json.loads((project / "promoted.json").read_text())
+    assert (rolled["version"], rolled["settings"]["solver"]) == ("1", "heun")
+    assert Path(read_promoted(project / "promoted.json").folder).is_dir()
+    assert run_promote()["version"] == "1"  # ldm #0 is better and withdrawn
+    told = capsys.readouterr().out
+    assert "ldm #0 is out: withdrawn by hand" in told and "the sevens are ugly" in told
+    promote.main(["--moves"])
+    assert "v2 -> v1" in capsys.readouterr().out
+    promote.main(["--to", "2"])
+    assert run_promote()["version"] == "2"
+
+
+def test_a_version_that_does_not_exist_is_refused(project):
+    run_promote()
+    with pytest.raises(InputError, match="no version '9'; expected one of 1"):
+        promote.main(["--to", "9"])
 
 
 def test_a_damaged_sampler_is_not_promoted(project):
     (project / "runs/ldm/unet.safetensors").unlink()
     with pytest.raises(InputError, match=r"unet\.safetensors: missing"):
-        stage.promote(Project, candidate())
-    assert not (project / "mlflow.db").exists()
+        promote.main([])
+    assert Registry(load().tracking, project, MODEL).champion() is None
+    assert not (project / "promoted.json").exists()
 
 
-def test_describe_names_champion_figures_and_report(tmp_path):
-    promoted = {"sampler": "ldm", "settings": {"solver": "ddim"}, "model": "digits", "version": "3"}
-    text = stage.describe({**promoted, "figures": {"frechet_distance": 1.23456}}, tmp_path / "report.html")
-    assert "champion: ldm (solver ddim), registered as digits v3" in text
-    assert "1.235" in text
-    assert "not written yet" in text
+def test_a_champion_of_another_averaging_length_carries_those_weights(project):
+    shutil.rmtree(project / "runs/ldm")
+    write_run_with_averages(project / "runs/ldm")
+    content = copy.deepcopy(PARAMS)
+    content["samplers"]["ldm"]["training"]["ema_snapshots"] = 2
+    content["samplers"]["ldm"]["candidates"].append({"num_inference_steps": 2, "ema_sigma_rel": 0.05})
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    evaluate.main(["samplers.ldm"])
+    set_distances(project, ldm=[2.0, 1.0, 0.5])
+    promoted = run_promote()
+    assert promoted["candidate"] == 2 and promoted["ema_sigma_rel"] == 0.05
+    assert "ema_sigma_rel" not in promoted["settings"]  # the endpoint has no such setting: the weights are it
+    wanted = run_folder.load(project / "runs/ldm", ema_sigma_rel=0.05).family.nets["unet"].state_dict()
+    plain = run_folder.load(project / "runs/ldm").family.nets["unet"].state_dict()
+    champion = run_folder.load(project / "champion/sampler").family.nets["unet"].state_dict()
+    key = next(name for name, value in wanted.items() if value.ndim == 4)
+    assert torch.equal(champion[key], wanted[key]) and not torch.equal(champion[key], plain[key])
+    assert not (project / "champion/sampler" / run_folder.AVERAGES).exists()
+    registry = Registry(load().tracking, project, MODEL)
+    fetched = registry.fetch(registry.champion(), project / "fetched")
+    assert torch.equal(run_folder.load(fetched / "sampler").family.nets["unet"].state_dict()[key], wanted[key])
+    assert run_promote()["version"] == promoted["version"]
+
+
+def test_show_names_champion_figures_and_report(project, capsys):
+    run_promote()
+    capsys.readouterr()
+    promote.main(["--show"])
+    told = capsys.readouterr().out
+    assert "champion: ldm (" in told and "solver heun" in told and "registered as latent-foundry v1" in told
+    assert "frechet_distance     1  (0.9 to 1.1)" in told
+    assert "not written yet" in told

@@ -9,7 +9,8 @@ import pytest
 
 from components.errors import InputError
 from components.files import write_json
-from pipelines import evaluate, report
+from pipelines import evaluate, reference, report
+from tests.infra import chromium
 from tests.pipelines.measured import write_project
 
 VOID = {"meta", "link", "img", "br"}
@@ -21,24 +22,38 @@ def measured_project(tmp_path_factory):
     write_project(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        reference.main([])
         for sampler in ("ldm", "dcgan"):
             evaluate.main([f"samplers.{sampler}"])
-    candidate = json.loads((root / "metrics/ldm.json").read_text())["candidates"][1]
+    promote_candidate(root, "ldm", 1)
+    lock = "schema: '2.0'\nstages:\n  prepare:\n    outs:\n    - {path: data/images/train, md5: 0123456789abcdef.dir}\n"
+    lock += "  train@vae:\n    deps:\n    - {path: data/images/train}\n    outs:\n    - {path: runs/vae, md5: fed}\n"
+    (root / "dvc.lock").write_text(lock)
+    write_json(root / ".cache/durations/train@vae.json", {"seconds": 151.2})
+    return root
+
+
+def promote_candidate(root, sampler: str, number: int) -> None:
+    """What promote writes, without a registry."""
+    shutil.rmtree(root / "champion", ignore_errors=True)
+    shutil.copytree(root / "runs" / sampler, root / "champion/sampler")
+    for suffix, name in {"": "grid", "-nearest": "nearest", "-failures": "failures"}.items():
+        if (picture := root / f"samples/{sampler}/{number}{suffix}.png").is_file():
+            shutil.copy(picture, root / f"champion/{name}.png")
+    candidate = json.loads((root / f"metrics/{sampler}.json").read_text())["candidates"][number]
     promoted = {
-        "sampler": "ldm",
-        "key": "samplers.ldm",
-        "candidate": 1,
+        "sampler": sampler,
+        "key": f"samplers.{sampler}",
+        "candidate": number,
         "settings": candidate["settings"],
         "figures": candidate,
-        "run_folder": "runs/ldm",
+        "run_folder": "champion/sampler",
         "model": "latent-foundry",
         "version": "7",
         "hash": "f" * 64,
+        "why": "lowest of all",
     }
     write_json(root / "promoted.json", promoted)
-    lock = "schema: '2.0'\nstages:\n  prepare:\n    outs:\n    - {path: data/images/train, md5: 0123456789abcdef.dir}\n"
-    (root / "dvc.lock").write_text(lock)
-    return root
 
 
 @pytest.fixture
@@ -117,9 +132,38 @@ def test_names_are_escaped(project):
 
 
 def test_a_champion_without_classes_has_no_class_rows(project):
+    promote_candidate(project, "dcgan", 0)
+    content = page(project)
+    assert "Class by class" not in content and "Failures" not in content
+    assert "From noise to image" not in content  # a GAN makes an image in one step
+
+
+def test_a_champion_of_an_earlier_training_has_a_row_of_its_own(project):
     promoted = json.loads((project / "promoted.json").read_text())
-    write_json(project / "promoted.json", {**promoted, "sampler": "dcgan", "candidate": 0, "run_folder": "runs/dcgan"})
-    assert "Class by class" not in page(project)
+    write_json(project / "promoted.json", {**promoted, "candidate": None})
+    content = page(project)
+    assert re.search(r'<tr class="reigning"><th>ldm v7', content)
+    assert content.count('<tr class="reigning">') == 1 and "<th>ldm #1" in content
+
+
+def test_the_closer_look_and_the_graph(project):
+    content = page(project)
+    text = " ".join(" ".join(parsed(content).text).split())
+    for expected in ("Nearest to training images", "Failures", "From noise to image", "Lowest of all.", "copy"):
+        assert expected in text
+    assert "train@vae 2 min 31 s after prepare" in text
+    assert "No training kept averages on the way" in text
+
+
+def test_quality_over_training_time_comes_from_snapshots_and_from_looks(project):
+    metrics = json.loads((project / "metrics/ldm.json").read_text())
+    points = [{"step": step, "frechet_distance": 9.0 / step} for step in (1, 2, 3)]
+    write_json(project / "metrics/ldm.json", {**metrics, "over_training": points})
+    history = project / "runs/vae/history.csv"
+    history.write_text("step,autoencode/loss,watch/psnr\n1,5,\n2,4,20\n3,3,25\n")
+    content = page(project)
+    section = content[content.index('id="over-time"') : content.index('id="curves"')]
+    assert section.count("<polyline") == 2 and "ldm" in section and "psnr" in section
 
 
 def test_without_dvc_or_git_it_says_so(project, monkeypatch):
@@ -134,7 +178,8 @@ def test_without_dvc_or_git_it_says_so(project, monkeypatch):
     [
         ("promoted.json", "pipelines.promote"),
         ("metrics/dcgan.json", "pipelines.evaluate samplers.dcgan"),
-        ("samples/ldm/1.png", "pipelines.evaluate samplers.ldm"),
+        ("samples/ldm/0.png", "pipelines.evaluate samplers.ldm"),
+        ("champion/grid.png", "pipelines.promote"),
         ("runs/judge/history.csv", "pipelines.train"),
     ],
 )
@@ -173,3 +218,23 @@ def test_a_stale_champion_is_refused(project, stale):
 )
 def test_figures_as_a_person_reads_them(value, shown):
     assert report.figure(value) == shown
+
+
+@pytest.mark.skipif(chromium.EXECUTABLE is None, reason="no Chromium here")
+def test_on_a_phone_and_on_a_desk_nothing_overflows_and_the_console_is_silent(project):
+    page(project)
+    tab = chromium.Page((project / "report.html").as_uri(), project / "profile")
+    try:
+        tab.wait_for("document.readyState === 'complete'")
+        for width in (380, 1400):
+            tab.resize(width, 900)
+            tab.wait_for(f"window.innerWidth === {width}")
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            broken = "[...document.images].filter(image => image.complete && !image.naturalWidth).length"
+            assert tab.evaluate(broken) == 0
+        hovered = "[...document.querySelectorAll('#trade-off ~ .plot title')].map(title => title.textContent)"
+        assert len(tab.evaluate(hovered)) == 3
+        assert tab.problems == []
+        assert [address for address in tab.requests if not address.startswith(("file:", "data:"))] == []
+    finally:
+        tab.close()

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from components.metrics.frechet import Moments, frechet_distance, frechet_interval
+from components.metrics.frechet import Moments, Sums, frechet_distance, frechet_interval
+from components.metrics.intervals import resampled_rows
 
 
 def normal(count: int, dim: int, seed: int) -> torch.Tensor:
@@ -59,9 +60,21 @@ def test_singular_covariances_of_fewer_images_than_features():
     assert shifted == pytest.approx(40 * 4, rel=1e-6)
 
 
+def rows(count: int, seed: int = 0, resamples: int = 200, strata: torch.Tensor | None = None) -> torch.Tensor:
+    return resampled_rows(count, resamples, torch.Generator().manual_seed(seed), strata)
+
+
+def test_moments_of_parts_add_up_in_any_grouping():
+    features = 3 + normal(50, 4, 0)
+    parts = [Sums.of(part) for part in features.split([1, 20, 29])]
+    together = parts[0].plus(parts[1].plus(parts[2])).moments()
+    torch.testing.assert_close(together.covariance, torch.cov(features.T))
+    torch.testing.assert_close(together.mean, features.mean(0))
+
+
 def test_interval_covers_the_spread_over_seeds_and_holds_the_distance():
     reference = Moments.of(normal(2000, 4, 0))
-    low, high = frechet_interval(0.5 + normal(300, 4, 1), reference, torch.Generator().manual_seed(0))
+    low, high = frechet_interval(0.5 + normal(300, 4, 1), reference, rows(300))
     assert low < frechet_distance(Moments.of(0.5 + normal(300, 4, 1)), reference) < high
     others = torch.tensor(
         [frechet_distance(Moments.of(0.5 + normal(300, 4, seed)), reference) for seed in range(2, 202)]
@@ -70,11 +83,9 @@ def test_interval_covers_the_spread_over_seeds_and_holds_the_distance():
     assert high - low == pytest.approx(spread, rel=0.35)
 
 
-def test_interval_is_a_function_of_its_generator():
+def test_interval_is_a_function_of_its_rows():
     reference, features = Moments.of(normal(50, 4, 0)), normal(50, 4, 1)
-    first, again, other = (
-        frechet_interval(features, reference, torch.Generator().manual_seed(seed), resamples=20) for seed in (3, 3, 4)
-    )
+    first, again, other = (frechet_interval(features, reference, rows(50, seed, 20)) for seed in (3, 3, 4))
     assert first == again != other
 
 
@@ -87,8 +98,7 @@ def test_interval_of_strata_is_the_spread_of_sets_with_as_many_of_each():
         return frechet_distance(Moments.of(normal(200, 2, seed) + far), reference)
 
     def width(strata: torch.Tensor | None) -> float:
-        generator = torch.Generator().manual_seed(0)
-        low, high = frechet_interval(normal(200, 2, 1) + far, reference, generator, strata=strata)
+        low, high = frechet_interval(normal(200, 2, 1) + far, reference, rows(200, strata=strata))
         return high - low
 
     others = torch.tensor([distance(seed) for seed in range(2, 152)])

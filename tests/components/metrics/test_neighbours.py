@@ -1,25 +1,40 @@
-"""Figures from nearest neighbours on point sets that can be checked by eye."""
+"""Figures from nearest neighbours on point sets that can be checked by eye, and against torch-fidelity's definition."""
 
 import pytest
 import torch
+from sklearn.neighbors import NearestNeighbors
 
 from components.metrics import neighbours
-from components.metrics.neighbours import Manifold, coverage, density, nearest, share_inside
+from components.metrics.intervals import multiplicities, resampled_rows
+from components.metrics.neighbours import Inside, Manifold, memorised, nearest, squared_distances
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(neighbours, "_ROWS", 2)  # every figure must be the same across blocks
+    monkeypatch.setattr(neighbours, "_AMONG", 7)
 
 
 def line(*places: float) -> torch.Tensor:
     return torch.tensor(places, dtype=torch.float64)[:, None]
 
 
+def normal(count: int, dim: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def inside(samples: torch.Tensor, real: torch.Tensor, k: int) -> Inside:
+    return Inside.of(samples, Manifold.of(real, k), k)
+
+
+def share(values: torch.Tensor) -> float:
+    return float(values.double().mean())
+
+
 def test_radius_reaches_to_the_kth_other_member():
     places = line(0, 1, 3, 7)
-    assert Manifold.of(places, 1).radii.tolist() == [1, 1, 2, 4]
-    assert Manifold.of(places, 2).radii.tolist() == [3, 2, 3, 6]
+    assert Manifold.of(places, 1).squared_radii.tolist() == pytest.approx([1, 1, 4, 16])
+    assert Manifold.of(places, 2).squared_radii.tolist() == pytest.approx([9, 4, 9, 36])
 
 
 def test_more_neighbours_than_others_is_refused():
@@ -27,35 +42,57 @@ def test_more_neighbours_than_others_is_refused():
         Manifold.of(line(0, 1, 2), 3)
 
 
-def test_precision_and_recall_of_points_on_a_line():
-    real, samples = line(0, 1, 2, 10, 11), line(0.5, 1.5, 5, 6)
-    # balls of real, k = 1: [-1, 1], [0, 2], [1, 3], [9, 11], [10, 12]
+def test_points_on_a_line():
+    found = inside(line(0.5, 1.5, 5, 6), line(0, 1, 2, 10.25, 11.25), 1)
+    # balls of real, k = 1: [-1, 1], [0, 2], [1, 3], [9.25, 11.25], [10.25, 12.25]
     # balls of samples: [-0.5, 1.5], [0.5, 2.5], [4, 6], [5, 7]
-    assert share_inside(samples, Manifold.of(real, 1)) == 2 / 4
-    assert share_inside(real, Manifold.of(samples, 1)) == 3 / 5
-
-
-def test_density_counts_balls_and_coverage_covered_balls():
-    real, samples = Manifold.of(line(0, 1, 2, 10, 11), 1), line(0.5, 1.5, 5, 6)
-    assert density(samples, real, 1) == (2 + 2) / (1 * 4)
-    assert coverage(samples, real) == 3 / 5
+    assert share(found.precise()) == 2 / 4
+    assert share(found.recalled()) == 3 / 5
+    assert share(found.dense()) == (2 + 2) / (1 * 4)
+    assert share(found.covered()) == 3 / 5
 
 
 def test_a_copy_of_the_real_set_is_perfect_and_far_samples_are_worthless():
-    points = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
-    real = Manifold.of(points, 3)
-    assert share_inside(points, real) == coverage(points, real) == 1
-    assert share_inside(points + 100, real) == coverage(points + 100, real) == density(points + 100, real, 3) == 0
+    points = normal(30, 3, 0)
+    copy, far = inside(points, points, 3), inside(points + 100, points, 3)
+    assert share(copy.precise()) == share(copy.covered()) == share(copy.recalled()) == 1
+    assert share(far.precise()) == share(far.covered()) == share(far.recalled()) == share(far.dense()) == 0
 
 
 def test_density_of_a_fresh_draw_of_the_same_distribution_is_about_one():
-    draws = torch.randn(2, 400, 2, generator=torch.Generator().manual_seed(0))
     # Naeem et al. 2020, lemma 1: the expectation is 1
-    assert density(draws[1], Manifold.of(draws[0], 5), 5) == pytest.approx(1, abs=0.1)
+    assert share(inside(normal(400, 2, 0), normal(400, 2, 1), 5).dense()) == pytest.approx(1, abs=0.1)
 
 
-def test_nearest_finds_a_copy_at_distance_zero():
-    train = 1000 + torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
+def test_resampled_shares_are_those_of_the_sets_that_were_drawn():
+    samples, real = normal(40, 2, 0), normal(30, 2, 1)
+    found, rows = inside(samples, real, 2), resampled_rows(40, 5, torch.Generator().manual_seed(0))
+    weights = multiplicities(rows, 40)
+    assert weights.sum(1).tolist() == [40] * 5
+    for row, recall, coverage in zip(
+        rows, found.resampled_recall(weights), found.resampled_coverage(weights), strict=True
+    ):
+        assert float(recall) == pytest.approx(share(found.real[:, row].any(1)))
+        assert float(coverage) == pytest.approx(share(found.samples[row].any(0)))
+
+
+def test_nearest_equals_scikit_learns():
+    a, b = normal(20, 6, 0), normal(50, 6, 1)
+    rows, distances = nearest(a, b, 3)
+    theirs, places = NearestNeighbors(n_neighbors=3).fit(b).kneighbors(a)
+    assert rows.tolist() == places.tolist()
+    assert distances.flatten().tolist() == pytest.approx(theirs.flatten().tolist())
+
+
+def test_a_copy_is_at_distance_zero_far_from_the_origin_too():
+    train = 1000 + normal(50, 8, 1)
     rows, distances = nearest(train[[7, 3, 49]], train)
-    assert rows.tolist() == [7, 3, 49]
-    assert distances.tolist() == [0, 0, 0]
+    assert rows[:, 0].tolist() == [7, 3, 49]
+    assert distances.tolist() == [[0], [0], [0]]
+    assert torch.cat(list(squared_distances(train, train))).diagonal().count_nonzero() == 0
+
+
+def test_a_copy_is_much_nearer_to_one_training_image_than_to_all_others():
+    train = line(0, 10, 20, 20)
+    _, distances = nearest(line(0.5, 5, 20, 13), train, 2)
+    assert memorised(distances).tolist() == [True, False, True, False]

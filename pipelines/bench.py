@@ -1,0 +1,198 @@
+"""What every candidate is measured against, and how one is measured: shared by reference, evaluate and promote."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from components import run_folder
+from components.config import Strict
+from components.data import Dataset, Manifest
+from components.errors import InputError, SamplerError
+from components.families.base import Sampler
+from components.images import from_uint8
+from components.metrics import generation, measuring, pretrained
+from components.metrics.frechet import Moments
+from components.metrics.measuring import Perception, Real
+from components.metrics.protocol import EvaluateConfig, Protocol, library_versions
+from components.metrics.quality import Reference
+from components.metrics.work import KEPT_IMAGES, Eyes, Piece, Sampling, Seen, default_device
+from infra.ray_map import Crew
+from pipelines import paths
+from pipelines.params import Params
+
+MOMENTS = "moments.safetensors"
+FIGURES = ("frechet_distance", "precision", "recall", "density", "coverage", "kid", "label_agreement", "ms_per_image")
+_TIMED = 4  # batches behind a time, the first to warm up, where many workers sample and none is alone
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The real images, what is seen of them, and the protocol. `test_labels` (M,) are those of all of `test`."""
+
+    config: EvaluateConfig
+    protocol: Protocol
+    real: Real
+    train: Dataset
+    test: Dataset
+    train_seen: Seen
+    test_seen: Seen
+    test_labels: Tensor
+    perception: Perception
+
+
+def judge_folder(params: Params) -> Path | None:
+    return (paths.RUNS / next(iter(params.judges))).resolve() if params.judges else None
+
+
+def open_eyes(params: Params, device: str) -> Eyes:
+    return Eyes.open(params.evaluate.extractor, judge_folder(params), device)
+
+
+def read_seen(split: str) -> tuple[Seen, Manifest]:
+    """A description as `reference` wrote it. Raises InputError if it is missing."""
+    folder = paths.REFERENCE / split
+    if not folder.is_dir():
+        raise InputError(f"{folder}: missing; expected what `python -m pipelines.reference` writes")
+    described = Dataset(folder)
+    columns = described.take(torch.arange(len(described)))
+    return Seen(*(columns.get(name) for name in Seen._fields)), described.manifest
+
+
+def open_bench(params: Params, eyes: Eyes) -> Bench:
+    """Reads the descriptions of the real images. Raises InputError if they are missing or of other images or eyes."""
+    config = params.evaluate
+    train_seen, train_facts = read_seen("train")
+    test_seen, test_facts = read_seen("test")
+    train, test = Dataset(paths.TRAIN_IMAGES), Dataset(paths.TEST_IMAGES)
+    judge_hash = "" if eyes.judge is None else eyes.judge.weights_hash
+    for facts in (train_facts, test_facts):
+        described_by = (facts.source["extractor_hash"], facts.source["judge_hash"])
+        if described_by != (eyes.extractor.weights_hash, judge_hash):
+            raise InputError(f"{paths.REFERENCE}: describes images by other weights; run pipelines.reference again")
+    tensors = safetensors.torch.load_file(paths.REFERENCE / "test" / MOMENTS)
+    moments = Moments(int(tensors["count"]), tensors["mean"], tensors["covariance"])
+    images = test.take(torch.arange(min(len(test), KEPT_IMAGES)))
+    real = Real(
+        Reference.of(test_seen.vectors, config, moments),
+        train_seen.vectors,
+        from_uint8(images["image"]),
+        images["label"],
+        test.manifest.classes,
+    )
+    perception, perceived_by = open_perception(config)
+    protocol = Protocol(
+        extractor=eyes.extractor.name,
+        extractor_hash=eyes.extractor.weights_hash,
+        judge_hash=judge_hash,
+        resize=eyes.extractor.resize,
+        reference=paths.TEST_IMAGES.name,
+        reference_hash=str(test_facts.source["data"]),
+        reference_count=len(test),
+        train_hash=str(train_facts.source["data"]),
+        image_shape=test.manifest.columns["image"].shape,
+        versions=library_versions(*eyes.extractor.libraries),
+        **config.model_dump(exclude={"extractor", "search", "snapshot_samples", "lpips", "clip_score"}),
+        **perceived_by,
+    )
+    labels = torch.cat([columns["label"] for columns in test.chunks(4096)])
+    return Bench(config, protocol, real, train, test, train_seen, test_seen, labels, perception)
+
+
+def open_perception(config: EvaluateConfig) -> tuple[Perception, dict[str, str]]:
+    """The optional pretrained measures that are asked for, and the hashes of their weights."""
+    device, none = default_device(), (None, "")
+    lpips, lpips_hash = pretrained.lpips(config.lpips, device) if config.lpips else none
+    clip_score, clip_hash = pretrained.clip_scorer(config.clip_score, device) if config.clip_score else none
+    return Perception(lpips, clip_score), {"lpips": lpips_hash, "clip_score": clip_hash}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One candidate: its figures, its grid, its images nearest to training ones above those, its least convincing."""
+
+    figures: dict
+    grid: Tensor
+    nearest: Tensor
+    failures: Tensor | None
+
+
+def sampling(params: Params, run: Path, candidate: dict) -> Sampling:
+    """The order for a candidate's evaluation set."""
+    config = params.evaluate
+    return Sampling(
+        run.resolve(),
+        candidate,
+        config.num_samples,
+        config.batch_size,
+        config.seed,
+        config.extractor,
+        judge_folder(params),
+    )
+
+
+def sample(crew: Crew, order: Sampling, ready: tuple[Sampler, Strict], eyes: Eyes) -> list[Piece]:
+    """The set, by all workers. `ready` and `eyes` are the sampler and the eyes that this process has open."""
+    make: Callable = order.worker if crew.spreads else functools.partial(order.worker, ready, eyes)
+    return list(crew.map(make, order.parts))
+
+
+def ms_per_image(crew: Crew, order: Sampling, pieces: list[Piece], ready: tuple[Sampler, Strict]) -> float:
+    """Of a sampler that has its machine to itself: workers that share one would slow each other."""
+    sizes = [len(piece.seen.vectors) for piece in pieces]
+    if not crew.spreads:
+        return generation.ms_per_image(list(zip(sizes, (piece.seconds for piece in pieces), strict=True)))
+    requests = generation.requests(*ready, max(sizes) * _TIMED, order.seed, max(sizes))
+    times = [generation.generate(ready[0], request).seconds for request in requests]
+    return generation.ms_per_image([(max(sizes), seconds) for seconds in times[1:]])
+
+
+def load_sampler(folder: Path, bench: Bench, device: str) -> run_folder.Run:
+    """A trained sampler that fits the data. Raises SamplerError if its run folder is damaged or made for others."""
+    run = run_folder.load(folder, device)
+    sampler = generation.sampler_of(run)
+    if sampler.conditional and sampler.data.classes != bench.test.manifest.classes:
+        raise SamplerError(f"{folder}: was trained on other classes than {paths.TEST_IMAGES} has; train it again")
+    return run
+
+
+def measure(crew: Crew, order: Sampling, ready: tuple[Sampler, Strict], bench: Bench, eyes: Eyes) -> Measured:
+    """Samples a candidate's set and measures it. The grid is sampled first and warms up."""
+    sampler, settings = ready
+    config = bench.config
+    request = generation.grid_request(sampler, settings, config.seed)
+    grid = torch.cat(
+        [generation.generate(sampler, part).images for part in generation.split(request, config.batch_size)]
+    )
+    if tuple(grid.shape[1:]) != bench.protocol.image_shape:
+        raise SamplerError(
+            f"makes images of shape {tuple(grid.shape[1:])}; {paths.TEST_IMAGES} has {bench.protocol.image_shape}"
+        )
+    pieces = sample(crew, order, ready, eyes)
+    seen = Seen.joined([piece.seen for piece in pieces])
+    images = from_uint8(torch.cat([piece.images for piece in pieces if piece.images is not None]))
+    labels = sampler.cycled_labels(len(seen.vectors))
+    figures = {
+        "settings": order.candidate | settings.model_dump(mode="json"),
+        **measuring.figures(seen, images, labels, bench.real, config, bench.perception),
+        "ms_per_image": ms_per_image(crew, order, pieces, ready),
+        "ms_single": generation.ms_single(sampler, settings, config.seed),
+        "network_evaluations": generation.network_evaluations(sampler, settings),
+    }
+    samples, trained_on = measuring.closest_to_training(seen, len(images), bench.real)
+    pairs = torch.cat([images[samples], from_uint8(bench.train.take(trained_on)["image"])])
+    worst = None
+    if labels is not None and seen.judged is not None:
+        worst = images[measuring.least_convincing(seen, len(images), labels)]
+    return Measured(figures, grid, pairs, worst)
+
+
+def row(figures: dict) -> str:
+    """Figures in one line, for the terminal."""
+    return "  ".join(f"{name} {figures[name]:.4g}" for name in FIGURES if figures.get(name) is not None)

@@ -1,0 +1,106 @@
+"""The pictures of the report: real beside generated images, what an autoencoder keeps, how an image comes about."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from components import run_folder
+from components.config import parse
+from components.data import Dataset
+from components.errors import InputError
+from components.families.base import Sampler
+from components.families.vae import VAE
+from components.metrics import generation
+from components.pictures import (
+    data_uri,
+    film_strip,
+    grid_uri,
+    interpolations,
+    read,
+    rows_by_class,
+    squared_error,
+    strips,
+)
+from pipelines import paths
+
+Context = dict
+_COLUMNS = 10  # images in a row of pictures
+_PAIRS = 5  # interpolations shown
+_STEPS = 10  # images of one interpolation
+_FRAMES = 8  # of a film strip
+_FILMED = 5  # images whose way is shown
+
+
+def read_grid(sampler: str, number: int) -> bytes:
+    path = paths.SAMPLES / sampler / f"{number}.png"
+    if not path.is_file():
+        raise InputError(f"{path}: missing; expected what `python -m pipelines.evaluate samplers.{sampler}` writes")
+    return path.read_bytes()
+
+
+def champion_picture(name: str) -> bytes | None:
+    """One of the pictures that promote put beside the champion, if it has it."""
+    path = paths.CHAMPION / name
+    return path.read_bytes() if path.is_file() else None
+
+
+def champion_grid() -> bytes:
+    png = champion_picture("grid.png")
+    if png is None:
+        raise InputError(f"{paths.CHAMPION / 'grid.png'}: missing; expected what `python -m pipelines.promote` writes")
+    return png
+
+
+def class_rows(dataset: Dataset, champion: Sampler) -> list[Context]:
+    """For each class of a conditional champion: real images and generated ones."""
+    if not champion.conditional:
+        return []
+    side = dataset.manifest.columns["image"].shape[1]
+    names, real = dataset.manifest.classes, rows_by_class(dataset, _COLUMNS)
+    png = champion_grid()
+    num_rows = min(len(names), 20)  # as many classes as components.metrics.generation puts into a grid
+    return [
+        {"name": name, "real": grid_uri(read(dataset, rows), _COLUMNS) if len(rows) else None, "made": data_uri(strip)}
+        for name, rows, strip in zip(names, real, strips(png, num_rows, side), strict=False)
+    ]
+
+
+def real_grid(dataset: Dataset) -> str:
+    """Ten rows of held-out images, a class a row."""
+    rows = [found for found in rows_by_class(dataset, _COLUMNS) if len(found) == _COLUMNS]
+    shown = torch.cat(rows[:_COLUMNS]) if rows else torch.arange(min(len(dataset), _COLUMNS**2))
+    return grid_uri(read(dataset, shown), _COLUMNS)
+
+
+def autoencoder_pictures(name: str, dataset: Dataset) -> Context:
+    """What an autoencoder makes of held-out images."""
+    vae = run_folder.load(paths.RUNS / name).family
+    if not isinstance(vae, VAE):
+        raise InputError(f"{paths.RUNS / name}: expected a trained vae, as params.yaml.autoencoders says")
+    firsts = [rows[0] for rows in rows_by_class(dataset, 1) if len(rows)]
+    shown = torch.stack(firsts)[:_COLUMNS] if firsts else torch.arange(min(len(dataset), _COLUMNS))
+    images = read(dataset, shown)
+    pairs = images[: 2 * (len(images) // 2)].unflatten(0, (-1, 2))[:_PAIRS]
+    error = squared_error(vae, dataset)
+    return {
+        "name": name,
+        "reconstructions": grid_uri(torch.cat([images, vae.reconstruct(images)]), len(images)),
+        "interpolations": grid_uri(interpolations(vae, pairs[:, 0], pairs[:, 1], _STEPS), _STEPS)
+        if len(pairs)
+        else None,
+        "psnr": 10 * math.log10(4 / max(error, 1e-12)),  # the peak of [-1, 1] is 2
+    }
+
+
+def champion_film(champion: Sampler, settings: dict) -> Context | None:
+    """How a few images come about: a row an image, from the first estimate to the last. None of a sampler that makes
+    them in one step."""
+    chosen = parse(champion.Settings, settings, f"{paths.PROMOTED}.settings")
+    request = generation.request(champion, chosen, 0, _FILMED, 0)
+    frames = film_strip(champion, request, _FRAMES)
+    if frames is None:
+        return None
+    images, progress = frames
+    return {"picture": grid_uri(images.transpose(0, 1).flatten(0, 1), images.shape[0]), "progress": progress}

@@ -1,0 +1,127 @@
+"""Figures from a classifier's answers, by hand and against brute force; intervals and search."""
+
+import math
+
+import pytest
+import torch
+from sklearn.metrics.pairwise import rbf_kernel
+
+from components.errors import ConfigError
+from components.metrics import classes, intervals
+from components.metrics.kernel import CMMD_SCALE, CMMD_SIGMA, cmmd
+from components.metrics.measuring import diversity
+from components.metrics.protocol import SearchConfig
+from components.metrics.search import best, refuse_bad_space, search
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_inception_score_spans_one_to_the_number_of_classes():
+    sure = 50 * torch.eye(4).repeat(3, 1)
+    assert float(classes.inception_score(sure)) == pytest.approx(4)
+    assert float(classes.inception_score(sure[:1].repeat(5, 1))) == pytest.approx(1)
+    assert float(classes.inception_score(torch.zeros(5, 4))) == pytest.approx(1)
+
+
+def test_inception_score_of_resampled_sets_is_that_of_the_sets():
+    logits, rows = normal(20, 5), intervals.resampled_rows(20, 3, torch.Generator().manual_seed(0))
+    weighted = classes.inception_score(logits, intervals.multiplicities(rows, 20))
+    assert weighted.tolist() == pytest.approx([float(classes.inception_score(logits[row])) for row in rows])
+
+
+def test_a_collapsed_set_hits_one_class_and_has_no_entropy():
+    even, collapsed = torch.eye(4).repeat(2, 1), torch.eye(4)[[1, 1, 1]]
+    assert classes.classes_hit(classes.class_shares(even)) == 1
+    assert classes.label_entropy(classes.class_shares(even)) == pytest.approx(1)
+    assert classes.classes_hit(classes.class_shares(collapsed)) == 1 / 4
+    assert classes.label_entropy(classes.class_shares(collapsed)) == 0
+
+
+def test_confidence_is_the_probability_of_the_class_asked_for():
+    logits = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
+    assert classes.confidence(logits, torch.tensor([0, 1])).tolist() == pytest.approx([0.25, 0.75])
+
+
+def test_a_classifier_learns_from_good_samples_and_not_from_wrong_labels():
+    labels = torch.arange(60) % 2
+    images = (normal(60, 1, 8, 8) * 0.1 + (2 * labels - 1)[:, None, None, None]).float()
+    real, real_labels = images[:20], labels[:20]
+    assert classes.trained_on_samples(images[20:], labels[20:], real, real_labels).all()
+    assert not classes.trained_on_samples(images[20:], 1 - labels[20:], real, real_labels).any()
+
+
+def test_cmmd_equals_scikit_learns_kernel_over_pairs():
+    a, b = normal(12, 6), normal(15, 6, seed=1) + 0.3
+    x, y = (values / values.norm(dim=1, keepdim=True) for values in (a, b))
+    gamma = 1 / (2 * CMMD_SIGMA**2)
+    within = [(rbf_kernel(v, v, gamma=gamma).sum() - len(v)) / (len(v) * (len(v) - 1)) for v in (x, y)]
+    expected = CMMD_SCALE * (sum(within) - 2 * rbf_kernel(x, y, gamma=gamma).mean())
+    assert cmmd(a, b)[0] == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_interval_of_a_mean_is_that_of_the_normal_approximation():
+    values = normal(400)
+    rows = intervals.resampled_rows(400, 2000, torch.Generator().manual_seed(0))
+    low, high = intervals.of_mean(values, intervals.multiplicities(rows, 400))
+    assert high - low == pytest.approx(2 * 1.96 * float(values.std()) / 20, rel=0.1)
+    assert low < float(values.mean()) < high
+    assert intervals.normal(1.0, 0.5) == pytest.approx((0.02, 1.98), abs=0.001)
+
+
+def test_resamples_keep_the_number_of_each_stratum():
+    labels = torch.arange(30) % 3
+    for row in intervals.resampled_rows(30, 5, torch.Generator().manual_seed(0), labels):
+        assert torch.bincount(labels[row]).tolist() == [10, 10, 10]
+
+
+def test_diversity_pairs_images_of_one_class_alone():
+    images = torch.tensor([0.0, 10.0, 1.0, 12.0])[:, None, None, None]
+    labels = torch.tensor([0, 1, 0, 1])
+
+    def distance(a, b):
+        return (a - b).abs().flatten()
+
+    assert diversity(distance, images, labels) == (1 + 2) / 2
+    assert diversity(distance, images[:2], labels[:2]) is None
+
+
+SEARCH = SearchConfig(
+    trials=25, space={"num_inference_steps": [2, 40], "guidance_scale": [0.0, 4.0], "solver": ["a", "b"], "ema": [0, 1]}
+)
+KNOWN = {"num_inference_steps", "guidance_scale", "solver", "interval"}
+START = {"num_inference_steps": 40, "guidance_scale": 4.0, "solver": "a", "eta": 1}
+
+
+def bowl(settings: dict) -> tuple[float, float]:
+    """Best at 10 steps, guidance 1.5, solver b; slower with more steps."""
+    steps, guidance = settings["num_inference_steps"], settings["guidance_scale"]
+    return abs(steps - 10) / 10 + (guidance - 1.5) ** 2 + (settings["solver"] == "a"), 2.0 * steps
+
+
+def test_the_search_starts_from_the_candidate_finds_better_and_repeats_itself():
+    trials = search(SEARCH, KNOWN, START, bowl, seed=0)
+    assert trials[0].settings == START
+    assert best(trials).distance < 1.0 < trials[0].distance
+    assert all(trial.settings["eta"] == 1 and "ema" not in trial.settings for trial in trials)
+    assert search(SEARCH, KNOWN, START, bowl, seed=0) == trials
+
+
+def test_what_is_over_the_budget_is_never_chosen():
+    config = SEARCH.model_copy(update={"max_ms_per_image": 12.0})
+    found = best(search(config, KNOWN, START, bowl, seed=0))
+    assert found.ms_per_image <= 12 and found.settings["num_inference_steps"] <= 6
+    assert best(search(config.model_copy(update={"max_ms_per_image": 1.0}), KNOWN, START, bowl, seed=0)) is None
+
+
+def test_a_setting_of_two_numbers_takes_two_ranges():
+    config = SearchConfig(trials=8, space={"interval": [[0.0, 0.4], [0.3, 1.0]]})
+    found = search(config, KNOWN, START, lambda settings: (sum(settings["interval"]), 1.0), seed=0)
+    assert all(low <= high for low, high in (trial.settings["interval"] for trial in found))
+
+
+@pytest.mark.parametrize("values", [[], [5, 1], [[0, 1], [2, 1]]])
+def test_a_bad_range_is_refused(values):
+    with pytest.raises(ConfigError, match=r"search\.space\.steps"):
+        refuse_bad_space({"steps": values}, "search.space")

@@ -1,0 +1,39 @@
+"""Parts of work by this process or by several: the same results in the same order, and the worker's own error."""
+
+import functools
+import os
+
+import pytest
+
+from components.errors import InputError
+from infra.config import ClusterConfig
+from infra.ray_map import crew
+from pipelines.train import ROOT
+
+
+def worker(factor: int):
+    def work(part: int) -> tuple[int, int]:
+        if part < 0:
+            raise InputError(f"part {part} is negative")
+        return factor * part, os.getpid()
+
+    return work
+
+
+def test_one_worker_is_this_process_and_needs_no_ray():
+    with crew(ClusterConfig(), ROOT) as workers:
+        assert not workers.spreads
+        assert list(workers.map(lambda: worker(3), [1, 2])) == [(3, os.getpid()), (6, os.getpid())]
+
+
+def test_two_workers_share_one_piece_of_work_after_another(ray_session):
+    with crew(ClusterConfig(num_workers=2), ROOT) as workers:
+        first = list(workers.map(functools.partial(worker, 2), range(20)))
+        second = list(workers.map(functools.partial(worker, 5), range(20)))
+        with pytest.raises(InputError, match="part -1 is negative"):
+            list(workers.map(functools.partial(worker, 2), [1, -1]))
+    assert [value for value, _ in first] == [2 * part for part in range(20)]
+    assert [value for value, _ in second] == [5 * part for part in range(20)]
+    processes = {process for _, process in first}
+    assert len(processes) == 2 and os.getpid() not in processes
+    assert {process for _, process in second} == processes
