@@ -16,7 +16,7 @@ export HF_HUB_OFFLINE := 1
 .PHONY: demo repro test lint bench serve mlflow lock clean setup
 
 demo: setup
-	dvc repro
+	@python -m pipelines.repro
 	@python -m pipelines.promote --show
 
 test: setup

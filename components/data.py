@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -188,10 +188,11 @@ class Batch:
     columns: dict[str, Tensor]
     draws: Draws
     weight: float = 1.0
+    step: int = 0  # of training, from 0
 
     def to(self, device: torch.device) -> Batch:
         columns = {name: values.to(device, non_blocking=True) for name, values in self.columns.items()}
-        return Batch(columns, self.draws.to(device), self.weight)
+        return Batch(columns, self.draws.to(device), self.weight, self.step)
 
     def split(self, parts: int) -> list[tuple[Batch, float]]:
         """Up to `parts` batches of about as many rows each, with each one's share of the rows."""
@@ -199,7 +200,12 @@ class Batch:
         cuts = [rows * part // parts for part in range(parts + 1)]
         return [
             (
-                Batch({name: values[a:b] for name, values in self.columns.items()}, Draws(self.draws.keys[a:b])),
+                replace(
+                    self,
+                    columns={name: values[a:b] for name, values in self.columns.items()},
+                    draws=Draws(self.draws.keys[a:b]),
+                    weight=1.0,
+                ),
                 (b - a) / rows,
             )
             for a, b in pairwise(cuts)
@@ -231,5 +237,5 @@ def batches(
     step = start
     while True:
         rows = global_batch(step, batch_size, len(dataset), seed)[part]
-        yield Batch(dataset.take(rows), Draws.of(seed, step, places), weight)
+        yield Batch(dataset.take(rows), Draws.of(seed, step, places), weight, step)
         step += 1

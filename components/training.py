@@ -31,7 +31,7 @@ Wrap = Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, torch.optim
 class TrainingConfig(Strict):
     """How long and how to train; everything is counted in steps, `batch_size` in rows over all workers.
 
-    `precision: auto` computes in bfloat16 on a GPU and in float32 on a CPU, where bfloat16 was measured slower.
+    `precision: auto` computes in bfloat16 where matrices multiply faster so, and in float32 elsewhere.
     """
 
     steps: int = Field(gt=0)
@@ -133,9 +133,9 @@ def step_player(family: Family, player: Player, batch: Batch, step: int, config:
     """One phase's move on one batch; returns its figures, detached."""
     if len(family.phases) > 1:
         _freeze_all_but(family, player.raw)
-    _set_learning_rate(player, step, config.steps)
+    rate = _set_learning_rate(player, step, config.steps)
     player.optimizer.zero_grad(set_to_none=True)
-    figures = _backward(player, batch, config)
+    figures = _backward(player, batch, config) | {"learning_rate": torch.tensor(rate)}
     norm = sharding.gathered(nn.utils.clip_grad_norm_(player.raw.parameters(), config.clip_norm or math.inf))
     figures["grad_norm"] = norm
     if config.on_nonfinite == "skip":
@@ -144,13 +144,15 @@ def step_player(family: Family, player: Player, batch: Batch, step: int, config:
             return {"skipped": torch.ones_like(norm)}
         figures["skipped"] = torch.zeros_like(norm)
     player.optimizer.step()
+    if player.phase.after is not None:
+        player.phase.after(player.raw)
     return figures
 
 
 def _backward(player: Player, batch: Batch, config: TrainingConfig) -> dict[str, Tensor]:
     """Gradients of the whole batch, part by part; returns the means of the figures over its rows."""
     device = batch.draws.keys.device.type
-    low = config.precision == "bfloat16" or (config.precision == "auto" and device == "cuda")
+    low = config.precision == "bfloat16" or (config.precision == "auto" and _bfloat16_pays(device))
     total: dict[str, Tensor] = {}
     parts = batch.split(config.accumulate)
     for number, (part, share) in enumerate(parts, 1):
@@ -165,6 +167,11 @@ def _backward(player: Player, batch: Batch, config: TrainingConfig) -> dict[str,
         for name, value in losses.items():
             total[name] = total.get(name, 0) + share * value.detach()
     return total
+
+
+def _bfloat16_pays(device: str) -> bool:
+    """On GPUs, and on CPUs with matrix tiles for it (Intel AMX); others were measured slower so."""
+    return device == "cuda" or torch.cpu._is_amx_tile_supported()
 
 
 def _begin(start: State | None, averaged: dict[str, nn.Module], config: TrainingConfig) -> State:
@@ -215,10 +222,11 @@ def _freeze_all_but(family: Family, moving: nn.Module) -> None:
                 module.track_running_stats = net is moving
 
 
-def _set_learning_rate(player: Player, step: int, num_steps: int) -> None:
+def _set_learning_rate(player: Player, step: int, num_steps: int) -> float:
     rate = optimizers.learning_rate(player.phase.optimizer, step, num_steps)
     for group in player.optimizer.param_groups:
         group["lr"] = rate
+    return rate
 
 
 def snapshot(family: Family, players: list[Player], state: State) -> State:

@@ -159,7 +159,7 @@ def _label(prompt: str, model: ServedModel, limits: ServeConfig) -> int | None:
         raise ApiError(
             400, f"prompt: at most {limits.max_prompt_length} characters, found {len(prompt)}", param="prompt"
         )
-    if not model.kind.conditional:
+    if not (model.kind.conditional and model.run.data.classes):
         return None
     try:
         return class_of(prompt, model.run.data.classes)

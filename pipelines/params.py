@@ -35,11 +35,19 @@ class TrainBlock(Strict):
     training: TrainingConfig
 
 
+class WatchBlock(Strict):
+    """What looks at a training's checkpoints compare with: a judge's run folder, and images that are not trained on."""
+
+    judge: str
+    held_out: str
+
+
 class SamplerBlock(TrainBlock):
     """A model that generates. Each of `candidates` is one setting of the family's Settings, measured on its own; the
     first is the default. Beside Settings it may say `ema_sigma_rel`: weights averaged over another length than the
     training's own."""
 
+    watch: WatchBlock | None = None
     candidates: tuple[dict[str, Any], ...] = ({},)
 
 

@@ -42,7 +42,7 @@ def read_promoted(path: Path) -> ServedModel:
 
 def example(model: ServedModel, config: ServeConfig) -> str:
     """A curl command that makes an image."""
-    prompt = model.run.data.classes[0] if model.kind.conditional else "anything"
+    prompt = next(iter(model.run.data.classes), "anything") if model.kind.conditional else "anything"
     body = json.dumps({"prompt": prompt, "seed": 1})
     return (
         f"curl -s http://{config.host}:{config.port}/v1/images/generations "

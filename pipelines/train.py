@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from components import run_folder
 from components.config import parse
-from components.data import MANIFEST, verify
+from components.data import MANIFEST, read_manifest, verify
 from components.families import family_class
 from components.families.base import AutoencoderInfo, data_info
 from components.files import sha256, sha256_folder
 from infra import ray_train, tracking
 from infra.ray_session import session
 from pipelines import cli, paths
-from pipelines.params import Params, load, name_of, train_block
+from pipelines.params import Params, TrainBlock, load, name_of, train_block
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,7 +39,18 @@ def make_job(params: Params, key: str) -> ray_train.Job:
         data=str(folder.resolve()),
         data_hash=data_hash(folder),
         code_hash=code_hash(),
+        watch=_watch(block),
     )
+
+
+def _watch(block: TrainBlock) -> ray_train.Watch | None:
+    """What to compare checkpoints with, checked to be there."""
+    watch = getattr(block, "watch", None)
+    if watch is None:
+        return None
+    run_folder.read_config(Path(watch.judge))
+    read_manifest(Path(watch.held_out))
+    return ray_train.Watch(str(Path(watch.judge).resolve()), str(Path(watch.held_out).resolve()))
 
 
 def read_autoencoder_info(folder: Path) -> AutoencoderInfo | None:
@@ -69,15 +81,16 @@ def main(argv: list[str]) -> None:
         **{f"training.{name}": value for name, value in job.training.model_dump(mode="json").items()},
     }
     dataset = {"name": job.data.removeprefix(f"{ROOT}/"), "digest": job.data_hash, "source": job.data}
-    tracked = tracking.open_run(params.tracking, ROOT, job.name, job.hash, described, dataset)
     succeeded = False
-    try:
-        with session(params.cluster, ROOT):
-            storage, logger = ROOT / params.cluster.storage_path, tracking.RunLogger(tracked)
-            state = ray_train.train(job, params.cluster, storage, logger)
-        succeeded = True
-    finally:
-        tracking.close_run(tracked, succeeded)
+    with ThreadPoolExecutor(1) as beside:  # MLflow's import and Ray's start take seconds each, side by side fewer
+        tracked = beside.submit(tracking.open_run, params.tracking, ROOT, job.name, job.hash, described, dataset)
+        try:
+            with session(params.cluster, ROOT):
+                storage, logger = ROOT / params.cluster.storage_path, tracking.RunLogger(tracked.result())
+                state = ray_train.train(job, params.cluster, storage, logger)
+            succeeded = True
+        finally:
+            tracking.close_run(tracked.result(), succeeded)
     provenance = run_folder.Provenance(
         data=job.data_hash, code=job.code_hash, job=job.hash, seed=job.seed, step=state.step
     )

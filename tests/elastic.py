@@ -1,13 +1,12 @@
 """A training on two Ray nodes of one machine, of which one goes and comes back: `python -m tests.elastic FOLDER`.
 
-Prints one JSON object: the steps that were reported, with how many workers and when; when each thing was done to the
-second node; the history of the run. A process of its own, because a process has one Ray session.
+Writes told.json into the folder: the steps that were reported, with how many workers and when; when each thing was done
+to the second node; the history of the run. A process of its own, because a process has one Ray session.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from components.families import FAMILIES
+from components.files import write_json
 from infra import ray_train
 from infra.config import ClusterConfig
 from infra.ray_session import ENVIRONMENT
@@ -128,7 +128,7 @@ def main(folder: Path, preempt: bool) -> None:
         done = scenario(cluster, record, preempt)
         thread.join(PATIENCE + STEPS * STEP_SECONDS)
         assert result, "the training did not end"
-        print(json.dumps({"steps": record.steps, "done": done, "history": result[0].history}))
+        write_json(folder / "told.json", {"steps": record.steps, "done": done, "history": result[0].history})
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from components.errors import ConfigError
 from components.families.base import Family
+from components.families.bigbigan import BigBiGAN
+from components.families.biggan import BigGAN
+from components.families.cgan import CGAN
 from components.families.dcgan import DCGAN
 from components.families.judge import Judge
 from components.families.latent_diffusion import LatentDiffusion
+from components.families.r3gan import R3GAN
+from components.families.sagan import SAGAN
+from components.families.stylegan2 import StyleGAN2
 from components.families.vae import VAE
+from components.families.wgan import WGAN
 from components.families.wgan_gp import WGANGP
 
 FAMILIES: dict[str, type[Family]] = {
@@ -15,7 +22,14 @@ FAMILIES: dict[str, type[Family]] = {
     "judge": Judge,
     "latent_diffusion": LatentDiffusion,
     "dcgan": DCGAN,
+    "wgan": WGAN,
     "wgan_gp": WGANGP,
+    "cgan": CGAN,
+    "sagan": SAGAN,
+    "biggan": BigGAN,
+    "bigbigan": BigBiGAN,
+    "stylegan2": StyleGAN2,
+    "r3gan": R3GAN,
 }
 
 

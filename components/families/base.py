@@ -35,6 +35,7 @@ class Phase:
     loss: Callable[[nn.Module, Batch], Losses]
     optimizer: OptimizerConfig
     every: int = 1  # steps: 5 means at steps 4, 9, 14, ...
+    after: Callable[[nn.Module], None] | None = None  # sees the net itself after each of its optimizer's steps
 
 
 class DataInfo(Strict):

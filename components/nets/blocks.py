@@ -100,8 +100,37 @@ class Attention(nn.Module):
             projected.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N or M, C / heads)
             for projected in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return self.to_out[0](attended)
+        return self.to_out[0](dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def of_one(self, token: Tensor) -> Tensor:
+        """What every query gets from a context of one token (B, 1, D): (B, 1, C), whatever the query. The softmax over
+        one is 1, so that queries and keys neither matter nor learn; their gradient is the zero that it would be."""
+        return with_zero_gradient(self.to_out[0](self.to_v(token)), self.to_q.weight, self.to_k.weight)
+
+
+def dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for (B, heads, N or M, d)."""
+    if q.device.type == "cpu":
+        # the backward of torch's bfloat16 kernel is ten times slower there than that of its float32 kernel
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class _WithZeroGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, *idle: Tensor) -> Tensor:
+        ctx.save_for_backward(*idle)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
+
+
+def with_zero_gradient(x: Tensor, *idle: Tensor) -> Tensor:
+    """x, with a gradient of zero for each parameter in `idle`: data parallelism waits for one of every parameter."""
+    return _WithZeroGradient.apply(x, *idle)
 
 
 class SpatialAttention(Attention):
@@ -152,7 +181,10 @@ class BasicTransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
+        if context.shape[1] == 1:
+            x = x + with_zero_gradient(self.attn2.of_one(context), *self.norm2.parameters())
+        else:
+            x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
 

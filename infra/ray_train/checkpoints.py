@@ -29,11 +29,18 @@ def restore(device: torch.device) -> State | None:
     newest = ray.train.get_checkpoint()
     if newest is None:
         return None
-    # older ones lie beside it, and Ray names them by time
-    siblings = sorted((path for path in Path(newest.path).parent.glob("checkpoint_*")), reverse=True)
-    for path in [Path(newest.path), *(path for path in siblings if path.name < Path(newest.path).name)]:
+    path = Path(newest.path)
+    return newest_whole(path.parent, device, last=path.name)
+
+
+def newest_whole(run: Path, device: torch.device | str, last: str | None = None) -> State | None:
+    """The newest state in a run's storage that is whole, none newer than the folder `last`; None if there is none."""
+    folders = sorted(run.glob("checkpoint_*"), reverse=True)  # Ray names them by time
+    for folder in folders:
+        if last is not None and folder.name > last:
+            continue
         try:
-            return read_state(path, device)
+            return read_state(folder, device)
         except DataError as error:
             logger.warning("%s; going back to the checkpoint before", error)
     return None

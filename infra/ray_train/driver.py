@@ -19,7 +19,7 @@ from infra.config import ClusterConfig
 from infra.progress import Reports, console
 from infra.ray_session import has_gpu
 from infra.ray_train import looks
-from infra.ray_train.checkpoints import read_state
+from infra.ray_train.checkpoints import newest_whole, read_state
 from infra.ray_train.job import Job
 from infra.ray_train.nodes import NodeWatch
 from infra.ray_train.worker import look_apart, work
@@ -32,6 +32,20 @@ def train(job: Job, cluster: ClusterConfig, storage: Path, tracker: RunLogger) -
     Raises TrainingError for a run that went wrong, InputError if another driver has it, and otherwise what a worker
     raised."""
     name = f"{job.name}-{job.hash[:16]}"
+    run = storage / name
+    with run_lock(storage, name):
+        state = newest_whole(run, "cpu") if run.is_dir() else None
+        if state is None or state.step < job.training.steps:  # a finished run needs no workers to say so
+            state = _fit(job, cluster, storage, name, tracker)
+    for row in state.history:  # what an interrupted attempt stored but did not get to track
+        tracker.figures(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+    seen = looks.kept(run)
+    state.history = [{**row, **seen.get(int(row["step"]), {})} for row in state.history]
+    return state
+
+
+def _fit(job: Job, cluster: ClusterConfig, storage: Path, name: str, tracker: RunLogger) -> State:
+    """The finished state of a run, trained from its newest checkpoint on."""
     run = str(storage / name)
     reports = Reports([console(job.name, job.training.steps), tracker])
     settings = {"job": job, "reports": reports.queue, "threads": cluster.threads_per_worker}
@@ -56,17 +70,12 @@ def train(job: Job, cluster: ClusterConfig, storage: Path, tracker: RunLogger) -
         # a group of the wrong size, planned before a node's end was known, is given up after this long; 60 by default
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     nodes = NodeWatch() if cluster.elastic else contextlib.nullcontext()
-    with run_lock(storage, name), reports, nodes:
+    with reports, nodes:
         result = trainer.fit()
     if result.return_value is not None:
         raise TrainingError(f"{job.name}: {result.return_value}")
     with result.checkpoint.as_directory() as folder:
-        state = read_state(Path(folder), "cpu")
-    for row in state.history:  # what an interrupted attempt stored but did not get to track
-        tracker.figures(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
-    seen = looks.kept(Path(run))
-    state.history = [{**row, **seen.get(int(row["step"]), {})} for row in state.history]
-    return state
+        return read_state(Path(folder), "cpu")
 
 
 @contextlib.contextmanager

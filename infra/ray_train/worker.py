@@ -63,6 +63,8 @@ class Worker:
         on_gpu = torch.cuda.is_available()
         if not on_gpu:
             torch.use_deterministic_algorithms(True)
+            # else it fills every new tensor with NaN first, 5 to 10 % of a step, for who reads what none has written
+            torch.utils.deterministic.fill_uninitialized_memory = False
         self.accelerator = _accelerator(on_gpu, self.sharded)
         assert self.accelerator.num_processes == self.world, "accelerate does not see Ray's worker group"
         self.device = self.accelerator.device

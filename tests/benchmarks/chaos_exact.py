@@ -23,6 +23,7 @@ def main() -> None:
     for key in KEYS:
         group, name = key.split(".")
         params[group][name]["training"] = TRAINING
+        params[group][name].pop("watch", None)  # there is no judge
     equal = {}
     with tempfile.TemporaryDirectory() as temporary:
         clone = make_clone(Path(temporary), params)

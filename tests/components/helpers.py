@@ -25,7 +25,14 @@ TINY: dict[str, tuple[dict, DataInfo]] = {  # a small config and its data, for e
     "judge": ({"width": 4, "feature_dim": 6}, IMAGES),
     "latent_diffusion": ({"widths": (8, 16), "heads": 2, "context_dim": 8}, LATENTS),
     "dcgan": ({"latent_dim": 5, "width": 4}, IMAGES),
+    "wgan": ({"latent_dim": 5, "width": 4, "num_critic_steps": 2}, IMAGES),
     "wgan_gp": ({"latent_dim": 5, "width": 4, "num_critic_steps": 2}, IMAGES),
+    "cgan": ({"latent_dim": 5, "width": 4}, IMAGES),
+    "sagan": ({"latent_dim": 5, "width": 4}, IMAGES),
+    "biggan": ({"latent_dim": 7, "width": 4, "embedding_dim": 3}, IMAGES),
+    "bigbigan": ({"latent_dim": 7, "width": 4}, IMAGES),
+    "stylegan2": ({"latent_dim": 5, "width": 4, "style_dim": 6, "mapping_layers": 2, "penalise_every": 2}, IMAGES),
+    "r3gan": ({"latent_dim": 5, "width": 4, "blocks": 1, "group_size": 2, "embedding_dim": 3}, IMAGES),
 }
 
 

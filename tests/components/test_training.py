@@ -115,7 +115,9 @@ def test_figures_are_means_since_the_last_report():
     assert second["one/x"] == 5.5
     assert first["two/x"] == 3
     assert second["two/x"] == 6
-    assert set(first) == {f"{phase}/{figure}" for phase in ("one", "two") for figure in ("loss", "x", "grad_norm")}
+    assert set(first) == {
+        f"{phase}/{figure}" for phase in ("one", "two") for figure in ("loss", "x", "grad_norm", "learning_rate")
+    }
 
 
 def test_history_keeps_what_the_workers_agree_on():

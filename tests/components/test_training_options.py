@@ -184,3 +184,13 @@ def test_an_average_of_any_width_is_rebuilt_from_snapshots(sigma_rel):
 def test_without_snapshots_the_message_says_what_to_set():
     with pytest.raises(ValueError, match=r"training\.ema_snapshots"):
         ema.reconstruct([], 0.1, 10)
+
+
+@pytest.mark.parametrize("has_tiles", [True, False])
+def test_precision_auto_is_bfloat16_where_the_processor_has_tiles_for_it(has_tiles, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_tiles)
+    seen = set()
+    family = vae()
+    family.nets["autoencoder"].encoder.conv_in.register_forward_hook(lambda *call: seen.add(call[-1].dtype))
+    train(family, batches=rows_for(family), steps=1, batch_size=4)
+    assert seen == {torch.bfloat16 if has_tiles else torch.float32}

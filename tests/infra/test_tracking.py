@@ -46,6 +46,19 @@ def test_repeated_steps_are_written_once(tmp_path):
     assert steps_of(run, "a/loss") == [10, 20, 30]
 
 
+def test_looks_are_tracked_beside_the_losses_of_their_step(tmp_path):
+    run = open_run(tmp_path)
+    first = tracking.RunLogger(run)
+    first.figures(10, {"a/loss": 1.0})
+    first.looked(10, {"watch/classes_hit": 3.0})
+    first.looked(20, {})  # most families have nothing to tell
+    resumed = tracking.RunLogger(run)
+    resumed.looked(10, {"watch/classes_hit": 3.0})
+    resumed.looked(20, {"watch/classes_hit": 4.0})
+    assert steps_of(run, "a/loss") == [10]
+    assert steps_of(run, "watch/classes_hit") == [10, 20]
+
+
 def test_pictures_become_artifacts(tmp_path):
     run = open_run(tmp_path)
     tracking.RunLogger(run).picture("previews/0000010.png", b"png")

@@ -37,6 +37,20 @@ def test_every_preset_is_valid():
         load(path)
 
 
+def test_a_number_of_workers_may_be_a_range(content, tmp_path):
+    path = tmp_path / "params.yaml"
+    content["cluster"]["num_workers"] = [2, 8]
+    path.write_text(yaml.safe_dump(content))
+    cluster = load(path).cluster
+    assert (cluster.elastic, cluster.max_workers) == (True, 8)
+    content["cluster"]["num_workers"] = [8, 2]
+    assert "expected [min, max] with min <= max" in refusal(content, tmp_path)
+    content["cluster"] |= {"num_workers": [1, 2], "max_failures": 0}
+    assert "needs max_failures above 0" in refusal(content, tmp_path)
+    content["cluster"]["num_workers"] = 0
+    assert "num_workers" in refusal(content, tmp_path)
+
+
 def test_unknown_key_is_named(content, tmp_path):
     content["samplers"]["dcgan"]["training"]["stepz"] = 3
     assert "samplers.dcgan.training.stepz: unknown key" in refusal(content, tmp_path)

@@ -1,23 +1,28 @@
-"""Training through Ray Train: one worker, two workers, a worker that dies, and a finished run asked for again."""
+"""Training through Ray Train: a worker that dies, two workers, and a finished run asked for again."""
 
-import dataclasses
 import math
 import os
 import socket
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
 from mlflow import MlflowClient
 
-from components.data import Dataset
+from components import run_folder
+from components.data import Dataset, batches
 from components.errors import InputError, TrainingError
 from components.families import FAMILIES
-from components.optimizers import OptimizerConfig
+from components.means import NonFiniteError
 from components.order import global_batch
+from components.training import State, fit
 from infra import ray_train, tracking
 from infra.config import ClusterConfig, TrackingConfig
+from infra.ray_train import driver, worker
+from tests.components.helpers import assert_same, no_wrap, one_exact_thread
 from tests.infra.ray_train.jobs import make_job, write_images
 
 
@@ -26,56 +31,25 @@ def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("data") / "train")
 
 
-def run(job, storage, num_workers=1):
+def run(job, storage, num_workers=1, sharding="none"):
     dataset = {"name": "d", "digest": "d", "source": "d"}
     tracked = tracking.open_run(TrackingConfig(), storage, job.name, job.hash, {}, dataset)
-    logger = tracking.RunLogger(tracked)
-    return ray_train.train(job, ClusterConfig(num_workers=num_workers), storage, logger), tracked
+    cluster = ClusterConfig(num_workers=num_workers, threads_per_worker=1, sharding=sharding)
+    return ray_train.train(job, cluster, storage, tracking.RunLogger(tracked)), tracked
 
 
-@pytest.fixture(scope="module")
-def undisturbed(ray_session, images, tmp_path_factory):
-    """One worker, no fault: the storage it used, its final state and its tracked run."""
-    storage = tmp_path_factory.mktemp("undisturbed")
-    return storage, *run(make_job(images), storage)
-
-
-def logged_steps(tracked) -> list[int]:
-    return [metric.step for metric in MlflowClient(tracked.uri).get_metric_history(tracked.run_id, "autoencode/loss")]
-
-
-def test_training_moves_the_weights_and_reports_every_step_once(undisturbed, images):
-    storage, state, tracked = undisturbed
-    assert state.step == 6
-    assert [row["step"] for row in state.history] == [2, 3, 4, 6]
-    assert logged_steps(tracked) == [2, 3, 4, 6]
-    initial = make_job(images).build().nets["autoencoder"].state_dict()
-    assert any(not torch.equal(initial[key], value) for key, value in state.nets["autoencoder"].items())
-    client = MlflowClient(tracked.uri)
-    assert [file.path for file in client.list_artifacts(tracked.run_id, "previews")] == [
-        "previews/0000003.png",
-        "previews/0000006.png",
-    ]
-    assert client.get_run(tracked.run_id).data.metrics["system/memory_gib"] > 0.1
-
-    again, _ = run(make_job(images), storage)  # finished already: the same result, no second training
-    assert all(torch.equal(again.nets["autoencoder"][key], value) for key, value in state.nets["autoencoder"].items())
-
-
-def test_two_workers_train_on_the_same_global_batches(undisturbed, images, tmp_path):
-    _, alone, _ = undisturbed
-    together, tracked = run(make_job(images), tmp_path, num_workers=2)
-    # both looks were taken, by tasks beside the workers
-    assert len(MlflowClient(tracked.uri).list_artifacts(tracked.run_id, "previews")) == 2
-    # the loss sees every row's draw; weights themselves may part, since Adam divides rounding by rounding
-    for row, other in zip(alone.history, together.history, strict=True):
-        assert all(math.isclose(row[key], other[key], rel_tol=1e-3, abs_tol=1e-3) for key in row), (row, other)
-
-
-def test_a_second_derivative_passes_through_data_parallelism(ray_session, images, tmp_path):
-    state, _ = run(make_job(images, "wgan_gp"), tmp_path, num_workers=2)
-    assert state.step == 6
-    assert all(0 < row["criticise/gradient_penalty"] < 2 for row in state.history)
+def in_process(job) -> State:
+    """The same training by the loop alone, without Ray or accelerate."""
+    with one_exact_thread():
+        return fit(
+            job.build(),
+            batches(Dataset(Path(job.data)), job.training.batch_size, seed=job.seed),
+            job.training,
+            start=None,
+            wrap=no_wrap,
+            report=lambda step, figures: figures,
+            save=lambda state: None,
+        )
 
 
 class DiesOnce(FAMILIES["vae"]):
@@ -86,7 +60,7 @@ class DiesOnce(FAMILIES["vae"]):
 
     def loss(self, net, batch):
         self.count += 1
-        if self.count == 5 and not os.path.exists(self.marker):
+        if self.count == 5 and self.marker and not os.path.exists(self.marker):
             open(self.marker, "w").close()
             os._exit(1)
         return super().loss(net, batch)
@@ -100,18 +74,53 @@ class FragileJob(ray_train.Job):
         return family
 
 
-def test_a_worker_that_dies_loses_nothing(undisturbed, images, tmp_path):
-    _, whole, _ = undisturbed
+def test_a_worker_that_dies_loses_nothing_and_every_step_is_told_once(ray_session, images, tmp_path, monkeypatch):
     job = make_job(images)
-    fragile = FragileJob(**{name: getattr(job, name) for name in job.__dataclass_fields__})
-    state, tracked = run(fragile, tmp_path)
+    state, tracked = run(FragileJob(**{name: getattr(job, name) for name in job.__dataclass_fields__}), tmp_path)
     assert os.path.exists(str(images) + ".died")
-    for key, value in whole.nets["autoencoder"].items():
-        assert torch.equal(state.nets["autoencoder"][key], value), key
-    for key, value in whole.average["autoencoder"].items():
-        assert torch.equal(state.average["autoencoder"][key], value), key
-    assert state.history == whole.history
-    assert logged_steps(tracked) == [2, 3, 4, 6]
+    expected = in_process(job)
+    assert state.step == 6
+    assert_same(state.nets, expected.nets)
+    assert_same(state.average, expected.average)
+    assert state.history == [pytest.approx(row, rel=1e-6) for row in expected.history]
+    assert [row["step"] for row in state.history] == [2, 3, 4, 6]
+
+    client = MlflowClient(tracked.uri)
+    logged = client.get_metric_history(tracked.run_id, "autoencode/loss")
+    assert [metric.step for metric in logged] == [2, 3, 4, 6]
+    pictures = ["previews/0000003.png", "previews/0000006.png"]
+    assert [file.path for file in client.list_artifacts(tracked.run_id, "previews")] == pictures
+    assert client.get_run(tracked.run_id).data.metrics["system/memory_gib"] > 0.1
+
+    # finished already: the same result at once, without workers
+    monkeypatch.setattr(driver, "TorchTrainer", None)
+    again, _ = run(job, tmp_path)
+    assert_same(again.nets, state.nets)
+
+
+def test_two_workers_train_on_the_same_global_batches(ray_session, images, tmp_path):
+    """With a penalty, whose second derivative passes through data parallelism."""
+    job = make_job(images, "wgan_gp")
+    together, tracked = run(job, tmp_path, num_workers=2)
+    # both looks were taken, by tasks beside the workers
+    assert len(MlflowClient(tracked.uri).list_artifacts(tracked.run_id, "previews")) == 2
+    # the loss sees every row's draw; weights themselves may part, since Adam divides rounding by rounding
+    for row, other in zip(in_process(job).history, together.history, strict=True):
+        assert row.keys() == other.keys()
+        assert all(math.isclose(row[key], other[key], rel_tol=1e-3, abs_tol=1e-3) for key in row), (row, other)
+
+
+@pytest.mark.slow
+def test_weights_spread_over_two_workers_end_whole_in_the_run_folder(ray_session, images, tmp_path):
+    """The same run, by FSDP2 over gloo: components alone is tests/components/test_sharding.py."""
+    job = make_job(images)
+    spread, _ = run(job, tmp_path, num_workers=2, sharding="fsdp2")
+    for row, other in zip(in_process(job).history, spread.history, strict=True):
+        assert all(math.isclose(row[key], other[key], rel_tol=1e-3, abs_tol=1e-3) for key in row), (row, other)
+    provenance = run_folder.Provenance(data="d", code="c", job=job.hash, seed=0, step=spread.step)
+    run_folder.write(tmp_path / "vae", job.family, job.build(), spread, provenance)
+    loaded = run_folder.load(tmp_path / "vae").family.nets["autoencoder"].state_dict()
+    assert_same(loaded, spread.average["autoencoder"])
 
 
 def test_a_jobs_hash_knows_its_data_and_settings(images):
@@ -150,13 +159,25 @@ with run_lock(Path({str(tmp_path)!r}), "vae-1"):
         pass
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_at_once(ray_session, images, tmp_path):
+def test_a_loss_that_is_not_finite_is_told_with_the_rows_that_caused_it(images, monkeypatch):
+    """Every worker returns what went wrong, so that Ray does not try again what would fail again."""
     job = make_job(images)
-    diverging = dataclasses.replace(
-        job, config=job.config.model_copy(update={"optimizer": OptimizerConfig(learning_rate=1e30)})
-    )
-    with pytest.raises(TrainingError, match=r"vae: autoencode/\w+ became (nan|inf) at step (\d)") as caught:
-        run(diverging, tmp_path)
-    step = int(caught.value.args[0].partition("at step ")[2][0])
-    rows = ", ".join(map(str, global_batch(step, 10, 64, 0).tolist()))
-    assert str(caught.value).endswith(f"its rows in {images}: {rows}")
+    error = NonFiniteError("autoencode/loss", math.nan, 4)
+    monkeypatch.setattr(worker, "Worker", lambda **settings: (_ for _ in ()).throw(error))
+    told = worker.work({"job": job})
+    rows = ", ".join(map(str, global_batch(4, 10, 64, 0).tolist()))
+    assert told == f"{error}; its rows in {images}: {rows}"
+    assert told.startswith("autoencode/loss became nan at step 4")
+
+
+def test_what_workers_return_ends_the_run_in_one_line(ray_session, images, tmp_path, monkeypatch):
+    class Ended:
+        def __init__(self, *settings, **more):
+            pass
+
+        def fit(self):
+            return types.SimpleNamespace(return_value="autoencode/loss became nan")
+
+    monkeypatch.setattr(driver, "TorchTrainer", Ended)
+    with pytest.raises(TrainingError, match="^vae: autoencode/loss became nan$"):
+        run(make_job(images), tmp_path)

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def doublings(size: int) -> int:
-    """How often 4 doubles to `size`. Raises ValueError if it does not."""
-    if size < 8 or size & (size - 1):
-        raise ValueError(f"expected an image side of 8, 16, 32, 64, ..., found {size}")
-    return size.bit_length() - 3
+from components.nets.gan.layers import doublings
 
 
 class Generator(nn.Module):
-    """z (B, latent_dim) -> images (B, C, size, size) in [-1, 1], by transposed convolutions from 4x4 up."""
+    """z (B, latent_dim) -> images (B, C, size, size) in [-1, 1], by transposed convolutions from 4x4 up. With classes,
+    the label (B,) joins z as a one-hot vector (Mirza and Osindero 2014)."""
 
-    def __init__(self, channels: int, size: int, latent_dim: int, width: int):
+    def __init__(self, channels: int, size: int, latent_dim: int, width: int, num_classes: int = 0):
         super().__init__()
+        self.num_classes = num_classes
         stages = doublings(size)
         widths = [width * 2**stage for stage in reversed(range(stages))]  # halving towards the image
         layers: list[nn.Module] = [
-            nn.Unflatten(1, (latent_dim, 1, 1)),
-            nn.ConvTranspose2d(latent_dim, widths[0], 4, bias=False),
+            nn.Unflatten(1, (latent_dim + num_classes, 1, 1)),
+            nn.ConvTranspose2d(latent_dim + num_classes, widths[0], 4, bias=False),
             nn.BatchNorm2d(widths[0]),
             nn.ReLU(),
         ]
@@ -37,21 +36,21 @@ class Generator(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.apply(initialise)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        if self.num_classes:
+            z = torch.cat([z, F.one_hot(label, self.num_classes).to(z)], dim=1)
         return self.layers(z)
 
 
-class Discriminator(nn.Module):
-    """Groups of images, each (B, C, size, size) -> one score a row, each (B,), by strided convolutions down to 4x4.
+class Trunk(nn.Module):
+    """Images (B, C, size, size) -> maps (B, channels, 4, 4) by strided convolutions.
 
-    `batch_norm` as in DCGAN, over each group by itself, for reals and fakes differ; without it the critic of WGAN-GP,
-    whose penalty is defined for each row alone.
+    `batch_norm` as in DCGAN; without it the critic of WGAN-GP, whose penalty is defined for each row alone.
     """
 
     def __init__(self, channels: int, size: int, width: int, batch_norm: bool):
         super().__init__()
-        stages = doublings(size)
-        widths = [width * 2**stage for stage in range(stages)]
+        widths = [width * 2**stage for stage in range(doublings(size))]
         layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for before, after in pairwise(widths):
             layers += [
@@ -59,12 +58,20 @@ class Discriminator(nn.Module):
                 nn.BatchNorm2d(after) if batch_norm else nn.Identity(),
                 nn.LeakyReLU(0.2),
             ]
-        layers += [nn.Conv2d(widths[-1], 1, 4), nn.Flatten(0)]
         self.layers = nn.Sequential(*layers)
+        self.channels = widths[-1]
         self.apply(initialise)
 
-    def forward(self, *groups: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.layers(images) for images in groups)
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+class Flat(nn.Flatten):
+    """Maps (B, channels, 4, 4) -> features (B, dim). A linear score behind it is DCGAN's last 4x4 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.dim = channels * 16
 
 
 def initialise(module: nn.Module) -> None:

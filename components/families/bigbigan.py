@@ -1,0 +1,88 @@
+"""BigBiGAN: BigGAN with an encoder; the discriminator judges images, codes and their pairs (Donahue and Simonyan
+2019). Without classes: what its features know of them is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from components.data import Batch
+from components.families.base import Family, Losses, Phase
+from components.families.gan.base import refuse_unless_doubled
+from components.families.gan.big import Big, BigConfig
+from components.families.gan.standing import WHOLE
+from components.images import from_uint8
+from components.metrics.probe import probe_accuracy
+from components.nets.gan.critic import Sample
+from components.nets.gan.joint import Encoder, JointCritic
+from components.optimizers import OptimizerConfig
+
+
+class Config(BigConfig):
+    encoder: OptimizerConfig = OptimizerConfig(name="adam", learning_rate=2e-4, betas=(0.0, 0.999))
+
+
+class BigBiGAN(Big):
+    Config = Config
+    kept = ("generator", "encoder")
+
+    def players(self) -> dict[str, nn.Module]:
+        refuse_unless_doubled(self)
+        (channels, size, _), config = self.data.shape, self.config
+        sizes = (channels, size, config.width, config.latent_dim, config.attention_at)
+        return {
+            "generator": self.residual_generator(),
+            "discriminator": JointCritic(*sizes),
+            "encoder": Encoder(*sizes),
+        }
+
+    def moves(self) -> tuple[Phase, ...]:
+        every = self.config.num_critic_steps
+        return (*super().moves(), Phase("encode", "encoder", self.encoder_loss, self.config.encoder, every=every))
+
+    def known(self, images: Tensor, labels: Tensor | None) -> Sample:
+        return {"images": images, "codes": self.nets["encoder"](images)}
+
+    @torch.no_grad()
+    def fake_sample(self, batch: Batch) -> Sample:
+        z = self.inputs(batch.draws, "fakes", {})["z"]
+        return {"images": self.nets["generator"](z), "codes": z}
+
+    def generator_loss(self, net: nn.Module, batch: Batch) -> Losses:
+        z = self.inputs(batch.draws, "generate", {})["z"]
+        return self.generator_terms({"images": net(z), "codes": z}, batch, self.nets["generator"])
+
+    def encoder_loss(self, net: nn.Module, batch: Batch) -> Losses:
+        """The generator's loss with the sides exchanged: real images with their codes are to pass for generated."""
+        images = from_uint8(batch.columns["image"])
+        real = self.seen({"images": images, "codes": net(images)}, batch, "real")
+        if not self.loss.paired:
+            return {"loss": self.loss.generator(-self.nets["discriminator"](real).scores[0], None)}
+        fake = self.seen(self.fake_sample(batch), batch, "fake")
+        score_real, score_fake = self.nets["discriminator"](real, fake).scores
+        return {"loss": self.loss.generator(-score_real, -score_fake)}
+
+    @torch.inference_mode()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) through encoder and generator, in [-1, 1]."""
+        self.nets.eval()
+        codes = self.nets["encoder"](images)
+        return self.standing(codes, torch.full((len(codes),), WHOLE, device=codes.device))
+
+    def watch(
+        self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor] | None, judge: Family | None
+    ) -> dict[str, float]:
+        figures = super().watch(train, held_out, judge)
+        if held_out is None:
+            return figures
+        with torch.inference_mode():
+            device, encoder = next(self.nets.parameters()).device, self.nets["encoder"]
+            images, others = (from_uint8(columns["image"]).to(device) for columns in (train, held_out))
+            features, other_features = encoder.features(images), encoder.features(others)
+            figures["reconstruction"] = float((self.reconstruct(others) - others).square().mean())
+        if "label" in train:
+            labels, other_labels = (columns["label"].to(device) for columns in (train, held_out))
+            figures["probe_accuracy"] = probe_accuracy(features.clone(), labels, other_features.clone(), other_labels)
+        return figures

@@ -1,0 +1,22 @@
+"""cGAN: both players know the class (Mirza and Osindero 2014; projection by Miyato and Koyama 2018)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from components.families.gan.config import ConvConfig
+from components.families.gan.convolutional import ConvolutionalGAN
+
+
+class Config(ConvConfig):
+    condition: Literal["concatenate", "project"] = "project"  # how the discriminator is told
+
+
+class CGAN(ConvolutionalGAN):
+    Config = Config
+    conditional = True
+
+    def players(self) -> dict[str, nn.Module]:
+        return self.convolutional(condition=self.config.condition)

@@ -1,0 +1,45 @@
+"""R3GAN: a relativistic loss under R1 and R2, modern networks, no tricks (Huang et al. 2024)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import nn
+
+from components.families.gan.base import GAN, critic_options, refuse_unless_doubled
+from components.families.gan.config import ConvConfig
+from components.families.gan.losses import LossName
+from components.nets.gan.critic import Critic
+from components.nets.gan.r3gan import Generator, Read, Trunk
+from components.optimizers import OptimizerConfig
+
+ADAM = OptimizerConfig(name="adam", learning_rate=2e-4, betas=(0.0, 0.99))
+
+
+class Config(ConvConfig):
+    latent_dim: int = Field(64, ge=1)
+    blocks: int = Field(2, ge=1)  # at each resolution
+    expansion: int = Field(2, ge=1)
+    group_size: int = Field(16, ge=1)  # channels that a grouped convolution connects
+    embedding_dim: int = Field(32, ge=1)  # of the class
+    loss: LossName = "relativistic"
+    r1: float = Field(1.0, ge=0)
+    r2: float = Field(1.0, ge=0)
+    generator: OptimizerConfig = ADAM
+    discriminator: OptimizerConfig = ADAM
+
+
+class R3GAN(GAN):
+    Config = Config
+    conditional = True
+    labels_optional = True
+
+    def players(self) -> dict[str, nn.Module]:
+        refuse_unless_doubled(self)
+        (channels, size, _), config, classes = self.data.shape, self.config, self.num_classes
+        sizes = {name: getattr(config, name) for name in ("width", "blocks", "expansion", "group_size")}
+        return {
+            "generator": Generator(channels, size, config.latent_dim, classes, config.embedding_dim, **sizes),
+            "discriminator": Critic(
+                Trunk(channels, size, **sizes), Read, condition="project", num_classes=classes, **critic_options(self)
+            ),
+        }

@@ -1,0 +1,22 @@
+"""SAGAN: self-attention, spectral normalisation of both players, hinge loss, two time scales (Zhang et al. 2019)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from components.families.gan.losses import LossName
+from components.families.gan.residual import ResidualConfig, ResidualGAN
+from components.optimizers import OptimizerConfig
+
+
+class Config(ResidualConfig):
+    loss: LossName = "hinge"
+    spectral_norm: tuple[Literal["generator", "discriminator"], ...] = ("generator", "discriminator")
+    # Zhang et al. 2019, section 4: the discriminator learns four times as fast
+    generator: OptimizerConfig = OptimizerConfig(name="adam", learning_rate=1e-4, betas=(0.0, 0.9))
+    discriminator: OptimizerConfig = OptimizerConfig(name="adam", learning_rate=4e-4, betas=(0.0, 0.9))
+
+
+class SAGAN(ResidualGAN):
+    Config = Config
+    conditional = True

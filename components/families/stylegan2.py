@@ -1,0 +1,128 @@
+"""StyleGAN2: styles, noise, R1 and path-length regularisation at times, style mixing, truncation (Karras et al. 2020).
+`growing` adds the progressive growing of StyleGAN 1."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from components.config import Strict
+from components.data import Batch
+from components.families.base import DataInfo, Losses
+from components.families.gan import penalties
+from components.families.gan.base import GAN, critic_options, refuse_unless_doubled
+from components.families.gan.config import ConvConfig
+from components.nets.gan.critic import Critic, Sample
+from components.nets.gan.stylegan2 import Generator, Read, Trunk
+from components.optimizers import OptimizerConfig
+from components.randomness import Draws
+from components.sampling import Call, Request, Trajectory
+
+ADAM = OptimizerConfig(name="adam", learning_rate=2e-3, betas=(0.0, 0.99))  # Karras et al. 2020, appendix B
+
+
+class Growing(Strict):
+    """Resolutions come in one after the other (Karras et al. 2018, section 2; 2019)."""
+
+    steps: int = Field(gt=0)  # until the last is in
+
+
+class Config(ConvConfig):
+    latent_dim: int = Field(64, ge=1)
+    style_dim: int = Field(64, ge=1)
+    mapping_layers: int = Field(4, ge=1)
+    r1: float = Field(1.0, ge=0)
+    penalise_every: int = Field(16, ge=1)
+    path_length: float = Field(2.0, ge=0)  # weight
+    path_length_every: int = Field(4, ge=1)  # steps
+    style_mixing: float = Field(0.9, ge=0, le=1)  # share of rows of two styles
+    minibatch_std: bool = True
+    growing: Growing | None = None
+    generator: OptimizerConfig = ADAM
+    discriminator: OptimizerConfig = ADAM
+
+
+class Settings(Strict):
+    truncation_psi: float = Field(1.0, ge=0, le=1)  # 0 gives the mean image
+
+
+class StyleGAN2(GAN):
+    Config = Config
+    Settings = Settings
+    conditional = True
+    labels_optional = True
+
+    def __init__(self, config: Config, data: DataInfo):
+        super().__init__(config, data)
+        self.nets["generator"].register_buffer("mean_path", torch.zeros(()))
+
+    def players(self) -> dict[str, nn.Module]:
+        refuse_unless_doubled(self)
+        (channels, size, _), config = self.data.shape, self.config
+        trunk = Trunk(channels, size, config.width, config.growing is not None)
+        critic = Critic(
+            trunk,
+            functools.partial(Read, dim=trunk.channels),
+            condition="project",
+            num_classes=self.num_classes,
+            **critic_options(self),
+        )
+        sizes = (config.latent_dim, config.width, config.style_dim, config.mapping_layers)
+        return {"generator": Generator(channels, size, *sizes, self.num_classes), "discriminator": critic}
+
+    def inputs(self, draws: Draws, name: str, label: Sample) -> dict[str, Tensor]:
+        generator, draws = self.nets["generator"], draws.fold(name)
+        return {
+            **super().inputs(draws, "z", label),
+            "noise": draws.normal("noise", (generator.noise_size,)),
+        }
+
+    def mixed(self, draws: Draws, name: str, label: Sample) -> dict[str, Tensor]:
+        """The inputs of training: rows of two styles among them (Karras et al. 2019, section 3.1)."""
+        layers, folded = self.nets["generator"].num_layers, draws.fold(f"{name} mixing")
+        is_mixed = folded.uniform("mixed") < self.config.style_mixing
+        cross = torch.where(is_mixed, 1 + folded.integers("cross", layers - 1), layers)
+        second = folded.normal("z2", (self.config.latent_dim,))
+        return {**self.inputs(draws, name, label), "z2": second, "cross": cross}
+
+    def grow(self, step: int) -> None:
+        if self.config.growing:
+            generator, trunk = self.nets["generator"], self.nets["discriminator"].trunk
+            grown = (len(generator.sides) - 1) * min(1.0, step / self.config.growing.steps)
+            generator.grown = trunk.grown = grown
+
+    def discriminator_loss(self, net: nn.Module, batch: Batch) -> Losses:
+        self.grow(batch.step)
+        return super().discriminator_loss(net, batch)
+
+    @torch.no_grad()
+    def fake_sample(self, batch: Batch) -> Sample:
+        label = self.label(batch)
+        return {"images": self.nets["generator"](**self.mixed(batch.draws, "fakes", label)), **label}
+
+    def generator_loss(self, net: nn.Module, batch: Batch) -> Losses:
+        self.grow(batch.step)
+        config, label = self.config, self.label(batch)
+        is_due = config.path_length and batch.step % config.path_length_every == 0
+        images, styles = net(**self.mixed(batch.draws, "generate", label), with_styles=True)
+        terms = self.generator_terms({"images": images, **label}, batch, self.nets["generator"])
+        if is_due:
+            noise = batch.draws.normal("path", images.shape[1:])
+            terms["path_length"] = self.path_length(penalties.path_lengths(images, styles, noise))
+            terms["loss"] = terms["loss"] + config.path_length_every * config.path_length * terms["path_length"]
+        return terms
+
+    def path_length(self, lengths: Tensor) -> Tensor:
+        """The squared distance of each row's length from the running mean (Karras et al. 2020, equation 4)."""
+        mean = self.nets["generator"].mean_path
+        with torch.no_grad():
+            mean.lerp_(lengths.mean(), 0.01)
+        return (lengths - mean.clone()).square().mean()
+
+    def trajectory(self, request: Request) -> Trajectory:
+        label = {"label": request.labels} if self.conditional else {}
+        psi = torch.full((len(request.seeds),), request.settings.truncation_psi, device=request.seeds.device)
+        return (yield Call("generator", {**self.inputs(Draws.of_seeds(request.seeds), "sample", label), "psi": psi}))

@@ -1,0 +1,28 @@
+"""WGAN: the Wasserstein loss under weight clipping (Arjovsky et al. 2017)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import nn
+
+from components.families.gan.config import ConvConfig
+from components.families.gan.convolutional import ConvolutionalGAN
+from components.families.gan.losses import LossName
+from components.optimizers import OptimizerConfig
+
+RMSPROP = OptimizerConfig(name="rmsprop", learning_rate=5e-5)  # Arjovsky et al. 2017, Algorithm 1
+
+
+class Config(ConvConfig):
+    loss: LossName = "wasserstein"
+    clip_weights: float | None = Field(0.01, gt=0)
+    num_critic_steps: int = Field(5, ge=1)
+    generator: OptimizerConfig = RMSPROP
+    discriminator: OptimizerConfig = RMSPROP
+
+
+class WGAN(ConvolutionalGAN):
+    Config = Config
+
+    def players(self) -> dict[str, nn.Module]:
+        return self.convolutional()

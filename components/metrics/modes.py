@@ -1,0 +1,108 @@
+"""Mode coverage: does a sampler draw all that the data hold, or has it collapsed onto a part? And does a discriminator
+know its training images by heart? Plain tensors in, plain numbers out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from components.config import Strict
+
+
+def mode_coverage(labels: Tensor, num_classes: int, least: float = 0.1) -> dict[str, float]:
+    """Of the labels (N,) int64 that a classifier gives to samples.
+
+    classes_hit: how many classes hold at least `least` of the share that they would have if all were equally likely,
+    because a stray mistake of the classifier is no mode. label_entropy: of the histogram, in [0, 1]; 1 is uniform.
+    """
+    shares = torch.bincount(labels.cpu(), minlength=num_classes).double() / len(labels)
+    entropy = -torch.xlogy(shares, shares).sum() / math.log(num_classes)
+    return {
+        "classes_hit": float((shares >= least / num_classes).sum()),
+        "label_entropy": float(entropy.clamp(0, 1)),  # rounding may leave -0 or 1 + eps
+    }
+
+
+def ndb(real: Tensor, fake: Tensor, bins: int, generator: torch.Generator, significance: float = 0.05) -> float:
+    """The share of statistically different bins (Richardson and Weiss 2018, section 3), in [0, 1]; `significance` is
+    what two samples of one distribution come to.
+
+    The bins are the k-means cells of real features (N, D); of fake ones (M, D) the share in each cell is held against
+    the real share by a two-sided test of two proportions. Raises ValueError if there are fewer features than bins.
+    """
+    if len(real) < bins:
+        raise ValueError(f"{bins} bins need as many features, found {len(real)}")
+    centres = kmeans(real.double(), bins, generator)
+    n, m = len(real), len(fake)
+    p = torch.bincount(_cell(real.double(), centres), minlength=bins).double() / n
+    q = torch.bincount(_cell(fake.double(), centres), minlength=bins).double() / m
+    pooled = (n * p + m * q) / (n + m)
+    error = (pooled * (1 - pooled) * (1 / n + 1 / m)).sqrt()
+    critical = math.sqrt(2) * torch.erfinv(torch.tensor(1 - significance, dtype=torch.float64))
+    return float(((p - q).abs() > critical * error).double().mean())
+
+
+def kmeans(points: Tensor, count: int, generator: torch.Generator, rounds: int = 50) -> Tensor:
+    """Centres (count, D) of points (N, D): seeds by Arthur and Vassilvitskii 2007, section 2.2, then Lloyd's rounds."""
+    first = torch.randint(len(points), (1,), generator=generator)
+    centres = points[first]
+    while len(centres) < count:
+        squared = torch.cdist(points, centres).min(1).values.square()
+        # points that all coincide with centres leave nothing to choose by
+        chosen = torch.multinomial(squared + 1e-12, 1, generator=generator)
+        centres = torch.cat([centres, points[chosen]])
+    for _ in range(rounds):
+        cells = _cell(points, centres)
+        sums = torch.zeros_like(centres).index_add_(0, cells, points)
+        sizes = torch.bincount(cells, minlength=count)[:, None]
+        moved = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
+        if torch.equal(moved, centres):
+            break
+        centres = moved
+    return centres
+
+
+def _cell(points: Tensor, centres: Tensor) -> Tensor:
+    return torch.cdist(points, centres).argmin(1)
+
+
+class Floors(Strict):
+    """Below any of these a sampler counts as collapsed. They are far below what a poor but varied one reaches."""
+
+    classes: float = 0.6  # share of the classes
+    label_entropy: float = 0.6
+    recall: float = 0.1
+
+
+FLOORS = Floors()
+
+
+def collapsed(figures: Mapping[str, float], num_classes: int, floors: Floors = FLOORS) -> str | None:
+    """Why the figures say that a sampler draws only a part of the data, in one line; None if they do not.
+
+    Reads `classes_hit`, `label_entropy` and `recall`, those of them that are there and not None.
+    """
+    found = {name: value for name, value in figures.items() if value is not None}
+    if found.get("classes_hit", math.inf) < floors.classes * num_classes:
+        return f"collapsed: draws {found['classes_hit']:.0f} of {num_classes} classes"
+    if found.get("label_entropy", math.inf) < floors.label_entropy:
+        return f"collapsed: the entropy of its labels is {found['label_entropy']:.2f} of the most possible"
+    if found.get("recall", math.inf) < floors.recall:
+        return f"collapsed: {found['recall']:.1%} of the real images lie among its samples (recall)"
+    return None
+
+
+def overfitted(figures: Mapping[str, float], gap: float = 0.3) -> str | None:
+    """Why the figures say that a discriminator knows its training images by heart; None if they do not.
+
+    Reads `accuracy_train` and `accuracy_held_out`, of `Family.watch`; `gap` is the largest difference that passes.
+    """
+    if not {"accuracy_train", "accuracy_held_out"} <= figures.keys():
+        return None
+    train, held_out = figures["accuracy_train"], figures["accuracy_held_out"]
+    if train - held_out <= gap:
+        return None
+    return f"over-fitted: the discriminator takes {train:.0%} of training images for real, {held_out:.0%} of others"

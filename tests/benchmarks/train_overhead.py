@@ -1,0 +1,121 @@
+"""The share of a training's wall time outside forward, backward and optimizer step: data, random draws, clipping, the
+average of weights, figures, checkpoints.
+
+The demo's U-Net trains for as many steps as params.yaml says between two saves at most, in one process on all cores,
+with its figures kept and its state written to disk as a worker writes it. A second figure counts the random draws and
+the rest of the loss around the net as overhead too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from components import training
+from components.data import Dataset, batches
+from components.files import sha256
+from components.training import State, TrainingConfig
+from tests.benchmarks.common import as_a_worker, demo, emit, write_noise
+
+STEPS, WARM = 60, 5
+
+
+class Stopwatch:
+    """Seconds spent in named functions, while `on`."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self.on = False
+
+    def timed(self, name: str, function: Callable) -> Callable:
+        def call(*arguments, **named):
+            began = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                if self.on:
+                    self.seconds[name] += time.perf_counter() - began
+
+        return call
+
+
+def fit_watched(watch: Stopwatch, dataset: Dataset, folder: Path) -> float:
+    """Trains under the watch; returns the wall seconds that it ran for."""
+    family, _, batch_size = demo("ldm")
+    (phase,) = family.phases
+    object.__setattr__(phase, "loss", watch.timed("loss", phase.loss))
+    began = 0.0
+
+    def stream() -> Iterator:
+        nonlocal began
+        source = batches(dataset, batch_size)
+        take = watch.timed("data", source.__next__)
+        for step in range(WARM + STEPS):
+            if step == WARM:
+                watch.on, began = True, time.perf_counter()
+            yield take()
+
+    def wrap(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple:
+        net.forward = watch.timed("forward", net.forward)
+        optimizer.step = watch.timed("optimizer", optimizer.step)
+        return net, optimizer
+
+    def save(state: State) -> None:
+        torch.save(asdict(state), folder / "state.pt")
+        sha256(folder / "state.pt")
+
+    patches = {
+        (torch.Tensor, "backward"): "backward",
+        (training.nn.utils, "clip_grad_norm_"): "clip",
+        (training.Means, "add"): "figures",
+        (training, "_average"): "average",
+    }
+    with contextlib.ExitStack() as stack:
+        for (owner, name), what in patches.items():
+            stack.enter_context(mock.patch.object(owner, name, watch.timed(what, getattr(owner, name))))
+        config = TrainingConfig(steps=WARM + STEPS, batch_size=batch_size, clip_norm=1.0)
+        training.fit(
+            family,
+            stream(),
+            config,
+            start=None,
+            wrap=wrap,
+            report=lambda step, figures: figures,
+            save=watch.timed("checkpoint", save),
+        )
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    as_a_worker()
+    _, info, _ = demo("ldm")
+    watch = Stopwatch()
+    with tempfile.TemporaryDirectory() as temporary:
+        dataset = write_noise(Path(temporary) / "latents", info, 1438)
+        wall = fit_watched(watch, dataset, Path(temporary))
+    spent = watch.seconds
+    spent["around the net in the loss"] = spent["loss"] - spent["forward"]
+    percent = {name: round(100 * seconds / wall, 2) for name, seconds in spent.most_common() if name != "loss"}
+    work = spent["loss"] + spent["backward"] + spent["optimizer"]
+    emit(
+        "train_overhead",
+        round(100 * (1 - work / wall), 2),
+        "% of wall time outside loss, backward and optimizer",
+        "< 5",
+        outside_the_net=round(100 * (1 - (work - spent["around the net in the loss"]) / wall), 2),
+        percent=percent,
+        ms_per_step=round(1000 * wall / STEPS, 1),
+        threads=torch.get_num_threads(),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""One Ray for all stages of a `dvc repro`: when it is started, and that the stages join it."""
+
+import contextlib
+import subprocess
+
+import pytest
+import ray
+
+from infra import ray_session
+from infra.config import ClusterConfig
+from pipelines import repro
+
+
+@pytest.fixture()
+def calls(monkeypatch):
+    """The commands that were run, each with the address that its stages would join; `dvc status` says `changed`."""
+    made = []
+
+    def call(command, env=None):
+        made.append((" ".join(command[2:]), (env or {}).get(ray_session.SHARED)))
+        return 1 if "status" in command else 0
+
+    @contextlib.contextmanager
+    def session(cluster, root):
+        yield "127.0.0.1:6379"
+
+    monkeypatch.setattr(subprocess, "call", call)
+    monkeypatch.setattr(ray_session, "session", session)
+    monkeypatch.setattr(repro, "load", lambda: type("Params", (), {"cluster": ClusterConfig()}))
+    return made
+
+
+def test_what_changed_is_run_on_one_ray(calls):
+    with pytest.raises(SystemExit) as ended:
+        repro.main([])
+    assert ended.value.code == 0
+    assert calls == [("dvc status --quiet", None), ("dvc repro", "127.0.0.1:6379")]
+
+
+def test_nothing_to_do_starts_no_ray(calls, monkeypatch):
+    monkeypatch.setattr(subprocess, "call", lambda command, env=None: (calls.append((command[3], env)), 0)[1])
+    with pytest.raises(SystemExit) as ended:
+        repro.main([])
+    assert ended.value.code == 0
+    assert calls == [("status", None), ("repro", None)]
+
+
+def test_arguments_go_to_dvc_and_a_cluster_is_not_replaced(calls, monkeypatch):
+    with pytest.raises(SystemExit):
+        repro.main(["train@vae"])
+    assert calls.pop() == ("dvc repro train@vae", "127.0.0.1:6379")
+    monkeypatch.setattr(repro, "load", lambda: type("Params", (), {"cluster": ClusterConfig(address="auto")}))
+    with pytest.raises(SystemExit):
+        repro.main(["train@vae"])
+    assert calls.pop() == ("dvc repro train@vae", None)
+
+
+@pytest.mark.parametrize("address, joined", [("local", "127.0.0.1:6379"), ("head:10001", "head:10001")])
+def test_a_stage_joins_the_ray_that_it_is_given(monkeypatch, address, joined):
+    monkeypatch.setenv(ray_session.SHARED, "127.0.0.1:6379")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    asked = {}
+
+    def init(**settings):
+        asked.update(settings)
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(Exception, match=f"no Ray cluster answers at '{joined}'"),
+        ray_session.session(ClusterConfig(address=address), repro.ROOT),
+    ):
+        pass
+    assert asked["address"] == joined
+    assert "num_cpus" not in asked
