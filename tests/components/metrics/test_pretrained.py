@@ -92,7 +92,8 @@ def test_figures_on_inception_equal_torch_fidelitys(inception_file, folders):
     ours = frechet_distance(Moments.of(made.vectors), Moments.of(real.vectors))
     assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=RELATIVE)
     kid, _ = kernel_distance(made.vectors, real.vectors)
-    assert kid == pytest.approx(theirs["kernel_inception_distance_mean"], rel=RELATIVE)
+    # theirs is a difference of float32 means of kernels of about 1, and here close to 0
+    assert kid == pytest.approx(theirs["kernel_inception_distance_mean"], rel=RELATIVE, abs=1e-6)
     inside = Inside.of(made.vectors, Manifold.of(real.vectors, 3), 3)
     assert float(inside.precise().double().mean()) == pytest.approx(theirs["precision"])
     assert float(inside.recalled().double().mean()) == pytest.approx(theirs["recall"])
@@ -112,10 +113,11 @@ def test_fid_on_inception_equals_torchmetrics(inception_file, folders):
         def __init__(self):
             super().__init__()
             path = str(inception_file)
-            self.net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
+            net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
+            self.hidden = [net]  # from set_dtype, which is meant for the sums
 
         def forward(self, images: Tensor) -> Tensor:
-            return self.net(images)[0]
+            return self.hidden[0](images)[0]
 
     _, sets = folders
     theirs = FrechetInceptionDistance(feature=Network()).set_dtype(torch.float64)
