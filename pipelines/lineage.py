@@ -29,8 +29,8 @@ def locked_stages() -> dict[str, Any]:
 
 
 def graph() -> list[list[dict[str, Any]]]:
-    """The stages of dvc.lock by how many lie before them: each with its name, the stages that it waits for, and the
-    seconds that its last run took, None where that is not on record."""
+    """The stages of dvc.lock by how many lie before them: each with its name, the last stages that it waits for, and
+    the seconds that its last run took, None where that is not on record."""
     stages = locked_stages()
     made = {out["path"]: stage for stage, entry in stages.items() for out in entry.get("outs", [])}
 
@@ -45,9 +45,13 @@ def graph() -> list[list[dict[str, Any]]]:
     def depth(stage: str) -> int:
         return 1 + max(map(depth, after[stage]), default=-1)
 
+    def before(stage: str) -> set[str]:
+        return set(after[stage]).union(*map(before, after[stage]))
+
     levels: dict[int, list[dict[str, Any]]] = {}
     for stage in stages:
-        told = {"name": stage, "after": after[stage], "seconds": read_duration(stage)}
+        direct = [other for other in after[stage] if not any(other in before(third) for third in after[stage])]
+        told = {"name": stage, "after": direct, "seconds": read_duration(stage)}
         levels.setdefault(depth(stage), []).append(told)
     return [levels[level] for level in sorted(levels)]
 
