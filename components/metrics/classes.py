@@ -3,8 +3,6 @@ could a classifier learn from them."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from sklearn.pipeline import make_pipeline
@@ -27,22 +25,6 @@ def inception_score(logits: Tensor, weights: Tensor | None = None) -> Tensor:
     # the mean divergence is the marginal's entropy less the mean entropy; xlogy is 0 where a class never comes
     conditional = weights @ (p * log_p).sum(1)
     return (conditional - torch.xlogy(marginal, marginal).sum(1)).exp().squeeze()
-
-
-def class_shares(logits: Tensor) -> Tensor:
-    """(num_classes,) float64: how large a share of the images the classifier takes for each class."""
-    counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1])
-    return counts.double() / len(logits)
-
-
-def classes_hit(shares: Tensor) -> float:
-    """The share of classes that come at all."""
-    return float((shares > 0).double().mean())
-
-
-def label_entropy(shares: Tensor) -> float:
-    """Entropy of the classes over the largest there is: 1 if all are equally frequent, 0 if all images are of one."""
-    return float(-torch.xlogy(shares, shares).sum() / math.log(len(shares)))
 
 
 def confidence(logits: Tensor, labels: Tensor) -> Tensor:

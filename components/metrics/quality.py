@@ -11,10 +11,11 @@ from components.errors import DataError
 from components.metrics import classes, intervals
 from components.metrics.frechet import Moments, frechet_distance, frechet_interval
 from components.metrics.kernel import cmmd, kernel_distance
+from components.metrics.modes import mode_coverage
 from components.metrics.neighbours import Inside, Manifold
 from components.metrics.protocol import EvaluateConfig
 
-Figures = dict[str, float | list[float] | None]
+Figures = dict[str, float | list[float] | str | None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,6 @@ def quality(features: Tensor, reference: Reference, config: EvaluateConfig, labe
 def class_quality(logits: Tensor, config: EvaluateConfig, labels: Tensor | None = None) -> Figures:
     """Figures from a classifier's logits (N, num_classes): which classes come, how surely, and whether they are those
     asked for. label_agreement is None if nobody asked."""
-    shares = classes.class_shares(logits)
     weights = intervals.multiplicities(_rows(len(logits), config, labels), len(logits))
     score = float(classes.inception_score(logits))
     drawn = classes.inception_score(logits, weights)
@@ -90,8 +90,7 @@ def class_quality(logits: Tensor, config: EvaluateConfig, labels: Tensor | None 
     return {
         "inception_score": score,
         "inception_score_interval": list(intervals.around(score, drawn, 1.0)),
-        "classes_hit": classes.classes_hit(shares),
-        "label_entropy": classes.label_entropy(shares),
+        **mode_coverage(logits.argmax(1), logits.shape[1]),
         "label_agreement": None if hits is None else float(hits.double().mean()),
         "label_agreement_interval": None if hits is None else list(intervals.of_mean(hits, weights, 0.0, 1.0)),
     }

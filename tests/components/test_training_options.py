@@ -51,7 +51,9 @@ def train(family, start: State | None = None, wrap=no_wrap, leave=lambda step: F
     state = fit(
         family,
         batches or stream(start.step if start else 0),
-        TrainingConfig(**{"steps": 12, "batch_size": 10, "report_every": 4, "save_every": 6, **config}),
+        TrainingConfig(
+            **{"steps": 12, "batch_size": 10, "report_every": 4, "save_every": 6, "precision": "float32", **config}
+        ),
         start=start,
         wrap=wrap,
         report=lambda step, figures: figures,

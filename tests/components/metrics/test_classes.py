@@ -31,14 +31,6 @@ def test_inception_score_of_resampled_sets_is_that_of_the_sets():
     assert weighted.tolist() == pytest.approx([float(classes.inception_score(logits[row])) for row in rows])
 
 
-def test_a_collapsed_set_hits_one_class_and_has_no_entropy():
-    even, collapsed = torch.eye(4).repeat(2, 1), torch.eye(4)[[1, 1, 1]]
-    assert classes.classes_hit(classes.class_shares(even)) == 1
-    assert classes.label_entropy(classes.class_shares(even)) == pytest.approx(1)
-    assert classes.classes_hit(classes.class_shares(collapsed)) == 1 / 4
-    assert classes.label_entropy(classes.class_shares(collapsed)) == 0
-
-
 def test_confidence_is_the_probability_of_the_class_asked_for():
     logits = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
     assert classes.confidence(logits, torch.tensor([0, 1])).tolist() == pytest.approx([0.25, 0.75])
