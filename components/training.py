@@ -31,7 +31,7 @@ Wrap = Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, torch.optim
 class TrainingConfig(Strict):
     """How long and how to train; everything is counted in steps, `batch_size` in rows over all workers.
 
-    `precision: auto` computes in bfloat16 where matrices multiply faster so and the phase bears it, in float32 elsewhere.
+    `precision: auto` computes in bfloat16 where matrices multiply faster so and the phase bears it, else in float32.
     """
 
     steps: int = Field(gt=0)

@@ -68,7 +68,7 @@ class PromoteConfig(Strict):
     min_label_agreement: float | None = Field(None, ge=0, le=1)
     min_recall: float | None = Field(None, ge=0, le=1)
     refuse_collapsed: bool = True  # samplers that draw only a part of the data (components/metrics/modes.py)
-    min_classes_hit: float | None = Field(None, ge=0, le=1)  # share of the classes that come at all
+    min_classes_hit: int | None = Field(None, ge=1)  # classes that come at least a tenth as often as equal shares
     min_label_entropy: float | None = Field(None, ge=0, le=1)  # 1: all classes come equally often
     max_memorised: float | None = Field(None, ge=0, le=1)  # share of samples that copy a training image
     registered_model: str = Field("latent-foundry", min_length=1)

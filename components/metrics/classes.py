@@ -1,13 +1,10 @@
-"""Figures from a classifier's answers to generated images: do they show the class asked for, are all classes there,
-could a classifier learn from them."""
+"""Figures from a classifier's answers to generated images: do they show the class asked for, how surely, could a
+classifier learn from them. Which classes come at all: modes.py."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
 from torch import Tensor
 
 _SIDE = 16  # pixels: larger images are averaged down for the classifier that is trained on samples
@@ -38,6 +35,10 @@ def trained_on_samples(images: Tensor, labels: Tensor, real: Tensor, real_labels
 
     The classifier is a support vector machine on standardised pixels, averaged down to a side of 16: it takes a second
     where a deep net takes minutes, so figures compare with one another, not with the paper's."""
+    from sklearn.pipeline import make_pipeline  # seconds that only this figure pays
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
     kept = slice(_MOST_TRAINED)
     machine = make_pipeline(StandardScaler(), SVC())
     machine.fit(_pixels(images[kept]).numpy(), labels[kept].numpy())

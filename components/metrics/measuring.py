@@ -12,7 +12,7 @@ from components.metrics import classes
 from components.metrics.modes import collapsed
 from components.metrics.neighbours import memorised, nearest
 from components.metrics.protocol import EvaluateConfig
-from components.metrics.quality import Figures, Reference, class_quality, quality, some
+from components.metrics.quality import CLASS_FIGURES, Figures, Reference, class_quality, quality, some
 from components.metrics.work import Seen
 
 _TESTED = 2000  # real images that a classifier trained on samples is tested on
@@ -48,12 +48,11 @@ def figures(
     """All figures of a set. `images`: (K, C, H, W) in [-1, 1], as many as were kept; `labels`: (N,) int64 classes asked
     for, or None. Figures that the set, the judge or the configuration does not allow are None."""
     found = quality(seen.vectors.double(), real.reference, config, labels)
-    if seen.judged is not None:
-        found |= class_quality(seen.judged, config, labels)
+    found |= dict.fromkeys(CLASS_FIGURES) if seen.judged is None else class_quality(seen.judged, config, labels)
     if seen.logits is not None:  # the published score is on the extractor's own classes
         scored = class_quality(seen.logits, config, labels)
         found |= {name: scored[name] for name in ("inception_score", "inception_score_interval")}
-    found["collapsed"] = collapsed(found)
+    found["collapsed"] = collapsed(found, len(real.classes)) if real.classes else None
     found["memorised"] = copied_share(seen.vectors, real.train, config)
     found["classifier_accuracy"] = None
     if labels is not None and len(labels[: len(images)].unique()) > 1:

@@ -15,13 +15,13 @@ from components.config import Strict
 def mode_coverage(labels: Tensor, num_classes: int, least: float = 0.1) -> dict[str, float]:
     """Of the labels (N,) int64 that a classifier gives to samples.
 
-    classes_hit: the share of the classes that hold at least `least` of what they would if all were equally likely,
+    classes_hit: how many classes hold at least `least` of the share that they would have if all were equally likely,
     because a stray mistake of the classifier is no mode. label_entropy: of the histogram, in [0, 1]; 1 is uniform.
     """
     shares = torch.bincount(labels.cpu(), minlength=num_classes).double() / len(labels)
     entropy = -torch.xlogy(shares, shares).sum() / math.log(num_classes)
     return {
-        "classes_hit": float((shares >= least / num_classes).double().mean()),
+        "classes_hit": float((shares >= least / num_classes).sum()),
         "label_entropy": float(entropy.clamp(0, 1)),  # rounding may leave -0 or 1 + eps
     }
 
@@ -80,14 +80,14 @@ class Floors(Strict):
 FLOORS = Floors()
 
 
-def collapsed(figures: Mapping[str, float | None], floors: Floors = FLOORS) -> str | None:
+def collapsed(figures: Mapping[str, float], num_classes: int, floors: Floors = FLOORS) -> str | None:
     """Why the figures say that a sampler draws only a part of the data, in one line; None if they do not.
 
     Reads `classes_hit`, `label_entropy` and `recall`, those of them that are there and not None.
     """
     found = {name: value for name, value in figures.items() if value is not None}
-    if found.get("classes_hit", math.inf) < floors.classes:
-        return f"collapsed: draws {found['classes_hit']:.0%} of the classes"
+    if found.get("classes_hit", math.inf) < floors.classes * num_classes:
+        return f"collapsed: draws {found['classes_hit']:.0f} of {num_classes} classes"
     if found.get("label_entropy", math.inf) < floors.label_entropy:
         return f"collapsed: the entropy of its labels is {found['label_entropy']:.2f} of the most possible"
     if found.get("recall", math.inf) < floors.recall:

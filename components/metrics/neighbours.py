@@ -36,6 +36,13 @@ class Manifold:
         return Manifold(features, torch.cat([block.kthvalue(neighbours + 1).values for block in blocks]))
 
 
+def share_inside(features: Tensor, manifold: Manifold) -> float:
+    """The share of features (M, D) that lie in some ball: precision of samples in the real images' manifold, recall of
+    real images in the samples' (Kynkaanniemi et al. 2019, equation 2)."""
+    inside = [(block <= manifold.squared_radii).any(1) for block in squared_distances(features, manifold.features)]
+    return float(torch.cat(inside).double().mean())
+
+
 @dataclass(frozen=True)
 class Inside:
     """Who lies in whose ball. `samples`: (N, M) bool, sample n in the ball of real image m. `real`: (M, N) bool, real

@@ -76,7 +76,7 @@ class Protocol(Strict):
 
 def library_versions(*more: str) -> dict[str, str]:
     """Of the libraries whose arithmetic the figures come from; `more` are those of a pretrained extractor."""
-    return {name: importlib.metadata.version(name) for name in ("torch", "torchmetrics", "scikit-learn", *more)}
+    return {name: importlib.metadata.version(name) for name in ("torch", "scikit-learn", *more)}
 
 
 def refuse_unless_equal(a: Protocol, b: Protocol) -> None:

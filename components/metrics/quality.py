@@ -16,6 +16,14 @@ from components.metrics.neighbours import Inside, Manifold
 from components.metrics.protocol import EvaluateConfig
 
 Figures = dict[str, float | list[float] | str | None]
+CLASS_FIGURES = (  # of `class_quality`
+    "inception_score",
+    "inception_score_interval",
+    "classes_hit",
+    "label_entropy",
+    "label_agreement",
+    "label_agreement_interval",
+)
 
 
 @dataclass(frozen=True)

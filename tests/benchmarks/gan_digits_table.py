@@ -184,7 +184,7 @@ def figures_of(sampler: Sampler, judged: Family, reference: Tensor) -> dict:
     found |= mode_coverage(judged_labels, len(INFO.classes))
     found["label_agreement"] = None if labels is None else float((judged_labels == labels).double().mean())
     found["ms_per_image"] = generation.ms_per_image([(len(p.images), p.seconds) for p in pieces[1:]])
-    found["collapsed"] = collapsed(found)
+    found["collapsed"] = collapsed(found, len(INFO.classes))
     return found
 
 

@@ -194,5 +194,5 @@ def test_precision_auto_is_bfloat16_where_the_processor_has_tiles_for_it(has_til
     seen = set()
     family = vae()
     family.nets["autoencoder"].encoder.conv_in.register_forward_hook(lambda *call: seen.add(call[-1].dtype))
-    train(family, batches=rows_for(family), steps=1, batch_size=4)
+    train(family, batches=rows_for(family), steps=1, batch_size=4, precision="auto")
     assert seen == {torch.bfloat16 if has_tiles else torch.float32}

@@ -13,7 +13,7 @@ from components import run_folder
 from components.errors import ConfigError, DataError, InputError, SamplerError
 from components.metrics import generation
 from components.metrics.protocol import Protocol
-from components.metrics.quality import Reference, quality
+from components.metrics.quality import CLASS_FIGURES, Reference, class_quality, quality
 from infra.config import ClusterConfig
 from infra.ray_map import crew
 from pipelines import bench, evaluate, reference
@@ -76,6 +76,7 @@ def test_every_candidate_has_every_figure_and_a_grid(project, capsys):
 def test_a_sampler_without_classes_has_no_label_agreement(project):
     result = measured(project, "dcgan")
     assert not result["conditional"] and result["candidates"][0]["label_agreement"] is None
+    assert set(CLASS_FIGURES) <= result["candidates"][0].keys()
     assert result["candidates"][0]["network_evaluations"] == 1
 
 
@@ -128,6 +129,10 @@ def test_the_reference_itself_is_perfect():
     figures = quality(features, Reference.of(features, config), config)
     assert figures["frechet_distance"] == pytest.approx(0, abs=1e-9)
     assert figures["precision"] == figures["recall"] == figures["coverage"] == 1
+
+
+def test_class_figures_are_those_listed_for_sets_without_a_judge():
+    assert tuple(class_quality(torch.eye(3), EvaluateConfig(resamples=20))) == CLASS_FIGURES
 
 
 def nothing_written(project) -> bool:

@@ -44,7 +44,7 @@ def test_a_sampler_without_a_figure_cannot_meet_a_bound_on_it():
         ({"max_ms_per_image": 20, "batch_size": 1}, {}),
         ({"min_label_agreement": 1.0}, {}),
         ({"min_recall": 0.5}, {"recall": 0.4}),
-        ({"min_classes_hit": 1}, {"classes_hit": 0.9}),
+        ({"min_classes_hit": 10}, {"classes_hit": 9.0}),
         ({"min_label_entropy": 0.9}, {"label_entropy": 0.2}),
         ({"max_memorised": 0.1}, {"memorised": 0.2}),
         ({}, {"withdrawn": "ann, yesterday: ugly"}),
@@ -55,7 +55,7 @@ def test_a_sampler_without_a_figure_cannot_meet_a_bound_on_it():
 def test_each_guard_refuses_with_its_name_and_passes_without(guard, figures):
     (reason,) = objections(candidate(**figures), PromoteConfig(**guard))
     assert not guard or next(iter(guard)) in reason
-    assert objections(candidate(recall=0.6, classes_hit=1.0, label_entropy=1.0, memorised=0.0), PromoteConfig()) == []
+    assert objections(candidate(recall=0.6, classes_hit=10.0, label_entropy=1.0, memorised=0.0), PromoteConfig()) == []
 
 
 def test_a_collapsed_sampler_may_be_let_through():

@@ -15,11 +15,11 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def test_uniform_labels_hit_every_class():
-    assert mode_coverage(torch.arange(100) % 10, 10) == {"classes_hit": 1, "label_entropy": pytest.approx(1)}
+    assert mode_coverage(torch.arange(100) % 10, 10) == {"classes_hit": 10, "label_entropy": pytest.approx(1)}
 
 
 def test_one_class_is_all_that_a_collapsed_sampler_hits():
-    assert mode_coverage(torch.full((50,), 3), 10) == {"classes_hit": 0.1, "label_entropy": 0}
+    assert mode_coverage(torch.full((50,), 3), 10) == {"classes_hit": 1, "label_entropy": 0}
 
 
 def test_entropy_of_two_classes_of_four():
@@ -28,8 +28,8 @@ def test_entropy_of_two_classes_of_four():
 
 def test_a_stray_label_is_no_mode():
     labels = torch.cat([torch.zeros(999, dtype=torch.int64), torch.tensor([1])])
-    assert mode_coverage(labels, 10)["classes_hit"] == 0.1
-    assert mode_coverage(labels, 10, least=0.005)["classes_hit"] == 0.2
+    assert mode_coverage(labels, 10)["classes_hit"] == 1
+    assert mode_coverage(labels, 10, least=0.005)["classes_hit"] == 2
 
 
 def blobs(per_blob: list[int], seed: int) -> torch.Tensor:
@@ -66,26 +66,26 @@ def test_more_bins_than_features_are_refused():
         ndb(torch.randn(20, 2), torch.randn(20, 2), 30, seeded())
 
 
-HEALTHY = {"classes_hit": 1.0, "label_entropy": 0.95, "recall": 0.8}
+HEALTHY = {"classes_hit": 10.0, "label_entropy": 0.95, "recall": 0.8}
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"classes_hit": 0.2}, "collapsed: draws 20% of the classes"),
+        ({"classes_hit": 2.0}, "collapsed: draws 2 of 10 classes"),
         ({"label_entropy": 0.3}, "collapsed: the entropy of its labels is 0.30"),
         ({"recall": 0.01}, "collapsed: 1.0% of the real images"),
     ],
 )
 def test_collapse_names_its_sign(change, reason):
-    assert collapsed(HEALTHY) is None
-    assert collapsed({**HEALTHY, **change}).startswith(reason)
+    assert collapsed(HEALTHY, 10) is None
+    assert collapsed({**HEALTHY, **change}, 10).startswith(reason)
 
 
 def test_missing_figures_say_nothing():
-    assert collapsed({}) is None
-    assert collapsed({"recall": None, "frechet_distance": 300.0}) is None
-    assert collapsed({"recall": 0.2}, Floors(recall=0.3)) is not None
+    assert collapsed({}, 10) is None
+    assert collapsed({"recall": None, "frechet_distance": 300.0}, 10) is None
+    assert collapsed({"recall": 0.2}, 10, Floors(recall=0.3)) is not None
 
 
 def test_overfitting_is_a_gap_between_training_and_held_out_images():
