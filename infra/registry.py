@@ -12,6 +12,7 @@ import json
 import shutil
 import socket
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -209,14 +210,16 @@ def _save_pyfunc(target: Path, entry: Entry) -> None:
         for name, png in entry.pictures.items():
             (data / name).write_bytes(png)
         shutil.copytree(_COMPONENTS, code, ignore=shutil.ignore_patterns("__pycache__"))
-        mlflow.pyfunc.save_model(
-            target,
-            loader_module=pyfunc.__name__,
-            data_path=str(data),
-            code_paths=[str(code)],
-            signature=_signature(entry),
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _REQUIREMENTS],
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it would sample an example at every promotion
+            mlflow.pyfunc.save_model(
+                target,
+                loader_module=pyfunc.__name__,
+                data_path=str(data),
+                code_paths=[str(code)],
+                signature=_signature(entry),
+                pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _REQUIREMENTS],
+            )
 
 
 def _signature(entry: Entry):
