@@ -31,7 +31,7 @@ Wrap = Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, torch.optim
 class TrainingConfig(Strict):
     """How long and how to train; everything is counted in steps, `batch_size` in rows over all workers.
 
-    `precision: auto` computes in bfloat16 where matrices multiply faster so, and in float32 elsewhere.
+    `precision: auto` computes in bfloat16 where matrices multiply faster so and the phase bears it, else in float32.
     """
 
     steps: int = Field(gt=0)
@@ -152,7 +152,8 @@ def step_player(family: Family, player: Player, batch: Batch, step: int, config:
 def _backward(player: Player, batch: Batch, config: TrainingConfig) -> dict[str, Tensor]:
     """Gradients of the whole batch, part by part; returns the means of the figures over its rows."""
     device = batch.draws.keys.device.type
-    low = config.precision == "bfloat16" or (config.precision == "auto" and _bfloat16_pays(device))
+    auto = player.phase.low_precision and _bfloat16_pays(device)
+    low = config.precision == "bfloat16" or (config.precision == "auto" and auto)
     total: dict[str, Tensor] = {}
     parts = batch.split(config.accumulate)
     for number, (part, share) in enumerate(parts, 1):

@@ -67,6 +67,7 @@ class PromoteConfig(Strict):
     batch_size: int | None = Field(None, ge=1)  # of that time: 1, or evaluate.batch_size, which is the default
     min_label_agreement: float | None = Field(None, ge=0, le=1)
     min_recall: float | None = Field(None, ge=0, le=1)
+    refuse_collapsed: bool = True  # samplers that draw only a part of the data (components/metrics/modes.py)
     min_classes_hit: int | None = Field(None, ge=1)  # classes that come at least a tenth as often as equal shares
     min_label_entropy: float | None = Field(None, ge=0, le=1)  # 1: all classes come equally often
     max_memorised: float | None = Field(None, ge=0, le=1)  # share of samples that copy a training image

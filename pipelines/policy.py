@@ -45,6 +45,8 @@ def objections(candidate: Candidate, policy: PromoteConfig) -> list[str]:
     if candidate.get("unmeasurable"):
         return [candidate["unmeasurable"]]
     reasons = [f"withdrawn by hand ({candidate['withdrawn']})"] if candidate.get("withdrawn") else []
+    if policy.refuse_collapsed and candidate.get("collapsed"):
+        reasons.append(candidate["collapsed"])
     slowest, taken = policy.max_ms_per_image, milliseconds(candidate, policy)
     if slowest is not None and taken > slowest:
         reasons.append(f"{taken:.1f} ms per image is over max_ms_per_image {slowest:g}")

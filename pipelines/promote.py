@@ -235,7 +235,7 @@ def track(params: Params, metrics: dict[str, dict]) -> None:
             continue
         figures, files = {}, {}
         for number, candidate in enumerate(measured["candidates"]):
-            plain = {name: value for name, value in figures_of(candidate).items() if not isinstance(value, list)}
+            plain = {name: value for name, value in figures_of(candidate).items() if isinstance(value, int | float)}
             figures |= {f"candidate_{number}/{name}": value for name, value in plain.items()}
             grid = paths.SAMPLES / sampler / f"{number}.png"
             files |= {f"samples/{number}.png": grid.read_bytes()} if grid.is_file() else {}

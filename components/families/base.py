@@ -36,6 +36,7 @@ class Phase:
     optimizer: OptimizerConfig
     every: int = 1  # steps: 5 means at steps 4, 9, 14, ...
     after: Callable[[nn.Module], None] | None = None  # sees the net itself after each of its optimizer's steps
+    low_precision: bool = True  # whether `precision: auto` may compute its networks in bfloat16
 
 
 class DataInfo(Strict):

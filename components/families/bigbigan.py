@@ -40,7 +40,10 @@ class BigBiGAN(Big):
 
     def moves(self) -> tuple[Phase, ...]:
         every = self.config.num_critic_steps
-        return (*super().moves(), Phase("encode", "encoder", self.encoder_loss, self.config.encoder, every=every))
+        return (
+            *super().moves(),
+            Phase("encode", "encoder", self.encoder_loss, self.config.encoder, every, low_precision=False),
+        )
 
     def known(self, images: Tensor, labels: Tensor | None) -> Sample:
         return {"images": images, "codes": self.nets["encoder"](images)}

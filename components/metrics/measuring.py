@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from components.metrics import classes
+from components.metrics.modes import collapsed
 from components.metrics.neighbours import memorised, nearest
 from components.metrics.protocol import EvaluateConfig
 from components.metrics.quality import CLASS_FIGURES, Figures, Reference, class_quality, quality, some
@@ -51,6 +52,7 @@ def figures(
     if seen.logits is not None:  # the published score is on the extractor's own classes
         scored = class_quality(seen.logits, config, labels)
         found |= {name: scored[name] for name in ("inception_score", "inception_score_interval")}
+    found["collapsed"] = collapsed(found, len(real.classes)) if real.classes else None
     found["memorised"] = copied_share(seen.vectors, real.train, config)
     found["classifier_accuracy"] = None
     if labels is not None and len(labels[: len(images)].unique()) > 1:

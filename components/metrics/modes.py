@@ -22,7 +22,7 @@ def mode_coverage(labels: Tensor, num_classes: int, least: float = 0.1) -> dict[
     entropy = -torch.xlogy(shares, shares).sum() / math.log(num_classes)
     return {
         "classes_hit": float((shares >= least / num_classes).sum()),
-        "label_entropy": float(entropy.clamp(0, 1)),  # rounding may leave -0 or 1 + eps
+        "label_entropy": abs(float(entropy.clamp(0, 1))),  # rounding may leave -0 or 1 + eps
     }
 
 

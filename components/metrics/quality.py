@@ -15,7 +15,7 @@ from components.metrics.modes import mode_coverage
 from components.metrics.neighbours import Inside, Manifold
 from components.metrics.protocol import EvaluateConfig
 
-Figures = dict[str, float | list[float] | None]
+Figures = dict[str, float | list[float] | str | None]
 CLASS_FIGURES = (  # of `class_quality`
     "inception_score",
     "inception_score_interval",

@@ -51,7 +51,7 @@ EVEN = {"generator": adam(1e-3, 0.0), "discriminator": adam(1e-3, 0.0)}
 REMEDIES: dict[str, dict] = {
     "vanilla": VANILLA,
     "unrolled": {**VANILLA, "unroll": {"steps": 5, "learning_rate": 0.1}},
-    "minibatch discrimination": {**VANILLA, "minibatch_discrimination": {"kernels": 16, "dim": 4}},
+    "minibatch discrimination": {**VANILLA, "minibatch_discrimination": {"kernels": 4, "dim": 4}},
     "wgan_gp": {**EVEN, "loss": "wasserstein", "gradient_penalty": 1.0, "num_critic_steps": 3},
     "r1": {**EVEN, "r1": 0.1},
     "relativistic, r1, r2": {**EVEN, "loss": "relativistic", "r1": 0.1, "r2": 0.1},

@@ -39,7 +39,9 @@ def pair_of(rank: int, world: int, start, spread: bool):
         return net, optimizer
 
     saved = []
-    config = TrainingConfig(steps=STEPS, batch_size=10, save_every=2, clip_norm=0.5, ema_snapshots=1)
+    config = TrainingConfig(
+        steps=STEPS, batch_size=10, save_every=2, clip_norm=0.5, ema_snapshots=1, precision="float32"
+    )
     state = fit(
         family,
         part(),

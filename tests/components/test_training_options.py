@@ -51,7 +51,9 @@ def train(family, start: State | None = None, wrap=no_wrap, leave=lambda step: F
     state = fit(
         family,
         batches or stream(start.step if start else 0),
-        TrainingConfig(**{"steps": 12, "batch_size": 10, "report_every": 4, "save_every": 6, **config}),
+        TrainingConfig(
+            **{"steps": 12, "batch_size": 10, "report_every": 4, "save_every": 6, "precision": "float32", **config}
+        ),
         start=start,
         wrap=wrap,
         report=lambda step, figures: figures,
@@ -192,5 +194,5 @@ def test_precision_auto_is_bfloat16_where_the_processor_has_tiles_for_it(has_til
     seen = set()
     family = vae()
     family.nets["autoencoder"].encoder.conv_in.register_forward_hook(lambda *call: seen.add(call[-1].dtype))
-    train(family, batches=rows_for(family), steps=1, batch_size=4)
+    train(family, batches=rows_for(family), steps=1, batch_size=4, precision="auto")
     assert seen == {torch.bfloat16 if has_tiles else torch.float32}

@@ -49,12 +49,17 @@ def test_a_sampler_without_a_figure_cannot_meet_a_bound_on_it():
         ({"max_memorised": 0.1}, {"memorised": 0.2}),
         ({}, {"withdrawn": "ann, yesterday: ugly"}),
         ({}, {"unmeasurable": "cannot be measured any more"}),
+        ({}, {"collapsed": "collapsed: draws 20% of the classes"}),
     ],
 )
 def test_each_guard_refuses_with_its_name_and_passes_without(guard, figures):
     (reason,) = objections(candidate(**figures), PromoteConfig(**guard))
     assert not guard or next(iter(guard)) in reason
     assert objections(candidate(recall=0.6, classes_hit=10.0, label_entropy=1.0, memorised=0.0), PromoteConfig()) == []
+
+
+def test_a_collapsed_sampler_may_be_let_through():
+    assert objections(candidate(collapsed="collapsed: draws 20%"), PromoteConfig(refuse_collapsed=False)) == []
 
 
 @pytest.mark.parametrize(

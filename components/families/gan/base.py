@@ -65,10 +65,17 @@ class GAN(Sampler):
         self.calls = {"generator": generator}
 
     def moves(self) -> tuple[Phase, ...]:
-        config = self.config
-        return (
-            Phase("discriminate", "discriminator", self.discriminator_loss, config.discriminator, after=self.clip),
-            Phase("generate", "generator", self.generator_loss, config.generator, every=config.num_critic_steps),
+        config, every = self.config, self.config.num_critic_steps
+        return (  # in float32: penalties are derivatives of derivatives, and scores decide by small differences
+            Phase(
+                "discriminate",
+                "discriminator",
+                self.discriminator_loss,
+                config.discriminator,
+                after=self.clip,
+                low_precision=False,
+            ),
+            Phase("generate", "generator", self.generator_loss, config.generator, every, low_precision=False),
         )
 
     # -- what the players see -----------------------------------------------------------------------------------------

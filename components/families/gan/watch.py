@@ -12,7 +12,7 @@ from torch.func import functional_call
 from components.families.base import Family
 from components.images import from_uint8
 from components.metrics.modes import mode_coverage, ndb
-from components.metrics.neighbours import Manifold, share_inside
+from components.metrics.neighbours import Inside, Manifold
 from components.sampling import Request
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def watch(
     real_features, fake_features = features(classifier, reals), features(classifier, fakes)
     figures |= mode_coverage(classifier.logits(fake_features).argmax(1), len(judge.data.classes))
     real_features, fake_features = real_features.double().cpu(), fake_features.double().cpu()
-    figures["recall"] = share_inside(real_features, Manifold.of(fake_features, _NEIGHBOURS))
+    inside = Inside.of(fake_features, Manifold.of(real_features, _NEIGHBOURS), _NEIGHBOURS)
+    figures["recall"] = float(inside.recalled().double().mean())
     bins = max(2, min(_BINS, len(real_features) // 10))
     figures["ndb"] = ndb(real_features, fake_features, bins, torch.Generator().manual_seed(0))
     return figures

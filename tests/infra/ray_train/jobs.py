@@ -34,7 +34,7 @@ def make_job(images, family="vae", **training) -> ray_train.Job:
         "judge": {"width": 8},
         "wgan_gp": {"width": 4, "latent_dim": 4, "num_critic_steps": 2},
     }[family]
-    facts = {"steps": 6, "batch_size": 10, "report_every": 2, "save_every": 3} | training
+    facts = {"steps": 6, "batch_size": 10, "report_every": 2, "save_every": 3, "precision": "float32"} | training
     return ray_train.Job(
         name=family,
         family=family,
