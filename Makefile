@@ -57,4 +57,4 @@ lock: $(BIN)/uv
 
 # Everything that `make demo` made, but not the environment nor DVC's cache.
 clean:
-	rm -rf data/images data/latents runs metrics samples promoted.json report.html .cache/ray bench.jsonl
+	rm -rf data/images data/latents runs metrics samples reference champion promoted.json report.html .cache/ray .cache/durations bench.jsonl
