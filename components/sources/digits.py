@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from components.sources import DataConfig, Row, Source, split_rank, square
 
@@ -18,6 +17,8 @@ _LEVELS = 16  # pixels are counts 0..16
 
 def read(config: DataConfig, seed: int) -> Source:
     """Light strokes on a dark ground; every class gives the same fraction of its images to the test split."""
+    from sklearn.datasets import load_digits  # a second of imports, which every stage would pay
+
     found = load_digits()
     pixels = np.rint(found.images * (255 / _LEVELS)).astype(np.uint8)
     labels = found.target.astype(np.int64)
