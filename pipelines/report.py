@@ -21,6 +21,7 @@ from components.errors import InputError
 from components.files import write_whole
 from components.pictures import data_uri
 from components.plots import COLOURS, Line, Point, curves, trade_off
+from infra import tracking
 from pipelines import cli, lineage, paths
 from pipelines.measurements import read_json, read_metrics
 from pipelines.params import TRAINED, Params, load
@@ -33,6 +34,7 @@ from pipelines.report_pictures import (
     read_grid,
     real_grid,
 )
+from pipelines.train import ROOT
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 NONE = "\N{EN DASH}"  # in place of a figure
@@ -216,10 +218,20 @@ def render(context: Context) -> str:
     return environment.from_string(TEMPLATE.read_text()).render(context)
 
 
+def track(params: Params, page: str) -> None:
+    """Puts the page, with all its plots, into the MLflow run that trained the champion, if this store has it."""
+    champion = Path(read_json(paths.PROMOTED, "promote")["run_folder"])
+    run = tracking.run_of_job(params.tracking, ROOT, run_folder.read_config(champion).provenance.job)
+    if run is not None:
+        tracking.log_evaluation(run, {}, {f"report/{paths.REPORT.name}": page.encode()})
+
+
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv, "python -m pipelines.report")
-    page = render(gather(load()))
+    params = load()
+    page = render(gather(params))
     write_whole(paths.REPORT, page)
+    track(params, page)
     print(f"{paths.REPORT}: {len(page) / 1e6:.1f} MB")
 
 

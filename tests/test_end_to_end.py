@@ -37,6 +37,7 @@ def test_raw_digits_in_a_registered_champion_and_a_report_out(reproduced):
     page = (reproduced / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org/", "")
     assert promoted["sampler"] in page
+    assert list(reproduced.glob("mlartifacts/**/report/report.html")), "the page lies beside the champion's training"
     shown = command(reproduced, sys.executable, "-m", "pipelines.promote", "--show")
     assert "champion: " + promoted["sampler"] in shown.stdout
 
