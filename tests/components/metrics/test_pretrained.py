@@ -207,7 +207,8 @@ def clip_folder(tmp_path_factory):
     text = {**tower, "vocab_size": len(words), "max_position_embeddings": 40, "bos_token_id": 0, "eos_token_id": 1}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = CLIPConfig(text, {**tower, "image_size": 32, "patch_size": 8}, projection_dim=8)
+        vision = {**tower, "image_size": 32, "patch_size": 8}
+        config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
         CLIPModel(config).save_pretrained(folder)
     return folder
 
@@ -225,7 +226,7 @@ def test_clip_equals_transformers_own(clip_folder):
     directions = torch.nn.functional.normalize(found.float())
     torch.testing.assert_close(directions, theirs.image_embeds)
     score, _ = pretrained.clip_scorer(str(clip_folder), "cpu")
-    cosine = theirs.logits_per_image.diagonal() / net.logit_scale.exp()
+    cosine = theirs.logits_per_image.diagonal() / net.logit_scale.detach().exp()
     torch.testing.assert_close(score(images, texts).float(), 100 * cosine.clamp(min=0))
 
 
