@@ -21,7 +21,8 @@ def ray_session():
 
     from infra.ray_session import ENVIRONMENT
 
-    for name, value in ENVIRONMENT.items():
+    # no test of this session gives notice, and its watcher would be one process more for each training
+    for name, value in (ENVIRONMENT | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}).items():
         os.environ.setdefault(name, value)
     ray.init(
         address="local",

@@ -107,6 +107,7 @@ def scenario(cluster: Cluster, record: Record, preempt: bool) -> dict[str, float
 def main(folder: Path, preempt: bool) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"  # which a session on one machine does without
     images = write_images(folder / "images")
     job = make_job(images, steps=STEPS if preempt else STEPS // 2, report_every=1, save_every=50)
     slow = SlowJob(**{field.name: getattr(job, field.name) for field in dataclasses.fields(job)})
