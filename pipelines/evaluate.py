@@ -1,6 +1,6 @@
 """Measures a sampler's candidates: `python -m pipelines.evaluate samplers.ldm` -> metrics/ldm.json, samples/ldm.
 
-samples/ldm/0.png             a grid of candidate 0, a class a row
+samples/ldm/0-grid.png        a grid of candidate 0, a class a row
 samples/ldm/0-nearest.png     its images that come closest to training images, above those
 samples/ldm/0-failures.png    its images that the judge believes least to show their class
 samples/ldm/candidates.csv    the figures of all candidates, for `dvc plots show`
@@ -121,7 +121,7 @@ def pictures(measured: Measured) -> dict[str, bytes]:
     def png(images: Tensor, columns: int) -> bytes:
         return encode_png(grid(images, columns), scale)
 
-    found = {"": png(measured.grid, generation.GRID_COLUMNS)}
+    found = {"-grid": png(measured.grid, generation.GRID_COLUMNS)}
     found["-nearest"] = png(measured.nearest, min(NEIGHBOUR_PICTURES, len(measured.nearest) // 2))
     if measured.failures is not None:
         found["-failures"] = png(measured.failures, FAILURE_PICTURES // 2)

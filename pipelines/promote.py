@@ -36,7 +36,11 @@ from pipelines.params import TRAINED, Params, load
 from pipelines.policy import Candidate, decide, label, objections
 from pipelines.train import ROOT
 
-PICTURES = {"": "grid.png", "-nearest": "nearest.png", "-failures": "failures.png"}  # as evaluate names them -> here
+PICTURES = {
+    "-grid": "grid.png",
+    "-nearest": "nearest.png",
+    "-failures": "failures.png",
+}  # as evaluate names them -> here
 _NOT_FIGURES = ("sampler", "number", "settings", "content", "withdrawn", "version", "searched", "unmeasurable")
 
 
@@ -237,7 +241,7 @@ def track(params: Params, metrics: dict[str, dict]) -> None:
         for number, candidate in enumerate(measured["candidates"]):
             plain = {name: value for name, value in figures_of(candidate).items() if isinstance(value, int | float)}
             figures |= {f"candidate_{number}/{name}": value for name, value in plain.items()}
-            grid = paths.SAMPLES / sampler / f"{number}.png"
+            grid = paths.SAMPLES / sampler / f"{number}-grid.png"
             files |= {f"samples/{number}.png": grid.read_bytes()} if grid.is_file() else {}
         tracking.log_evaluation(run, figures, files)
 

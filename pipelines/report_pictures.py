@@ -34,7 +34,7 @@ _FILMED = 5  # images whose way is shown
 
 
 def read_grid(sampler: str, number: int) -> bytes:
-    path = paths.SAMPLES / sampler / f"{number}.png"
+    path = paths.SAMPLES / sampler / f"{number}-grid.png"
     if not path.is_file():
         raise InputError(f"{path}: missing; expected what `python -m pipelines.evaluate samplers.{sampler}` writes")
     return path.read_bytes()

@@ -66,9 +66,9 @@ def test_every_candidate_has_every_figure_and_a_grid(project, capsys):
     assert result["copy"]["memorised"] == 1 > result["floor"]["memorised"]
     assert result["summary"]["frechet_distance"] == min(distances)
     assert 0 <= result["judge_accuracy"] <= 1
-    names = {f"{number}{picture}.png" for number in (0, 1) for picture in ("", "-nearest", "-failures")}
+    names = {f"{number}{picture}.png" for number in (0, 1) for picture in ("-grid", "-nearest", "-failures")}
     assert {path.name for path in (project / "samples/ldm").iterdir()} == {*names, "candidates.csv"}
-    with Image.open(project / "samples/ldm/1.png") as grid:  # three classes in rows of ten, each pixel three wide
+    with Image.open(project / "samples/ldm/1-grid.png") as grid:  # three classes in rows of ten, each pixel three wide
         assert grid.size == ((10 * 17 - 1) * 3, (3 * 17 - 1) * 3)
     assert "floor: real training images" in capsys.readouterr().out
 
@@ -243,7 +243,7 @@ def test_a_search_adds_the_best_settings_as_a_candidate(project):
     best = min(result["search"], key=lambda trial: trial["distance"])
     assert best["settings"].items() <= result["candidates"][2]["settings"].items()
     assert result["search"][0]["settings"]["num_inference_steps"] == 2  # the first candidate's own
-    assert (project / "samples/ldm/2.png").is_file()
+    assert (project / "samples/ldm/2-grid.png").is_file()
     assert measured(project, "dcgan")["search"] == []  # a GAN has nothing to search over
 
 

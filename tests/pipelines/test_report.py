@@ -37,7 +37,7 @@ def promote_candidate(root, sampler: str, number: int) -> None:
     """What promote writes, without a registry."""
     shutil.rmtree(root / "champion", ignore_errors=True)
     shutil.copytree(root / "runs" / sampler, root / "champion/sampler")
-    for suffix, name in {"": "grid", "-nearest": "nearest", "-failures": "failures"}.items():
+    for suffix, name in {"-grid": "grid", "-nearest": "nearest", "-failures": "failures"}.items():
         if (picture := root / f"samples/{sampler}/{number}{suffix}.png").is_file():
             shutil.copy(picture, root / f"champion/{name}.png")
     candidate = json.loads((root / f"metrics/{sampler}.json").read_text())["candidates"][number]
@@ -178,7 +178,7 @@ def test_without_dvc_or_git_it_says_so(project, monkeypatch):
     [
         ("promoted.json", "pipelines.promote"),
         ("metrics/dcgan.json", "pipelines.evaluate samplers.dcgan"),
-        ("samples/ldm/0.png", "pipelines.evaluate samplers.ldm"),
+        ("samples/ldm/0-grid.png", "pipelines.evaluate samplers.ldm"),
         ("champion/grid.png", "pipelines.promote"),
         ("runs/judge/history.csv", "pipelines.train"),
     ],
