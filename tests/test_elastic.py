@@ -57,6 +57,7 @@ def check(told: dict, num_steps: int, images: Path) -> None:
         assert row["autoencode/loss"] == pytest.approx(other["autoencode/loss"], rel=0.02), row["step"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_node_that_is_killed_shrinks_the_group_and_its_return_grows_it(tmp_path):
     told = run_elastic(tmp_path)
