@@ -13,7 +13,7 @@ from tests.benchmarks.common import emit
 from tests.chaos import disturbed, prepare, undisturbed
 from tests.clones import command, make_clone, tiny_params
 
-TRAINING = {"steps": 1500, "batch_size": 16, "report_every": 20, "save_every": 40}
+TRAINING = {"steps": 800, "batch_size": 16, "report_every": 20, "save_every": 40}
 VICTIMS = {
     "autoencoders.vae": ["worker", "driver", "raylet"],
     "samplers.ldm": ["dvc", "worker"],
