@@ -149,8 +149,7 @@ def step_player(family: Family, player: Player, batch: Batch, step: int, config:
     rate = _set_learning_rate(player, step, config.steps)
     player.optimizer.zero_grad(set_to_none=True)
     figures = _backward(player, batch, config) | {"learning_rate": torch.tensor(rate)}
-    norm = sharding.gathered(nn.utils.clip_grad_norm_(player.raw.parameters(), config.clip_norm or math.inf))
-    figures["grad_norm"] = norm
+    norm = figures["grad_norm"] = _clipped(player.raw, config.clip_norm)
     if config.on_nonfinite == "skip":
         # workers share gradients already, so all see the same norm and decide alike
         if not math.isfinite(norm):
@@ -178,6 +177,13 @@ def _backward(player: Player, batch: Batch, config: TrainingConfig) -> dict[str,
         for name, value in losses.items():
             total[name] = total.get(name, 0) + share * value.detach()
     return total
+
+
+def _clipped(net: nn.Module, most: float | None) -> Tensor:
+    """The norm of the whole gradient, which is brought down to `most` where that is given."""
+    if most is None:
+        return sharding.gathered(nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None]))
+    return sharding.gathered(nn.utils.clip_grad_norm_(net.parameters(), most))
 
 
 def _precision(phase: Phase, batch: Batch, config: TrainingConfig) -> torch.autocast:
@@ -233,7 +239,9 @@ def _recompute_activations(net: nn.Module) -> None:
 
 def _freeze_all_but(family: Family, moving: nn.Module) -> None:
     for net in family.nets.values():
-        net.requires_grad_(net is moving)
+        for parameter in net.parameters():
+            if parameter.requires_grad != (net is moving):  # to set is slower than to look
+                parameter.requires_grad_(net is moving)
         for module in net.modules():
             # running statistics move with the weights, not with other phases
             if isinstance(module, nn.BatchNorm2d):
