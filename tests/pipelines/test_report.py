@@ -117,11 +117,11 @@ def test_it_shows_the_champion_every_candidate_floor_noise_and_lineage(project):
 def test_a_collapsed_candidate_is_called_so_in_its_row(project):
     path = project / "metrics/dcgan.json"
     metrics = json.loads(path.read_text())
-    metrics["candidates"][0]["collapsed"] = "collapsed: draws 1 of 3 classes"
+    metrics["candidates"][0]["collapsed"] = "collapsed: draws 1 of 99 classes"
     write_json(path, metrics)
-    rows = re.findall(r"<tr[^>]*><th>(\S+ #\d).*?</tr>", page(project), re.DOTALL)
-    told = re.findall(r"<tr[^>]*><th>(\S+ #\d)(?:(?!</tr>).)*collapsed: draws 1 of 3 classes", page(project), re.DOTALL)
-    assert "dcgan #0" in rows and told == ["dcgan #0"]
+    content = page(project)
+    told = re.findall(r"<tr[^>]*><th>(\S+ #\d)(?:(?!</tr>).)*collapsed: draws 1 of 99 classes", content, re.DOTALL)
+    assert told == ["dcgan #0"]
 
 
 def test_equal_inputs_give_equal_bytes(project):
