@@ -82,6 +82,9 @@ class BigBiGAN(Big):
         score_real, score_fake = self.nets["discriminator"](real, fake).scores
         return {"loss": self.loss.generator(-score_real, -score_fake)}
 
+    def of_images(self, scores: Tensor) -> Tensor:
+        return scores[:, 0]  # the other two judge codes, which are the encoder's on both sides
+
     @torch.inference_mode()
     def reconstruct(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) through encoder and generator, in [-1, 1]."""

@@ -114,6 +114,16 @@ def test_it_shows_the_champion_every_candidate_floor_noise_and_lineage(project):
     assert first < second
 
 
+def test_a_collapsed_candidate_is_called_so_in_its_row(project):
+    path = project / "metrics/dcgan.json"
+    metrics = json.loads(path.read_text())
+    metrics["candidates"][0]["collapsed"] = "collapsed: draws 1 of 99 classes"
+    write_json(path, metrics)
+    content = page(project)
+    told = re.findall(r"<tr[^>]*><th>(\S+ #\d)(?:(?!</tr>).)*collapsed: draws 1 of 99 classes", content, re.DOTALL)
+    assert told == ["dcgan #0"]
+
+
 def test_equal_inputs_give_equal_bytes(project):
     assert page(project) == page(project)
 

@@ -239,6 +239,10 @@ class GAN(Sampler):
         label = {} if request.labels is None or not self.conditional else {"label": request.labels}
         return (yield Call("generator", self.inputs(Draws.of_seeds(request.seeds), "sample", label)))
 
+    def of_images(self, scores: Tensor) -> Tensor:
+        """(B,) how real the images are taken to be, of a discriminator's scores."""
+        return scores.flatten(1).mean(1) if scores.ndim > 1 else scores
+
     def watch(
         self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor] | None, judge: Family | None
     ) -> dict[str, float]:

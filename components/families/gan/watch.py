@@ -74,7 +74,7 @@ def accuracies(
 
 
 def scores(family: GAN, images: Tensor, labels: Tensor | None) -> Tensor:
-    """(N,) of images (N, C, H, W), a mean where the discriminator gives several. Norms go by these images, as in a
+    """(N,) of images (N, C, H, W). Norms go by these images, as in a
     training step, and what a forward moves is thrown away."""
     images = images.to(next(family.nets.parameters()).device)
     sample = family.known(images, None if labels is None else labels[: len(images)].to(images.device))
@@ -82,4 +82,4 @@ def scores(family: GAN, images: Tensor, labels: Tensor | None) -> Tensor:
     buffers = {name: value.clone() for name, value in critic.named_buffers()}
     (found,) = functional_call(critic.train(), buffers, (sample,)).scores
     critic.eval()
-    return found.flatten(1).mean(1) if found.ndim > 1 else found
+    return family.of_images(found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -183,6 +185,21 @@ def test_state_of_remedies_survives_a_restart():
 
     with one_exact_thread():
         assert_same(run(5, run(3)).nets, run(5).nets)
+
+
+def test_every_phase_follows_its_own_rate_and_schedule():
+    """Two time scales (Heusel et al. 2017), each with a schedule of its own."""
+    family = build(
+        "dcgan",
+        generator={"name": "adam", "learning_rate": 1e-4, "schedule": "cosine"},
+        discriminator={"name": "adam", "learning_rate": 4e-4, "warmup": 2},
+    )
+    config = TrainingConfig(steps=4, batch_size=6, report_every=1)
+    told = {"report": lambda step, figures: figures, "save": lambda state: None, "wrap": no_wrap}
+    history = fit(family, stream("dcgan"), config, start=None, **told).history
+    rates = {name: [figures[f"{name}/learning_rate"] for figures in history] for name in ("discriminate", "generate")}
+    assert rates["discriminate"] == pytest.approx([2e-4, 4e-4, 4e-4, 4e-4])
+    assert rates["generate"] == pytest.approx([1e-4 * 0.5 * (1 + math.cos(math.pi * step / 4)) for step in range(4)])
 
 
 def test_instance_noise_falls_to_nothing():

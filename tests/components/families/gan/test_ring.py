@@ -32,3 +32,21 @@ def test_remedies_keep_modes_that_vanilla_drops(remedy):
         return gan_ring.modes_kept(gan_ring.sampled(family), gan_ring.CENTRES["ring"])[0]
 
     assert kept(remedy) > kept("vanilla")
+
+
+def test_the_plot_and_the_table_tell_every_run(tmp_path):
+    def of(places: str, remedy: str, seed: int) -> dict:
+        points = gan_ring.CENTRES[places].repeat(3, 1)[: 10 + seed]
+        modes, share = gan_ring.modes_kept(points, gan_ring.CENTRES[places])
+        return {"modes": modes, "share": share, "gradient_norm": 1.0 + seed, "points": points.tolist()}
+
+    table = {
+        places: {remedy: [of(places, remedy, seed) for seed in gan_ring.SEEDS] for remedy in gan_ring.REMEDIES}
+        for places in gan_ring.CENTRES
+    }
+    gan_ring.plot(table, tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert drawn.lstrip().startswith("<?xml") and all(remedy in drawn for remedy in gan_ring.REMEDIES)
+    assert "[8, 8, 8] of 8" in drawn and "[10, 11, 12] of 25" in drawn
+    told = dict(gan_ring.told(table))
+    assert told["ring"]["vanilla"] == {"modes": [8, 8, 8], "share_at_modes": 1.0, "gradient_norm": 2.0}

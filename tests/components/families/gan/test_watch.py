@@ -34,6 +34,18 @@ def test_a_generator_of_one_image_is_called_collapsed():
     assert collapsed(figures, 3).startswith("collapsed: draws 1 of 3")
 
 
+def test_bigbigan_is_watched_by_what_its_discriminator_says_of_images_alone():
+    family = build("bigbigan")
+    with torch.no_grad():
+        for column, score in enumerate(family.nets["discriminator"].scores):
+            # codes and pairs pass for real whatever is shown
+            score.bias.fill_(0.0 if column == 0 else 100.0)
+    images = torch.rand(6, 1, 16, 16) * 2 - 1
+    (scores,) = family.nets["discriminator"](family.known(images, None)).scores
+    assert torch.equal(family.of_images(scores), scores[:, 0])
+    assert float(family.of_images(scores).abs().max()) < 50 < float(scores[:, 1:].min())
+
+
 def test_a_discriminator_that_knows_its_images_by_heart_is_noticed():
     family = build("dcgan")
     train, held_out = Rows(IMAGES, 60).columns, {"image": 255 - Rows(IMAGES, 60).columns["image"]}
