@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from components.diffusion.denoiser import Denoiser, solve
+from components.diffusion.denoiser import Denoiser, Guidance, solve
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.schedules import ScheduleConfig, build
 from components.diffusion.solvers import SOLVERS
@@ -96,29 +96,33 @@ def test_denoiser_with_an_exact_net_gives_the_clean_image(objective, schedule):
     labels = torch.tensor([0, 2, 1])
     for sigma in (0.05, 1.0, 20.0):
         x = images[labels] + sigma * torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(1))
-        got = drive(denoiser.call(x, sigma, labels), {"unet": Oracle(objective, denoiser, images)})
+        got = drive(denoiser.call(x, sigma, {"label": labels}), {"unet": Oracle(objective, denoiser, images)})
         assert torch.allclose(got, images[labels], atol=2e-3 * max(1, sigma))
+
+
+def guided(denoiser: Denoiser, labels: list[int], guidance: Guidance):
+    """Number 2 stands for no class."""
+    return denoiser.guided({"label": torch.tensor(labels)}, {"label": torch.tensor([2, 2])}, guidance)
 
 
 def test_guidance_extrapolates_and_packs_rows():
     denoiser = Denoiser("x0", build(ScheduleConfig()))
-    images = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))  # number 2 stands for no class
+    images = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     x, labels = torch.randn(2, 2, 4, 4), torch.tensor([0, 1])
     net = Oracle("x0", denoiser, images)
     for scale in (0.0, 1.0, 2.5):
-        got = drive(denoiser.guided(labels, torch.tensor([2, 2]), scale)(x, 1.0), {"unet": net})
+        got = drive(guided(denoiser, [0, 1], Guidance(scale))(x, 1.0), {"unet": net})
         assert torch.allclose(got, images[2] + scale * (images[labels] - images[2]), atol=1e-5)
     assert net.rows == [4, 2, 4], "scale 1 must cost no second row"
-    drive(denoiser.guided(torch.tensor([2, 2]), torch.tensor([2, 2]), 2.5)(x, 1.0), {"unet": net})
+    drive(guided(denoiser, [2, 2], Guidance(2.5))(x, 1.0), {"unet": net})
     assert net.rows[-1] == 2, "nothing to guide towards must cost no second row"
 
 
 def test_solve_hands_on_every_network_call():
     denoiser = Denoiser("x0", build(ScheduleConfig()))
-    labels = torch.tensor([1, 1])
     trajectory = solve(
         SOLVERS["heun"](torch.ones(2, 1, 2, 2), [4.0, 1.0, 0.0], None),
-        denoiser.guided(labels, torch.tensor([2, 2]), 3.0),
+        guided(denoiser, [1, 1], Guidance(3.0)),
     )
     calls: list[Call] = [next(trajectory)]
     with pytest.raises(StopIteration) as stop:
