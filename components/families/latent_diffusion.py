@@ -192,11 +192,12 @@ class LatentDiffusion(Sampler):
         nothing = ("",) * len(request.seeds)
         texts = (request.prompts or nothing, request.negative_prompts or nothing)
         wanted, unwanted = (tokens_of(text, self.config.text.length).to(request.seeds.device) for text in texts)
-        if guidance.guide is not None:
+        alike = guidance.guide is None and torch.equal(wanted, unwanted)
+        if guidance.scale == 1 or alike:
+            contexts = ((yield Call(_text_of("unet"), {"tokens": wanted})),) * 2
+        elif guidance.guide is not None:
             own = yield Call(_text_of("unet"), {"tokens": wanted})
             contexts = own, (yield Call(_text_of(guidance.guide), {"tokens": wanted}))
-        elif guidance.scale == 1 or torch.equal(wanted, unwanted):
-            contexts = ((yield Call(_text_of("unet"), {"tokens": wanted})),) * 2
         else:
             contexts = (yield Call(_text_of("unet"), {"tokens": torch.cat([wanted, unwanted])})).chunk(2)
         return tuple({"context": context} for context in contexts)
