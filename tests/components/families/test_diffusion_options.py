@@ -11,7 +11,7 @@ import torch
 from components import ema, run_folder
 from components.data import batches
 from components.engine import Engine
-from components.errors import SamplerError
+from components.errors import DataError, SamplerError
 from components.families import FAMILIES
 from components.run_folder import Provenance
 from components.sampling import Request, Source, drive
@@ -38,6 +38,8 @@ VARIANTS = {  # changes of the tiny config, and the data
     "unconditional": ({"conditioning": "none"}, LATENTS),
     "text": (TEXT, DESCRIBED),
     "text on pixels": (TEXT, IMAGES.model_copy(update={"caption_length": CAPTION_LENGTH, "classes": ()})),
+    "flips": ({"flips": True}, LATENTS.model_copy(update={"flips": True})),
+    "flips of pixels": ({"flips": True}, IMAGES),
     "min-SNR": ({"weighting": {"name": "min_snr"}}, LATENTS),
     "learned weighting": ({"weighting": {"name": "learned"}}, LATENTS),
     "text, learned weighting": ({**TEXT, "weighting": {"name": "learned"}}, DESCRIBED),
@@ -160,6 +162,24 @@ def test_every_variant_edits_and_is_looked_at(name, folders):
     assert (got[..., :8] - images[..., :8]).abs().max() > 1e-3
     sheet = sampler.preview(next(stream(name)).columns)
     assert sheet.shape[1:] == IMAGES.shape
+
+
+def test_half_of_the_rows_are_seen_mirrored():
+    family, batch = variant("flips of pixels"), next(stream("flips of pixels"))
+    plain, seen = (family.space.clean(batch, flips) for flips in (False, True))
+    mirrored = [torch.equal(image, other.flip(-1)) for image, other in zip(seen, plain, strict=True)]
+    same = [torch.equal(image, other) for image, other in zip(seen, plain, strict=True)]
+    assert all(one != other for one, other in zip(mirrored, same, strict=True))
+    assert any(mirrored) and any(same)
+
+    family, batch = variant("flips"), next(stream("flips"))
+    drawn = batch.draws.uniform("flip") < 0.5
+    noise = batch.draws.normal("posterior", LATENTS.shape)
+    for row, ending in enumerate("_flipped" if which else "" for which in drawn):
+        wanted = batch.columns[f"mean{ending}"][row] + batch.columns[f"std{ending}"][row] * noise[row]
+        assert torch.allclose(family.space.clean(batch, True)[row], wanted)
+    with pytest.raises(DataError, match=r"expected encode\.flips: true"):
+        build("latent_diffusion", flips=True)
 
 
 def test_pixels_pass_through_unchanged():
