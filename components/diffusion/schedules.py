@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from components.config import Strict
@@ -21,6 +21,13 @@ class ScheduleConfig(Strict):
 
     name: Literal["flow", "linear", "scaled_linear", "cosine"] = "flow"
     shift: float = Field(1.0, gt=0)  # flow only: Esser et al. 2024, section 5.3.2; above 1 means more noise
+    zero_terminal_snr: bool = False  # not for flow, which ends in noise anyway: Lin et al. 2024, section 3.1
+
+    @model_validator(mode="after")
+    def _fits(self) -> ScheduleConfig:
+        if self.name == "flow" and self.zero_terminal_snr:
+            raise ValueError("zero_terminal_snr is for linear, scaled_linear and cosine; flow ends in noise already")
+        return self
 
 
 class Schedule:
@@ -33,9 +40,9 @@ class Schedule:
         """The inverse of `sigma`; levels outside the schedule get the nearest time."""
         raise NotImplementedError
 
-    def sigmas(self, num_steps: int) -> list[float]:
-        """`num_steps` levels at equally spaced times from the noisiest down, then 0."""
-        times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)[:-1]
+    def sigmas(self, num_steps: int, start: float = 1.0) -> list[float]:
+        """`num_steps` levels at equally spaced times from `start`, by default the noisiest, down, then 0."""
+        times = torch.linspace(start, 0, num_steps + 1, dtype=torch.float64)[:-1]
         return [*self.sigma(times).tolist(), 0.0]
 
 
@@ -79,7 +86,17 @@ def build(config: ScheduleConfig) -> Schedule:
     if config.name == "flow":
         return FlowSchedule(config.shift)
     alpha_bar = (1 - BETAS[config.name]()).cumprod(0)
+    if config.zero_terminal_snr:
+        alpha_bar = rescaled_to_zero_snr(alpha_bar)
+        alpha_bar[-1] = alpha_bar[-2] / 4  # pure noise has no finite sigma: twice the level before it
     return DiscreteSchedule(0.5 * torch.log((1 - alpha_bar) / alpha_bar))
+
+
+def rescaled_to_zero_snr(alpha_bar: Tensor) -> Tensor:
+    """A table of squared signal levels (T,), its roots shifted so that the last is 0 and scaled so that the first stays
+    as it is (Lin et al. 2024, Algorithm 1)."""
+    root = alpha_bar.sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
 def _linear_betas() -> Tensor:
@@ -99,8 +116,11 @@ def _cosine_betas(s: float = 0.008, most: float = 0.999) -> Tensor:
 BETAS = {"linear": _linear_betas, "scaled_linear": _scaled_linear_betas, "cosine": _cosine_betas}
 
 
-def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
-    """`num_steps` levels from sigma_max to sigma_min, then 0 (Karras et al. 2022, equation 5)."""
-    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+def karras_sigmas(
+    num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0, start: float = 1.0
+) -> list[float]:
+    """`num_steps` levels from sigma_max to sigma_min, then 0 (Karras et al. 2022, equation 5). `start` in (0, 1] begins
+    lower on the same ramp: at 1 at its top."""
+    ramp = torch.linspace(1 - start, 1, num_steps, dtype=torch.float64)
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return [*((ends[0] + ramp * (ends[1] - ends[0])) ** rho).tolist(), 0.0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from components.config import Strict
 from components.data import Batch, Manifest
 from components.errors import SamplerError
 from components.optimizers import OptimizerConfig
-from components.sampling import Request, Trajectory, drive
+from components.sampling import Request, Trajectory, drive, shape_text
 
 Losses = dict[str, Tensor]  # "loss" is what is minimised; the other scalars are its terms and figures for the curves
 
@@ -51,6 +51,8 @@ class DataInfo(Strict):
 
     shape: tuple[int, int, int]  # channels, height, width
     classes: tuple[str, ...] = ()
+    caption_length: int = 0  # bytes a row; 0 for a set without captions
+    flips: bool = False  # whether it holds latents of the mirrored images too
     statistics: dict[str, tuple[float, ...]] = {}
     autoencoder: AutoencoderInfo | None = None
 
@@ -66,8 +68,21 @@ def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None) ->
     """Reads off a manifest what its families need. The row is the column `image`, or `mean` for latents."""
     column = manifest.columns["image" if "image" in manifest.columns else "mean"]
     return DataInfo(
-        shape=column.shape, classes=manifest.classes, statistics=manifest.statistics, autoencoder=autoencoder
+        shape=column.shape,
+        classes=manifest.classes,
+        caption_length=manifest.columns["caption"].shape[0] if "caption" in manifest.columns else 0,
+        flips="mean_flipped" in manifest.columns,
+        statistics=manifest.statistics,
+        autoencoder=autoencoder,
     )
+
+
+class Early(NamedTuple):
+    """A net that is another's average at a share of the run, from snapshots that the training keeps."""
+
+    net: str
+    at: float  # share of the run
+    sigma_rel: float  # the average's width
 
 
 class Family:
@@ -79,6 +94,12 @@ class Family:
     phases: tuple[Phase, ...]
     kept: tuple[str, ...]  # the nets that make the trained model; their average goes into the run folder
     pretrained: tuple[str, ...] = ()  # nets that are never trained here; kept, but not averaged
+    early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
+
+    @classmethod
+    def early_nets(cls, config: Strict) -> Mapping[str, Early]:
+        """The nets of a model of this config that are earlier averages of others, by their names."""
+        return {}
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor | None:
         """Images to look at during training, (N, C, H, W) in [-1, 1], or None. `columns`: rows of the training set."""
@@ -97,7 +118,16 @@ class Sampler(Family):
     Settings: ClassVar[type[Strict]]
     data: DataInfo
     calls: Mapping[str, Callable[..., Tensor]]  # what answers the calls of its trajectories, by Call.net
+    # of a built sampler these may depend on its config
     conditional: bool = False  # whether labels steer it
+    texts: bool = False  # whether prompts steer it
+    edits: bool = False  # whether it can start from a request's source, redraw a part of it, and blend seeds
+
+    @classmethod
+    def why_not(cls, config: Strict, settings: Strict) -> str | None:
+        """Why a model of this config cannot sample with these settings: the setting's name, a colon, the reason. None
+        if it can."""
+        return None
 
     def trajectory(self, request: Request) -> Trajectory:
         """The coroutine that makes the images of a request: (B, C, H, W) in [-1, 1]."""
@@ -108,11 +138,11 @@ class Sampler(Family):
         return self.sample(Request(seeds, self.cycled_labels(len(seeds)), self.Settings()))
 
     def sample(self, request: Request) -> Tensor:
-        """Images of a request on the spot, on the device of the nets, in evaluation mode."""
+        """Images of a request on the spot, on the device of the nets, in evaluation mode. Raises SamplerError of what
+        the sampler cannot do."""
+        refuse_unfit(self, request)
         self.nets.eval()
-        device = next(self.nets.parameters()).device
-        labels = None if request.labels is None else request.labels.to(device)
-        return drive(self.trajectory(Request(request.seeds.to(device), labels, request.settings)), self.calls)
+        return drive(self.trajectory(request.to(next(self.nets.parameters()).device)), self.calls)
 
     def cycled_labels(self, count: int) -> Tensor | None:
         """Labels 0, 1, 2, ... in turn, or None where the sampler takes none."""
@@ -122,6 +152,11 @@ class Sampler(Family):
     def num_classes(self) -> int:
         return len(self.data.classes)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of what it makes: channels, height, width."""
+        return self.data.shape if self.data.autoencoder is None else self.data.autoencoder.data.shape
+
 
 def refuse_unless_square(shape: tuple[int, int, int], multiple: int, name: str) -> None:
     """Raises SamplerError unless height and width are equal and divisible by `multiple`."""
@@ -130,3 +165,21 @@ def refuse_unless_square(shape: tuple[int, int, int], multiple: int, name: str) 
         raise SamplerError(
             f"{name}: expected square images whose side is a multiple of {multiple}, found {height}x{width}"
         )
+
+
+def refuse_unfit(sampler: Sampler, request: Request) -> None:
+    """Raises SamplerError naming the first thing in a request that the sampler does not take."""
+    if request.source is not None:
+        if not sampler.edits:
+            raise SamplerError("source: this sampler draws from noise alone and edits no images")
+        found = tuple(request.source.images.shape[1:])
+        if found != sampler.image_shape:
+            raise SamplerError(f"source: expected images {shape_text(sampler.image_shape)}, found {shape_text(found)}")
+    if reason := sampler.why_not(sampler.config, request.settings):
+        raise SamplerError(reason)
+    if request.negative_labels is not None and "guidance_scale" not in sampler.Settings.model_fields:
+        raise SamplerError("negative label: this sampler is not guided")
+    if request.blend is not None and not sampler.edits:
+        raise SamplerError("blend: this sampler knows no way between two seeds")
+    if not sampler.texts and (request.prompts is not None or request.negative_prompts is not None):
+        raise SamplerError("prompt: this sampler takes no texts")
