@@ -167,9 +167,7 @@ def measure(crew: Crew, order: Sampling, ready: tuple[Sampler, Strict], bench: B
     sampler, settings = ready
     config = bench.config
     request = generation.grid_request(sampler, settings, config.seed)
-    grid = torch.cat(
-        [generation.generate(sampler, part).images for part in generation.split(request, config.batch_size)]
-    )
+    grid = torch.cat([generation.generate(sampler, part).images for part in request.split(config.batch_size)])
     if tuple(grid.shape[1:]) != bench.protocol.image_shape:
         raise SamplerError(
             f"makes images of shape {tuple(grid.shape[1:])}; {paths.TEST_IMAGES} has {bench.protocol.image_shape}"

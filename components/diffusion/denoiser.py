@@ -35,12 +35,13 @@ class Denoiser:
         answer = yield Call(self.net, {"x": c_in * x, "level": self.level(sigmas).float(), "label": labels})
         return c_skip * x + c_out * answer
 
-    def guided(self, labels: Tensor, null: int, scale: float) -> Denoise:
-        """Classifier-free guidance (Ho and Salimans 2022, equation 6, with scale = 1 + w): D = D_null + scale *
-        (D_class - D_null). Both halves share one call; scale 1 costs no second row."""
-        if scale == 1 or bool((labels == null).all()):
+    def guided(self, labels: Tensor, away_from: Tensor, scale: float) -> Denoise:
+        """Classifier-free guidance (Ho and Salimans 2022, equation 6, with scale = 1 + w): D = D_away + scale *
+        (D_class - D_away). Labels are (B,) each; `away_from` says "no class" or a class to avoid. Both halves share one
+        call; scale 1 costs no second row, nor do equal labels."""
+        if scale == 1 or torch.equal(labels, away_from):
             return lambda x, sigma: self.call(x, sigma, labels)
-        both = torch.cat([labels, torch.full_like(labels, null)])
+        both = torch.cat([labels, away_from])
 
         def denoise(x: Tensor, sigma: float) -> Generator[Call, Tensor, Tensor]:
             towards, away = (yield from self.call(torch.cat([x, x]), sigma, both)).chunk(2)
@@ -63,3 +64,16 @@ def solve(
             x, sigma = solver.send(x0)
     except StopIteration as stop:
         return stop.value
+
+
+def keeping(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
+    """A denoiser that knows a part: where `mask` (broadcast to x) is 0 its estimate is `known`.
+
+    A solver that starts from known + sigma * noise then holds that part at the known images under noise of each level
+    (RePaint: Lugmayr et al. 2022, equation 8; in the latent space: Avrahami et al. 2023, section 4.1), whatever its
+    order: the estimate is where a solver's history comes from, too (Wang et al. 2023, equation 13)."""
+
+    def partly(x: Tensor, sigma: float) -> Generator[Call, Tensor, Tensor]:
+        return torch.lerp(known, (yield from denoise(x, sigma)), mask)
+
+    return partly

@@ -33,9 +33,9 @@ class Schedule:
         """The inverse of `sigma`; levels outside the schedule get the nearest time."""
         raise NotImplementedError
 
-    def sigmas(self, num_steps: int) -> list[float]:
-        """`num_steps` levels at equally spaced times from the noisiest down, then 0."""
-        times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)[:-1]
+    def sigmas(self, num_steps: int, start: float = 1.0) -> list[float]:
+        """`num_steps` levels at equally spaced times from `start`, by default the noisiest, down, then 0."""
+        times = torch.linspace(start, 0, num_steps + 1, dtype=torch.float64)[:-1]
         return [*self.sigma(times).tolist(), 0.0]
 
 
@@ -99,8 +99,11 @@ def _cosine_betas(s: float = 0.008, most: float = 0.999) -> Tensor:
 BETAS = {"linear": _linear_betas, "scaled_linear": _scaled_linear_betas, "cosine": _cosine_betas}
 
 
-def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
-    """`num_steps` levels from sigma_max to sigma_min, then 0 (Karras et al. 2022, equation 5)."""
-    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+def karras_sigmas(
+    num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0, start: float = 1.0
+) -> list[float]:
+    """`num_steps` levels from sigma_max to sigma_min, then 0 (Karras et al. 2022, equation 5). `start` in (0, 1] begins
+    lower on the same ramp: at 1 at its top."""
+    ramp = torch.linspace(1 - start, 1, num_steps, dtype=torch.float64)
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return [*((ends[0] + ramp * (ends[1] - ends[0])) ** rho).tolist(), 0.0]

@@ -17,7 +17,7 @@ from components.config import Strict
 from components.data import Batch, Manifest
 from components.errors import SamplerError
 from components.optimizers import OptimizerConfig
-from components.sampling import Request, Trajectory, drive
+from components.sampling import Request, Trajectory, drive, shape_text
 
 Losses = dict[str, Tensor]  # "loss" is what is minimised; the other scalars are its terms and figures for the curves
 
@@ -91,7 +91,10 @@ class Sampler(Family):
     Settings: ClassVar[type[Strict]]
     data: DataInfo
     calls: Mapping[str, Callable[..., Tensor]]  # what answers the calls of its trajectories, by Call.net
+    # of a built sampler these may depend on its config
     conditional: bool = False  # whether labels steer it
+    texts: bool = False  # whether prompts steer it
+    edits: bool = False  # whether it can start from a request's source, and redraw a masked part of it
 
     def trajectory(self, request: Request) -> Trajectory:
         """The coroutine that makes the images of a request: (B, C, H, W) in [-1, 1]."""
@@ -102,11 +105,11 @@ class Sampler(Family):
         return self.sample(Request(seeds, self.cycled_labels(len(seeds)), self.Settings()))
 
     def sample(self, request: Request) -> Tensor:
-        """Images of a request on the spot, on the device of the nets, in evaluation mode."""
+        """Images of a request on the spot, on the device of the nets, in evaluation mode. Raises SamplerError of what
+        the sampler cannot do."""
+        refuse_unfit(self, request)
         self.nets.eval()
-        device = next(self.nets.parameters()).device
-        labels = None if request.labels is None else request.labels.to(device)
-        return drive(self.trajectory(Request(request.seeds.to(device), labels, request.settings)), self.calls)
+        return drive(self.trajectory(request.to(next(self.nets.parameters()).device)), self.calls)
 
     def cycled_labels(self, count: int) -> Tensor | None:
         """Labels 0, 1, 2, ... in turn, or None where the sampler takes none."""
@@ -116,6 +119,11 @@ class Sampler(Family):
     def num_classes(self) -> int:
         return len(self.data.classes)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of what it makes: channels, height, width."""
+        return self.data.shape if self.data.autoencoder is None else self.data.autoencoder.data.shape
+
 
 def refuse_unless_square(shape: tuple[int, int, int], multiple: int, name: str) -> None:
     """Raises SamplerError unless height and width are equal and divisible by `multiple`."""
@@ -124,3 +132,15 @@ def refuse_unless_square(shape: tuple[int, int, int], multiple: int, name: str) 
         raise SamplerError(
             f"{name}: expected square images whose side is a multiple of {multiple}, found {height}x{width}"
         )
+
+
+def refuse_unfit(sampler: Sampler, request: Request) -> None:
+    """Raises SamplerError naming the first thing in a request that the sampler does not take."""
+    if request.source is not None:
+        if not sampler.edits:
+            raise SamplerError("source: this sampler draws from noise alone and edits no images")
+        found = tuple(request.source.images.shape[1:])
+        if found != sampler.image_shape:
+            raise SamplerError(f"source: expected images {shape_text(sampler.image_shape)}, found {shape_text(found)}")
+    if not sampler.texts and (request.prompts is not None or request.negative_prompts is not None):
+        raise SamplerError("prompt: this sampler takes no texts")

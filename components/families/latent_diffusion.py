@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from components.config import Strict
 from components.data import Batch
 from components.diffusion import schedules
-from components.diffusion.denoiser import Denoiser, solve
+from components.diffusion.denoiser import Denoiser, keeping, solve
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS
 from components.errors import DataError
@@ -20,7 +23,7 @@ from components.families.vae import VAE
 from components.nets.unet import ClassConditionalUNet
 from components.optimizers import OptimizerConfig
 from components.randomness import Draws
-from components.sampling import Preview, Request, Trajectory
+from components.sampling import Call, Preview, Request, Trajectory
 
 
 class Times(Strict):
@@ -72,6 +75,7 @@ class LatentDiffusion(Sampler):
     kept = ("unet", "autoencoder")
     pretrained = ("autoencoder",)
     conditional = True
+    edits = True
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data
@@ -91,7 +95,7 @@ class LatentDiffusion(Sampler):
             heads=config.heads,
         )
         self.nets = nn.ModuleDict({"unet": unet, "autoencoder": self.autoencoder.nets["autoencoder"]})
-        self.calls = {"unet": unet, **self.autoencoder.calls}
+        self.calls = {"unet": unet, "encoder": self._posterior_mean, **self.autoencoder.calls}
         self.schedule = schedules.build(config.schedule)
         self.denoiser = Denoiser(config.objective, self.schedule)
         self.phases = (Phase("denoise", "unet", self.loss, config.optimizer),)
@@ -119,27 +123,45 @@ class LatentDiffusion(Sampler):
         return torch.sigmoid(times.mean + times.std * draws.normal("time", ()))
 
     def trajectory(self, request: Request) -> Trajectory:
-        settings, draws = request.settings, Draws.of_seeds(request.seeds)
+        settings, source, draws = request.settings, request.source, Draws.of_seeds(request.seeds)
+        sigmas = self.sigmas(settings, 1.0 if source is None else source.strength)
+        start = sigmas[0] * draws.normal("start", self.data.shape)
         null = torch.full_like(request.seeds, self.num_classes)
         labels = null if request.labels is None else request.labels
-        sigmas = self.sigmas(settings)
-        start = sigmas[0] * draws.normal("start", self.data.shape)
+        away_from = null if request.negative_labels is None else request.negative_labels
+        denoise = self.denoiser.guided(labels, away_from, settings.guidance_scale)
+        finish = self._decode
+        if source is not None:
+            known = self.normalise((yield Call("encoder", {"images": source.images})))
+            start = known + start  # SDEdit: Meng et al. 2022, Algorithm 1
+            if source.mask is not None:
+                # a latent is redrawn with any pixel of its cell
+                denoise = keeping(denoise, known, F.adaptive_max_pool2d(source.mask, self.data.shape[1:]))
+                finish = functools.partial(self._paste, source.images, source.mask)
         solver = SOLVERS[settings.solver](start, sigmas, lambda step: draws.normal(step, self.data.shape))
-        denoise = self.denoiser.guided(labels, self.num_classes, settings.guidance_scale)
-
-        def decode(latents: Tensor) -> Trajectory:
-            return self.autoencoder.decode(self.denormalise(latents))
 
         def preview(x0: Tensor, sigma: float) -> Preview:
-            return Preview((sigmas.index(sigma) + 1) / (len(sigmas) - 1), lambda: decode(x0))
+            return Preview((sigmas.index(sigma) + 1) / (len(sigmas) - 1), lambda: finish(x0))
 
-        return (yield from decode((yield from solve(solver, denoise, preview))))
+        return (yield from finish((yield from solve(solver, denoise, preview))))
 
-    def sigmas(self, settings: Settings) -> list[float]:
-        """The noise levels that a request visits, noisiest first, 0 last."""
+    def _posterior_mean(self, images: Tensor) -> Tensor:
+        return self.nets["autoencoder"].encode(images)[0]
+
+    def _decode(self, latents: Tensor) -> Trajectory:
+        return self.autoencoder.decode(self.denormalise(latents))
+
+    def _paste(self, images: Tensor, mask: Tensor, latents: Tensor) -> Trajectory:
+        """Decodes, and keeps the images' own pixels where the mask is 0: a decoder changes all a little."""
+        return torch.lerp(images, (yield from self._decode(latents)), mask)
+
+    def sigmas(self, settings: Settings, strength: float = 1.0) -> list[float]:
+        """The noise levels that a request visits, noisiest first, 0 last: from `strength` of the way up, in as large a
+        share of the steps."""
+        num_steps = max(1, math.ceil(round(settings.num_inference_steps * strength, 6)))
         if settings.spacing == "karras":
-            return schedules.karras_sigmas(settings.num_inference_steps, SIGMA_MIN, SIGMA_MAX)
-        return self.schedule.sigmas(settings.num_inference_steps)
+            return schedules.karras_sigmas(num_steps, SIGMA_MIN, SIGMA_MAX, start=strength)
+        return self.schedule.sigmas(num_steps, strength)
 
     def normalise(self, latents: Tensor) -> Tensor:
         """To zero mean and unit spread per channel over the whole data set."""

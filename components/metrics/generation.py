@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -90,13 +90,6 @@ def grid_request(sampler: Sampler, settings: Strict, seed: int) -> Request:
     rows = min(sampler.num_classes, _MOST_CLASSES) if sampler.conditional else _GRID_ROWS
     labels = torch.arange(rows).repeat_interleave(GRID_COLUMNS) if sampler.conditional else None
     return Request(seeds(rows * GRID_COLUMNS, seed), labels, settings)
-
-
-def split(request: Request, batch_size: int) -> Iterator[Request]:
-    """The same images in batches."""
-    labels = [None] * len(request.seeds) if request.labels is None else request.labels.split(batch_size)
-    for part, of_part in zip(request.seeds.split(batch_size), labels, strict=False):
-        yield replace(request, seeds=part, labels=of_part)
 
 
 def ms_per_image(batches: list[tuple[int, float]]) -> float:

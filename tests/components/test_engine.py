@@ -44,7 +44,9 @@ def sample(seed, solver="ddim", steps=6, guidance=2.0, label=3):
         draws, sigmas = Draws.of_seeds(torch.tensor([seed])), schedule.sigmas(steps)
         begin = sigmas[0] * draws.normal("start", SHAPE)
         moves = SOLVERS[solver](begin, sigmas, lambda step: draws.normal(step, SHAPE))
-        latents = yield from solve(moves, Denoiser("flow", schedule).guided(torch.tensor([label]), 10, guidance))
+        latents = yield from solve(
+            moves, Denoiser("flow", schedule).guided(torch.tensor([label]), torch.tensor([10]), guidance)
+        )
         return (yield Call("decoder", {"latents": latents}))
 
     return start
@@ -334,7 +336,9 @@ def test_previews_are_the_estimates_on_the_way(nets, engine):
             estimates[progress] = x0
             return Preview(progress, lambda: decode(x0))
 
-        latents = yield from solve(moves, Denoiser("flow", schedule).guided(torch.tensor([1]), 10, guidance), preview)
+        latents = yield from solve(
+            moves, Denoiser("flow", schedule).guided(torch.tensor([1]), torch.tensor([10]), guidance), preview
+        )
         return (yield from decode(latents))
 
     def decode(latents):

@@ -106,17 +106,20 @@ def test_guidance_extrapolates_and_packs_rows():
     x, labels = torch.randn(2, 2, 4, 4), torch.tensor([0, 1])
     net = Oracle("x0", denoiser, images)
     for scale in (0.0, 1.0, 2.5):
-        got = drive(denoiser.guided(labels, null=2, scale=scale)(x, 1.0), {"unet": net})
+        got = drive(denoiser.guided(labels, torch.tensor([2, 2]), scale)(x, 1.0), {"unet": net})
         assert torch.allclose(got, images[2] + scale * (images[labels] - images[2]), atol=1e-5)
     assert net.rows == [4, 2, 4], "scale 1 must cost no second row"
-    drive(denoiser.guided(torch.tensor([2, 2]), null=2, scale=2.5)(x, 1.0), {"unet": net})
+    drive(denoiser.guided(torch.tensor([2, 2]), torch.tensor([2, 2]), 2.5)(x, 1.0), {"unet": net})
     assert net.rows[-1] == 2, "nothing to guide towards must cost no second row"
 
 
 def test_solve_hands_on_every_network_call():
     denoiser = Denoiser("x0", build(ScheduleConfig()))
     labels = torch.tensor([1, 1])
-    trajectory = solve(SOLVERS["heun"](torch.ones(2, 1, 2, 2), [4.0, 1.0, 0.0], None), denoiser.guided(labels, 2, 3.0))
+    trajectory = solve(
+        SOLVERS["heun"](torch.ones(2, 1, 2, 2), [4.0, 1.0, 0.0], None),
+        denoiser.guided(labels, torch.tensor([2, 2]), 3.0),
+    )
     calls: list[Call] = [next(trajectory)]
     with pytest.raises(StopIteration) as stop:
         while True:
