@@ -98,7 +98,7 @@ def fit(
     if start is not None:
         restore_nets(family, start)
     players = [_player(family, phase, wrap, config) for phase in family.phases]
-    averaged = {name: family.nets[name] for name in family.kept if name not in family.pretrained}
+    averaged = {name: family.nets[name] for name in family.kept if name not in (*family.pretrained, *family.early)}
     state = _begin(start, averaged, config)
     for player in players:
         if start is not None and player.phase.name in start.optimizers:
@@ -136,7 +136,7 @@ def step_player(family: Family, player: Player, batch: Batch, step: int, config:
     rate = _set_learning_rate(player, step, config.steps)
     player.optimizer.zero_grad(set_to_none=True)
     figures = _backward(player, batch, config) | {"learning_rate": torch.tensor(rate)}
-    norm = sharding.gathered(nn.utils.clip_grad_norm_(player.raw.parameters(), config.clip_norm or math.inf))
+    norm = _clip(player.raw, config.clip_norm)
     figures["grad_norm"] = norm
     if config.on_nonfinite == "skip":
         # workers share gradients already, so all see the same norm and decide alike
@@ -147,6 +147,13 @@ def step_player(family: Family, player: Player, batch: Batch, step: int, config:
     if player.phase.after is not None:
         player.phase.after(player.raw)
     return figures
+
+
+def _clip(net: nn.Module, limit: float | None) -> Tensor:
+    """The norm of a net's whole gradient, which is scaled down to `limit` where there is one."""
+    if limit is not None:
+        return sharding.gathered(nn.utils.clip_grad_norm_(net.parameters(), limit))
+    return sharding.gathered(nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None]))
 
 
 def _backward(player: Player, batch: Batch, config: TrainingConfig) -> dict[str, Tensor]:
@@ -231,13 +238,13 @@ def _set_learning_rate(player: Player, step: int, num_steps: int) -> float:
 
 
 def snapshot(family: Family, players: list[Player], state: State) -> State:
-    """The state with the live weights and optimizers in it, whole tensors throughout; pretrained nets are left out."""
+    """The state with the live weights and optimizers in it, whole tensors throughout; only nets that are trained."""
     return State(
         step=state.step,
         nets={
             name: sharding.gathered(net.state_dict())
             for name, net in family.nets.items()
-            if name not in family.pretrained
+            if name not in (*family.pretrained, *family.early)
         },
         optimizers={player.phase.name: sharding.gathered(player.optimizer.state_dict()) for player in players},
         average=sharding.gathered(state.average),
