@@ -1,4 +1,4 @@
-"""A class-conditional latent diffusion run as a folder that plain diffusers loads and samples with.
+"""A latent diffusion run of classes, or of none, as a folder that plain diffusers loads and samples with.
 
 No pipeline of diffusers hands class numbers to its U-Net, but StableDiffusionXLPipeline takes both roads by which a
 class enters ours as ready embeddings: `prompt_embeds` are the context token, and `pooled_prompt_embeds`, a one-hot
@@ -44,7 +44,7 @@ def export(run: Run, target: Path) -> None:
 
     Raises SamplerError of what diffusers' networks, schedulers or pipeline cannot express."""
     family = run.family
-    if not isinstance(family, LatentDiffusion):
+    if type(family) is not LatentDiffusion:
         raise SamplerError(
             f"{run.folder}: a {run.config.family}; expected latent_diffusion, the family that diffusers has"
         )
@@ -69,7 +69,7 @@ def export(run: Run, target: Path) -> None:
         described = {"_class_name": scheduler, "_diffusers_version": VERSION, **scheduler_config}
         write_json(folder / "scheduler" / "scheduler_config.json", described)
         write_json(folder / "model_index.json", index)
-        classes = dict(enumerate(family.data.classes))
+        classes = dict(enumerate(class_names(family)))
         safetensors.torch.save_file(
             embeddings(family), folder / EMBEDDINGS, {str(k): name for k, name in classes.items()}
         )
@@ -79,6 +79,12 @@ def export(run: Run, target: Path) -> None:
 def refuse_unless_expressible(family: LatentDiffusion, where: str) -> None:
     """Raises SamplerError naming the first thing about the networks that diffusers has no place for."""
     autoencoder = family.autoencoder
+    if autoencoder is None:
+        raise SamplerError(f"{where}: works on pixels; diffusers' latent pipelines expect an autoencoder")
+    if family.texts:
+        raise SamplerError(f"{where}: its text encoder reads bytes; diffusers has none that does")
+    if autoencoder.config.codebook:
+        raise SamplerError(f"{where}: its autoencoder has a codebook; expected one with a Gaussian posterior")
     if autoencoder.config.reconstruction == "bce":
         raise SamplerError(f"{where}: its autoencoder answers with logits (reconstruction: bce); expected mse or l1")
     side = autoencoder.data.shape[1]
@@ -111,11 +117,18 @@ def scheduler_of(family: LatentDiffusion, where: str) -> tuple[str, dict]:
             "timestep_spacing": "linspace",
             "interpolation_type": "linear",
         }
-        return "EulerDiscreteScheduler", {**common, **BETAS[schedule.name], **kept}
+        betas = {"trained_betas": betas_of(family)} if schedule.zero_terminal_snr else BETAS[schedule.name]
+        return "EulerDiscreteScheduler", {**common, **betas, **kept}
     raise SamplerError(
         f"{where}: objective {objective} on schedule {schedule.name}; diffusers has flow on flow, and "
         f"{', '.join(PREDICTIONS)} on {', '.join(BETAS)}"
     )
+
+
+def betas_of(family: LatentDiffusion) -> list[float]:
+    """The schedule as a table: the end of ours, close to no signal, is not the one that diffusers puts there."""
+    alpha_bar = 1 / (1 + torch.exp(2 * family.schedule.log_sigmas))
+    return (1 - alpha_bar / torch.cat([torch.ones(1, dtype=alpha_bar.dtype), alpha_bar[:-1]])).tolist()
 
 
 def vae_config(family: LatentDiffusion) -> dict:
@@ -152,7 +165,7 @@ def vae_weights(family: LatentDiffusion) -> dict[str, Tensor]:
 
 def unet_config(family: LatentDiffusion) -> dict:
     config, (channels, side, _) = family.config, family.data.shape
-    rows = family.num_classes + 1
+    rows = family.null + 1
     return {
         "in_channels": channels,
         "out_channels": channels,
@@ -193,13 +206,18 @@ def embeddings(family: LatentDiffusion) -> dict[str, Tensor]:
     return {"prompt_embeds": context[:, None].contiguous(), "pooled_prompt_embeds": torch.eye(len(context))}
 
 
+def class_names(family: LatentDiffusion) -> tuple[str, ...]:
+    return family.data.classes if family.conditional else ()
+
+
 def plain(net: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in net.state_dict().items()}
 
 
 def usage(family: LatentDiffusion) -> str:
     """How to sample, with the names of this model's classes."""
-    names = ", ".join(f"{number} {name}" for number, name in enumerate(family.data.classes[:20]))
+    classes = class_names(family)
+    names = ", ".join(f"{number} {name}" for number, name in enumerate(classes[:20])) or "0 any"
     levels, note = "num_inference_steps=steps", ""
     if family.config.objective == "flow":
         # the scheduler tells the net 1000 * sigma rounded down
@@ -228,5 +246,5 @@ def usage(family: LatentDiffusion) -> str:
             {levels},
         ).images
 
-Classes: {names}{", ..." if family.num_classes > 20 else ""}
+Classes: {names}{", ..." if len(classes) > 20 else ""}
 {note}"""

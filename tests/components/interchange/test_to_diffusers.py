@@ -26,6 +26,7 @@ def run(tmp_path, autoencoder=AUTOENCODER, images=IMAGES, **config) -> Run:
     data = DataInfo(
         shape=(2, images.shape[1] // 2, images.shape[1] // 2),
         classes=images.classes,
+        caption_length=8,
         statistics={"channel_mean": (0.3, -0.2), "channel_std": (1.5, 0.8)},
         autoencoder=AutoencoderInfo(config=autoencoder, data=images),
     )
@@ -88,6 +89,15 @@ def test_diffusers_draws_the_same_images(objective, schedule, scale, tmp_path):
     assert (found - expected).abs().max() < 1e-3
 
 
+def test_zero_terminal_snr_and_no_classes_travel(tmp_path):
+    sampler = run(tmp_path, conditioning="none", objective="v", schedule={"name": "linear", "zero_terminal_snr": True})
+    to_diffusers.export(sampler, tmp_path / "out")
+    labels = torch.tensor([0, 0])
+    sigmas = sampler.family.sigmas(sampler.family.Settings(num_inference_steps=9))
+    expected = ours(sampler, labels, solver="euler", num_inference_steps=9, guidance_scale=1.0)
+    assert (theirs(sampler, tmp_path / "out", labels, 1.0, sigmas=sigmas) - expected).abs().max() < 1e-3
+
+
 def test_autoencoder_speaks_normalised_latents(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     sampler = run(tmp_path)
@@ -127,6 +137,8 @@ def test_folder_says_how_to_use_it_and_holds_no_pickle(tmp_path):
         ({"objective": "flow", "schedule": {"name": "linear"}}, "objective flow on schedule linear"),
         ({"schedule": {"name": "flow", "shift": 3.0}}, "flow with shift 3.0"),
         ({"autoencoder": {**AUTOENCODER, "reconstruction": "bce"}}, "logits"),
+        ({"autoencoder": {**AUTOENCODER, "codebook": {}}}, "codebook"),
+        ({"conditioning": "text", "text": {"width": 8}}, "text encoder reads bytes"),
         ({"widths": (32, 48)}, "norms of .*32 groups; diffusers has one"),
         ({"images": IMAGES.model_copy(update={"shape": (1, 28, 28)})}, "28 pixels"),
         ({"images": IMAGES.model_copy(update={"classes": tuple(map(str, range(128)))})}, "129 classes"),
