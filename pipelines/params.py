@@ -55,6 +55,7 @@ class EncodeConfig(Strict):
     """How `encode` runs the autoencoder over the images."""
 
     batch_size: int = Field(256, gt=0)
+    flips: bool = False  # the mirrored images, too, for samplers with model.flips
 
 
 class PromoteConfig(Strict):

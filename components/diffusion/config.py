@@ -63,6 +63,7 @@ class Config(Strict):
     times: Times = Times()
     weighting: Weighting = Weighting()
     guide: Guide | None = None
+    flips: bool = False  # train on mirrored images too; latents need encode.flips
     label_dropout: float = Field(0.1, ge=0, le=1)  # share of rows trained without their class or text, for guidance
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup=50)
 

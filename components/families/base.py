@@ -52,6 +52,7 @@ class DataInfo(Strict):
     shape: tuple[int, int, int]  # channels, height, width
     classes: tuple[str, ...] = ()
     caption_length: int = 0  # bytes a row; 0 for a set without captions
+    flips: bool = False  # whether it holds latents of the mirrored images too
     statistics: dict[str, tuple[float, ...]] = {}
     autoencoder: AutoencoderInfo | None = None
 
@@ -70,6 +71,7 @@ def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None) ->
         shape=column.shape,
         classes=manifest.classes,
         caption_length=manifest.columns["caption"].shape[0] if "caption" in manifest.columns else 0,
+        flips="mean_flipped" in manifest.columns,
         statistics=manifest.statistics,
         autoencoder=autoencoder,
     )
@@ -129,7 +131,7 @@ class Sampler(Family):
     # of a built sampler these may depend on its config
     conditional: bool = False  # whether labels steer it
     texts: bool = False  # whether prompts steer it
-    edits: bool = False  # whether it can start from a request's source, and redraw a masked part of it
+    edits: bool = False  # whether it can start from a request's source, redraw a part of it, and blend seeds
 
     @classmethod
     def why_not(cls, config: Strict, settings: Strict) -> str | None:
@@ -187,5 +189,7 @@ def refuse_unfit(sampler: Sampler, request: Request) -> None:
         raise SamplerError(reason)
     if request.negative_labels is not None and "guidance_scale" not in sampler.Settings.model_fields:
         raise SamplerError("negative label: this sampler is not guided")
+    if request.blend is not None and not sampler.edits:
+        raise SamplerError("blend: this sampler knows no way between two seeds")
     if not sampler.texts and (request.prompts is not None or request.negative_prompts is not None):
         raise SamplerError("prompt: this sampler takes no texts")

@@ -42,9 +42,14 @@ class Latents:
     def _posterior_mean(self, images: Tensor) -> Tensor:
         return self.nets["autoencoder"].encode(images)[0]
 
-    def clean(self, batch: Batch) -> Tensor:
-        """What training makes noisy: a draw from each row's posterior."""
+    def clean(self, batch: Batch, flips: bool) -> Tensor:
+        """What training makes noisy: a draw from each row's posterior, with `flips` that of its mirrored image for half
+        of them."""
         mean, std = batch.columns["mean"], batch.columns["std"]
+        if flips:
+            mirrored = _mirrored(batch)
+            mean = torch.where(mirrored, batch.columns["mean_flipped"], mean)
+            std = torch.where(mirrored, batch.columns["std_flipped"], std)
         return mean + std * batch.draws.normal("posterior", mean.shape[1:])
 
     def encode(self, images: Tensor) -> Trajectory:
@@ -67,8 +72,9 @@ class Pixels:
         channels = data.shape[0]
         self.moments = (0.0,) * channels, (0.5,) * channels  # sigma_data of Karras et al. 2022, Table 1
 
-    def clean(self, batch: Batch) -> Tensor:
-        return from_uint8(batch.columns["image"])
+    def clean(self, batch: Batch, flips: bool) -> Tensor:
+        images = from_uint8(batch.columns["image"])
+        return torch.where(_mirrored(batch), images.flip(-1), images) if flips else images
 
     def encode(self, images: Tensor) -> Trajectory:
         yield from ()
@@ -120,7 +126,7 @@ class LatentDiffusion(Sampler):
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         draws, kind = batch.draws, self.config.weighting.name
-        clean = self.normalise(self.space.clean(batch))
+        clean = self.normalise(self.space.clean(batch, self.config.flips))
         noise = draws.normal("noise", self.data.shape)
         sigma = self.schedule.sigma(self.times(draws).double())
         wide = sigma[:, None, None, None]
@@ -157,7 +163,11 @@ class LatentDiffusion(Sampler):
     def trajectory(self, request: Request) -> Trajectory:
         settings, source, draws = request.settings, request.source, Draws.of_seeds(request.seeds)
         sigmas = self.sigmas(settings, 1.0 if source is None else source.strength)
-        start = sigmas[0] * draws.normal("start", self.data.shape)
+        noise = draws.normal("start", self.data.shape)
+        if request.blend is not None:
+            other = Draws.of_seeds(request.blend.seeds).normal("start", self.data.shape)
+            noise = slerp(noise, other, request.blend.share)
+        start = sigmas[0] * noise
         guidance = Guidance(
             settings.guidance_scale,
             settings.guidance_interval,
@@ -241,6 +251,20 @@ class LatentDiffusion(Sampler):
         return mean[:, None, None], std[:, None, None]
 
 
+def slerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """Points (B, ...) on the arcs between two sets of points (Shoemake 1985), `share` (B,) of the way: between two
+    draws of noise it keeps their length, which a straight line would not."""
+    a, b = one.flatten(1).double(), other.flatten(1).double()
+    angle = torch.acos(F.cosine_similarity(a, b).clamp(-1, 1)).clamp(min=1e-9)
+    parts = torch.sin((1 - share) * angle) / torch.sin(angle), torch.sin(share * angle) / torch.sin(angle)
+    return (parts[0][:, None] * a + parts[1][:, None] * b).reshape(one.shape).to(one.dtype)
+
+
+def _mirrored(batch: Batch) -> Tensor:
+    """Which rows are seen mirrored, (B, 1, 1, 1)."""
+    return (batch.draws.uniform("flip") < 0.5)[:, None, None, None]
+
+
 def build_unet(config: Config, data: DataInfo) -> ClassConditionalUNet | TextConditionalUNet:
     """The net that is trained, with initial weights."""
     layout = {name: getattr(config, name) for name in ("widths", "attention", "layers", "heads", "context_dim")}
@@ -265,3 +289,5 @@ def _refuse_unless_described(config: Config, data: DataInfo) -> None:
         )
     if config.conditioning == "text" and not data.caption_length:
         raise DataError("latent_diffusion: expected images with captions for conditioning text, found none")
+    if config.flips and data.autoencoder is not None and not data.flips:
+        raise DataError("latent_diffusion: flips needs latents of mirrored images too; expected encode.flips: true")

@@ -72,6 +72,8 @@ class Rows:
         else:
             mean, std = torch.randn(2, count, *data.shape, generator=generator)
             self.columns = {"mean": mean, "std": std.exp() / 10, "label": label}
+            if data.flips:
+                self.columns |= {"mean_flipped": mean.flip(-1) + 1, "std_flipped": std.flip(-1).exp() / 10}
         if data.caption_length:
             texts = [CAPTIONS[row % len(CAPTIONS)].encode().ljust(data.caption_length, b"\0") for row in range(count)]
             self.columns["caption"] = torch.tensor([list(text) for text in texts], dtype=torch.uint8)
