@@ -26,15 +26,6 @@ DEFAULT = Path("params.yaml")
 TRAINED = ("autoencoders", "judges", "samplers")  # the groups whose blocks `pipelines.train` takes
 
 
-class TrainBlock(Strict):
-    """One model: its family, the data set folder it trains on, the family's own Config, and the loop's."""
-
-    family: str
-    data: str
-    model: Any = {}
-    training: TrainingConfig
-
-
 class WatchBlock(Strict):
     """What looks at a training's checkpoints compare with: a judge's run folder, and images that are not trained on."""
 
@@ -42,12 +33,21 @@ class WatchBlock(Strict):
     held_out: str
 
 
+class TrainBlock(Strict):
+    """One model: its family, the data set folder it trains on, the family's own Config, and the loop's."""
+
+    family: str
+    data: str
+    model: Any = {}
+    training: TrainingConfig
+    watch: WatchBlock | None = None
+
+
 class SamplerBlock(TrainBlock):
     """A model that generates. Each of `candidates` is one setting of the family's Settings, measured on its own; the
     first is the default. Beside Settings it may say `ema_sigma_rel`: weights averaged over another length than the
     training's own."""
 
-    watch: WatchBlock | None = None
     candidates: tuple[dict[str, Any], ...] = ({},)
 
 

@@ -29,6 +29,7 @@ def make_job(params: Params, key: str) -> ray_train.Job:
     kind = family_class(block.family)
     config = parse(kind.Config, block.model, f"{key}.model")
     kind(config, info)  # refuses here, on the driver, what no worker could train
+    borrowed = tuple((name, str(Path(path).resolve())) for name, path in kind.borrows(config).items())
     return ray_train.Job(
         name=name_of(key),
         family=block.family,
@@ -37,15 +38,16 @@ def make_job(params: Params, key: str) -> ray_train.Job:
         training=block.training,
         seed=params.seed,
         data=str(folder.resolve()),
-        data_hash=data_hash(folder),
+        data_hash="-".join([data_hash(folder), *(content_hash(Path(path)) for _, path in borrowed)]),
         code_hash=code_hash(),
         watch=_watch(block),
+        borrowed=borrowed,
     )
 
 
 def _watch(block: TrainBlock) -> ray_train.Watch | None:
     """What to compare checkpoints with, checked to be there."""
-    watch = getattr(block, "watch", None)
+    watch = block.watch
     if watch is None:
         return None
     run_folder.read_config(Path(watch.judge))
@@ -63,6 +65,14 @@ def data_hash(folder: Path) -> str:
     """The content of a data set: its manifest, which lists every shard's hash, and what lies beside it."""
     others = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
     return sha256_folder(folder, MANIFEST) if len(others) == 1 else "-".join(sha256(path)[:32] for path in others)
+
+
+def content_hash(path: Path) -> str:
+    """Of a file, or of a run folder's config and weights. Raises SamplerError if there is neither."""
+    if path.is_file():
+        return sha256(path)[:32]
+    run_folder.read_config(path)
+    return sha256_folder(path, "*.safetensors")[:32]
 
 
 def code_hash() -> str:

@@ -12,6 +12,7 @@ from components.families.judge import Judge
 from components.families.latent_diffusion import LatentDiffusion
 from components.families.r3gan import R3GAN
 from components.families.sagan import SAGAN
+from components.families.stable_diffusion import StableDiffusion
 from components.families.stylegan2 import StyleGAN2
 from components.families.vae import VAE
 from components.families.wgan import WGAN
@@ -21,6 +22,7 @@ FAMILIES: dict[str, type[Family]] = {
     "vae": VAE,
     "judge": Judge,
     "latent_diffusion": LatentDiffusion,
+    "stable_diffusion": StableDiffusion,
     "dcgan": DCGAN,
     "wgan": WGAN,
     "wgan_gp": WGANGP,

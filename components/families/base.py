@@ -101,6 +101,16 @@ class Family:
         """The nets of a model of this config that are earlier averages of others, by their names."""
         return {}
 
+    @classmethod
+    def borrows(cls, config: Strict) -> Mapping[str, str]:
+        """Trained networks that a training of this config looks through and does not keep: by `judge`, the run folder
+        of one, or by `lpips`, a file of weights."""
+        return {}
+
+    def borrow(self, name: str, net: nn.Module) -> None:
+        """Receives a network that `borrows` names, before training."""
+        raise NotImplementedError
+
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor | None:
         """Images to look at during training, (N, C, H, W) in [-1, 1], or None. `columns`: rows of the training set."""
         return None

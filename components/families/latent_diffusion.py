@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from components.data import Batch
 from components.diffusion import schedules, weightings
 from components.diffusion.config import Config, Settings
-from components.diffusion.denoiser import Condition, Denoiser, Guidance, keeping, solve
+from components.diffusion.denoiser import Condition, Denoise, Denoiser, Guidance, keeping, solve
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS
 from components.diffusion.text import TextConditionalUNet, TextEncoder, texts_of_column, tokens_of, tokens_of_column
@@ -31,13 +31,13 @@ SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, Table 1
 
 
 class Latents:
-    """The space of an autoencoder's latents."""
+    """The space of an autoencoder's latents, with their mean and spread by channel: the data set's, unless told."""
 
-    def __init__(self, data: DataInfo):
+    def __init__(self, data: DataInfo, moments: tuple[Sequence[float], Sequence[float]] | None = None):
         self.autoencoder = VAE(VAE.Config(**data.autoencoder.config), data.autoencoder.data)
         self.nets = {"autoencoder": self.autoencoder.nets["autoencoder"]}
         self.calls = {"encoder": self._posterior_mean, **self.autoencoder.calls}
-        self.moments = tuple(data.statistics[name] for name in ("channel_mean", "channel_std"))
+        self.moments = moments or tuple(data.statistics[name] for name in ("channel_mean", "channel_std"))
 
     def _posterior_mean(self, images: Tensor) -> Tensor:
         return self.nets["autoencoder"].encode(images)[0]
@@ -174,8 +174,7 @@ class LatentDiffusion(Sampler):
             settings.guidance_rescale,
             "guide" if settings.guidance == "autoguidance" else None,
         )
-        towards, away = yield from self._conditions(request, guidance)
-        denoise = self.denoiser.guided(towards, away, guidance)
+        denoise = yield from self._denoise(request, guidance)
         finish = self._decode
         if source is not None:
             known = self.normalise((yield from self.space.encode(source.images)))
@@ -190,6 +189,11 @@ class LatentDiffusion(Sampler):
             return Preview((sigmas.index(sigma) + 1) / (len(sigmas) - 1), lambda: finish(x0))
 
         return (yield from finish((yield from solve(solver, denoise, preview))))
+
+    def _denoise(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, Denoise]:
+        """What answers a request's solver."""
+        towards, away = yield from self._conditions(request, guidance)
+        return self.denoiser.guided(towards, away, guidance)
 
     def _conditions(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, tuple[Condition, Condition]]:
         """What to go towards, and what the worse answer is asked about."""

@@ -12,12 +12,29 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data import Batch
-from components.families.base import DataInfo, Losses, Phase, Sampler, refuse_unless_square
+from components.errors import SamplerError
+from components.families.autoencoding.adversarial import AdversarialConfig, adaptive_weight, hinge
+from components.families.autoencoding.equivariance import EquivarianceConfig, draw
+from components.families.autoencoding.perceptual import DISTANCES, PerceptualConfig
+from components.families.base import DataInfo, Family, Losses, Phase, Sampler, refuse_unless_square
 from components.images import from_uint8
+from components.metrics.reconstruction import reconstruction_figures
 from components.nets.autoencoder import AutoencoderKL
+from components.nets.autoencoder.codebook import Codebook
+from components.nets.autoencoder.discriminator import PatchDiscriminator
+from components.nets.autoencoder.kl import Reconstruction
 from components.optimizers import OptimizerConfig
 from components.randomness import Draws
 from components.sampling import Call, Request, Trajectory
+
+
+class CodebookConfig(Strict):
+    """Of vector quantisation in the place of the Gaussian posterior; see nets/autoencoder/codebook.py."""
+
+    size: int = Field(512, ge=2)
+    decay: float = Field(0.99, gt=0, lt=1)
+    commitment: float = Field(0.25, gt=0)  # weight of the encoder's distance to its codes
+    restart_below: float = Field(0.03, ge=0)  # uses a batch
 
 
 class Config(Strict):
@@ -26,6 +43,10 @@ class Config(Strict):
     layers: int = Field(1, ge=1)  # residual blocks a resolution
     reconstruction: Literal["mse", "l1", "bce"] = "mse"
     kl_weight: float = Field(1e-2, ge=0)
+    perceptual: PerceptualConfig | None = None
+    adversarial: AdversarialConfig | None = None
+    equivariance: EquivarianceConfig | None = None
+    codebook: CodebookConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup=50)
 
 
@@ -42,10 +63,33 @@ class VAE(Sampler):
         self.config, self.data = config, data
         self.factor = 2 ** (len(config.widths) - 1)
         refuse_unless_square(data.shape, self.factor, "vae")
-        net = AutoencoderKL(data.shape[0], config.latent_channels, config.widths, config.layers)
+        book = config.codebook
+        codebook = Codebook(book.size, config.latent_channels, book.decay, book.restart_below) if book else None
+        net = AutoencoderKL(data.shape[0], config.latent_channels, config.widths, config.layers, codebook)
         self.nets = nn.ModuleDict({"autoencoder": net})
         self.calls = {"decoder": net.decode}
         self.phases = (Phase("autoencode", "autoencoder", self.loss, config.optimizer),)
+        self.looker: tuple[str, nn.Module] | None = None  # what the perceptual loss looks with
+        if config.adversarial:
+            self._add_discriminator(config.adversarial)
+
+    def _add_discriminator(self, config: AdversarialConfig) -> None:
+        channels, side, _ = self.data.shape
+        if side % 2**config.halvings:
+            raise SamplerError(
+                f"vae: adversarial.halvings: {config.halvings} of a side of {side} leave no whole pixels"
+            )
+        self.nets["discriminator"] = PatchDiscriminator(channels, config.width, config.halvings)
+        moves = Phase("discriminate", "discriminator", self.discriminator_loss, config.optimizer, low_precision=False)
+        self.phases = (*self.phases, moves)
+
+    @classmethod
+    def borrows(cls, config: Config) -> Mapping[str, str]:
+        asked = config.perceptual
+        return {} if asked is None else {"judge": asked.judge} if asked.judge else {"lpips": asked.lpips}
+
+    def borrow(self, name: str, net: nn.Module) -> None:
+        self.looker = name, net.requires_grad_(False).eval()
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -53,11 +97,64 @@ class VAE(Sampler):
         return self.config.latent_channels, height // self.factor, width // self.factor
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
+        config = self.config
+        answer, images = self._reconstruction(net, batch)
+        terms = {
+            "reconstruction": RECONSTRUCTION[config.reconstruction](answer.images, images).flatten(1).sum(1).mean()
+        }
+        loss, seen = terms["reconstruction"], self._as_images(answer.images)
+        if config.perceptual:
+            assert self.looker is not None, "nobody lent the network of the perceptual loss"
+            kind, looker = self.looker
+            terms["perceptual"] = DISTANCES[kind](looker.to(images.device), seen, images).mean()
+            loss = loss + config.perceptual.weight * images[0].numel() * terms["perceptual"]
+        figures = {}
+        if config.adversarial:
+            terms["adversarial"] = -self.nets["discriminator"](seen).mean()
+            last = self.nets["autoencoder"].decoder.conv_out.weight
+            figures["adaptive_weight"] = adaptive_weight(loss, terms["adversarial"], last)
+            weight = config.adversarial.weight * self._playing(batch) * figures["adaptive_weight"]
+            loss = loss + weight * terms["adversarial"]
+        if config.codebook:
+            terms["commitment"] = self._commitment(answer)
+            loss = loss + config.codebook.commitment * terms["commitment"]
+        else:
+            terms["kl"] = gaussian_kl(answer.mean, answer.std)
+            loss = loss + config.kl_weight * terms["kl"]
+        return {"loss": loss, **terms, **figures}
+
+    def _reconstruction(self, net: nn.Module, batch: Batch) -> tuple[Reconstruction, Tensor]:
+        """A batch through the net, and the images that it should give."""
         images = from_uint8(batch.columns["image"])
-        decoded, mean, std = net(images, batch.draws.normal("posterior", self.latent_shape))
-        reconstruction = RECONSTRUCTION[self.config.reconstruction](decoded, images).flatten(1).sum(1).mean()
-        kl = gaussian_kl(mean, std)
-        return {"loss": reconstruction + self.config.kl_weight * kl, "reconstruction": reconstruction, "kl": kl}
+        noise, asked = batch.draws.normal("posterior", self.latent_shape), self.config.equivariance
+        least = 2**self.config.adversarial.halvings if self.config.adversarial else 1
+        change = draw(asked, batch.step, self.latent_shape[1], self.factor, least) if asked else None
+        if change is None:
+            return net(images, noise), images
+        return net(images, noise, change.latents), change.images(images)
+
+    def _commitment(self, answer: Reconstruction) -> Tensor:
+        """The squared distance of latents to their codes (van den Oord et al. 2017, equation 3), a latent."""
+        # the codes come with the latents' gradient and this must pull the latents alone
+        codes = self.nets["autoencoder"].codebook.nearest(answer.mean.detach())
+        return (answer.mean - codes).square().flatten(1).sum(1).mean()
+
+    def _playing(self, batch: Batch) -> float:
+        return float(batch.step >= self.config.adversarial.start)
+
+    def discriminator_loss(self, net: nn.Module, batch: Batch) -> Losses:
+        with torch.no_grad():
+            answer, images = self._reconstruction(self.nets["autoencoder"], batch)
+        real, fake = net(torch.cat([images, self._as_images(answer.images)])).chunk(2)
+        return {
+            "loss": self._playing(batch) * hinge(real, fake),
+            "score_real": real.mean(),
+            "score_fake": fake.mean(),
+        }
+
+    def _as_images(self, decoded: Tensor) -> Tensor:
+        """The decoder's output in the images' range, with a gradient everywhere."""
+        return decoded.tanh() if self.config.reconstruction == "bce" else decoded
 
     def decode(self, latents: Tensor) -> Trajectory:
         """Latents as the encoder gives them -> images in [-1, 1]."""
@@ -77,6 +174,12 @@ class VAE(Sampler):
         """Images through the posterior mean and back, (B, C, H, W) in [-1, 1]."""
         net = self.nets["autoencoder"].eval()
         return self.bounded(net.decode(net.encode(images)[0]))
+
+    def watch(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Family) -> dict[str, float]:
+        """psnr, ssim and reconstruction_fd of images that were not trained on."""
+        images = from_uint8(held_out["image"]).to(next(self.nets.parameters()).device)
+        found = torch.cat([self.reconstruct(part) for part in images.split(256)])
+        return reconstruction_figures(images, found, judge.nets["classifier"])
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         """Rows of ten images, each above its reconstruction."""

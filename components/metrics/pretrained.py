@@ -164,9 +164,20 @@ def clip_scorer(weights: str, device: str) -> tuple[Callable[[Tensor, list[str]]
 
 
 def lpips(weights: str, device: str) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
-    """A function of two sets of images: (N,) LPIPS between pairs (Zhang et al. 2018), AlexNet, sides brought to 64; and
-    the hash of its weights. torchmetrics has the linear layers, the file holds AlexNet."""
-    path = _file(weights, "evaluate.lpips", _ALEXNET)
+    """A function of two sets of images: (N,) LPIPS between pairs; and the hash of its weights."""
+    net = lpips_net(weights, "evaluate.lpips").to(device)
+
+    @torch.inference_mode()
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return net(rgb(a).to(device), rgb(b).to(device)).flatten(0).double().cpu()
+
+    return distance, sha256(Path(weights))
+
+
+def lpips_net(weights: str, where: str) -> torch.nn.Module:
+    """LPIPS (Zhang et al. 2018), AlexNet, sides brought to 64: two sets of images (N, 3, H, W) -> N differentiable
+    distances. torchmetrics has the linear layers, the file holds AlexNet. `where` is told in errors."""
+    path = _file(weights, where, _ALEXNET)
     _library("torchvision")
     from torchmetrics.functional.image.lpips import _NoTrainLpips
 
@@ -177,10 +188,4 @@ def lpips(weights: str, device: str) -> tuple[Callable[[Tensor, Tensor], Tensor]
     if missing:
         raise SamplerError(f"{path}: no features.{missing[0]} in it; expected {_ALEXNET}")
     net.net.load_state_dict({key: state[f"features.{name}"] for name, key in places.items()})
-    net.to(device)
-
-    @torch.inference_mode()
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        return net(rgb(a).to(device), rgb(b).to(device)).flatten(0).double().cpu()
-
-    return distance, sha256(path)
+    return net

@@ -189,21 +189,33 @@ class BasicTransformerBlock(nn.Module):
 
 
 class Transformer2DModel(nn.Module):
-    """Transformer blocks over the places of a feature map (Rombach et al. 2022, section 3.3)."""
+    """Transformer blocks over the places of a feature map (Rombach et al. 2022, section 3.3).
+
+    `linear`: the projections around them are linear layers and not 1x1 convolutions, as Stable Diffusion has them from
+    its second version on; only the shape of their weights differs."""
 
     recomputable = True
 
-    def __init__(self, channels: int, heads: int, context_dim: int, depth: int = 1):
+    def __init__(self, channels: int, heads: int, context_dim: int, depth: int = 1, linear: bool = False):
         super().__init__()
         self.norm = nn.GroupNorm(norm_groups(channels), channels, eps=1e-6)
-        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(channels, heads, context_dim) for _ in range(depth)
         )
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.linear = linear
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (B, H*W, C)
+        tokens = self.norm(x)
+        tokens = self.proj_in(_tokens(tokens)) if self.linear else _tokens(self.proj_in(tokens))  # (B, H*W, C)
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
+        if self.linear:
+            return x + self.proj_out(tokens).transpose(1, 2).reshape(x.shape)
         return x + self.proj_out(tokens.transpose(1, 2).reshape(x.shape))
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H*W, C)."""
+    return x.flatten(2).transpose(1, 2)

@@ -20,10 +20,14 @@ class Classifier(nn.Module):
         self.project = nn.Linear(2 * width, feature_dim)
         self.classify = nn.Linear(feature_dim, num_classes)
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What each block makes, (B, C, H, W) with H and W halved from one to the next."""
+        first = self.blocks[0](self.conv_in(images))
+        second = self.blocks[1](F.max_pool2d(first, 2))
+        return [first, second, self.blocks[2](F.max_pool2d(second, 2))]
+
     def features(self, images: Tensor) -> Tensor:
-        x = F.max_pool2d(self.blocks[0](self.conv_in(images)), 2)
-        x = F.max_pool2d(self.blocks[1](x), 2)
-        return self.project(F.silu(self.blocks[2](x)).mean(dim=(2, 3)))
+        return self.project(F.silu(self.maps(images)[-1]).mean(dim=(2, 3)))
 
     def logits(self, features: Tensor) -> Tensor:
         return self.classify(F.relu(features))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +23,20 @@ from components.nets.blocks import (
 EPS = 1e-5  # of the U-Net's norms in the published layout; the autoencoder's are 1e-6
 
 
+class Attends(NamedTuple):
+    """How the blocks of a resolution attend to the context."""
+
+    heads: int
+    context_dim: int
+    depth: int = 1  # transformer blocks a layer
+    linear: bool = False  # as in Transformer2DModel
+
+
 class DownBlock(nn.Module):
-    def __init__(
-        self, channels: Sequence[int], temb: int, heads: int, context_dim: int, attend: bool, downsample: bool
-    ):
+    def __init__(self, channels: Sequence[int], temb: int, attends: Attends | None, downsample: bool):
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock2D(before, after, temb, EPS) for before, after in pairwise(channels))
-        self.attentions = _attentions(channels[1:], heads, context_dim) if attend else None
+        self.attentions = _attentions(channels[1:], attends)
         self.downsamplers = nn.ModuleList([Downsample2D(channels[-1], padding=1)]) if downsample else None
 
     def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -45,10 +53,10 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    def __init__(self, channels: int, temb: int, heads: int, context_dim: int):
+    def __init__(self, channels: int, temb: int, attends: Attends):
         super().__init__()
         self.resnets = nn.ModuleList([ResnetBlock2D(channels, channels, temb, EPS) for _ in range(2)])
-        self.attentions = _attentions([channels], heads, context_dim)
+        self.attentions = _attentions([channels], attends)
 
     def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
         x = self.attentions[0](self.resnets[0](x, temb), context)
@@ -62,9 +70,7 @@ class UpBlock(nn.Module):
         out_channels: int,
         skips: Sequence[int],
         temb: int,
-        heads: int,
-        context_dim: int,
-        attend: bool,
+        attends: Attends | None,
         upsample: bool,
     ):
         super().__init__()
@@ -72,7 +78,7 @@ class UpBlock(nn.Module):
             ResnetBlock2D((in_channels if layer == 0 else out_channels) + skip, out_channels, temb, EPS)
             for layer, skip in enumerate(skips)
         )
-        self.attentions = _attentions([out_channels] * len(skips), heads, context_dim) if attend else None
+        self.attentions = _attentions([out_channels] * len(skips), attends)
         self.upsamplers = nn.ModuleList([Upsample2D(out_channels)]) if upsample else None
 
     def forward(self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor) -> Tensor:
@@ -83,15 +89,30 @@ class UpBlock(nn.Module):
         return x if self.upsamplers is None else self.upsamplers[0](x)
 
 
-def _attentions(widths: Sequence[int], heads: int, context_dim: int) -> nn.ModuleList:
-    return nn.ModuleList(Transformer2DModel(width, heads, context_dim) for width in widths)
+def _attentions(widths: Sequence[int], attends: Attends | None) -> nn.ModuleList | None:
+    return nn.ModuleList(Transformer2DModel(width, *attends) for width in widths) if attends else None
+
+
+class AddedEmbedding(TimestepEmbedding):
+    """What Stable Diffusion XL adds to the time's embedding: a pooled text (B, pooled_dim) and `num_sizes` numbers of
+    the image's size and crop, each embedded like a time (Podell et al. 2024, section 2.2) -> (B, temb)."""
+
+    def __init__(self, pooled_dim: int, num_sizes: int, width: int, temb: int):
+        super().__init__(pooled_dim + num_sizes * width, temb)
+        self.width = width
+
+    def forward(self, pooled: Tensor, sizes: Tensor) -> Tensor:  # type: ignore[override]
+        embedded = sinusoidal_embedding(sizes.flatten(), self.width).reshape(len(sizes), -1)
+        return super().forward(torch.cat([pooled, embedded], dim=1))
 
 
 class UNet2DConditionModel(nn.Module):
     """x (B, C, H, W), noise level (B,) in [0, 1000], class (B,), context (B, M, context_dim) -> (B, C, H, W).
 
     `widths` gives the channels of each resolution, `attention` where its blocks attend to the context. `num_classes`
-    counts the rows of the class embedding, the one for "no class" included; 0 leaves it out.
+    counts the rows of the class embedding, the one for "no class" included; 0 leaves it out. `heads` and `depth`, the
+    transformer blocks a layer, may differ by resolution; the middle goes by the last. `added` makes room for a pooled
+    text and sizes: AddedEmbedding's first three arguments.
     """
 
     def __init__(
@@ -100,9 +121,12 @@ class UNet2DConditionModel(nn.Module):
         widths: Sequence[int],
         attention: Sequence[bool],
         layers: int,
-        heads: int,
+        heads: int | Sequence[int],
         context_dim: int,
-        num_classes: int,
+        num_classes: int = 0,
+        depth: int | Sequence[int] = 1,
+        linear: bool = False,
+        added: tuple[int, int, int] | None = None,
     ):
         super().__init__()
         temb = 4 * widths[0]
@@ -110,28 +134,41 @@ class UNet2DConditionModel(nn.Module):
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], temb)
         self.class_embedding = nn.Embedding(num_classes, temb) if num_classes else None
+        self.add_embedding = AddedEmbedding(*added, temb) if added else None
         last = len(widths) - 1
+        heads = [heads] * len(widths) if isinstance(heads, int) else heads
+        depth = [depth] * len(widths) if isinstance(depth, int) else depth
+        attends = [Attends(heads[level], context_dim, depth[level], linear) for level in range(len(widths))]
+        at = [attends[level] if attend else None for level, attend in enumerate(attention)]
         skips = [widths[0]]
         self.down_blocks = nn.ModuleList()
         for level, width in enumerate(widths):
             path = [widths[max(level - 1, 0)], *[width] * layers]
-            self.down_blocks.append(DownBlock(path, temb, heads, context_dim, attention[level], level < last))
+            self.down_blocks.append(DownBlock(path, temb, at[level], level < last))
             skips += [width] * (layers + (level < last))
-        self.mid_block = MidBlock(widths[-1], temb, heads, context_dim)
+        self.mid_block = MidBlock(widths[-1], temb, attends[-1])
         self.up_blocks = nn.ModuleList()
         for level in reversed(range(len(widths))):
             arriving = widths[min(level + 1, last)]
             taken = [skips.pop() for _ in range(layers + 1)]
-            self.up_blocks.append(
-                UpBlock(arriving, widths[level], taken, temb, heads, context_dim, attention[level], level > 0)
-            )
+            self.up_blocks.append(UpBlock(arriving, widths[level], taken, temb, at[level], level > 0))
         self.conv_norm_out = nn.GroupNorm(norm_groups(widths[0]), widths[0], eps=EPS)
         self.conv_out = nn.Conv2d(widths[0], channels, 3, padding=1)
 
-    def forward(self, x: Tensor, level: Tensor, label: Tensor | None, context: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        level: Tensor,
+        label: Tensor | None,
+        context: Tensor,
+        pooled: Tensor | None = None,
+        sizes: Tensor | None = None,
+    ) -> Tensor:
         temb = self.time_embedding(sinusoidal_embedding(level, self.embedding_width))
         if self.class_embedding is not None:
             temb = temb + self.class_embedding(label)
+        if self.add_embedding is not None:
+            temb = temb + self.add_embedding(pooled, sizes)
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:

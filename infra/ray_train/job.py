@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from components import run_folder
 from components.config import Strict
 from components.families import FAMILIES
 from components.families.base import DataInfo, Family
+from components.metrics import pretrained
 from components.training import TrainingConfig
 
 
@@ -29,7 +31,8 @@ class Job:
     """Everything that decides a training's result. Equal jobs have equal hashes and continue each other's runs.
 
     `data` is the absolute folder of the data set, `data_hash` and `code_hash` the content of it and of the code.
-    `watch` decides figures beside the training, not its result.
+    `watch` decides figures beside the training, not its result. `borrowed`: where the networks lie that the family
+    looks through while training, by what it calls them; their content is part of `data_hash`.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Job:
     data_hash: str
     code_hash: str
     watch: Watch | None = None
+    borrowed: tuple[tuple[str, str], ...] = ()
 
     @property
     def hash(self) -> str:
@@ -62,4 +66,13 @@ class Job:
         family = FAMILIES[self.family](self.config, self.info)
         for net in family.pretrained:
             run_folder.load_weights(family.nets[net], Path(self.data) / f"{net}.safetensors")
+        for name, path in self.borrowed:
+            family.borrow(name, _borrowed(name, path))
         return family
+
+
+def _borrowed(name: str, path: str) -> nn.Module:
+    """The network that Family.borrows speaks of. Raises InputError if it cannot be had."""
+    if name == "lpips":
+        return pretrained.lpips_net(path, "perceptual.lpips")
+    return run_folder.load(Path(path)).family.nets["classifier"]

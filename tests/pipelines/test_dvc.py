@@ -16,7 +16,10 @@ INCIDENTAL = {"components/__init__.py", "components/config.py", "components/erro
 # how trained models sample: evaluate's matter, a training only previews with it
 SAMPLING_ONLY = {"components/sampling.py", "components/images.py"}
 # figures beside the curves: they decide no weight
-WATCHING_ONLY = {f"components/metrics/{name}.py" for name in ("modes", "neighbours", "probe")}
+WATCHING_ONLY = {
+    f"components/metrics/{name}.py"
+    for name in ("modes", "neighbours", "probe", "reconstruction", "frechet", "intervals")
+}
 
 
 @pytest.fixture(scope="module")

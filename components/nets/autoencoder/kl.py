@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.nets.autoencoder.codebook import Codebook
 from components.nets.blocks import Downsample2D, ResnetBlock2D, SpatialAttention, Upsample2D, norm_groups
 
 
@@ -92,27 +94,61 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
-class AutoencoderKL(nn.Module):
-    """Encoder, decoder and the 1x1 convolutions between them. The downsampling factor f is 2 ** (len(widths) - 1)."""
+class Reconstruction(NamedTuple):
+    """What a forward gives: images, the posterior's mean and standard deviation, and what the decoder was given."""
 
-    def __init__(self, channels: int, latent_channels: int, widths: Sequence[int], layers: int):
+    images: Tensor
+    mean: Tensor
+    std: Tensor
+    latents: Tensor
+
+
+class AutoencoderKL(nn.Module):
+    """Encoder, decoder and the 1x1 convolutions between them. The downsampling factor f is 2 ** (len(widths) - 1).
+
+    With a `codebook` the posterior has no spread, and the decoder takes the nearest codes of whatever it is given
+    (Rombach et al. 2022, section 3.1: the quantisation belongs to the decoder)."""
+
+    def __init__(
+        self,
+        channels: int,
+        latent_channels: int,
+        widths: Sequence[int],
+        layers: int,
+        codebook: Codebook | None = None,
+    ):
         super().__init__()
         self.encoder = Encoder(channels, latent_channels, widths, layers)
         self.decoder = Decoder(channels, latent_channels, widths, layers)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+        self.codebook = codebook
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the posterior, each (B, latent_channels, H / f, W / f)."""
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
+        if self.codebook is not None:
+            return mean, torch.zeros_like(mean)
         return mean, torch.exp(0.5 * logvar.clamp(-30, 20))  # bounds of the published model
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(latents))
+        return self._decode(self._quantised(latents))
 
-    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reparameterised reconstruction (Kingma and Welling 2014): reconstruction, mean, std.
+    def forward(
+        self, images: Tensor, noise: Tensor, change: Callable[[Tensor], Tensor] | None = None
+    ) -> Reconstruction:
+        """Reparameterised reconstruction (Kingma and Welling 2014); `change` is done to the latents before decoding.
 
         One forward does both halves, so that data-parallel wrappers see every parameter used."""
         mean, std = self.encode(images)
-        return self.decode(mean + std * noise), mean, std
+        latents = mean + std * noise
+        if change is not None:
+            latents = change(latents)
+        latents = self._quantised(latents)
+        return Reconstruction(self._decode(latents), mean, std, latents)
+
+    def _quantised(self, latents: Tensor) -> Tensor:
+        return latents if self.codebook is None else self.codebook(latents)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(latents))

@@ -1,0 +1,154 @@
+"""Stable Diffusion 1 and 2 (Rombach et al. 2022) and XL (Podell et al. 2024): latent diffusion of texts by pretrained
+encoders, as pipelines.export imports it from a folder of diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from components.config import Strict
+from components.diffusion import config as diffusion
+from components.diffusion import schedules
+from components.diffusion.denoiser import Condition, Denoise, Denoiser, Guidance
+from components.errors import DataError
+from components.families.base import DataInfo
+from components.families.latent_diffusion import LatentDiffusion, Latents
+from components.nets.clip import Encoded, EncoderLayout, TextEncoders
+from components.nets.unet import UNet2DConditionModel
+from components.sampling import Call, Request
+
+AESTHETIC = 6.0, 2.5  # the scores that the refiner is told of what is wanted and what not (its authors' defaults)
+
+
+class UNetLayout(Strict):
+    """See nets/unet.py; what may differ by resolution has a value for each. `added`: the widths of the pooled text, the
+    number of sizes that the net is told, and the width of each."""
+
+    widths: tuple[int, ...] = Field(min_length=1)
+    attention: tuple[bool, ...]
+    layers: int = Field(ge=1)
+    heads: tuple[int, ...]
+    depth: tuple[int, ...]
+    context_dim: int = Field(ge=1)
+    linear: bool = False
+    added: tuple[int, int, int] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> UNetLayout:
+        for name in ("attention", "heads", "depth"):
+            if len(getattr(self, name)) != len(self.widths):
+                raise ValueError(f"{name}: expected a value for each of {len(self.widths)} widths")
+        return self
+
+
+class Config(Strict):
+    unet: UNetLayout
+    refiner: UNetLayout | None = None  # a second U-Net, for the lower noise levels; it knows the last encoder alone
+    text: tuple[EncoderLayout, ...] = Field(min_length=1, max_length=2)
+    objective: Literal["epsilon", "v", "x0"] = "epsilon"
+    schedule: schedules.ScheduleConfig = schedules.ScheduleConfig(name="scaled_linear")
+    latent_mean: tuple[float, ...]  # by channel; what the U-Nets see has none of it and unit spread
+    latent_std: tuple[float, ...]
+    zeros_for_nothing: bool = False  # no negative prompt is zeros, and not the empty text
+
+
+class Settings(diffusion.Settings):
+    """`refiner_start`: the share of the schedule's times after which the refiner takes over; 1: never."""
+
+    solver: Literal[tuple(diffusion.SOLVERS)] = "dpmpp_2m"
+    num_inference_steps: int = Field(25, ge=1, le=1000)
+    guidance_scale: float = Field(7.5, ge=0, le=50)
+    guidance: Literal["classifier_free"] = "classifier_free"
+    refiner_start: float = Field(0.8, gt=0, le=1)
+
+
+class PromptedUNet(nn.Module):
+    """A U-Net that is told a text and, where it has room for them, sizes."""
+
+    def __init__(self, channels: int, layout: UNetLayout):
+        super().__init__()
+        self.unet = UNet2DConditionModel(channels, **dict(layout))
+
+    def forward(self, x: Tensor, level: Tensor, context: Tensor, **added: Tensor) -> Tensor:
+        return self.unet(x, level, None, context, **added)
+
+
+class StableDiffusion(LatentDiffusion):
+    Config = Config
+    Settings = Settings
+    conditional = False
+    texts = True
+
+    def __init__(self, config: Config, data: DataInfo):
+        self.config, self.data = config, data
+        if data.autoencoder is None:
+            raise DataError("stable_diffusion: expected a latent data set, as `encode` writes it; found images")
+        self.space = Latents(data, (config.latent_mean, config.latent_std))
+        self.autoencoder = self.space.autoencoder
+        text = TextEncoders(config.text)
+        unets = {"unet": PromptedUNet(data.shape[0], config.unet)}
+        if config.refiner is not None:
+            unets["refiner"] = PromptedUNet(data.shape[0], config.refiner)
+        self.nets = nn.ModuleDict({**unets, "text": text, **self.space.nets})
+        self.kept = tuple(self.nets)
+        self.pretrained = tuple(name for name in self.nets if name != "unet")
+        self.calls = {**self.space.calls, **unets, "text": text}
+        self.schedule = schedules.build(config.schedule)
+        self.denoiser = Denoiser(config.objective, self.schedule)
+        self.phases = ()
+
+    @classmethod
+    def early_nets(cls, config: Config) -> dict:
+        return {}
+
+    @classmethod
+    def why_not(cls, config: Config, settings: Settings) -> str | None:
+        return None
+
+    def _denoise(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, Denoise]:
+        rows, text = len(request.seeds), self.nets["text"]
+        prompts, against = request.prompts or ("",) * rows, request.negative_prompts
+        texts = [*prompts, *(against or ("",) * rows)] if guidance.scale != 1 else [*prompts]
+        found = text.unpack((yield Call("text", text.tokens(texts))))
+        wanted = Encoded(*(part[:rows] for part in found))
+        unwanted = Encoded(*(part[-rows:] for part in found))
+        if against is None and self.config.zeros_for_nothing:
+            unwanted = Encoded(*map(torch.zeros_like, unwanted))
+        base = self.denoiser.guided(*self._told(wanted, unwanted, "unet"), guidance)
+        if self.config.refiner is None or request.settings.refiner_start == 1:
+            return base
+        refine = replace(self.denoiser, net="refiner").guided(*self._told(wanted, unwanted, "refiner"), guidance)
+        return self._relay(base, refine, request.settings.refiner_start)
+
+    def _relay(self, base: Denoise, refine: Denoise, share: float) -> Denoise:
+        """`refine` below the level where `share` of the times is done (Balaji et al. 2022, section 4.1)."""
+        cut = round(schedules.NUM_TRAIN_TIMESTEPS * (1 - share))
+
+        def denoise(x: Tensor, sigma: float) -> Generator[Call, Tensor, Tensor]:
+            level = float(self.denoiser.level(torch.tensor([sigma], dtype=torch.float64)))
+            # times come back from sigma a little off
+            return (yield from (base if level > cut - 1e-6 else refine)(x, sigma))
+
+        return denoise
+
+    def _told(self, wanted: Encoded, unwanted: Encoded, net: str) -> tuple[Condition, Condition]:
+        """What a U-Net is told of what is wanted, and of what is not."""
+        layout = self.config.unet if net == "unet" else self.config.refiner
+        score = AESTHETIC if layout.added and layout.added[1] == 5 else (None, None)
+        return tuple(
+            self._condition(text, layout, aesthetic) for text, aesthetic in zip((wanted, unwanted), score, strict=True)
+        )
+
+    def _condition(self, text: Encoded, layout: UNetLayout, aesthetic: float | None) -> Condition:
+        context = text.context[:, :, -layout.context_dim :]  # the refiner attends to the last encoder alone
+        if layout.added is None:
+            return {"context": context}
+        _, height, width = self.image_shape
+        last = (height, width) if aesthetic is None else (aesthetic,)
+        sizes = context.new_tensor([height, width, 0, 0, *last]).expand(len(context), -1)  # whole, uncropped
+        return {"context": context, "pooled": text.pooled, "sizes": sizes}

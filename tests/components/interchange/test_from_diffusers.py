@@ -1,0 +1,130 @@
+"""Folders of Stable Diffusion, read into our nets: the same noise and prompts give the images that diffusers gives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from components.errors import SamplerError
+from components.interchange.from_diffusers import read
+from components.randomness import Draws
+from components.sampling import Request
+from tests.components.interchange import folders
+
+PROMPTS = ("a fish", "two cats")
+
+
+@pytest.fixture(scope="module", params=["1", "2", "xl"])
+def pair(request, tmp_path_factory):
+    """The kind, its folder, and diffusers' pipeline."""
+    folder = tmp_path_factory.mktemp(request.param) / "model"
+    kind = request.param
+    made = folders.stable_diffusion_xl(folder) if kind == "xl" else folders.stable_diffusion(folder, kind == "2")
+    made.set_progress_bar_config(disable=True)
+    return kind, folder, made
+
+
+def ours(family, prompts=PROMPTS, negative=None, **settings):
+    seeds = torch.arange(len(prompts))
+    settings = family.Settings(solver="euler", num_inference_steps=5, **settings)
+    return family.sample(Request(seeds, None, settings, prompts=prompts, negative_prompts=negative)), settings
+
+
+def noise(family, count: int) -> torch.Tensor:
+    return Draws.of_seeds(torch.arange(count)).normal("start", family.data.shape)
+
+
+@pytest.mark.parametrize(("scale", "negative"), [(1.0, None), (4.0, None), (4.0, ("a dog", "grey"))])
+def test_prompts_give_the_images_of_diffusers(pair, scale, negative):
+    _, folder, pipe = pair
+    family = read(folder)
+    found, settings = ours(family, negative=negative, guidance_scale=scale)
+    expected = pipe(
+        prompt=list(PROMPTS),
+        negative_prompt=negative and list(negative),
+        guidance_scale=scale,
+        sigmas=family.sigmas(settings),
+        latents=noise(family, len(PROMPTS)),
+        output_type="pt",
+    ).images
+    assert found.shape == expected.shape == (2, 3, 16, 16)
+    assert (found[0] - found[1]).abs().max() > 1e-2
+    assert (found - (expected * 2 - 1)).abs().max() < 1e-3
+
+
+def test_refiner_takes_over_at_its_level(tmp_path):
+    base = folders.stable_diffusion_xl(tmp_path / "base")
+    refiner = folders.refiner(tmp_path / "refiner", base)
+    family = read(tmp_path / "base", tmp_path / "refiner")
+    start, steps = 0.6, 9  # whole times, so that both interpolate levels alike
+    settings = family.Settings(solver="euler", num_inference_steps=steps, guidance_scale=4.0, refiner_start=start)
+    request = Request(torch.arange(2), None, settings, prompts=PROMPTS, negative_prompts=("", ""))
+    found = family.sample(request)
+    times = [111.0 * left for left in range(steps, 0, -1)]
+    common = {"prompt": list(PROMPTS), "negative_prompt": ["", ""], "guidance_scale": 4.0}
+    for pipe in (base, refiner):
+        pipe.set_progress_bar_config(disable=True)
+    half = base(**common, timesteps=times, denoising_end=start, latents=noise(family, 2), output_type="latent").images
+    whole = refiner(**common, image=half, timesteps=times, denoising_start=start, output_type="pt").images
+    assert (found - (whole * 2 - 1)).abs().max() < 1e-3
+    plain = family.sample(Request(**{**vars(request), "settings": settings.model_copy(update={"refiner_start": 1.0})}))
+    assert (found - plain).abs().max() > 1e-2
+
+
+def test_a_folder_with_a_pickle_is_refused(pair, tmp_path):
+    _, folder, _ = pair
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80")
+    with pytest.raises(SamplerError, match=r"diffusion_pytorch_model\.bin: may be a pickle"):
+        read(tmp_path / "model")
+
+
+CHANGES = {
+    "other activation": ("unet/config.json", {"act_fn": "gelu"}, "act_fn: expected 'silu', found 'gelu'"),
+    "classes": ("unet/config.json", {"num_class_embeds": 10}, "num_class_embeds: expected None, found 10"),
+    "inpainting": ("unet/config.json", {"in_channels": 9}, "in_channels: expected out_channels, 4, found 9"),
+    "other blocks": ("unet/config.json", {"down_block_types": ["AttnDownBlock2D"] * 2}, "down_block_types: expected"),
+    "other width": ("unet/config.json", {"block_out_channels": [32, 96]}, "unet: not this network's weights"),
+    "other norms": (
+        "unet/config.json",
+        {"norm_num_groups": 16},
+        "norm_num_groups: expected 32 by its widths, found 16",
+    ),
+    "other betas": ("scheduler/scheduler_config.json", {"beta_end": 0.02}, "beta_end: expected 0.012, found 0.02"),
+    "other target": ("scheduler/scheduler_config.json", {"prediction_type": "flow_prediction"}, "prediction_type: exp"),
+    "no quantisation": ("vae/config.json", {"use_quant_conv": False}, "use_quant_conv: expected True, found False"),
+    "other pipeline": ("model_index.json", {"_class_name": "FluxPipeline"}, "a FluxPipeline; expected StableDiffusion"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_our_nets_do_not_compute_is_refused(change, tmp_path_factory, tmp_path, known):
+    file, values, message = CHANGES[change]
+    shutil.copytree(known, tmp_path / "model")
+    path = tmp_path / "model" / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    with pytest.raises(SamplerError, match=message):
+        read(tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("known") / "model"
+    folders.stable_diffusion(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "missing", ["model_index.json", "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"]
+)
+def test_missing_files_are_named(missing, known, tmp_path):
+    shutil.copytree(known, tmp_path / "model")
+    (tmp_path / "model" / missing).unlink()
+    with pytest.raises(SamplerError, match=f"{missing}: missing"):
+        read(tmp_path / "model")

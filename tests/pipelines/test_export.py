@@ -1,0 +1,69 @@
+"""The verb: runs to and from folders of diffusers, and refusals in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from components import run_folder
+from components.errors import SamplerError
+from components.sampling import Request
+from components.training import State
+from pipelines import export, paths
+from tests.components.interchange import folders
+from tests.components.interchange.test_to_diffusers import run
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def test_a_run_goes_out(runs, tmp_path, capsys):
+    made = run(tmp_path)
+    family = made.family
+    average = {"unet": family.nets["unet"].state_dict()}
+    run_folder.write(runs / "ldm", "latent_diffusion", family, State(0, {}, {}, average), made.config.provenance)
+    export.main(["ldm", "--to", "diffusers", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out" / "model_index.json").read_text())["unet"] == [
+        "diffusers",
+        "UNet2DConditionModel",
+    ]
+    assert "out" in capsys.readouterr().out
+    with pytest.raises(SamplerError, match="is there already; expected the name of a new folder"):
+        export.main(["ldm", "--to", "diffusers", str(tmp_path / "out")])
+    with pytest.raises(SamplerError, match="missing; expected a run folder"):
+        export.main(["nobody", "--to", "diffusers", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_comes_in_as_a_run_that_serves_prompts(runs, tmp_path):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    folders.stable_diffusion(tmp_path / "model")
+    export.main(["sd", "--from", str(tmp_path / "model")])
+    loaded = run_folder.load(runs / "sd")
+    assert loaded.config.family == "stable_diffusion"
+    family = loaded.family
+    settings = family.Settings(num_inference_steps=3)
+    first, second = (
+        family.sample(Request(torch.tensor([1]), None, settings, prompts=(text,))) for text in ("a fish", "a cat")
+    )
+    assert first.shape == (1, 3, 16, 16)
+    assert first.abs().max() <= 1
+    assert not torch.equal(first, second)
+    direct = export.from_diffusers.read(tmp_path / "model")
+    assert torch.equal(direct.sample(Request(torch.tensor([1]), None, settings, prompts=("a fish",))), first)
+
+
+@pytest.mark.parametrize(
+    "argv", [["ldm"], ["ldm", "--to", "onnx", "out"], ["ldm", "--to", "diffusers", "out", "--from", "x"]]
+)
+def test_usage(argv, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        export.main(argv)
+    assert stopped.value.code == 2
+    assert "usage: python -m pipelines.export" in capsys.readouterr().err
