@@ -19,13 +19,16 @@ from ray.exceptions import RayTaskError
 
 from components import run_folder
 from components.engine import DeadlineExceeded, EngineFull, EngineStopped
+from components.errors import SamplerError
 from components.images import to_uint8
 from components.sampling import Request
 from infra import ray_serve
+from infra.champions import Shelf
 from infra.config import ServeConfig
-from infra.openai_api import ImageOrder, ServedModel
-from tests.infra.local import free_port
-from tests.infra.serving import CLASSES, write_sampler
+from infra.openai_api import ImageOrder
+from infra.sampler_replica import SamplerReplica
+from tests.infra.local import free_port, served_model
+from tests.infra.serving import CLASSES, write_promoted, write_sampler
 
 DEFAULTS = {"solver": "ddim", "num_inference_steps": 4, "guidance_scale": 2.0}
 FAST = {"num_inference_steps": 3}
@@ -34,24 +37,24 @@ CONFIG = ServeConfig(max_images=4, max_steps=1000, max_body=20_000, slots=16, qu
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_sampler(tmp_path_factory.mktemp("runs") / "ldm")
+def project(tmp_path_factory):
+    """A project's root with a promoted sampler."""
+    root = tmp_path_factory.mktemp("project")
+    write_sampler(root / "runs" / "ldm")
+    return write_promoted(root, "runs/ldm", "3", settings=DEFAULTS, figures={"frechet_distance": 1.5})
 
 
 @pytest.fixture(scope="module")
-def address(ray_session, folder):
+def address(ray_session, project):
     config = CONFIG.model_copy(update={"port": free_port()})
-    model = ServedModel(
-        name="latent-foundry",
-        version="3",
-        folder=str(folder),
-        run=run_folder.read_config(folder),
-        settings=DEFAULTS,
-        figures={"frechet_distance": 1.5},
-    )
-    ray_serve.start(model, config, gpu=False)
+    ray_serve.start(Shelf(root=str(project)), config)
     yield f"http://127.0.0.1:{config.port}"
     ray_serve.stop()
+
+
+@pytest.fixture
+def model(folder):
+    return served_model(folder)
 
 
 @pytest.fixture
@@ -85,8 +88,8 @@ def test_a_class_by_name_or_number(client):
     assert (images[0] != images[3]).any()
 
 
-def test_the_image_is_the_samplers_own(client, folder):
-    family = run_folder.load(folder).family
+def test_the_image_is_the_samplers_own(client, project):
+    family = run_folder.load(project / "runs/ldm").family
     settings = family.Settings(solver="heun", num_inference_steps=5, guidance_scale=3.0)
     expected = to_uint8(family.sample(Request(torch.tensor([11]), torch.tensor([1]), settings)))[0, 0].numpy()
     answer = client.images.generate(
@@ -252,11 +255,10 @@ def test_errors_as_the_client_sees_them(client):
     assert refused.value.param == "prompt" and refused.value.request_id
 
 
-def test_a_folder_that_cannot_be_loaded_is_refused_on_the_driver(folder, tmp_path):
-    run = run_folder.read_config(folder)
-    model = ServedModel(name="latent-foundry", version="1", folder=str(tmp_path), run=run)
-    with pytest.raises(run_folder.SamplerError, match="config.json: missing"):
-        ray_serve.start(model, ServeConfig(), gpu=False)
+def test_a_folder_that_cannot_be_loaded_is_refused_on_the_driver(tmp_path):
+    write_promoted(tmp_path, "runs/ldm", "1")
+    with pytest.raises(SamplerError, match="config.json: missing"):
+        ray_serve.start(Shelf(root=str(tmp_path)), ServeConfig())
 
 
 def load(address: str) -> dict:
@@ -329,10 +331,8 @@ def test_a_replica_that_dies_is_replaced_and_its_requests_are_told(address, clie
     assert client.with_options(timeout=180, max_retries=20).images.generate(prompt="one", extra_body=FAST).data
 
 
-def test_a_stuck_engine_fails_the_health_check(folder):
-    run = run_folder.read_config(folder)
-    model = ServedModel(name="latent-foundry", version="1", folder=str(folder), run=run)
-    replica = ray_serve.SamplerReplica(model, CONFIG.model_copy(update={"stuck_after": 0.3}))
+def test_a_stuck_engine_fails_the_health_check_and_tells_who_waits(model):
+    replica = SamplerReplica(model, CONFIG.model_copy(update={"stuck_after": 0.3}))
     entered, release = threading.Event(), threading.Event()
 
     def stuck(**inputs):
@@ -342,17 +342,21 @@ def test_a_stuck_engine_fails_the_health_check(folder):
 
     replica.check_health()
     replica.engine.nets = {"unet": stuck}
-    order = ImageOrder(seed=1, label=0, settings=DEFAULTS, group="group")
-    future = replica._submit(order)
+    orders = [ImageOrder(model=model.key, seed=seed, label=0, settings=DEFAULTS, group="group") for seed in (1, 2)]
+    future, waiting = map(replica._submit, orders)
     assert entered.wait(60)
     time.sleep(0.4)
     with pytest.raises(RuntimeError, match="no sign of life"):
         replica.check_health()
-    release.set()
-    with pytest.raises(RuntimeError, match="released"):
-        future.result(60)
-    replica.check_health()
+    for lost in (future, waiting):
+        with pytest.raises(EngineStopped):
+            lost.result(0)
+    release.set()  # too late: Serve is told the same until it has replaced the replica
     replica.engine.stop(timeout=60)
+    with pytest.raises(RuntimeError, match="no sign of life"):
+        replica.check_health()
+    with pytest.raises(EngineStopped):
+        replica._submit(orders[0])
 
 
 @pytest.mark.parametrize(
