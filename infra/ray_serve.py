@@ -35,7 +35,6 @@ from infra.sampler_replica import SamplerReplica
 NAME = "latent-foundry"
 VERSION = f"{NAME}-version-"  # and the version's key: an application of its own
 RETRY_AFTER = 1  # seconds
-LONG_POLL = 10.0  # seconds that a question for news waits for some
 LATE = 5.0  # seconds after an order's own deadline, when its replica is taken for lost
 START = 300.0  # seconds in which a version must be up
 LOGGING = {"encoding": "JSON"}  # a line a request: id, route, status, milliseconds; never the body
@@ -47,37 +46,26 @@ Answer = TypeVar("Answer")
 class Samplers:
     """The backend of the API (infra/openai_api.py): it hands each order to a replica of the version that it is for."""
 
-    def __init__(self, rollouts: DeploymentHandle, deadline: float):
-        self.rollouts, self.deadline = rollouts, deadline
+    def __init__(self, deadline: float):
+        self.deadline = deadline
         self._served: Served = ()
-        self._known = asyncio.Event()
-        self._following: asyncio.Task | None = None
         self._handles: dict[str, DeploymentHandle] = {}
 
-    async def served(self) -> Served:
-        if self._following is None:
-            self._following = asyncio.ensure_future(self._follow())
-        try:
-            await asyncio.wait_for(self._known.wait(), self.deadline)
-        except TimeoutError as error:
-            raise told(error) from error
-        return self._served
+    def adopt(self, served: Served) -> None:
+        """Serves these from now on. May be called from any thread."""
+        # those of before are kept for orders that are on their way
+        known = {model.key: self._handles[model.key] for model in self._served}
+        fresh = {model.key: handle_of(model) for model in served if model.key not in known}
+        self._handles = known | fresh
+        self._served = served
 
-    async def _follow(self) -> None:
-        """Keeps up with what is served."""
-        while True:
-            try:
-                news = await self.rollouts.served.remote([model.key for model in self._served])
-            except (RayError, RayServeException):
-                await asyncio.sleep(1)  # it is being replaced; what is served stays
-                continue
-            if news:
-                # those of before are kept for requests that chose them just now
-                known = {model.key: self._handles[model.key] for model in self._served}
-                fresh = [model for model in news if model.key not in known]
-                known |= {model.key: await asyncio.to_thread(handle_of, model) for model in fresh}
-                self._served, self._handles = news, known
-                self._known.set()
+    async def served(self) -> Served:
+        until = time.monotonic() + self.deadline
+        while not self._served:
+            if time.monotonic() > until:
+                raise told(TimeoutError())
+            await asyncio.sleep(0.05)
+        return self._served
 
     async def generate(self, order: ImageOrder) -> bytes:
         return await self._asked(lambda: self._handle(order.model).generate.remote(order), self.deadline + LATE)
@@ -112,31 +100,24 @@ class Samplers:
 
 @serve.ingress()
 class Frontend(Samplers):
-    """The API; it holds no weights."""
+    """The API, and what rolls versions out behind it. It holds no weights."""
 
-    def __init__(self, rollouts: DeploymentHandle, config: ServeConfig, keys: tuple[str, ...]):
-        super().__init__(rollouts, config.deadline)
-        self.config, self.keys = config, keys
+    def __init__(self, shelf: Shelf, config: ServeConfig, keys: tuple[str, ...]):
+        super().__init__(config.deadline)
+        self.champions, self.config, self.keys = Champions(shelf), config, keys
+        start = functools.partial(start_version, config=config)
+        self.rollout = Rollout(start, stop_version, running, self.adopt)
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return http_api.build(self, self.config, self.keys)
 
-
-class Rollouts:
-    """Looks for what shall be served, and brings it about."""
-
-    def __init__(self, shelf: Shelf, config: ServeConfig):
-        self.champions, self.config = Champions(shelf), config
-        self._served: Served = ()
-        start = functools.partial(start_version, config=config)
-        self._rollout = Rollout(start, stop_version, running, self._announce)
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
-        look = self.champions.first  # which is there at once
+    def _watch(self) -> None:
+        """Brings about what shall be served, look by look."""
+        look = self._first
         while True:
             try:
-                self._rollout.step(look())
+                self.rollout.step(look())
                 look = self.champions.look
             except Exception:  # whatever goes wrong, what is served stays, and the next look may do better
                 logger.exception("no look at what shall be served")
@@ -144,17 +125,10 @@ class Rollouts:
                 return
             time.sleep(self.config.watch_every or 1)
 
-    def _announce(self, served: Served) -> None:
-        self._served = served
-
-    async def served(self, known: list[str]) -> Served:
-        """What is served now, as soon as it is something else than the keys that are known; nothing if it stays."""
-        until = time.monotonic() + LONG_POLL
-        while [model.key for model in self._served] == known:
-            if time.monotonic() > until:
-                return ()
-            await asyncio.sleep(0.05)
-        return self._served
+    def _first(self) -> Served:
+        """What is there at once; a frontend in the place of a lost one goes on with what is running."""
+        first, up = self.champions.first(), running()
+        return first if not up or first[0].key in up else self.champions.look()
 
 
 def told(error: Exception) -> ApiError:
@@ -284,17 +258,17 @@ def shelf_of(root: Path, model: str, promoted: str, tracking: TrackingConfig, co
 
 
 def application(shelf: Shelf, config: ServeConfig, keys: tuple[str, ...] = ()) -> serve.Application:
-    """The API and what rolls versions out. `keys` are the digests of the accepted API keys; none: no key is asked
+    """The API. `keys` are the digests of the accepted API keys; none: no key is asked
     for."""
-    options = {"ray_actor_options": {"num_cpus": 0}, "logging_config": LOGGING}
-    rollouts = serve.deployment(Rollouts).options(name="rollouts", max_ongoing_requests=1000, **options)
     frontend = serve.deployment(Frontend).options(
         name="api",
+        ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=2 * (config.slots + config.queue) + 64,
+        max_surge_percent=100,  # its successor answers before it ends
         graceful_shutdown_timeout_s=config.deadline,
-        **options,
+        logging_config=LOGGING,
     )
-    return frontend.bind(rollouts.bind(shelf, config), config, keys)
+    return frontend.bind(shelf, config, keys)
 
 
 def start(shelf: Shelf, config: ServeConfig, keys: tuple[str, ...] = ()) -> ServedModel:

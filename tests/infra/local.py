@@ -94,3 +94,14 @@ def serving(backend, config: ServeConfig, keys: tuple[str, ...] = ()) -> Iterato
     yield f"http://127.0.0.1:{config.port}"
     server.should_exit = True
     thread.join(30)
+
+
+class StuckReplica(SamplerReplica):
+    """A replica whose engine stays in the trajectory of one seed."""
+
+    STUCK_AT = 13
+
+    def trajectory(self, order):
+        if order.seed == self.STUCK_AT:
+            time.sleep(600)
+        return super().trajectory(order)
