@@ -33,6 +33,7 @@ from infra.rollout import Rollout
 from infra.sampler_replica import SamplerReplica
 
 NAME = "latent-foundry"
+ENVIRONMENT = {"RAY_worker_niceness": "0"}  # of 15: who waits for an image comes before work in the background
 VERSION = f"{NAME}-version-"  # and the version's key: an application of its own
 RETRY_AFTER = 1  # seconds
 LATE = 5.0  # seconds after an order's own deadline, when its replica is taken for lost

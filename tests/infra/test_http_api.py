@@ -182,7 +182,15 @@ def test_the_page(run, tmp_path):
         page.evaluate("document.getElementById('generate').click()")
         page.wait_for("document.getElementById('error').textContent.includes('names no class')")
 
+        page.evaluate("document.getElementById('prompt').value = 'two'")
+        page.evaluate("document.getElementById('negative').value = 'one'")
+        page.evaluate("document.getElementById('generate').click()")
+        page.wait_for(f"{made} == 8 && document.getElementById('cancel').disabled")
+        assert '"negative_prompt":"one"' in page.evaluate("document.getElementById('curl').textContent")
+
+        page.screenshot(tmp_path / "desk.png")
         page.resize(380, 800)
+        page.screenshot(tmp_path / "phone.png")
         assert page.evaluate("document.documentElement.scrollWidth") <= 380
         elsewhere = [url for url in page.requests if not url.startswith((address, "data:", "about:", "blob:"))]
         assert elsewhere == []
