@@ -184,6 +184,7 @@ def test_the_page(run, tmp_path):
 
         page.evaluate("document.getElementById('prompt').value = 'two'")
         page.evaluate("document.getElementById('negative').value = 'one'")
+        page.evaluate("document.querySelector('[data-setting=num_inference_steps]').value = 4")
         page.evaluate("document.getElementById('generate').click()")
         page.wait_for(f"{made} == 8 && document.getElementById('cancel').disabled")
         assert '"negative_prompt":"one"' in page.evaluate("document.getElementById('curl').textContent")
