@@ -112,7 +112,8 @@ class Engine:
         self._waiting: deque[_Task] = deque()  # under the lock
         self._rows = 0  # of all tasks, under the lock
         self._stopping = self._draining = False  # under the lock
-        self._active: list[_Task] = []  # the thread's own
+        self._active: list[_Task] = []  # the thread's own, until it is given up
+        self._given_up = False
         self._arrivals = itertools.count()
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -159,7 +160,8 @@ class Engine:
 
     def silence(self) -> float:
         """Seconds since the thread's last sign of life, infinite when it has ended. A forward is one long silence."""
-        return time.monotonic() - self._beat if self._thread.is_alive() else float("inf")
+        alive = self._thread.is_alive() and not self._given_up
+        return time.monotonic() - self._beat if alive else float("inf")
 
     def stop(self, drain: bool = False, timeout: float | None = None) -> None:
         """Ends the thread: at once, failing what it holds with EngineStopped, or after finishing what was accepted."""
@@ -167,6 +169,12 @@ class Engine:
             self._stopping, self._draining = True, drain
             self._lock.notify()
         self._thread.join(timeout)
+
+    def give_up(self) -> None:
+        """Fails everything with EngineStopped without waiting for the thread, which may never come back. The engine
+        accepts no more and its silence is infinite."""
+        self._given_up = True
+        self._abandon()
 
     def _run(self) -> None:
         try:
@@ -315,7 +323,7 @@ class Engine:
     def _abandon(self) -> None:
         """The thread ends: nobody may wait for it."""
         with self._lock:
-            self._stopping = True
+            self._stopping, self._draining = True, False
             tasks: Iterable[_Task] = [*self._active, *self._waiting]
             self._active, self._waiting, self._rows = [], deque(), 0
         for task in tasks:
@@ -338,7 +346,8 @@ def _gone(task: _Task) -> bool:
 
 
 def _tell(future: Future[Tensor], outcome: Tensor | Exception) -> None:
-    if not future.set_running_or_notify_cancel():
+    # a future is done already if the engine was given up and its thread came back nevertheless
+    if future.done() or not future.set_running_or_notify_cancel():
         return
     if isinstance(outcome, Exception):
         future.set_exception(outcome)

@@ -63,26 +63,40 @@ class TrackingConfig(Strict):
 
 class ServeConfig(Strict):
     """The endpoint. Beyond loopback it asks for API keys: `api_keys` is a file with one SHA-256 digest a line, `#`
-    starts a comment. `threads` 0 shares this machine's cores; with a GPU they hardly matter."""
+    starts a comment. `threads` 0 shares this machine's cores; with a GPU they hardly matter. `replicas` is a number of
+    engines a version, or `[min, max]` to follow their load."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     api_keys: str = ""
     allowed_hosts: tuple[str, ...] = ()  # that requests may be addressed to; none: loopback's names, or any beyond it
     cors_origins: tuple[str, ...] = ()  # pages of other origins that may call the API
+    # what is served
+    watch_every: float = Field(5, ge=0)  # seconds between two looks for another champion; 0: never
+    versions: tuple[str, ...] = ()  # registered versions that are served beside the champion
+    cache: str = ".cache/served"  # copies of served versions; a folder that every node sees
+    replicas: Workers | tuple[Workers, Workers] = 1
+    gpu_share: float = Field(0.5, gt=0, le=1)  # of each engine, where there are GPUs: 0.5 leaves room for a successor
     # limits of one request
     max_images: int = Field(10, ge=1)
     max_steps: int = Field(250, ge=1)
     max_prompt_length: int = Field(1000, ge=1)  # characters
-    max_body: int = Field(1_000_000, ge=1)  # bytes
+    max_body: int = Field(4_000_000, ge=1)  # bytes
+    max_pixels: int = Field(16_000_000, ge=1)  # of an image that a client sends
     deadline: float = Field(60, gt=0)  # seconds from acceptance to the last image
     # the engine of each replica
     max_rows: int = Field(64, ge=1)  # of one forward
     slots: int = Field(256, ge=1)  # rows of images that advance at the same time
     queue: int = Field(256, ge=0)  # rows of images that may wait for a slot
-    buckets: tuple[int, ...] = ()  # sizes that the rows of a forward are padded up to
+    buckets: tuple[Annotated[int, Field(ge=1)], ...] = ()  # sizes that the rows of a forward are padded up to
     threads: int = Field(0, ge=0)
     stuck_after: float = Field(30, gt=0)  # seconds without a forward's end, after which a replica is replaced
+
+    @model_validator(mode="after")
+    def _fits(self) -> ServeConfig:
+        if isinstance(self.replicas, tuple) and self.replicas[0] > self.replicas[1]:
+            raise ValueError(f"replicas {list(self.replicas)}: expected [min, max] with min <= max")
+        return self
 
     @property
     def loopback(self) -> bool:

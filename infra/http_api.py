@@ -1,4 +1,4 @@
-"""The HTTP side of the API: routes, server-sent events, errors in OpenAI's schema, the page.
+"""The HTTP side of the API: routes, server-sent events, errors in OpenAI's schema, the pages.
 
 Knows nothing of Ray: `build` makes an ASGI application around anything that can make images (a `Backend`).
 """
@@ -17,15 +17,31 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from infra import uploads
 from infra.config import ServeConfig
 from infra.http_guards import Guard
-from infra.openai_api import ApiError, Backend, GenerationRequest, ImageOrder, ServedModel, Update, invalid, orders
+from infra.openai_api import (
+    ApiError,
+    Backend,
+    EditRequest,
+    GenerationRequest,
+    ImageOrder,
+    ImageRequest,
+    ServedModel,
+    Update,
+    VariationRequest,
+    find,
+    invalid,
+    names,
+    orders,
+)
 
-PAGE = Path(__file__).with_name("page.html")
-EVENT = "image_generation."
+PAGE, DOCS = (Path(__file__).with_name(name) for name in ("page.html", "docs.html"))
 POLICY = (
     "default-src 'none'",
     "style-src 'unsafe-inline'",
@@ -42,11 +58,13 @@ NO_USAGE = {  # nothing here is counted in tokens
 }
 
 
-def build(backend: Backend, model: ServedModel, config: ServeConfig, keys: tuple[str, ...] = ()) -> FastAPI:
+def build(backend: Backend, config: ServeConfig, keys: tuple[str, ...] = ()) -> FastAPI:
     """The ASGI application. `keys` are the digests of the accepted API keys."""
-    app = FastAPI(title="Latent Foundry", version=model.version)
+    app = FastAPI(title="Latent Foundry", version="1", docs_url=None, redoc_url=None)
     _tell_errors(app)
-    _tell_models(app, backend, model, config)
+    _tell_models(app, backend, config)
+    _tell_pages(app)
+    _make_images(app, backend, config)
     app.add_middleware(Guard, config=config, keys=keys)
     if config.cors_origins:
         app.add_middleware(
@@ -56,14 +74,18 @@ def build(backend: Backend, model: ServedModel, config: ServeConfig, keys: tuple
             allow_headers=["authorization", "content-type"],
             expose_headers=["x-request-id", "retry-after"],
         )
+    return app
 
-    @app.post("/v1/images/generations")
-    async def generations(request: GenerationRequest) -> Response:
-        wanted = orders(request, model, config)
+
+def _make_images(app: FastAPI, backend: Backend, config: ServeConfig) -> None:
+    """The routes that make images."""
+
+    async def answer(request: ImageRequest, model: ServedModel, wanted: list[ImageOrder], event: str) -> Response:
         if request.stream:
             streams = await _accepted(backend, wanted)
             headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            return StreamingResponse(_events(streams, wanted, model), media_type="text/event-stream", headers=headers)
+            shown = _events(streams, wanted, model, event)
+            return StreamingResponse(shown, media_type="text/event-stream", headers=headers)
         images = await _made(backend, wanted)
         data = [
             {"b64_json": base64.b64encode(image).decode(), "seed": order.seed}
@@ -71,36 +93,98 @@ def build(backend: Backend, model: ServedModel, config: ServeConfig, keys: tuple
         ]
         return JSONResponse({"created": int(time.time()), "data": data, **_facts(wanted[0], model), "usage": NO_USAGE})
 
-    return app
+    @app.post("/v1/images/generations")
+    async def generations(request: GenerationRequest) -> Response:
+        model = find(request.model, await backend.served())
+        return await answer(request, model, orders(request, model, config), "image_generation")
+
+    async def from_image(kind: type[ImageRequest], raw: Request, event: str) -> Response:
+        request, files = await _form(kind, raw)
+        model = find(request.model, await backend.served())
+        opened = await asyncio.to_thread(
+            uploads.source,
+            files["image"],
+            files.get("mask"),
+            request.strength,
+            model,
+            config.max_pixels,
+            redraws=kind is EditRequest,
+        )
+        return await answer(request, model, orders(request, model, config, opened), event)
+
+    @app.post("/v1/images/edits", openapi_extra=_body(EditRequest, "image", "mask"))
+    async def edits(request: Request) -> Response:
+        return await from_image(EditRequest, request, "image_edit")
+
+    @app.post("/v1/images/variations", openapi_extra=_body(VariationRequest, "image"))
+    async def variations(request: Request) -> Response:
+        return await from_image(VariationRequest, request, "image_variation")
 
 
-def _tell_models(app: FastAPI, backend: Backend, model: ServedModel, config: ServeConfig) -> None:
-    """The routes that make nothing."""
+async def _form(kind: type[ImageRequest], raw: Request) -> tuple[ImageRequest, dict[str, bytes]]:
+    """A multipart body: its fields, checked, and its files by name, `image` always among them. Raises ApiError."""
+    fields, files = {}, {}
+    async with raw.form() as form:
+        for name, value in form.multi_items():
+            name = name.removesuffix("[]")  # how clients send a list of files
+            if not isinstance(value, UploadFile):
+                fields[name] = value
+            elif name in files:
+                raise ApiError(400, f"{name}: expected one file, found several", param=name)
+            else:
+                files[name] = await value.read()
+    for name in ("image", "mask"):
+        if name in fields:
+            raise ApiError(400, f"{name}: expected a file", param=name)
+    if "image" not in files:
+        raise ApiError(400, "image: expected a file in a multipart/form-data body, found none", param="image")
+    try:
+        return kind(**fields), files
+    except ValidationError as error:
+        raise invalid(error.errors()) from None
+
+
+def _body(kind: type[ImageRequest], *files: str) -> dict[str, Any]:
+    """How OpenAPI describes a body that `_form` reads."""
+    schema = kind.model_json_schema()
+    schema["properties"] |= {name: {"type": "string", "format": "binary"} for name in files}
+    schema["required"] = [*schema.get("required", ()), "image"]
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def _tell_models(app: FastAPI, backend: Backend, config: ServeConfig) -> None:
+    """The routes that tell what there is."""
     created = int(time.time())
-    cards = {name: {"id": name, "object": "model", "created": created, "owned_by": model.name} for name in model.ids}
+
+    def card(name: str, model: ServedModel) -> dict:
+        return {"id": name, "object": "model", "created": created, "owned_by": model.name}
 
     @app.get("/v1/models")
     async def models() -> dict:
-        return {"object": "list", "data": list(cards.values())}
+        known = names(await backend.served())
+        return {"object": "list", "data": [card(name, model) for name, model in known.items()]}
 
     @app.get("/v1/models/{name}")
     async def one_model(name: str) -> dict:
-        if name not in cards:
-            message = f"model: no {name!r} here; expected {model.name!r}"
-            raise ApiError(404, message, param="model", code="model_not_found")
-        return cards[name]
+        return card(name, find(name, await backend.served()))
 
     @app.get("/healthz")
     async def healthz() -> dict:
-        return {"status": "ok", "model": model.ids[1], "load": await backend.check()}
+        champion, *others = await backend.served()
+        load = await backend.check(champion)
+        return {"status": "ok", "model": champion.id, "others": [model.id for model in others], "load": load}
 
     @app.get("/champion")
     async def champion() -> dict:
         """What the page shows: what can be asked for, and where the model comes from."""
+        model, *_ = await backend.served()
         return {
             "name": model.name,
             "version": model.version,
-            "classes": model.run.data.classes if model.kind.conditional else (),
+            "classes": model.classes,
+            "texts": model.texts,
+            "guided": model.guided,
+            "edits": model.edits,
             "size": model.size,
             "settings": model.kind.Settings(**model.settings).model_dump(mode="json"),
             "settings_schema": model.kind.Settings.model_json_schema()["properties"],
@@ -109,10 +193,18 @@ def _tell_models(app: FastAPI, backend: Backend, model: ServedModel, config: Ser
             "lineage": {"family": model.run.family, "hash": model.hash, **model.run.provenance.model_dump()},
         }
 
+
+def _tell_pages(app: FastAPI) -> None:
+    # each page is whole in itself: nothing may be loaded from elsewhere
+    headers = {"Content-Security-Policy": "; ".join(POLICY)}
+
     @app.get("/", response_class=HTMLResponse)
     async def page() -> HTMLResponse:
-        # the page is whole in itself: nothing may be loaded from elsewhere
-        return HTMLResponse(PAGE.read_text(), headers={"Content-Security-Policy": "; ".join(POLICY)})
+        return HTMLResponse(PAGE.read_text(), headers=headers)
+
+    @app.get("/docs", response_class=HTMLResponse)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(DOCS.read_text(), headers=headers)
 
 
 async def _made(backend: Backend, wanted: list[ImageOrder]) -> list[bytes]:
@@ -144,7 +236,7 @@ async def _closed(streams: list[AsyncIterator[Update]]) -> None:
 
 
 async def _events(
-    streams: list[AsyncIterator[Update]], wanted: list[ImageOrder], model: ServedModel
+    streams: list[AsyncIterator[Update]], wanted: list[ImageOrder], model: ServedModel, event: str
 ) -> AsyncIterator[str]:
     """Server-sent events of all images as they come. A failure ends the stream with an event that holds an `error`."""
     arrived: asyncio.Queue[tuple[int, Update | Exception]] = asyncio.Queue()
@@ -164,7 +256,8 @@ async def _events(
             if isinstance(update, Exception):
                 yield f"event: error\ndata: {json.dumps(_known(update).body)}\n\n"
                 return
-            yield _event(number, update, num_shown[number], wanted[number], model)
+            name = f"{event}.completed" if update.final else f"{event}.partial_image"
+            yield _event(name, number, update, num_shown[number], wanted[number], model)
             num_shown[number] += 1
             num_open -= update.final
     finally:
@@ -174,9 +267,8 @@ async def _events(
         await _closed(streams)
 
 
-def _event(number: int, update: Update, num_shown: int, order: ImageOrder, model: ServedModel) -> str:
+def _event(name: str, number: int, update: Update, num_shown: int, order: ImageOrder, model: ServedModel) -> str:
     """One server-sent event. `number` is the image's place in its request."""
-    name = EVENT + ("completed" if update.final else "partial_image")
     own = {"usage": NO_USAGE} if update.final else {"partial_image_index": num_shown, "progress": update.progress}
     body = {
         "type": name,
@@ -192,7 +284,7 @@ def _event(number: int, update: Update, num_shown: int, order: ImageOrder, model
 
 def _facts(order: ImageOrder, model: ServedModel) -> dict[str, Any]:
     return {
-        "model": model.ids[1],
+        "model": model.id,
         "size": model.size,
         "quality": "auto",
         "background": "opaque",

@@ -1,145 +1,135 @@
-"""Ray Serve: an engine in each replica, and the API in front of them."""
+"""Ray Serve: engines in replicas, an application for each version; the API before them; what rolls versions out.
+
+`serve run infra.ray_serve:app` and Serve's config files build the API with `app`; `make serve` calls `start`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
-import os
+import threading
 import time
-from collections.abc import AsyncIterator
-from concurrent.futures import Future
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
-from torch import Tensor
+from ray.serve.schema import ApplicationStatus
 
-from components import run_folder
-from components.engine import DeadlineExceeded, Engine, EngineFull, EngineStopped
+from components.config import Strict, parse
+from components.engine import DeadlineExceeded, EngineFull, EngineStopped
 from components.errors import InputError
-from components.images import encode
-from components.sampling import Request, Trajectory
-from infra import http_api, serve_metrics
-from infra.config import ServeConfig
-from infra.openai_api import ApiError, ImageOrder, ServedModel, Update
+from infra import autoscaling, http_api, http_guards, ray_session
+from infra.champions import Champions, Shelf
+from infra.config import ServeConfig, TrackingConfig
+from infra.openai_api import ApiError, ImageOrder, Served, ServedModel, Update
+from infra.rollout import Rollout
+from infra.sampler_replica import SamplerReplica
 
 NAME = "latent-foundry"
+ENVIRONMENT = {"RAY_worker_niceness": "0"}  # of 15: who waits for an image comes before work in the background
+VERSION = f"{NAME}-version-"  # and the version's key: an application of its own
 RETRY_AFTER = 1  # seconds
+LATE = 5.0  # seconds after an order's own deadline, when its replica is taken for lost
+START = 300.0  # seconds in which a version must be up
 LOGGING = {"encoding": "JSON"}  # a line a request: id, route, status, milliseconds; never the body
 
-
-class SamplerReplica:
-    """A sampler folder in memory and the engine that runs its trajectories."""
-
-    def __init__(self, model: ServedModel, config: ServeConfig):
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        # Ray gives a replica of one CPU one thread
-        torch.set_num_threads(config.threads or os.cpu_count() or 1)
-        self.family = run_folder.load(Path(model.folder), self.device).family
-        self.config = config
-        self.engine = Engine(
-            self.family.calls,
-            max_rows=config.max_rows,
-            slots=config.slots,
-            queue=config.queue,
-            buckets=config.buckets,
-            on_forward=serve_metrics.recorder(lambda: self.engine.load()),
-        )
-
-    async def generate(self, order: ImageOrder) -> bytes:
-        """The encoded image. Raises what the engine raises; cancelling the call frees its rows."""
-        images = await asyncio.wrap_future(self._submit(order))
-        return await encoded(images, order)
-
-    async def stream(self, order: ImageOrder) -> AsyncIterator[Update | None]:
-        """None when accepted, then previews, then the image."""
-        loop, arrived = asyncio.get_running_loop(), asyncio.Queue()
-
-        def arrive(*item: object) -> None:
-            loop.call_soon_threadsafe(arrived.put_nowait, item)
-
-        future = self._submit(order, num_previews=order.num_previews, on_preview=arrive)
-        future.add_done_callback(lambda _: arrive())
-        try:
-            yield None
-            while preview := await arrived.get():
-                progress, images = preview
-                yield Update(progress, await encoded(images, order))
-            yield Update(1.0, await encoded(future.result(), order), final=True)
-        finally:
-            future.cancel()
-
-    def _submit(self, order: ImageOrder, **options: Any) -> Future[Tensor]:
-        start = functools.partial(self.trajectory, order)
-        deadline = time.monotonic() + self.config.deadline
-        return self.engine.submit(start, group=order.group, deadline=deadline, **options)
-
-    def trajectory(self, order: ImageOrder) -> Trajectory:
-        seeds = torch.tensor([order.seed], device=self.device)
-        labels = None if order.label is None else torch.tensor([order.label], device=self.device)
-        return self.family.trajectory(Request(seeds, labels, self.family.Settings(**order.settings)))
-
-    def check_health(self) -> None:
-        """Called by Serve; a replica that raises is replaced."""
-        silence = self.engine.silence()
-        if silence > self.config.stuck_after:
-            raise RuntimeError(f"the engine's thread has shown no sign of life for {silence:.0f} s")
-
-    def check(self) -> dict[str, int]:
-        """The engine's load. Raises like `check_health`."""
-        self.check_health()
-        return asdict(self.engine.load())
-
-    def __del__(self) -> None:
-        # Serve calls this after the last request; a replica whose __init__ failed has no engine
-        if hasattr(self, "engine"):
-            self.engine.stop(timeout=5)
+logger = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 
-@serve.ingress()
-class Frontend:
-    """The API; it holds no weights."""
+class Samplers:
+    """The backend of the API (infra/openai_api.py): it hands each order to a replica of the version that it is for."""
 
-    def __init__(self, samplers: DeploymentHandle, model: ServedModel, config: ServeConfig, keys: tuple[str, ...]):
-        self.samplers, self.model, self.config, self.keys = samplers, model, config, keys
-        self.streams = samplers.options(stream=True)
+    def __init__(self, deadline: float):
+        self.deadline = deadline
+        self._served: Served = ()
+        self._handles: dict[str, DeploymentHandle] = {}
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return http_api.build(self, self.model, self.config, self.keys)
+    def adopt(self, served: Served) -> None:
+        """Serves these from now on. May be called from any thread."""
+        # those of before are kept for orders that are on their way
+        known = {model.key: self._handles[model.key] for model in self._served}
+        fresh = {model.key: handle_of(model) for model in served if model.key not in known}
+        self._handles = known | fresh
+        self._served = served
+
+    async def served(self) -> Served:
+        until = time.monotonic() + self.deadline
+        while not self._served:
+            if time.monotonic() > until:
+                raise told(TimeoutError())
+            await asyncio.sleep(0.05)
+        return self._served
 
     async def generate(self, order: ImageOrder) -> bytes:
-        try:
-            return await self.samplers.generate.remote(order)
-        except (RayError, RayServeException) as error:
-            raise told(error) from error
+        return await self._asked(lambda: self._handle(order.model).generate.remote(order), self.deadline + LATE)
 
     async def stream(self, order: ImageOrder) -> AsyncIterator[Update | None]:
-        updates = self.streams.stream.remote(order)
+        until = time.monotonic() + self.deadline + LATE
+        updates = self._handle(order.model).options(stream=True).stream.remote(order)
         try:
-            async for update in updates:
-                yield update
-        except (RayError, RayServeException) as error:
-            raise told(error) from error
+            while True:
+                yield await self._asked(lambda: anext(updates), until - time.monotonic())
+        except StopAsyncIteration:
+            return
         finally:
             updates.cancel()
 
-    async def check(self) -> dict[str, int]:
+    async def check(self, model: ServedModel) -> dict[str, int]:
+        return await self._asked(lambda: self._handle(model.key).check.remote(), 5)
+
+    def _handle(self, key: str) -> DeploymentHandle:
+        if key not in self._handles:
+            raise told(LookupError(key))
+        return self._handles[key]
+
+    @staticmethod
+    async def _asked(ask: Callable[[], Awaitable[Answer]], seconds: float) -> Answer:
+        """An answer within time. Raises ApiError."""
         try:
-            return await asyncio.wait_for(self.samplers.check.remote(), timeout=5)
+            return await asyncio.wait_for(ask(), seconds)
         except (RayError, RayServeException, TimeoutError) as error:
             raise told(error) from error
 
 
-async def encoded(images: Tensor, order: ImageOrder) -> bytes:
-    """The only image of an order as a file, made beside the event loop."""
-    return await asyncio.to_thread(encode, images[0], order.output_format, order.output_compression)
+@serve.ingress()
+class Frontend(Samplers):
+    """The API, and what rolls versions out behind it. It holds no weights."""
+
+    def __init__(self, shelf: Shelf, config: ServeConfig, keys: tuple[str, ...]):
+        super().__init__(config.deadline)
+        self.champions, self.config, self.keys = Champions(shelf), config, keys
+        start = functools.partial(start_version, config=config)
+        self.rollout = Rollout(start, stop_version, running, self.adopt)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return http_api.build(self, self.config, self.keys)
+
+    def _watch(self) -> None:
+        """Brings about what shall be served, look by look."""
+        look = self._first
+        while True:
+            try:
+                self.rollout.step(look())
+                look = self.champions.look
+            except Exception:  # whatever goes wrong, what is served stays, and the next look may do better
+                logger.exception("no look at what shall be served")
+            if self._served and not self.config.watch_every:
+                return
+            time.sleep(self.config.watch_every or 1)
+
+    def _first(self) -> Served:
+        """What is there at once; a frontend in the place of a lost one goes on with what is running."""
+        first, up = self.champions.first(), running()
+        return first if not up or first[0].key in up else self.champions.look()
 
 
 def told(error: Exception) -> ApiError:
@@ -166,38 +156,138 @@ def told(error: Exception) -> ApiError:
     return ApiError(500, "the sampler failed on this request; the server's log says why", kind="server_error")
 
 
-def application(model: ServedModel, config: ServeConfig, gpu: bool, keys: tuple[str, ...] = ()) -> serve.Application:
-    """The deployments. Raises SamplerError here, in the driver, if the sampler folder cannot be loaded."""
-    run_folder.load(Path(model.folder))
-    most = config.slots + config.queue
-    samplers = serve.deployment(SamplerReplica).options(
-        name="sampler",
-        ray_actor_options={"num_cpus": 1, "num_gpus": int(gpu)},
-        max_ongoing_requests=most + 64,  # above the engine's own limit, which refuses with a reason
-        health_check_period_s=2,
-        logging_config=LOGGING,
-        graceful_shutdown_timeout_s=config.deadline,
+# -- an application for each version ----------------------------------------------------------------------------------
+
+
+def version_app(model: ServedModel, config: ServeConfig, replica: type = SamplerReplica) -> serve.Application:
+    """The engines of one version."""
+    if isinstance(config.replicas, tuple):
+        scaling = {
+            "min_replicas": config.replicas[0],
+            "max_replicas": config.replicas[1],
+            "policy": {"policy_function": autoscaling.replicas_for_load},
+            "look_back_period_s": 10,
+            "upscale_delay_s": 5,
+            "downscale_delay_s": 60,
+        }
+        replicas = {"autoscaling_config": scaling}
+    else:
+        replicas = {"num_replicas": config.replicas}
+    return (
+        serve.deployment(replica)
+        .options(
+            name="sampler",
+            ray_actor_options={"num_cpus": 1, "num_gpus": config.gpu_share if ray_session.has_gpu() else 0},
+            # above the engine's own limit, which refuses with a reason
+            max_ongoing_requests=config.slots + config.queue + 64,
+            health_check_period_s=2,
+            health_check_timeout_s=10,
+            max_constructor_retry_count=3,
+            logging_config=LOGGING,
+            graceful_shutdown_timeout_s=config.deadline,
+            **replicas,
+        )
+        .bind(model, config)
     )
+
+
+def app_name(key: str) -> str:
+    return VERSION + key
+
+
+def handle_of(model: ServedModel) -> DeploymentHandle:
+    return serve.get_deployment_handle("sampler", app_name(model.key))
+
+
+def running() -> set[str]:
+    """Keys of the versions that are up, or coming up."""
+    gone = (ApplicationStatus.DELETING, ApplicationStatus.NOT_STARTED)
+    found = serve.status().applications.items()
+    return {name.removeprefix(VERSION) for name, app in found if name.startswith(VERSION) and app.status not in gone}
+
+
+def start_version(model: ServedModel, config: ServeConfig) -> None:
+    """Returns when its engines are up; one that is already there is waited for. Raises RuntimeError if it fails."""
+    name = app_name(model.key)
+    if model.key not in running():
+        serve.run(version_app(model, config), name=name, route_prefix=None)
+        return
+    until = time.monotonic() + START
+    while (status := serve.status().applications[name].status) is not ApplicationStatus.RUNNING:
+        if status is ApplicationStatus.DEPLOY_FAILED or time.monotonic() > until:
+            raise RuntimeError(f"{model.id}: {status.value}")
+        time.sleep(0.1)
+
+
+def stop_version(key: str) -> None:
+    """Asks a version to end after what it has accepted."""
+    with contextlib.suppress(RayServeException):  # it is gone
+        serve.delete(app_name(key), _blocking=False)
+
+
+# -- the whole --------------------------------------------------------------------------------------------------------
+
+
+class AppConfig(Strict):
+    """The arguments of `serve run` and of a Serve config file. `root` is the project's folder, seen by every node; the
+    other fields are as in params.yaml. Host and port are Serve's own there, and `serve.host` says who is let in."""
+
+    root: str = ""  # the present folder if empty
+    model: str = "latent-foundry"
+    promoted: str = "promoted.json"
+    tracking: TrackingConfig = TrackingConfig()
+    serve: ServeConfig = ServeConfig()
+
+
+def app(args: dict[str, Any]) -> serve.Application:
+    """`serve run infra.ray_serve:app`. Raises ConfigError of arguments that are none of AppConfig's."""
+    config = parse(AppConfig, args, "args")
+    root = Path(config.root).resolve()
+    shelf = shelf_of(root, config.model, config.promoted, config.tracking, config.serve)
+    return application(shelf, config.serve, http_guards.read_keys(config.serve))
+
+
+def shelf_of(root: Path, model: str, promoted: str, tracking: TrackingConfig, config: ServeConfig) -> Shelf:
+    return Shelf(
+        root=str(root),
+        model=model,
+        promoted=promoted,
+        cache=config.cache,
+        tracking=tracking,
+        versions=config.versions,
+    )
+
+
+def application(shelf: Shelf, config: ServeConfig, keys: tuple[str, ...] = ()) -> serve.Application:
+    """The API. `keys` are the digests of the accepted API keys; none: no key is asked
+    for."""
     frontend = serve.deployment(Frontend).options(
         name="api",
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=2 * most + 64,
-        logging_config=LOGGING,
+        max_ongoing_requests=2 * (config.slots + config.queue) + 64,
+        max_surge_percent=100,  # its successor answers before it ends
         graceful_shutdown_timeout_s=config.deadline,
+        logging_config=LOGGING,
     )
-    return frontend.bind(samplers.bind(model, config), model, config, keys)
+    return frontend.bind(shelf, config, keys)
 
 
-def start(model: ServedModel, config: ServeConfig, gpu: bool, keys: tuple[str, ...] = ()) -> None:
-    """Serves in the connected Ray session until `stop`. Returns when requests are answered. `keys` are the digests of
-    the API keys that are accepted; none: no key is asked for."""
-    app = application(model, config, gpu, keys)
+def start(shelf: Shelf, config: ServeConfig, keys: tuple[str, ...] = ()) -> ServedModel:
+    """Serves in the connected Ray session until `stop`. Returns the champion when requests are answered. Raises
+    InputError here, in the driver, if there is none or it cannot be loaded."""
+    champion, *_ = Champions(shelf).first()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": config.host, "port": config.port})
+    apps = [
+        serve.RunTarget(version_app(champion, config), name=app_name(champion.key), route_prefix=None),
+        serve.RunTarget(application(shelf, config, keys), name=NAME),
+    ]
     try:
-        serve.run(app, name=NAME, route_prefix="/")
-    except RuntimeError as error:
-        raise InputError(f"serve: {model.folder} could not be deployed ({str(error).splitlines()[0]})") from None
+        serve.run_many(apps)
+        serve.get_app_handle(NAME).served.remote().result(timeout_s=START)
+    except (RuntimeError, RayError) as error:
+        raise InputError(f"serve: {champion.id} could not be deployed ({str(error).splitlines()[0]})") from None
+    return champion
 
 
 def stop() -> None:

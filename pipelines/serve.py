@@ -7,10 +7,7 @@ import signal
 import threading
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from components import run_folder
-from components.errors import InputError, SamplerError
+from components.errors import InputError
 from infra import http_guards, ray_serve, ray_session
 from infra.config import ServeConfig
 from infra.openai_api import ServedModel
@@ -20,29 +17,9 @@ from pipelines.params import load
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def read_promoted(path: Path) -> ServedModel:
-    """The champion that promoted.json names; its run folder is relative to the file. Raises SamplerError."""
-    try:
-        promoted = json.loads(path.read_text())
-        folder = (path.parent / promoted["run_folder"]).resolve()
-        return ServedModel(
-            name=promoted["model"],
-            version=str(promoted["version"]),
-            folder=str(folder),
-            run=run_folder.read_config(folder),
-            **{key: promoted[key] for key in ("settings", "figures", "hash") if key in promoted},
-        )
-    except FileNotFoundError:
-        raise SamplerError(f"{path}: missing; `make demo` or `dvc repro promote` writes it") from None
-    except KeyError as error:
-        raise SamplerError(f"{path}: no {error.args[0]!r} in it; expected what `promote` writes") from None
-    except (json.JSONDecodeError, TypeError, ValidationError) as error:
-        raise SamplerError(f"{path}: not what `promote` writes ({str(error).splitlines()[0]})") from None
-
-
 def example(model: ServedModel, config: ServeConfig) -> str:
     """A curl command that makes an image."""
-    prompt = next(iter(model.run.data.classes), "anything") if model.kind.conditional else "anything"
+    prompt = next(iter(model.classes), "anything")
     body = json.dumps({"prompt": prompt, "seed": 1})
     return (
         f"curl -s http://{config.host}:{config.port}/v1/images/generations "
@@ -56,15 +33,16 @@ def main(argv: list[str]) -> None:
     if argv:
         raise InputError(f"usage: python -m pipelines.serve, found argument {argv[0]}; params.yaml says how to serve")
     params = load()
-    model = read_promoted(paths.PROMOTED)
+    here, promoted = Path.cwd(), str(paths.PROMOTED)
+    shelf = ray_serve.shelf_of(here, params.promote.registered_model, promoted, params.tracking, params.serve)
     keys = http_guards.read_keys(params.serve)
     interrupted = threading.Event()
-    with ray_session.session(params.cluster, ROOT):
+    with ray_session.session(params.cluster, ROOT, ray_serve.ENVIRONMENT):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: interrupted.set())
         try:
-            ray_serve.start(model, params.serve, ray_session.has_gpu(), keys)
-            print(f"{model.ids[1]} at http://{params.serve.host}:{params.serve.port}/v1", flush=True)
+            model = ray_serve.start(shelf, params.serve, keys)
+            print(f"{model.id} at http://{params.serve.host}:{params.serve.port}/v1", flush=True)
             print(example(model, params.serve), flush=True)
             interrupted.wait()
         finally:

@@ -252,10 +252,14 @@ def load_image(path: Path, image_size: int, channels: int) -> np.ndarray:
     shorter side resized and the centre cropped. Raises what Pillow raises, or ValueError, if that cannot be done."""
     with Image.open(path) as opened:
         image = eight_bit(ImageOps.exif_transpose(opened))
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return square(image, image_size, channels)
+    return square(on_white(image), image_size, channels)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An 8-bit image, its transparency composited on white."""
+    if not image.has_transparency_data:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
 
 
 def eight_bit(image: Image.Image) -> Image.Image:

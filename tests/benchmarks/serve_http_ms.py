@@ -19,11 +19,12 @@ from components.engine import Engine
 from components.images import encode
 from components.sampling import Request
 from infra import ray_serve, ray_session
+from infra.champions import Shelf
 from infra.config import ClusterConfig, ServeConfig
 from pipelines.serve import ROOT
 from tests.benchmarks.common import emit
-from tests.infra.local import free_port, served_model
-from tests.infra.serving import write_sampler
+from tests.infra.local import free_port
+from tests.infra.serving import write_promoted, write_sampler
 
 BODY = b'{"prompt": "one", "seed": 1, "num_inference_steps": 1, "guidance_scale": 1}'
 REPEATS = 200
@@ -51,8 +52,9 @@ def through_serve(folder: Path) -> float:
     config = ServeConfig(port=free_port(), threads=1)
     address = f"http://127.0.0.1:{config.port}/v1/images/generations"
     request = urllib.request.Request(address, data=BODY, headers={"Content-Type": "application/json"})
-    with ray_session.session(ClusterConfig(), ROOT):
-        ray_serve.start(served_model(folder), config, gpu=False)
+    root = write_promoted(folder.parent, folder.name, "1")
+    with ray_session.session(ClusterConfig(), ROOT, ray_serve.ENVIRONMENT):
+        ray_serve.start(Shelf(root=str(root)), config)
         latency = median_ms(lambda: urllib.request.urlopen(request).read())
         ray_serve.stop()
     return latency

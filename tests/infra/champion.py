@@ -9,8 +9,9 @@ import torch
 from components import run_folder
 from components.families import FAMILIES
 from components.families.base import AutoencoderInfo, DataInfo, Sampler
+from infra.champions import read_promoted
 from pipelines import params, paths
-from pipelines.serve import ROOT, read_promoted
+from pipelines.serve import ROOT
 
 
 def device() -> torch.device:

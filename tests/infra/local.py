@@ -6,18 +6,22 @@ import contextlib
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import asdict
 
+import openai
 import uvicorn
 
 from components import run_folder
 from components.engine import Engine
-from components.run_folder import read_config
 from infra import http_api, ray_serve
+from infra.champions import open_model
 from infra.config import ServeConfig
 from infra.openai_api import ServedModel
+from infra.sampler_replica import SamplerReplica
 
 
 def free_port() -> int:
@@ -26,15 +30,16 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def served_model(folder) -> ServedModel:
-    return ServedModel(name="latent-foundry", version="3", folder=str(folder), run=read_config(folder))
+def served_model(folder, version: str = "3", **facts) -> ServedModel:
+    return open_model(folder, name="latent-foundry", version=version, hash=f"content {version}", **facts)
 
 
-class LocalBackend(ray_serve.SamplerReplica):
+class LocalBackend(SamplerReplica):
     """A replica as Serve runs it, called directly; what the engine raises is told as behind Serve."""
 
-    def __init__(self, folder, config: ServeConfig, pause: float = 0):
+    def __init__(self, folder, config: ServeConfig, pause: float = 0, beside: tuple[ServedModel, ...] = ()):
         self.device, self.config = "cpu", config
+        self.models = (served_model(folder), *beside)
         self.family = run_folder.load(folder).family
         calls = {name: self.paused(call, pause) for name, call in self.family.calls.items()}
         self.engine = Engine(calls, max_rows=config.max_rows, slots=config.slots, queue=config.queue)
@@ -55,14 +60,31 @@ class LocalBackend(ray_serve.SamplerReplica):
             raise ray_serve.told(ray_serve.RayTaskError("generate", "", error)) from error
         return self.submitted[-1]
 
-    async def check(self):
+    async def served(self):
+        return self.models
+
+    async def check(self, model):
         return asdict(self.engine.load())
 
 
+def ask(address: str, path: str = "/v1/models", body: bytes | None = None, **headers: str):
+    """Status, headers and answer of a raw request."""
+    request = urllib.request.Request(address + path, data=body, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read()
+
+
+def client(address: str, key: str = "none", retries: int = 0) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=retries, timeout=60)
+
+
 @contextlib.contextmanager
-def serving(backend, model: ServedModel, config: ServeConfig, keys: tuple[str, ...] = ()) -> Iterator[str]:
+def serving(backend, config: ServeConfig, keys: tuple[str, ...] = ()) -> Iterator[str]:
     """The address of a running server."""
-    app = http_api.build(backend, model, config, keys)
+    app = http_api.build(backend, config, keys)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=config.port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -72,3 +94,14 @@ def serving(backend, model: ServedModel, config: ServeConfig, keys: tuple[str, .
     yield f"http://127.0.0.1:{config.port}"
     server.should_exit = True
     thread.join(30)
+
+
+class StuckReplica(SamplerReplica):
+    """A replica whose engine stays in the trajectory of one seed."""
+
+    STUCK_AT = 13
+
+    def trajectory(self, order):
+        if order.seed == self.STUCK_AT:
+            time.sleep(600)
+        return super().trajectory(order)

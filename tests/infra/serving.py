@@ -1,5 +1,6 @@
-"""A tiny untrained latent diffusion sampler, as a run folder."""
+"""A tiny untrained latent diffusion sampler, as a run folder, and its promotion."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -8,14 +9,22 @@ from components import run_folder
 from components.ema import copy_of
 from components.families import FAMILIES
 from components.families.base import AutoencoderInfo, DataInfo
+from components.files import write_whole
 from components.training import State
 
 CLASSES = ("zero", "one", "two")
 
 
-def write_sampler(folder: Path) -> Path:
+def write_promoted(root: Path, folder: str, version: str, **facts) -> Path:
+    """promoted.json as `promote` leaves it, for a run folder below `root`. Each version is a content of its own."""
+    promoted = {"model": "latent-foundry", "version": version, "run_folder": folder, "hash": f"content {version}"}
+    write_whole(root / "promoted.json", json.dumps(promoted | facts))
+    return root
+
+
+def write_sampler(folder: Path, seed: int = 0) -> Path:
     """A sampler of 16x16 grey images of three classes, its weights random so that seed and class show."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     images = DataInfo(shape=(1, 16, 16), classes=CLASSES)
     autoencoder = AutoencoderInfo(config={"latent_channels": 2, "widths": [8, 8]}, data=images)
     statistics = {"channel_mean": (0.0, 0.0), "channel_std": (1.0, 1.0)}

@@ -2,8 +2,6 @@ import hashlib
 import json
 import socket
 import time
-import urllib.error
-import urllib.request
 
 import openai
 import pytest
@@ -13,51 +11,9 @@ from infra.config import ServeConfig
 from infra.http_guards import KEYS_VARIABLE, digest, read_keys
 from infra.openai_api import ApiError
 from tests.infra.chromium import EXECUTABLE, Page
-from tests.infra.local import LocalBackend, free_port, served_model, serving
-from tests.infra.serving import write_sampler
+from tests.infra.local import LocalBackend, ask, client
 
 KEY = "sk-4f1c2d"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_sampler(tmp_path_factory.mktemp("runs") / "ldm")
-
-
-@pytest.fixture
-def backend(folder):
-    backend = LocalBackend(folder, ServeConfig(), pause=0.005)
-    yield backend
-    backend.engine.stop(timeout=30)
-
-
-@pytest.fixture
-def run(folder, backend):
-    """Starts a server: run(config fields..., keys=...) -> address."""
-    opened = []
-
-    def start(keys=(), **fields):
-        config = ServeConfig(port=free_port(), **fields)
-        opened.append(serving(backend, served_model(folder), config, keys))
-        return opened[-1].__enter__()
-
-    yield start
-    for server in opened:
-        server.__exit__(None, None, None)
-
-
-def ask(address, path="/v1/models", body=None, **headers):
-    """Status, headers and answer of a raw request."""
-    request = urllib.request.Request(address + path, data=body, headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, answer.headers, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.headers, error.read()
-
-
-def client(address, key="none", retries=0):
-    return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=retries, timeout=60)
 
 
 def test_keys(run):
@@ -226,7 +182,16 @@ def test_the_page(run, tmp_path):
         page.evaluate("document.getElementById('generate').click()")
         page.wait_for("document.getElementById('error').textContent.includes('names no class')")
 
+        page.evaluate("document.getElementById('prompt').value = 'two'")
+        page.evaluate("document.getElementById('negative').value = 'one'")
+        page.evaluate("document.querySelector('[data-setting=num_inference_steps]').value = 4")
+        page.evaluate("document.getElementById('generate').click()")
+        page.wait_for(f"{made} == 8 && document.getElementById('cancel').disabled")
+        assert '"negative_prompt":"one"' in page.evaluate("document.getElementById('curl').textContent")
+
+        page.screenshot(tmp_path / "desk.png")
         page.resize(380, 800)
+        page.screenshot(tmp_path / "phone.png")
         assert page.evaluate("document.documentElement.scrollWidth") <= 380
         elsewhere = [url for url in page.requests if not url.startswith((address, "data:", "about:", "blob:"))]
         assert elsewhere == []

@@ -1,5 +1,7 @@
 import base64
+import functools
 import io
+import itertools
 import json
 import re
 import socket
@@ -15,48 +17,49 @@ import pytest
 import ray
 import torch
 from PIL import Image
-from ray.exceptions import RayTaskError
+from ray import serve
 
 from components import run_folder
-from components.engine import DeadlineExceeded, EngineFull, EngineStopped
+from components.errors import SamplerError
 from components.images import to_uint8
 from components.sampling import Request
 from infra import ray_serve
+from infra.champions import Shelf
 from infra.config import ServeConfig
-from infra.openai_api import ImageOrder, ServedModel
-from tests.infra.local import free_port
-from tests.infra.serving import CLASSES, write_sampler
+from tests.infra.local import StuckReplica, free_port, served_model, serving
+from tests.infra.local import client as client_of
+from tests.infra.serving import CLASSES, write_promoted, write_sampler
 
 DEFAULTS = {"solver": "ddim", "num_inference_steps": 4, "guidance_scale": 2.0}
 FAST = {"num_inference_steps": 3}
 SLOW = {"num_inference_steps": 1000, "sampler": "heun"}
-CONFIG = ServeConfig(max_images=4, max_steps=1000, max_body=20_000, slots=16, queue=16, threads=1)
+CONFIG = ServeConfig(max_images=4, max_steps=1000, max_body=20_000, slots=16, queue=16, threads=1, watch_every=0.5)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_sampler(tmp_path_factory.mktemp("runs") / "ldm")
+def project(tmp_path_factory):
+    """A project's root with a promoted sampler."""
+    root = tmp_path_factory.mktemp("project")
+    write_sampler(root / "runs" / "ldm")
+    return write_promoted(root, "runs/ldm", "3", settings=DEFAULTS, figures={"frechet_distance": 1.5})
 
 
 @pytest.fixture(scope="module")
-def address(ray_session, folder):
+def address(ray_session, project):
     config = CONFIG.model_copy(update={"port": free_port()})
-    model = ServedModel(
-        name="latent-foundry",
-        version="3",
-        folder=str(folder),
-        run=run_folder.read_config(folder),
-        settings=DEFAULTS,
-        figures={"frechet_distance": 1.5},
-    )
-    ray_serve.start(model, config, gpu=False)
+    ray_serve.start(Shelf(root=str(project)), config)
     yield f"http://127.0.0.1:{config.port}"
     ray_serve.stop()
 
 
 @pytest.fixture
+def model(folder):
+    return served_model(folder)
+
+
+@pytest.fixture
 def client(address):
-    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60)
+    return client_of(address)
 
 
 def post(address: str, body: bytes, path: str = "/v1/images/generations"):
@@ -85,8 +88,8 @@ def test_a_class_by_name_or_number(client):
     assert (images[0] != images[3]).any()
 
 
-def test_the_image_is_the_samplers_own(client, folder):
-    family = run_folder.load(folder).family
+def test_the_image_is_the_samplers_own(client, project):
+    family = run_folder.load(project / "runs/ldm").family
     settings = family.Settings(solver="heun", num_inference_steps=5, guidance_scale=3.0)
     expected = to_uint8(family.sample(Request(torch.tensor([11]), torch.tensor([1]), settings)))[0, 0].numpy()
     answer = client.images.generate(
@@ -197,10 +200,9 @@ def test_models(client):
 
 
 def test_healthz(address):
-    with urllib.request.urlopen(f"{address}/healthz", timeout=60) as answer:
-        health = json.load(answer)
-    assert health["status"] == "ok" and health["model"] == "latent-foundry@3"
-    assert health["load"]["active"] == 0 and health["load"]["slots"] == CONFIG.slots
+    told = health(address)
+    assert told["status"] == "ok" and told["model"] == "latent-foundry@3"
+    assert told["load"]["active"] == 0 and told["load"]["slots"] == CONFIG.slots
 
 
 @pytest.mark.parametrize(
@@ -252,16 +254,19 @@ def test_errors_as_the_client_sees_them(client):
     assert refused.value.param == "prompt" and refused.value.request_id
 
 
-def test_a_folder_that_cannot_be_loaded_is_refused_on_the_driver(folder, tmp_path):
-    run = run_folder.read_config(folder)
-    model = ServedModel(name="latent-foundry", version="1", folder=str(tmp_path), run=run)
-    with pytest.raises(run_folder.SamplerError, match="config.json: missing"):
-        ray_serve.start(model, ServeConfig(), gpu=False)
+def test_a_folder_that_cannot_be_loaded_is_refused_on_the_driver(tmp_path):
+    write_promoted(tmp_path, "runs/ldm", "1")
+    with pytest.raises(SamplerError, match="config.json: missing"):
+        ray_serve.start(Shelf(root=str(tmp_path)), ServeConfig())
+
+
+def health(address: str) -> dict:
+    with urllib.request.urlopen(f"{address}/healthz", timeout=60) as answer:
+        return json.load(answer)
 
 
 def load(address: str) -> dict:
-    with urllib.request.urlopen(f"{address}/healthz", timeout=60) as answer:
-        return json.load(answer)["load"]
+    return health(address)["load"]
 
 
 def wait_for(condition, seconds: float = 120) -> None:
@@ -317,55 +322,90 @@ def test_a_replica_that_dies_is_replaced_and_its_requests_are_told(address, clie
     with ThreadPoolExecutor(1) as pool:
         doomed = pool.submit(client.images.generate, prompt="one", n=4, extra_body=SLOW)
         wait_for(lambda: load(address)["active"] == 8)
-        (name,) = (
-            actor["name"]
-            for actor in ray.util.list_named_actors(all_namespaces=True)
-            if actor["name"].startswith("SERVE_REPLICA::") and "#sampler#" in actor["name"]
-        )
-        ray.kill(ray.get_actor(name, namespace="serve"))
+        kill_a_replica("3")
         with pytest.raises(openai.InternalServerError, match="is being replaced") as lost:
             doomed.result(timeout=60)
     assert lost.value.status_code == 503 and lost.value.response.headers["retry-after"] == "1"
     assert client.with_options(timeout=180, max_retries=20).images.generate(prompt="one", extra_body=FAST).data
 
 
-def test_a_stuck_engine_fails_the_health_check(folder):
-    run = run_folder.read_config(folder)
-    model = ServedModel(name="latent-foundry", version="1", folder=str(folder), run=run)
-    replica = ray_serve.SamplerReplica(model, CONFIG.model_copy(update={"stuck_after": 0.3}))
-    entered, release = threading.Event(), threading.Event()
-
-    def stuck(**inputs):
-        entered.set()
-        release.wait(60)
-        raise RuntimeError("released")
-
-    replica.check_health()
-    replica.engine.nets = {"unet": stuck}
-    order = ImageOrder(seed=1, label=0, settings=DEFAULTS, group="group")
-    future = replica._submit(order)
-    assert entered.wait(60)
-    time.sleep(0.4)
-    with pytest.raises(RuntimeError, match="no sign of life"):
-        replica.check_health()
-    release.set()
-    with pytest.raises(RuntimeError, match="released"):
-        future.result(60)
-    replica.check_health()
-    replica.engine.stop(timeout=60)
+def test_a_stuck_engine_is_replaced_and_who_waits_is_told(address, folder, monkeypatch):
+    """Beside the others, with its own API in this process."""
+    monkeypatch.setattr(ray_serve, "VERSION", "apart-")  # no version that the frontend knows, and would end
+    model, config = served_model(folder, "stuck"), CONFIG.model_copy(update={"stuck_after": 0.5, "port": free_port()})
+    app = ray_serve.version_app(model, config, StuckReplica)
+    serve.run(app, name=ray_serve.app_name(model.key), route_prefix=None)
+    backend = ray_serve.Samplers(config.deadline)
+    backend.adopt((model,))
+    with serving(backend, config) as apart:
+        with pytest.raises(openai.InternalServerError, match="is being replaced") as lost:
+            client_of(apart).images.generate(prompt="one", extra_body={"seed": StuckReplica.STUCK_AT, **FAST})
+        assert lost.value.status_code == 503 and lost.value.response.headers["retry-after"] == "1"
+        assert set(lost.value.body) == {"message", "type", "param", "code"}
+        again = client_of(apart, retries=50).images.generate(prompt="one", extra_body=FAST)
+        assert again.data and again.model == "latent-foundry@stuck"
+    serve.delete(ray_serve.app_name(model.key))
 
 
-@pytest.mark.parametrize(
-    ("raised", "status", "code"),
-    [
-        (EngineFull("7 rows"), 429, "queue_full"),
-        (DeadlineExceeded("the deadline passed"), 504, "deadline_exceeded"),
-        (EngineStopped("stopped"), 503, "unavailable"),
-        (ValueError("secret"), 500, None),
-    ],
-)
-def test_what_a_client_may_know(raised, status, code):
-    error = ray_serve.told(RayTaskError("generate", "traceback", raised))
-    assert (error.status, error.body["error"]["code"]) == (status, code)
-    assert "secret" not in str(error) and "traceback" not in str(error)
-    assert (error.retry_after is not None) == (status in (429, 503))
+def replicas() -> list[str]:
+    """Names of the sampler replicas, those of the newest version last."""
+    actors = (actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True))
+    return sorted(name for name in actors if name.startswith("SERVE_REPLICA::") and "#sampler#" in name)
+
+
+def kill_a_replica(version: str) -> None:
+    (name,) = (name for name in replicas() if f"latent-foundry-{version}-" in name)
+    ray.kill(ray.get_actor(name, namespace="serve"))
+
+
+class Traffic:
+    """Clients that ask for pairs of images until told to end. `answers`: seed, version, pixels of each."""
+
+    def __init__(self, address: str, num_clients: int):
+        self.address, self.ended, self.seeds = address, threading.Event(), itertools.count()
+        self.answers: list[tuple[int, str, list[np.ndarray]]] = []
+        self.pool = ThreadPoolExecutor(num_clients)
+        self.clients = [self.pool.submit(self.ask) for _ in range(num_clients)]
+
+    def ask(self) -> None:
+        patient = client_of(self.address, retries=100)
+        while not self.ended.is_set():
+            seed = 10 * next(self.seeds)
+            made = patient.images.generate(prompt="two", n=2, extra_body={"seed": seed, **FAST})
+            self.answers.append((seed, made.model, [pixels(item) for item in made.data]))
+            time.sleep(0.1)
+
+    def end(self) -> None:
+        self.ended.set()
+        for one in self.clients:
+            one.result(120)
+
+
+@pytest.mark.parametrize(("promotions", "num_requests"), [(1, 30), pytest.param(3, 200, marks=pytest.mark.slow)])
+def test_promotions_and_a_killed_replica_lose_nothing(address, project, promotions, num_requests):
+    """Every request is answered, wholly by one version, and labelled with it."""
+    traffic, first = Traffic(address, 4), int(health(address)["model"].partition("@")[2])
+    for version in range(first + 1, first + 1 + promotions):
+        write_sampler(project / f"runs/{version}", seed=version)
+        write_promoted(project, f"runs/{version}", str(version), settings=DEFAULTS)
+        wait_for(lambda version=version: health(address)["model"] == f"latent-foundry@{version}")
+        if version == first + 1:
+            kill_a_replica(str(version))
+    wait_for(lambda: len(traffic.answers) >= num_requests)
+    traffic.end()
+    assert {model for _, model, _ in traffic.answers} == {
+        f"latent-foundry@{version}" for version in range(first, first + 1 + promotions)
+    }
+    for seed, model, images in traffic.answers:
+        version = model.partition("@")[2]
+        family = family_of(project / "runs" / ("ldm" if version == "3" else version))
+        settings = family.Settings(**DEFAULTS | FAST)
+        for image, own_seed in zip(images, (seed, seed + 1), strict=True):
+            request = Request(torch.tensor([own_seed]), torch.tensor([2]), settings)
+            assert np.abs(image.astype(int) - to_uint8(family.sample(request))[0, 0].numpy()).max() <= 1
+    wait_for(lambda: len(replicas()) == 1)  # those before are gone
+
+
+@functools.lru_cache
+def family_of(folder):
+    return run_folder.load(folder).family

@@ -13,12 +13,12 @@ from mlflow import MlflowClient
 from components import run_folder
 from components.errors import InputError
 from components.files import write_json
+from infra.champions import read_promoted
 from infra.registry import CHAMPION, CONTENT_TAG, Registry
 from infra.tracking import open_run
 from pipelines import bench, evaluate, promote, reference
 from pipelines.measurements import read_metrics
 from pipelines.params import load
-from pipelines.serve import read_promoted
 from tests.pipelines.measured import PARAMS, write_run_with_averages
 
 MODEL = "latent-foundry"

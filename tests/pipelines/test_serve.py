@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from components.errors import SamplerError
-from pipelines.serve import read_promoted
+from infra.champions import read_promoted
 from tests.infra.serving import write_sampler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def project(tmp_path):
 def test_the_champion(project):
     model = read_promoted(project / "promoted.json")
     assert model.folder == str(project / "runs" / "ldm")
-    assert model.ids == ("latent-foundry", "latent-foundry@7")
+    assert model.id == "latent-foundry@7" and model.edits
     assert model.settings == {"num_inference_steps": 3} and model.size == "16x16"
 
 

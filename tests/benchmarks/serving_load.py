@@ -1,0 +1,99 @@
+"""Load for serving benchmarks: clients that ask again as soon as they are answered, and ones that come by chance."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import aiohttp
+import numpy as np
+
+STEPS = (10, 20, 30, 40, 50)
+GUIDANCE = (1.0, 1.5, 3.0)
+PATH = "/v1/images/generations"
+
+
+def orders(seed: int = 0) -> Iterator[dict]:
+    """Requests of mixed steps and guidance, the same ones for every side."""
+    chance = random.Random(seed)
+    while True:
+        yield {
+            "prompt": str(chance.randrange(10)),
+            "seed": chance.randrange(2**31),
+            "sampler": "euler",
+            "num_inference_steps": chance.choice(STEPS),
+            "guidance_scale": chance.choice(GUIDANCE),
+        }
+
+
+@dataclass
+class Load:
+    """What came of it. `latencies` are of images that were made, in seconds."""
+
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    statuses: Counter = field(default_factory=Counter)  # by HTTP status; -1: the connection was lost, 0: we left
+
+    @property
+    def rate(self) -> float:
+        return len(self.latencies) / self.seconds
+
+    def told(self) -> dict[str, float]:
+        """Images a second, and percentiles of the latency in milliseconds."""
+        marks = np.percentile(self.latencies, (50, 95, 99)) * 1000 if self.latencies else [float("nan")] * 3
+        return {"images_per_s": round(self.rate, 2)} | {
+            name: round(mark) for name, mark in zip(("p50_ms", "p95_ms", "p99_ms"), marks, strict=True)
+        }
+
+
+async def ask(session: aiohttp.ClientSession, address: str, order: dict, load: Load, patience: float | None = None):
+    """One request. `patience`: seconds after which the client leaves."""
+    began = time.perf_counter()
+    try:
+        async with asyncio.timeout(patience), session.post(address, json=order) as answer:
+            await answer.read()
+            load.statuses[answer.status] += 1
+            if answer.status == 200:
+                load.latencies.append(time.perf_counter() - began)
+    except TimeoutError:
+        load.statuses[0] += 1
+    except aiohttp.ClientError:
+        load.statuses[-1] += 1
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=300))
+
+
+async def closed(address: str, num_clients: int, seconds: float) -> Load:
+    """Clients each of which has one request at a time. Those that are under way at the end are waited for."""
+    load, wanted = Load(), orders()
+    began = time.perf_counter()
+
+    async def client() -> None:
+        while time.perf_counter() - began < seconds:
+            await ask(session, address, next(wanted), load)
+
+    async with _session() as session:
+        await asyncio.gather(*(client() for _ in range(num_clients)))
+    load.seconds = time.perf_counter() - began
+    return load
+
+
+async def by_chance(address: str, rate: float, seconds: float, leaving: float = 0.0) -> Load:
+    """Requests that come as a Poisson process of `rate` a second, whether or not others are answered. A share
+    `leaving` of the clients disconnects within two seconds."""
+    load, wanted, chance = Load(), orders(1), random.Random(2)
+    began, due, asked = time.perf_counter(), 0.0, []
+    async with _session() as session:
+        while (due := due + chance.expovariate(rate)) < seconds:
+            await asyncio.sleep(began + due - time.perf_counter())
+            patience = chance.uniform(0, 2) if chance.random() < leaving else None
+            asked.append(asyncio.ensure_future(ask(session, address, next(wanted), load, patience)))
+        await asyncio.gather(*asked)
+    load.seconds = time.perf_counter() - began
+    return load
