@@ -64,6 +64,6 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[str]:
         ray.shutdown()
 
 
-def has_gpu() -> bool:
-    """Whether the connected cluster has a GPU."""
-    return ray.cluster_resources().get("GPU", 0) > 0
+def has_gpu(cluster: ClusterConfig) -> bool:
+    """Whether workers of the connected cluster take a GPU each."""
+    return ray.cluster_resources().get("GPU", 0) > 0 if cluster.use_gpu is None else cluster.use_gpu

@@ -10,12 +10,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from components import run_folder
+from components.config import parse
 from components.errors import InputError, SamplerError
 from infra import http_guards, ray_serve, ray_session
 from infra.config import ServeConfig
 from infra.openai_api import ServedModel
 from pipelines import cli, paths
-from pipelines.params import load
+from pipelines.params import DEFAULT, load
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +53,15 @@ def example(model: ServedModel, config: ServeConfig) -> str:
     )
 
 
+def application(changes: dict) -> object:
+    """The champion of the folder that this project lies in, as `serve deploy` and a RayService import it. `changes` are
+    keys of `serve` that differ from params.yaml's."""
+    params = load(ROOT / DEFAULT)
+    config = parse(ServeConfig, {**params.serve.model_dump(), **changes}, "args")
+    model = read_promoted(ROOT / paths.PROMOTED)
+    return ray_serve.application(model, config, ray_session.has_gpu(params.cluster), http_guards.read_keys(config))
+
+
 def main(argv: list[str]) -> None:
     if argv:
         raise InputError(f"usage: python -m pipelines.serve, found argument {argv[0]}; params.yaml says how to serve")
@@ -63,7 +73,7 @@ def main(argv: list[str]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: interrupted.set())
         try:
-            ray_serve.start(model, params.serve, ray_session.has_gpu(), keys)
+            ray_serve.start(model, params.serve, ray_session.has_gpu(params.cluster), keys)
             print(f"{model.ids[1]} at http://{params.serve.host}:{params.serve.port}/v1", flush=True)
             print(example(model, params.serve), flush=True)
             interrupted.wait()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from components.config import Strict
 from components.families import FAMILIES
 from components.families.base import DataInfo, Family
 from components.training import TrainingConfig
+from infra.staging import Staged, stage
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Job:
     """Everything that decides a training's result. Equal jobs have equal hashes and continue each other's runs.
 
     `data` is the absolute folder of the data set, `data_hash` and `code_hash` the content of it and of the code.
-    `watch` decides figures beside the training, not its result.
+    `watch` decides figures beside the training, not its result, and so does `staged`: by folder, where workers that do
+    not see the driver's files get them.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Job:
     data_hash: str
     code_hash: str
     watch: Watch | None = None
+    staged: Mapping[str, Staged] = field(default_factory=dict)
 
     @property
     def hash(self) -> str:
@@ -56,10 +60,19 @@ class Job:
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
+    def in_storage(self, storage: str, cache_bytes: int) -> Job:
+        """The same job with its folders in a bucket. Raises DataError if they cannot be brought there."""
+        folders = {self.data, *((self.watch.judge, self.watch.held_out) if self.watch else ())}
+        return replace(self, staged={folder: stage(Path(folder), storage, cache_bytes) for folder in sorted(folders)})
+
+    def folder(self, name: str) -> Path:
+        """One of the job's folders, as this machine has it."""
+        return self.staged[name].local() if name in self.staged else Path(name)
+
     def build(self) -> Family:
         """The family with its initial weights, equal in every process, and its pretrained nets loaded."""
         torch.manual_seed(self.seed)  # layers initialise from the global generator
         family = FAMILIES[self.family](self.config, self.info)
         for net in family.pretrained:
-            run_folder.load_weights(family.nets[net], Path(self.data) / f"{net}.safetensors")
+            run_folder.load_weights(family.nets[net], self.folder(self.data) / f"{net}.safetensors")
         return family

@@ -1,5 +1,5 @@
-"""What `kustomize build` makes of infra/kuberay, for the features that are used there: resources, JSON patches (RFC 6902:
-add and replace) on targets by kind and name, a namespace."""
+"""What `kustomize build` makes of infra/kuberay, for the features that are used there: resources, a namespace, and
+JSON patches (RFC 6902: add and replace) on targets by kind and name."""
 
 from __future__ import annotations
 
