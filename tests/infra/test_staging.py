@@ -1,6 +1,7 @@
 """Inputs in a bucket: sent once, fetched once a node, checked, continued, evicted; with stores that fail."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -140,11 +141,12 @@ def test_one_call_in_five_fails_and_nobody_notices(s3, tmp_path, monkeypatch):
 
 def test_a_store_that_dies_in_the_middle_is_told_and_the_rerun_sends_the_rest(s3, tmp_path, monkeypatch):
     folder = write(tmp_path / "set", **{f"{number:02d}": os.urandom(100) for number in range(30)})
-    monkeypatch.setattr(staging, "WORK", {"retries": {"mode": "standard", "max_attempts": 2}, "connect_timeout": 1})
+    monkeypatch.setattr(staging, "WORK", {"retries": {"mode": "standard", "max_attempts": 2}, "read_timeout": 5})
 
     def dies(number, environ, application, start_response):
         if number > 25:
-            raise ConnectionResetError  # the connection ends without an answer
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)  # the connection ends without an answer
+            raise ConnectionResetError
         return application(environ, start_response)
 
     with serving(Faulty(dies)) as address:
