@@ -65,6 +65,11 @@ class Staged:
         return fetch(self, node_cache())
 
 
+def local(place: Path | Staged) -> Path:
+    """A folder of this machine: itself, or what was staged."""
+    return place.local() if isinstance(place, Staged) else place
+
+
 def node_cache() -> Path:
     return Path(os.environ.get(CACHE) or Path(tempfile.gettempdir()) / f"latent-foundry-{os.getuid()}")
 

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,6 +62,7 @@ class Remote:
     name: str
     size: int  # bytes
     etag: str
+    version: str = ""  # of a bucket that keeps them
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,10 @@ class Damaged(Exception):
     """A body arrived that is not the object."""
 
 
-def mirror_prefix(uri: str, folder: Path, *, workers: int = 16) -> Mirrored:
+def mirror_prefix(uri: str, folder: Path, *, workers: int = 16, only: Sequence[Remote] | None = None) -> Mirrored:
     """Makes `folder` equal to the objects below s3://bucket/prefix/: fetches those that are missing or differ, removes
-    every other file. Every object is checked by size and, where its ETag is an md5, by content.
+    every other file. Every object is checked by size and, where its ETag is an md5, by content. `only`: these objects
+    and versions (infra/objects.py) rather than what the bucket holds now.
 
     A run that was interrupted is taken up by the next one: `<folder>.index.jsonl` records each file that was checked,
     and unfinished downloads lie in `<folder>.partial`. Raises DataError, within seconds, if the bucket cannot be
@@ -98,7 +100,7 @@ def mirror_prefix(uri: str, folder: Path, *, workers: int = 16) -> Mirrored:
     with in_one_line(uri):
         connect(PROBE).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
         client = connect(Config(**WORK, max_pool_connections=workers))
-        remotes = list_objects(client, bucket, prefix)
+        remotes = list_objects(client, bucket, prefix) if only is None else list(only)
         if not remotes:
             raise DataError(f"{uri}: holds no object; expected images below {SCHEME}{bucket}/{prefix}")
         _refuse_shadowed(remotes, uri)
@@ -232,7 +234,8 @@ def is_current(path: Path, remote: Remote, record: Record | None) -> bool:
 def download(client: BaseClient, bucket: str, remote: Remote, target: Path) -> None:
     """Writes one object's content. Raises Damaged if it has not the listed size or md5."""
     # IfMatch: the object that was listed, or none
-    answer = client.get_object(Bucket=bucket, Key=remote.key, IfMatch=f'"{remote.etag}"')
+    version = {"VersionId": remote.version} if remote.version else {}
+    answer = client.get_object(Bucket=bucket, Key=remote.key, IfMatch=f'"{remote.etag}"', **version)
     digest, size = hashlib.md5(usedforsecurity=False), 0
     with target.open("wb") as file:
         for chunk in answer["Body"].iter_chunks(_CHUNK):
@@ -286,6 +289,6 @@ def _told(error: boto.ClientError) -> str:
         return "there is no such bucket; see the name, and AWS_ENDPOINT_URL"
     if code in _REFUSALS:
         return f"access refused ({code}: {message}); expected credentials that may use it"
-    if code in ("PreconditionFailed", "NoSuchKey", "412"):
-        return f"an object changed while it was being fetched ({code}); run it again"
+    if code in ("PreconditionFailed", "NoSuchKey", "NoSuchVersion", "412"):
+        return f"an object is not there as it was listed ({code}); list and fetch again"
     return f"the store answered {code}: {message}"

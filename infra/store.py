@@ -83,9 +83,24 @@ class Store:
             yield Path(self.path)
             return
         with tempfile.TemporaryDirectory(prefix="fetched-") as folder:
-            with self._told():
-                fs.copy_files(self.path, folder, source_filesystem=self.filesystem)
+            self.copy_to(Path(folder))
             yield Path(folder)
+
+    def copy_to(self, folder: Path) -> None:
+        """Adds the folder's content to a local one."""
+        with self._told():
+            fs.copy_files(self.path, str(folder), source_filesystem=self.filesystem)
+
+    @contextlib.contextmanager
+    def filled_from_disk(self) -> Iterator[Path]:
+        """A local folder whose files are in this one after the block."""
+        if self.is_local:
+            yield Path(self.path)
+            return
+        with tempfile.TemporaryDirectory(prefix="to-store-") as folder:
+            yield Path(folder)
+            with self._told():
+                fs.copy_files(folder, self.path, destination_filesystem=self.filesystem)
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

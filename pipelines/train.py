@@ -15,7 +15,7 @@ from components.files import sha256, sha256_folder
 from infra import ray_train, tracking
 from infra.ray_session import session
 from infra.storage import check_storage
-from pipelines import cli, paths
+from pipelines import cli, paths, remote
 from pipelines.params import Params, TrainBlock, load, name_of, train_block
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,6 +75,12 @@ def main(argv: list[str]) -> None:
     key = cli.one_argument(argv, "python -m pipelines.train GROUP.NAME")
     params = load()
     job = make_job(params, key)
+    if remote.is_away(params.cluster):
+        block = train_block(params, key)
+        watch = getattr(block, "watch", None)
+        inputs = [block.data, *((watch.judge, watch.held_out) if watch else ())]
+        remote.run(params, "pipelines.train", [key], list(map(Path, inputs)), [paths.RUNS / job.name])
+        return
     check_storage(params.cluster.storage(ROOT))
     described = {
         "family": job.family,

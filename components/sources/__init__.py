@@ -41,6 +41,7 @@ class DataConfig(Strict):
     max_rejected: int = Field(default=0, ge=0)  # files that may be left out before the stage stops
     mirror: str | None = None  # fashion_mnist: folder or URL with the four files; None is the official address
     path: Path | None = Field(default=None, validate_default=True)  # source folder: where the images lie
+    objects: Path | None = None  # s3: the manifest of the versions to take (pipelines.ingest); None is what is there
 
     @field_validator("source")
     @classmethod

@@ -15,7 +15,7 @@ from components.config import Strict
 from components.families import FAMILIES
 from components.families.base import DataInfo, Family
 from components.training import TrainingConfig
-from infra.staging import Staged, stage
+from infra.staging import Staged, local, stage
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Job:
 
     def folder(self, name: str) -> Path:
         """One of the job's folders, as this machine has it."""
-        return self.staged[name].local() if name in self.staged else Path(name)
+        return local(self.staged.get(name, Path(name)))
 
     def build(self) -> Family:
         """The family with its initial weights, equal in every process, and its pretrained nets loaded."""

@@ -149,7 +149,7 @@ def test_an_object_replaced_since_it_was_listed_is_not_taken(s3, tmp_path, monke
         return found
 
     monkeypatch.setattr(storage, "list_objects", list_then_replace)
-    assert "changed while it was being fetched" in refused(tmp_path)
+    assert "not there as it was listed" in refused(tmp_path)
 
 
 class TestRefusals:
