@@ -19,14 +19,18 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class ClusterConfig(Strict):
     """`address`: `local` starts Ray on this machine, anything else joins that cluster. `num_workers` is a number, or
     `[min, max]` for a group that shrinks and grows with the cluster. `threads_per_worker` 0 shares a machine's cores
-    among its workers. `sharding: fsdp2` spreads weights over the workers, for networks that do not fit on one."""
+    among its workers. `use_gpu`: whether each worker takes one; unsaid, where the cluster has some at the start, which
+    a cluster that starts its GPU nodes on demand has not. `sharding: fsdp2` spreads weights over the workers, for
+    networks that do not fit on one."""
 
     address: str = "local"
     num_workers: Workers | tuple[Workers, Workers] = 1
     threads_per_worker: int = Field(0, ge=0)
+    use_gpu: bool | None = None
     sharding: Literal["none", "fsdp2"] = "none"
     resize_every: float = Field(60, gt=0)  # seconds between two looks for nodes that an elastic group may grow onto
-    storage_path: str = ".cache/ray"  # checkpoints; a folder that every node sees
+    storage_path: str = ".cache/ray"  # checkpoints; a folder that every node sees, or s3://bucket/prefix
+    cache_gib: float = Field(100, gt=0)  # of a node's disk, for inputs that it fetches from a bucket
     max_failures: int = Field(3, ge=0)  # worker failures that a run survives
 
     @model_validator(mode="after")
@@ -40,6 +44,14 @@ class ClusterConfig(Strict):
     @property
     def elastic(self) -> bool:
         return isinstance(self.num_workers, tuple)
+
+    @property
+    def cache_bytes(self) -> int:
+        return int(self.cache_gib * 2**30)
+
+    def storage(self, root: Path) -> str:
+        """The storage path, a relative one below `root`."""
+        return self.storage_path if self.storage_path.startswith("s3://") else str(root / self.storage_path)
 
     @property
     def max_workers(self) -> int:
@@ -76,6 +88,7 @@ class ServeConfig(Strict):
     versions: tuple[str, ...] = ()  # registered versions that are served beside the champion
     cache: str = ".cache/served"  # copies of served versions; a folder that every node sees
     replicas: Workers | tuple[Workers, Workers] = 1
+    use_gpu: bool | None = None  # as cluster.use_gpu
     gpu_share: float = Field(0.5, gt=0, le=1)  # of each engine, where there are GPUs: 0.5 leaves room for a successor
     # limits of one request
     max_images: int = Field(10, ge=1)

@@ -17,7 +17,11 @@ import torch
 from components.data import Dataset, Shard, read_manifest, write_shard
 from components.images import from_uint8
 from components.run_folder import load
+from infra.config import ClusterConfig
 from infra.ray_session import has_gpu
+from infra.staging import Staged, local, stage
+from infra.storage import is_remote
+from infra.store import Store
 
 
 class Moments(NamedTuple):
@@ -39,10 +43,12 @@ class Moments(NamedTuple):
 class Encoder:
     """An actor that holds the autoencoder and turns shards of images into shards of posteriors."""
 
-    def __init__(self, autoencoder: str, images: str, target: str, batch_size: int, flips: bool = False):
+    def __init__(
+        self, autoencoder: Path | Staged, images: Path | Staged, target: Store, batch_size: int, flips: bool = False
+    ):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._net = load(Path(autoencoder), self._device).family.nets["autoencoder"]
-        self._images, self._target, self._batch_size = Dataset(Path(images)), Path(target), batch_size
+        self._net = load(local(autoencoder), self._device).family.nets["autoencoder"]
+        self._images, self._target, self._batch_size = Dataset(local(images)), target, batch_size
         self._flips = flips
 
     def __call__(self, numbers: dict[str, np.ndarray]) -> dict[str, list]:
@@ -57,7 +63,8 @@ class Encoder:
         rows = self._images.take(self._images.shard_rows(number))
         columns = self._columns(rows["image"])
         others = {name: values.numpy() for name, values in rows.items() if name != "image"}
-        shard = write_shard(self._target, number, columns | others)
+        with self._target.filled_from_disk() as folder:
+            shard = write_shard(folder, number, columns | others)
         mean, std = (
             np.concatenate([values for name, values in columns.items() if name.startswith(which)])
             for which in ("mean", "std")
@@ -84,12 +91,23 @@ class Encoder:
 
 
 def encode(
-    autoencoder: Path, images: Path, target: Path, batch_size: int, num_workers: int, flips: bool = False
+    autoencoder: Path,
+    images: Path,
+    target: Path,
+    batch_size: int,
+    cluster: ClusterConfig,
+    storage: str = "",
+    flips: bool = False,
 ) -> tuple[list[Shard], dict[str, tuple[float, ...]]]:
     """Writes one shard of posteriors into `target` for every shard of `images`; returns the manifest entries in order
-    and the channel statistics of the whole set. `flips`: each row also holds the mirrored image's."""
+    and the channel statistics of the whole set. `storage`: s3://bucket/prefix that inputs and shards go through, where
+    nodes do not see these folders; `flips`: each row also holds the mirrored image's."""
     num_shards = len(read_manifest(images).shards)
-    arguments = (str(autoencoder.resolve()), str(images.resolve()), str(target.resolve()), batch_size, flips)
+    inputs, made = (autoencoder.resolve(), images.resolve()), Store.open(target.resolve())
+    if is_remote(storage):
+        inputs = tuple(stage(folder, storage, cluster.cache_bytes) for folder in inputs)
+        made = Store.open(storage) / "encoded" / "-".join(staged.hash[:16] for staged in inputs)
+    arguments = (*inputs, made, batch_size, flips)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of its execution plan otherwise
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = (
@@ -99,12 +117,14 @@ def encode(
             Encoder,
             fn_constructor_args=arguments,
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(num_workers, num_shards)),
+            compute=ray.data.ActorPoolStrategy(size=min(cluster.max_workers, num_shards)),
             num_cpus=1,
-            num_gpus=1 if has_gpu() else 0,
+            num_gpus=int(has_gpu(cluster.use_gpu)),
         )
         .take_all()
     )
+    if not made.is_local:
+        made.copy_to(target)
     done.sort(key=lambda row: row["number"])
     total = np.sum([row["moments"] for row in done], axis=0)
     moments = Moments(total[0], *np.split(total[1:], 3))

@@ -24,10 +24,11 @@ Make = Callable[[], Callable[[Part], Result]]
 
 
 class Crew:
-    """Workers that are there for one piece of work after another. `size` 0: this process does the work itself."""
+    """Workers that are there for one piece of work after another, with a GPU each if `gpu`. `size` 0: this process does
+    the work itself."""
 
-    def __init__(self, size: int):
-        self.spreads = size > 0
+    def __init__(self, size: int, gpu: bool = False):
+        self.spreads, self._gpu = size > 0, gpu
         self._size, self._actors, self._numbers = size, [], itertools.count()
 
     def map(self, make: Make, parts: Sequence[Part]) -> Iterator[Result]:
@@ -38,7 +39,7 @@ class Crew:
             yield from (work(part) for part in parts)
             return
         if not self._actors:
-            kind = ray.remote(num_cpus=1, num_gpus=1 if has_gpu() else 0)(_Worker)
+            kind = ray.remote(num_cpus=1, num_gpus=int(self._gpu))(_Worker)
             self._actors = [kind.remote() for _ in range(self._size)]
         number, sent = next(self._numbers), ray.put(make)
         pool = ActorPool(self._actors[: len(parts)])
@@ -68,4 +69,4 @@ def crew(cluster: ClusterConfig, root: Path) -> Iterator[Crew]:
         yield Crew(0)
         return
     with session(cluster, root):
-        yield Crew(cluster.max_workers)
+        yield Crew(cluster.max_workers, has_gpu(cluster.use_gpu))

@@ -33,7 +33,6 @@ from infra.rollout import Rollout
 from infra.sampler_replica import SamplerReplica
 
 NAME = "latent-foundry"
-ENVIRONMENT = {"RAY_worker_niceness": "0"}  # of 15: who waits for an image comes before work in the background
 VERSION = f"{NAME}-version-"  # and the version's key: an application of its own
 RETRY_AFTER = 1  # seconds
 LATE = 5.0  # seconds after an order's own deadline, when its replica is taken for lost
@@ -177,7 +176,7 @@ def version_app(model: ServedModel, config: ServeConfig, replica: type = Sampler
         serve.deployment(replica)
         .options(
             name="sampler",
-            ray_actor_options={"num_cpus": 1, "num_gpus": config.gpu_share if ray_session.has_gpu() else 0},
+            ray_actor_options={"num_cpus": 1, "num_gpus": config.gpu_share * ray_session.has_gpu(config.use_gpu)},
             # above the engine's own limit, which refuses with a reason
             max_ongoing_requests=config.slots + config.queue + 64,
             health_check_period_s=2,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray
@@ -31,17 +31,16 @@ SHARED = "LATENT_FOUNDRY_RAY"  # the address of a session on this machine that t
 
 
 @contextlib.contextmanager
-def session(cluster: ClusterConfig, root: Path, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+def session(cluster: ClusterConfig, root: Path) -> Iterator[str]:
     """Ray for the time of the block, whose address it yields; a session that already runs in this process is used and
     left running.
 
-    `root` is the folder that workers import this project from, `environment` what Ray's processes find set beside
-    ENVIRONMENT. Raises InputError if the cluster cannot be reached.
+    `root` is the folder that workers import this project from. Raises InputError if the cluster cannot be reached.
     """
     if ray.is_initialized():
         yield ray.get_runtime_context().gcs_address
         return
-    for name, value in (ENVIRONMENT | dict(environment or {})).items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     address = os.environ.get(SHARED, LOCAL) if cluster.address == LOCAL else cluster.address
     local = address == LOCAL
@@ -67,6 +66,6 @@ def session(cluster: ClusterConfig, root: Path, environment: Mapping[str, str] |
         ray.shutdown()
 
 
-def has_gpu() -> bool:
-    """Whether the connected cluster has a GPU."""
-    return ray.cluster_resources().get("GPU", 0) > 0
+def has_gpu(wanted: bool | None = None) -> bool:
+    """Whether work on the connected cluster takes GPUs: as wanted; unsaid, where it has some now."""
+    return ray.cluster_resources().get("GPU", 0) > 0 if wanted is None else wanted

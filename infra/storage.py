@@ -1,4 +1,4 @@
-"""S3 and what speaks its protocol: brings a prefix to a local folder. The only module that imports boto3.
+"""S3 and what speaks its protocol: brings a prefix to a local folder. With infra/staging.py the only one with boto3.
 
 Endpoint, region and credentials come from the usual AWS environment and files. What the objects are is not known here.
 """
@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,10 +30,10 @@ from components.files import write_whole
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
-_SCHEME = "s3://"
-_PROBE = Config(retries={"mode": "standard", "max_attempts": 2}, connect_timeout=3, read_timeout=10)
-_WORK = {"retries": {"mode": "standard", "max_attempts": 6}, "connect_timeout": 5, "read_timeout": 30}
-_BODY_ATTEMPTS = 4  # boto3 retries a request, but not a body that breaks off
+SCHEME = "s3://"
+PROBE = Config(retries={"mode": "standard", "max_attempts": 3}, connect_timeout=3, read_timeout=10)
+WORK = {"retries": {"mode": "standard", "max_attempts": 6}, "connect_timeout": 5, "read_timeout": 30}
+BODY_ATTEMPTS = 4  # boto3 retries a request, but not a body that breaks off
 _WAVE = 1024  # downloads queued at a time
 _CHUNK = 1 << 20  # bytes
 _REFUSALS = {
@@ -46,7 +46,7 @@ _REFUSALS = {
     "InvalidToken",
     "SignatureDoesNotMatch",
 }
-_BROKEN_BODY = (
+BROKEN_BODY = (
     boto.ReadTimeoutError,
     boto.ResponseStreamingError,
     boto.IncompleteReadError,
@@ -62,6 +62,7 @@ class Remote:
     name: str
     size: int  # bytes
     etag: str
+    version: str = ""  # of a bucket that keeps them
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,14 @@ class Mirrored:
     num_removed: int
 
 
-class _Damaged(Exception):
+class Damaged(Exception):
     """A body arrived that is not the object."""
 
 
-def mirror_prefix(uri: str, folder: Path, *, workers: int = 16) -> Mirrored:
+def mirror_prefix(uri: str, folder: Path, *, workers: int = 16, only: Sequence[Remote] | None = None) -> Mirrored:
     """Makes `folder` equal to the objects below s3://bucket/prefix/: fetches those that are missing or differ, removes
-    every other file. Every object is checked by size and, where its ETag is an md5, by content.
+    every other file. Every object is checked by size and, where its ETag is an md5, by content. `only`: these objects
+    and versions (infra/objects.py) rather than what the bucket holds now.
 
     A run that was interrupted is taken up by the next one: `<folder>.index.jsonl` records each file that was checked,
     and unfinished downloads lie in `<folder>.partial`. Raises DataError, within seconds, if the bucket cannot be
@@ -95,12 +97,12 @@ def mirror_prefix(uri: str, folder: Path, *, workers: int = 16) -> Mirrored:
     """
     bucket, prefix = parse_uri(uri)
     index, partial = folder.with_name(f"{folder.name}.index.jsonl"), folder.with_name(f"{folder.name}.partial")
-    with _in_one_line(uri):
-        _client(_PROBE).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
-        client = _client(Config(**_WORK, max_pool_connections=workers))
-        remotes = list_objects(client, bucket, prefix)
+    with in_one_line(uri):
+        connect(PROBE).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        client = connect(Config(**WORK, max_pool_connections=workers))
+        remotes = list_objects(client, bucket, prefix) if only is None else list(only)
         if not remotes:
-            raise DataError(f"{uri}: holds no object; expected images below {_SCHEME}{bucket}/{prefix}")
+            raise DataError(f"{uri}: holds no object; expected images below {SCHEME}{bucket}/{prefix}")
         _refuse_shadowed(remotes, uri)
         num_removed = _remove_others(folder, {remote.name for remote in remotes})
         shutil.rmtree(partial, ignore_errors=True)
@@ -121,10 +123,24 @@ def mirror_prefix(uri: str, folder: Path, *, workers: int = 16) -> Mirrored:
     return Mirrored(len(remotes), fetched, num_removed)
 
 
+def is_remote(place: str | Path) -> bool:
+    """Whether a place is a bucket's rather than a folder."""
+    return str(place).startswith(SCHEME)
+
+
+def check_storage(place: str) -> None:
+    """Raises DataError, within seconds, of a place in a bucket that cannot be written to; a folder needs no look."""
+    if not is_remote(place):
+        return
+    bucket, prefix = parse_uri(place)
+    with in_one_line(place):
+        connect(PROBE).put_object(Bucket=bucket, Key=f"{prefix}.writable", Body=b"")
+
+
 def parse_uri(uri: str) -> tuple[str, str]:
     """s3://bucket/prefix -> bucket, and the prefix as a folder: empty, or with one final slash. Raises DataError."""
-    bucket, _, prefix = uri.removeprefix(_SCHEME).partition("/")
-    if not uri.startswith(_SCHEME) or not bucket:
+    bucket, _, prefix = uri.removeprefix(SCHEME).partition("/")
+    if not uri.startswith(SCHEME) or not bucket:
         raise DataError(f"{uri}: expected s3://bucket/prefix")
     return bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else ""
 
@@ -139,7 +155,7 @@ def list_objects(client: BaseClient, bucket: str, prefix: str) -> list[Remote]:
             if name == "" or (name.endswith("/") and item["Size"] == 0):
                 continue
             if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
-                raise DataError(f"{_SCHEME}{bucket}/{key}: this key is no path inside a folder; rename the object")
+                raise DataError(f"{SCHEME}{bucket}/{key}: this key is no path inside a folder; rename the object")
             found.append(Remote(key, name, item["Size"], item["ETag"].strip('"')))
     return found
 
@@ -193,9 +209,9 @@ def _ensure(
         try:
             download(client, bucket, remote, working)
             break
-        except (*_BROKEN_BODY, _Damaged) as error:
-            if attempt == _BODY_ATTEMPTS:
-                raise DataError(f"{_SCHEME}{bucket}/{remote.key}: {error}, {attempt} times in a row") from None
+        except (*BROKEN_BODY, Damaged) as error:
+            if attempt == BODY_ATTEMPTS:
+                raise DataError(f"{SCHEME}{bucket}/{remote.key}: {error}, {attempt} times in a row") from None
             time.sleep(0.2 * 2**attempt)
     os.replace(working, path)
     return Record(remote.name, remote.etag, remote.size, path.stat().st_mtime_ns), True
@@ -216,9 +232,10 @@ def is_current(path: Path, remote: Remote, record: Record | None) -> bool:
 
 
 def download(client: BaseClient, bucket: str, remote: Remote, target: Path) -> None:
-    """Writes one object's content. Raises _Damaged if it has not the listed size or md5."""
+    """Writes one object's content. Raises Damaged if it has not the listed size or md5."""
     # IfMatch: the object that was listed, or none
-    answer = client.get_object(Bucket=bucket, Key=remote.key, IfMatch=f'"{remote.etag}"')
+    version = {"VersionId": remote.version} if remote.version else {}
+    answer = client.get_object(Bucket=bucket, Key=remote.key, IfMatch=f'"{remote.etag}"', **version)
     digest, size = hashlib.md5(usedforsecurity=False), 0
     with target.open("wb") as file:
         for chunk in answer["Body"].iter_chunks(_CHUNK):
@@ -226,11 +243,11 @@ def download(client: BaseClient, bucket: str, remote: Remote, target: Path) -> N
             digest.update(chunk)
             size += len(chunk)
     if size != remote.size:
-        raise _Damaged(f"{size} bytes arrived, expected {remote.size}")
+        raise Damaged(f"{size} bytes arrived, expected {remote.size}")
     # AWS: the ETag of an object under KMS or a customer's key is no md5, though it looks like one
     is_encrypted = "SSECustomerAlgorithm" in answer or answer.get("ServerSideEncryption", "").startswith("aws:kms")
     if _is_md5(remote.etag) and not is_encrypted and digest.hexdigest() != remote.etag:
-        raise _Damaged(f"content with md5 {digest.hexdigest()} arrived, expected {remote.etag}")
+        raise Damaged(f"content with md5 {digest.hexdigest()} arrived, expected {remote.etag}")
 
 
 def _is_md5(etag: str) -> bool:
@@ -238,7 +255,8 @@ def _is_md5(etag: str) -> bool:
     return re.fullmatch("[0-9a-f]{32}", etag) is not None
 
 
-def _client(config: Config) -> BaseClient:
+def connect(config: Config) -> BaseClient:
+    """A client as the environment says."""
     # a session of our own: boto3's default one is process-wide and keeps the first environment it saw
     try:
         return boto3.session.Session().client("s3", config=config)
@@ -248,7 +266,7 @@ def _client(config: Config) -> BaseClient:
 
 
 @contextlib.contextmanager
-def _in_one_line(uri: str) -> Iterator[None]:
+def in_one_line(uri: str) -> Iterator[None]:
     """Turns what boto3 and the file system raise into a DataError that says what to mend."""
     try:
         yield
@@ -270,7 +288,7 @@ def _told(error: boto.ClientError) -> str:
     if code in ("NoSuchBucket", "404"):
         return "there is no such bucket; see the name, and AWS_ENDPOINT_URL"
     if code in _REFUSALS:
-        return f"access refused ({code}: {message}); expected credentials that may list and read it"
-    if code in ("PreconditionFailed", "NoSuchKey", "412"):
-        return f"an object changed while it was being fetched ({code}); run it again"
+        return f"access refused ({code}: {message}); expected credentials that may use it"
+    if code in ("PreconditionFailed", "NoSuchKey", "NoSuchVersion", "412"):
+        return f"an object is not there as it was listed ({code}); list and fetch again"
     return f"the store answered {code}: {message}"

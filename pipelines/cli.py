@@ -50,7 +50,7 @@ def _record_duration(seconds: float) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt  # so that what was half-written is cleared away
+    raise KeyboardInterrupt("terminated")  # so that what was half-written is cleared away
 
 
 def _end_with_dvc() -> None:

@@ -11,7 +11,8 @@ from components.families.base import AutoencoderInfo
 from components.files import whole_folder, write_json
 from infra import ray_data
 from infra.ray_session import session
-from pipelines import cli, paths
+from infra.storage import check_storage
+from pipelines import cli, paths, remote
 from pipelines.params import Params, load
 from pipelines.train import ROOT
 
@@ -19,12 +20,14 @@ from pipelines.train import ROOT
 def encode(params: Params, autoencoder: Path, images: Path, target: Path) -> Manifest:
     """Writes the latent data set, whole or not at all."""
     facts = verify(images)
+    check_storage(params.cluster.storage(ROOT))
     run = run_folder.load(autoencoder)
     info = AutoencoderInfo(config=run.config.config, data=run.config.data)
     with whole_folder(target) as folder, session(params.cluster, ROOT):
-        num_workers = params.cluster.max_workers
-        options = params.encode.batch_size, num_workers, params.encode.flips
-        shards, statistics = ray_data.encode(autoencoder, images, folder, *options)
+        cluster, options = params.cluster, params.encode
+        shards, statistics = ray_data.encode(
+            autoencoder, images, folder, options.batch_size, cluster, cluster.storage(ROOT), options.flips
+        )
         write_json(folder / paths.AUTOENCODER_INFO, info.model_dump(mode="json"))
         shutil.copy(autoencoder / "autoencoder.safetensors", folder)
         write_manifest(
@@ -41,6 +44,9 @@ def encode(params: Params, autoencoder: Path, images: Path, target: Path) -> Man
 def main(argv: list[str]) -> None:
     params = load()
     autoencoder = paths.RUNS / next(iter(params.autoencoders))
+    if remote.is_away(params.cluster):
+        remote.run(params, "pipelines.encode", [], [paths.TRAIN_IMAGES, autoencoder], [paths.LATENTS])
+        return
     manifest = encode(params, autoencoder, paths.TRAIN_IMAGES, paths.LATENTS)
     shape = "x".join(map(str, manifest.columns["mean"].shape))
     print(f"{paths.LATENTS}: {manifest.count} posteriors {shape} by {autoencoder}")

@@ -1,11 +1,13 @@
 """params.yaml, typed: the only module that knows the file's layout.
 
 Blocks that say what to compute (`data`, `autoencoders`, `judges`, `samplers`, ...) are stage parameters of dvc.yaml;
-`cluster`, `tracking` and `serve` say where to compute and are not, so changing them reruns nothing.
+`cluster`, `tracking` and `serve` say where to compute and are not, so changing them reruns nothing. The environment may
+change their keys: LATENT_FOUNDRY_CLUSTER="{address: auto, num_workers: 8}".
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,8 @@ from components.training import TrainingConfig
 from infra.config import ClusterConfig, ServeConfig, TrackingConfig
 
 DEFAULT = Path("params.yaml")
+WHERE = ("cluster", "tracking", "serve")  # the blocks that the environment may change
+VARIABLE = "LATENT_FOUNDRY_"
 TRAINED = ("autoencoders", "judges", "samplers")  # the groups whose blocks `pipelines.train` takes
 
 
@@ -107,12 +111,29 @@ def load(path: Path = DEFAULT) -> Params:
         raise ConfigError(f"{path}: not found; run from the project's root") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    params = parse(Params, content, str(path))
+    params = parse(Params, _with_environment(content), str(path))
     for group in TRAINED:
         for name, block in getattr(params, group).items():
             _check_family(block, f"{path}.{group}.{name}")
     _check_time(params, str(path))
     return params
+
+
+def _with_environment(content: Any) -> Any:
+    """The file's content with the keys that the environment sets. Raises ConfigError for what is no mapping."""
+    changed = dict(content) if isinstance(content, dict) else content
+    for block in WHERE:
+        name = f"{VARIABLE}{block.upper()}"
+        if not os.environ.get(name) or not isinstance(changed, dict):
+            continue
+        try:
+            keys = yaml.safe_load(os.environ[name])
+        except yaml.YAMLError:
+            keys = None
+        if not isinstance(keys, dict):
+            raise ConfigError(f"{name}: expected {{key: value}} for the block {block}, found {os.environ[name]!r}")
+        changed[block] = {**(changed.get(block) or {}), **keys}
+    return changed
 
 
 def _check_time(params: Params, where: str) -> None:

@@ -10,6 +10,7 @@ from components.data import Manifest, Rejected, write_manifest, write_shards
 from components.errors import DataError, InputError
 from components.files import whole_folder
 from components.sources import DataConfig, Source
+from infra import objects
 from infra.storage import mirror_prefix
 from pipelines.cli import run
 from pipelines.params import load
@@ -24,7 +25,10 @@ def open_source(config: DataConfig, seed: int, cache: Path) -> Source:
     if not config.source.startswith(sources.S3):
         return sources.read(config, seed)
     local = cache / hashlib.sha256(config.source.rstrip("/").encode()).hexdigest()[:16]
-    mirror_prefix(config.source, local)
+    only = None
+    if config.objects is not None:
+        only = [item for part in objects.read(config.objects, config.source).values() for item in part]
+    mirror_prefix(config.source, local, only=only)
     return sources.read(config, seed, local)
 
 

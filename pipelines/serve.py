@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     shelf = ray_serve.shelf_of(here, params.promote.registered_model, promoted, params.tracking, params.serve)
     keys = http_guards.read_keys(params.serve)
     interrupted = threading.Event()
-    with ray_session.session(params.cluster, ROOT, ray_serve.ENVIRONMENT):
+    with ray_session.session(params.cluster, ROOT):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: interrupted.set())
         try:

@@ -14,7 +14,8 @@ from components.families.base import AutoencoderInfo, data_info
 from components.files import sha256, sha256_folder
 from infra import ray_train, tracking
 from infra.ray_session import session
-from pipelines import cli, paths
+from infra.storage import check_storage
+from pipelines import cli, paths, remote
 from pipelines.params import Params, TrainBlock, load, name_of, train_block
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +85,13 @@ def main(argv: list[str]) -> None:
     key = cli.one_argument(argv, "python -m pipelines.train GROUP.NAME")
     params = load()
     job = make_job(params, key)
+    if remote.is_away(params.cluster):
+        block = train_block(params, key)
+        watch = getattr(block, "watch", None)
+        inputs = [block.data, *((watch.judge, watch.held_out) if watch else ())]
+        remote.run(params, "pipelines.train", [key], list(map(Path, inputs)), [paths.RUNS / job.name])
+        return
+    check_storage(params.cluster.storage(ROOT))
     described = {
         "family": job.family,
         "seed": job.seed,
@@ -96,8 +104,8 @@ def main(argv: list[str]) -> None:
         tracked = beside.submit(tracking.open_run, params.tracking, ROOT, job.name, job.hash, described, dataset)
         try:
             with session(params.cluster, ROOT):
-                storage, logger = ROOT / params.cluster.storage_path, tracking.RunLogger(tracked.result())
-                state = ray_train.train(job, params.cluster, storage, logger)
+                logger = tracking.RunLogger(tracked.result())
+                state = ray_train.train(job, params.cluster, params.cluster.storage(ROOT), logger)
             succeeded = True
         finally:
             tracking.close_run(tracked.result(), succeeded)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+pytest_plugins = ["tests.infra.s3"]
 
 
 @pytest.fixture(scope="session", autouse=True)

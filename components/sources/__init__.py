@@ -42,6 +42,7 @@ class DataConfig(Strict):
     mirror: str | None = None  # fashion_mnist: folder or URL with the four files; None is the official address
     label_key: str = Field(default="label", min_length=1)  # source folder: the .jsonl's key for an image's class
     path: Path | None = Field(default=None, validate_default=True)  # source folder: where the images lie
+    objects: Path | None = None  # s3: the manifest of the versions to take (pipelines.ingest); None is what is there
 
     @field_validator("source")
     @classmethod

@@ -12,6 +12,7 @@ import torch
 from components.errors import DataError
 from components.files import sha256
 from components.training import State
+from infra.store import Store
 
 STATE_FILE, STATE_HASH = "state.pt", "state.sha256"
 logger = logging.getLogger(__name__)
@@ -29,18 +30,19 @@ def restore(device: torch.device) -> State | None:
     newest = ray.train.get_checkpoint()
     if newest is None:
         return None
-    path = Path(newest.path)
-    return newest_whole(path.parent, device, last=path.name)
+    checkpoint = Store(newest.filesystem, newest.path)
+    return newest_whole(checkpoint.parent, device, last=checkpoint.name)
 
 
-def newest_whole(run: Path, device: torch.device | str, last: str | None = None) -> State | None:
+def newest_whole(run: Store, device: torch.device | str, last: str | None = None) -> State | None:
     """The newest state in a run's storage that is whole, none newer than the folder `last`; None if there is none."""
-    folders = sorted(run.glob("checkpoint_*"), reverse=True)  # Ray names them by time
-    for folder in folders:
-        if last is not None and folder.name > last:
+    names = [name for name in run.names() if name.startswith("checkpoint_")]
+    for name in reversed(names):  # Ray names them by time
+        if last is not None and name > last:
             continue
         try:
-            return read_state(folder, device)
+            with (run / name).on_disk() as folder:
+                return read_state(folder, device)
         except DataError as error:
             logger.warning("%s; going back to the checkpoint before", error)
     return None

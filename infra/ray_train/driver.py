@@ -23,20 +23,24 @@ from infra.ray_train.checkpoints import newest_whole, read_state
 from infra.ray_train.job import Job
 from infra.ray_train.nodes import NodeWatch
 from infra.ray_train.worker import look_apart, work
+from infra.staging import node_cache
+from infra.storage import is_remote
+from infra.store import Store
 from infra.tracking import RunLogger
 
 
-def train(job: Job, cluster: ClusterConfig, storage: Path, tracker: RunLogger) -> State:
+def train(job: Job, cluster: ClusterConfig, storage: str | Path, tracker: RunLogger) -> State:
     """Runs a job to its end on the connected cluster, or takes its result from storage.
 
+    `storage`: an absolute folder that every node sees, or s3://bucket/prefix, where the job's inputs are staged, too.
     Raises TrainingError for a run that went wrong, InputError if another driver has it, and otherwise what a worker
     raised."""
     name = f"{job.name}-{job.hash[:16]}"
-    run = storage / name
-    with run_lock(storage, name):
-        state = newest_whole(run, "cpu") if run.is_dir() else None
+    run = Store.open(storage) / name
+    with run_lock(_lock_folder(storage), name):
+        state = newest_whole(run, "cpu")
         if state is None or state.step < job.training.steps:  # a finished run needs no workers to say so
-            state = _fit(job, cluster, storage, name, tracker)
+            state = _fit(job, cluster, storage, run, tracker)
     for row in state.history:  # what an interrupted attempt stored but did not get to track
         tracker.figures(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
     seen = looks.kept(run)
@@ -44,20 +48,24 @@ def train(job: Job, cluster: ClusterConfig, storage: Path, tracker: RunLogger) -
     return state
 
 
-def _fit(job: Job, cluster: ClusterConfig, storage: Path, name: str, tracker: RunLogger) -> State:
+def _fit(job: Job, cluster: ClusterConfig, storage: str | Path, run: Store, tracker: RunLogger) -> State:
     """The finished state of a run, trained from its newest checkpoint on."""
-    run = str(storage / name)
+    if is_remote(storage):
+        job = job.in_storage(str(storage), cluster.cache_bytes)
     reports = Reports([console(job.name, job.training.steps), tracker])
     settings = {"job": job, "reports": reports.queue, "threads": cluster.threads_per_worker}
     trainer = TorchTrainer(
         work,
         train_loop_config={**settings, "sharding": cluster.sharding, "run": run},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.num_workers, use_gpu=has_gpu(), elastic_resize_monitor_interval_s=cluster.resize_every
+            num_workers=cluster.num_workers,
+            use_gpu=has_gpu(cluster.use_gpu),
+            elastic_resize_monitor_interval_s=cluster.resize_every,
         ),
         run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=str(storage),
+            name=run.name,
+            storage_path=run.parent.path,
+            storage_filesystem=None if run.is_local else run.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
@@ -76,6 +84,11 @@ def _fit(job: Job, cluster: ClusterConfig, storage: Path, name: str, tracker: Ru
         raise TrainingError(f"{job.name}: {result.return_value}")
     with result.checkpoint.as_directory() as folder:
         return read_state(Path(folder), "cpu")
+
+
+def _lock_folder(storage: str | Path) -> Path:
+    """Where drivers of this machine lock their runs: a bucket has no locks that go with a process."""
+    return node_cache() / "runs" if is_remote(storage) else Path(storage)
 
 
 @contextlib.contextmanager

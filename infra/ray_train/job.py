@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from components.families import FAMILIES
 from components.families.base import DataInfo, Family
 from components.metrics import pretrained
 from components.training import TrainingConfig
+from infra.staging import Staged, local, stage
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Job:
 
     `data` is the absolute folder of the data set, `data_hash` and `code_hash` the content of it and of the code.
     `watch` decides figures beside the training, not its result. `borrowed`: where the networks lie that the family
-    looks through while training, by what it calls them; their content is part of `data_hash`.
+    looks through while training, by what it calls them; their content is part of `data_hash`. `staged`: by folder,
+    where workers that do not see the driver's files get them.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Job:
     code_hash: str
     watch: Watch | None = None
     borrowed: tuple[tuple[str, str], ...] = ()
+    staged: Mapping[str, Staged] = field(default_factory=dict)
 
     @property
     def hash(self) -> str:
@@ -60,19 +64,32 @@ class Job:
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
+    def in_storage(self, storage: str, cache_bytes: int) -> Job:
+        """The same job with its folders in a bucket. Raises DataError if they cannot be brought there."""
+        folders = {self.data, *((self.watch.judge, self.watch.held_out) if self.watch else ())}
+        folders |= {str(Path(path).parent) if Path(path).is_file() else path for _, path in self.borrowed}
+        return replace(self, staged={folder: stage(Path(folder), storage, cache_bytes) for folder in sorted(folders)})
+
+    def folder(self, name: str) -> Path:
+        """One of the job's folders, or a file right below one, as this machine has it."""
+        path = Path(name)
+        if name not in self.staged and str(path.parent) in self.staged:
+            return local(self.staged[str(path.parent)]) / path.name
+        return local(self.staged.get(name, path))
+
     def build(self) -> Family:
         """The family with its initial weights, equal in every process, and its pretrained nets loaded."""
         torch.manual_seed(self.seed)  # layers initialise from the global generator
         family = FAMILIES[self.family](self.config, self.info)
         for net in family.pretrained:
-            run_folder.load_weights(family.nets[net], Path(self.data) / f"{net}.safetensors")
+            run_folder.load_weights(family.nets[net], self.folder(self.data) / f"{net}.safetensors")
         for name, path in self.borrowed:
-            family.borrow(name, _borrowed(name, path))
+            family.borrow(name, _borrowed(name, self.folder(path)))
         return family
 
 
-def _borrowed(name: str, path: str) -> nn.Module:
+def _borrowed(name: str, path: Path) -> nn.Module:
     """The network that Family.borrows speaks of. Raises InputError if it cannot be had."""
     if name == "lpips":
-        return pretrained.lpips_net(path, "perceptual.lpips")
-    return run_folder.load(Path(path)).family.nets["classifier"]
+        return pretrained.lpips_net(str(path), "perceptual.lpips")
+    return run_folder.load(path).family.nets["classifier"]

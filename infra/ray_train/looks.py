@@ -7,17 +7,16 @@ have to wait, in a task of its own. Its figures are files beside the checkpoints
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import torch
 
 from components import run_folder
 from components.data import Dataset
 from components.families.base import Family
-from components.files import write_json
 from components.images import encode_png, grid
 from components.training import State, restore_nets
 from infra.ray_train.job import Job
+from infra.store import Store
 
 ROWS = 500  # of the training images and of those held out, that figures are made of
 FOLDER = "looks"
@@ -32,7 +31,7 @@ class Looker:
 
     def look(self, state: State) -> tuple[bytes | None, dict[str, float]]:
         """A PNG, if the family draws, and figures named `watch/...`."""
-        shadow, dataset = self._load(state), Dataset(Path(self._job.data))
+        shadow, dataset = self._load(state), Dataset(self._job.folder(self._job.data))
         images = shadow.preview(dataset.take(torch.arange(min(20, len(dataset)))))
         picture = None if images is None else encode_png(grid(images, 10), scale=4)
         return picture, {f"watch/{name}": value for name, value in self._figures(shadow, dataset).items()}
@@ -51,8 +50,8 @@ class Looker:
         watch = self._job.watch
         if watch is None:
             return {}
-        judge = run_folder.load(Path(watch.judge), self._device).family
-        held_out = Dataset(Path(watch.held_out))
+        judge = run_folder.load(self._job.folder(watch.judge), self._device).family
+        held_out = Dataset(self._job.folder(watch.held_out))
         return shadow.watch(_some(dataset, self._device), _some(held_out, self._device), judge)
 
 
@@ -61,11 +60,13 @@ def _some(dataset: Dataset, device: torch.device | str) -> dict[str, torch.Tenso
     return {name: values.to(device) for name, values in columns.items()}
 
 
-def keep(run: Path, step: int, figures: dict[str, float]) -> None:
+def keep(run: Store, step: int, figures: dict[str, float]) -> None:
     """Stores a look's figures in the run's storage."""
-    write_json(run / FOLDER / f"{step:07d}.json", figures)
+    (run / FOLDER).write(f"{step:07d}.json", json.dumps(figures, sort_keys=True).encode())
 
 
-def kept(run: Path) -> dict[int, dict[str, float]]:
+def kept(run: Store) -> dict[int, dict[str, float]]:
     """The figures of every look at a run, by step."""
-    return {int(path.stem): json.loads(path.read_text()) for path in sorted((run / FOLDER).glob("*.json"))}
+    found = run / FOLDER
+    names = [name for name in found.names() if name.endswith(".json") and not name.startswith(".")]
+    return {int(name.removesuffix(".json")): json.loads(found.read(name)) for name in names}

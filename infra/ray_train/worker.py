@@ -25,6 +25,7 @@ from infra.ray_train import looks
 from infra.ray_train.checkpoints import read_state, restore, write_checkpoint
 from infra.ray_train.job import Job
 from infra.ray_train.preemption import Preemption
+from infra.store import Store
 
 GIB = 2**30
 ROWS_TOLD = 16  # of a batch that broke the run
@@ -47,7 +48,7 @@ def work(settings: dict) -> str | None:
 
 def _rows_of(job: Job, step: int) -> str:
     """The rows of a global batch, in words."""
-    rows = global_batch(step, job.training.batch_size, len(Dataset(Path(job.data))), job.seed).tolist()
+    rows = global_batch(step, job.training.batch_size, len(Dataset(job.folder(job.data))), job.seed).tolist()
     more = f" and {len(rows) - ROWS_TOLD} more" if len(rows) > ROWS_TOLD else ""
     return f"its rows in {job.data}: {', '.join(map(str, rows[:ROWS_TOLD]))}{more}"
 
@@ -55,9 +56,9 @@ def _rows_of(job: Job, step: int) -> str:
 class Worker:
     """What a worker has at hand: its place in the group, its device, the job."""
 
-    def __init__(self, job: Job, reports: Queue, threads: int, sharding: Literal["none", "fsdp2"], run: str):
+    def __init__(self, job: Job, reports: Queue, threads: int, sharding: Literal["none", "fsdp2"], run: Store):
         context = ray.train.get_context()
-        self.job, self.run, self.sharded = job, Path(run), sharding == "fsdp2"
+        self.job, self.run, self.sharded = job, run, sharding == "fsdp2"
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
         on_gpu = torch.cuda.is_available()
@@ -78,7 +79,7 @@ class Worker:
     def train(self) -> None:
         start = restore(self.device)
         stream = batches(
-            Dataset(Path(self.job.data)),
+            Dataset(self.job.folder(self.job.data)),
             self.job.training.batch_size,
             self.rank,
             self.world,
@@ -138,13 +139,13 @@ class Worker:
         self.preemption.saved(time.monotonic() - began)
 
 
-def look_apart(checkpoint: ray.train.Checkpoint, job: Job, reports: Queue, run: str) -> dict[str, float]:
+def look_apart(checkpoint: ray.train.Checkpoint, job: Job, reports: Queue, run: Store) -> dict[str, float]:
     """A look at a stored checkpoint, as a Ray task."""
     torch.set_num_threads(1)  # the workers have the cores
     with checkpoint.as_directory() as folder:
         state = read_state(Path(folder), "cpu")
     picture, figures = looks.Looker(job, "cpu").look(state)
-    Reporter(job, reports, torch.device("cpu")).looked(Path(run), state.step, picture, figures)
+    Reporter(job, reports, torch.device("cpu")).looked(run, state.step, picture, figures)
     return figures
 
 
@@ -171,7 +172,7 @@ class Reporter:
         rate = (step - self._first) * self._job.training.batch_size / (time.monotonic() - self._began)
         self._queue.put(("figures", step, {**figures, "images_per_second": rate, **self._system()}))
 
-    def looked(self, run: Path, step: int, picture: bytes | None, figures: dict[str, float]) -> None:
+    def looked(self, run: Store, step: int, picture: bytes | None, figures: dict[str, float]) -> None:
         """Hands on a look: figures into the run's storage and to the driver, the picture to the driver."""
         looks.keep(run, step, figures)
         self._queue.put(("looked", step, figures))

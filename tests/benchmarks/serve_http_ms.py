@@ -53,7 +53,7 @@ def through_serve(folder: Path) -> float:
     address = f"http://127.0.0.1:{config.port}/v1/images/generations"
     request = urllib.request.Request(address, data=BODY, headers={"Content-Type": "application/json"})
     root = write_promoted(folder.parent, folder.name, "1")
-    with ray_session.session(ClusterConfig(), ROOT, ray_serve.ENVIRONMENT):
+    with ray_session.session(ClusterConfig(), ROOT):
         ray_serve.start(Shelf(root=str(root)), config)
         latency = median_ms(lambda: urllib.request.urlopen(request).read())
         ray_serve.stop()

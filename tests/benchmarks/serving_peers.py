@@ -149,7 +149,7 @@ def served(**peers: serve.Deployment) -> Iterator[tuple[dict[str, str], str]]:
         else:
             write_untrained(root / "runs/ldm")
             shelf = Shelf(root=str(write_promoted(root, "runs/ldm", "1")))
-        stack.enter_context(ray_session.session(ClusterConfig(num_workers=4), ROOT, ray_serve.ENVIRONMENT))
+        stack.enter_context(ray_session.session(ClusterConfig(num_workers=4), ROOT))
         config = ServeConfig(port=free_port(), max_steps=50, watch_every=0)
         stack.callback(ray_serve.stop)
         model = ray_serve.start(shelf, config)

@@ -12,6 +12,7 @@ from components.families.vae import VAE
 from components.files import sha256, whole_folder
 from components.training import State
 from infra import ray_data
+from infra.config import ClusterConfig
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,9 @@ def prepared(tmp_path_factory):
 
 def encode(root, name: str, num_workers: int):
     with whole_folder(root / name) as folder:
-        shards, statistics = ray_data.encode(root / "vae", root / "images", folder, 16, num_workers)
+        shards, statistics = ray_data.encode(
+            root / "vae", root / "images", folder, 16, ClusterConfig(num_workers=num_workers)
+        )
         write_manifest(folder, shards, value_range=(0, 255), statistics=statistics)
     return Dataset(root / name)
 

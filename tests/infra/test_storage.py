@@ -1,61 +1,20 @@
 import hashlib
 import json
-import os
-import socket
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import boto3
 import pytest
-from botocore.config import Config
 from hypothesis import given
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 
 from components.errors import DataError
 from infra import storage
 from infra.storage import Mirrored, Remote, mirror_prefix
+from tests.infra.s3 import post
 
 URI = "s3://bucket/set"
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch, tmp_path):
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-
-
-@pytest.fixture
-def s3(endpoint, monkeypatch):
-    """A client of an empty store that holds one bucket, which the code under test finds through the environment."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    post(f"{endpoint}/moto-api/reset")
-    client = boto3.session.Session().client("s3", config=Config(max_pool_connections=16))
-    client.create_bucket(Bucket="bucket")
-    return client
-
-
-def post(address: str, body: bytes = b"") -> None:
-    request = urllib.request.Request(address, data=body, headers={"Content-Type": "text/plain"}, method="POST")
-    urllib.request.urlopen(request).close()
+pytestmark = pytest.mark.usefixtures("no_aws")
 
 
 def put(s3, **contents: bytes) -> None:
@@ -150,10 +109,10 @@ def test_a_file_without_a_record_is_known_by_its_md5(s3, tmp_path):
     assert files_of(local) == {"a": b"right", "b": b"right"}
 
 
-@pytest.mark.parametrize("num_failures", [1, storage._BODY_ATTEMPTS])
+@pytest.mark.parametrize("num_failures", [1, storage.BODY_ATTEMPTS])
 def test_a_damaged_body_is_asked_for_again_a_few_times(s3, tmp_path, monkeypatch, num_failures):
     put(s3, a=b"right")
-    real_client, failures = storage._client, iter(range(num_failures))
+    real_client, failures = storage.connect, iter(range(num_failures))
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
 
     def client_of(config):
@@ -170,8 +129,8 @@ def test_a_damaged_body_is_asked_for_again_a_few_times(s3, tmp_path, monkeypatch
         client.get_object = get_object
         return client
 
-    monkeypatch.setattr(storage, "_client", client_of)
-    if num_failures < storage._BODY_ATTEMPTS:
+    monkeypatch.setattr(storage, "connect", client_of)
+    if num_failures < storage.BODY_ATTEMPTS:
         assert mirror_prefix(URI, tmp_path / "local").num_fetched == 1
         assert files_of(tmp_path / "local") == {"a": b"right"}
     else:
@@ -190,7 +149,7 @@ def test_an_object_replaced_since_it_was_listed_is_not_taken(s3, tmp_path, monke
         return found
 
     monkeypatch.setattr(storage, "list_objects", list_then_replace)
-    assert "changed while it was being fetched" in refused(tmp_path)
+    assert "not there as it was listed" in refused(tmp_path)
 
 
 class TestRefusals:

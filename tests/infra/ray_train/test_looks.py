@@ -10,6 +10,7 @@ from components.families import FAMILIES
 from components.run_folder import Provenance
 from components.training import State
 from infra.ray_train import Job, Watch, looks
+from infra.store import Store
 from tests.infra.ray_train.jobs import make_job, write_images
 
 
@@ -71,7 +72,8 @@ def test_training_does_not_notice_a_look(folders):
 
 
 def test_figures_are_kept_by_step(tmp_path):
-    looks.keep(tmp_path, 20, {"watch/a": 1.0})
-    looks.keep(tmp_path, 5, {"watch/a": 2.0})
-    assert looks.kept(tmp_path) == {5: {"watch/a": 2.0}, 20: {"watch/a": 1.0}}
-    assert looks.kept(tmp_path / "nothing") == {}
+    run = Store.open(tmp_path)
+    looks.keep(run, 20, {"watch/a": 1.0})
+    looks.keep(run, 5, {"watch/a": 2.0})
+    assert looks.kept(run) == {5: {"watch/a": 2.0}, 20: {"watch/a": 1.0}}
+    assert looks.kept(run / "nothing") == {}
