@@ -44,8 +44,9 @@ def orthogonality(weights: Iterable[Tensor]) -> Tensor:
     total = 0.0
     for weight in weights:
         rows = weight.flatten(1)
-        gram = rows @ rows.T
-        total = total + gram.square().sum() - gram.diagonal().square().sum()
+        # products of columns have the same sum of squares, that of the singular values' fourth powers
+        gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
+        total = total + gram.square().sum() - rows.square().sum(1).square().sum()
     return total
 
 

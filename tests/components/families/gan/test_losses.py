@@ -139,6 +139,17 @@ def test_orthogonality_is_zero_for_orthogonal_rows_of_any_length():
     assert float(penalties.orthogonality([torch.tensor([[1.0, 1], [1, 0]])])) == 2
 
 
+@pytest.mark.parametrize("shape", [(30, 4), (4, 30), (6, 2, 3, 3)])
+def test_orthogonality_of_tall_and_wide_weights_against_its_definition(shape):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    gram = weight.flatten(1) @ weight.flatten(1).T
+    expected = (gram * (1 - torch.eye(len(gram), dtype=torch.float64))).square().sum()
+    found = penalties.orthogonality([weight])
+    assert torch.allclose(found, expected, rtol=1e-10)
+    (ours,), (theirs,) = (torch.autograd.grad(value, weight, retain_graph=True) for value in (found, expected))
+    assert torch.allclose(ours, theirs, rtol=1e-8)
+
+
 def test_path_lengths_of_a_linear_map():
     """images = A w: the pull of noise y back is A^T y, whatever w."""
     matrix = torch.randn(1 * 4 * 4, 3, generator=torch.Generator().manual_seed(3))
