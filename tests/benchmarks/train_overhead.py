@@ -78,7 +78,7 @@ def fit_watched(watch: Stopwatch, dataset: Dataset, folder: Path) -> tuple[float
 
     patches = {
         (torch.Tensor, "backward"): "backward",
-        (training, "_clip"): "gradient norm",
+        (training, "_clipped"): "gradient norm",
         (training.Means, "add"): "figures",
         (training, "_average"): "average",
     }
