@@ -20,7 +20,8 @@ def encode(params: Params, autoencoder: Path, images: Path, target: Path) -> Man
     """Writes the latent data set, whole or not at all."""
     facts = verify(images)
     run = run_folder.load(autoencoder)
-    info = AutoencoderInfo(config=run.config.config, data=run.config.data)
+    # a sampler's run holds the autoencoder that it was trained on
+    info = run.config.data.autoencoder or AutoencoderInfo(config=run.config.config, data=run.config.data)
     with whole_folder(target) as folder, session(params.cluster, ROOT):
         num_workers = params.cluster.max_workers
         options = params.encode.batch_size, num_workers, params.encode.flips
@@ -40,7 +41,7 @@ def encode(params: Params, autoencoder: Path, images: Path, target: Path) -> Man
 
 def main(argv: list[str]) -> None:
     params = load()
-    autoencoder = paths.RUNS / next(iter(params.autoencoders))
+    autoencoder = Path(params.encode.autoencoder or paths.RUNS / next(iter(params.autoencoders)))
     manifest = encode(params, autoencoder, paths.TRAIN_IMAGES, paths.LATENTS)
     shape = "x".join(map(str, manifest.columns["mean"].shape))
     print(f"{paths.LATENTS}: {manifest.count} posteriors {shape} by {autoencoder}")

@@ -32,7 +32,8 @@ class Job:
 
     `data` is the absolute folder of the data set, `data_hash` and `code_hash` the content of it and of the code.
     `watch` decides figures beside the training, not its result. `borrowed`: where the networks lie that the family
-    looks through while training, by what it calls them; their content is part of `data_hash`.
+    looks through while training, by what it calls them; `start`: the run folder whose weights it begins with. Their
+    content is part of `data_hash`.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Job:
     code_hash: str
     watch: Watch | None = None
     borrowed: tuple[tuple[str, str], ...] = ()
+    start: str = ""
 
     @property
     def hash(self) -> str:
@@ -64,8 +66,9 @@ class Job:
         """The family with its initial weights, equal in every process, and its pretrained nets loaded."""
         torch.manual_seed(self.seed)  # layers initialise from the global generator
         family = FAMILIES[self.family](self.config, self.info)
-        for net in family.pretrained:
-            run_folder.load_weights(family.nets[net], Path(self.data) / f"{net}.safetensors")
+        trained = Path(self.start) if self.start else None
+        for net in family.pretrained if trained is None else family.kept:
+            run_folder.load_weights(family.nets[net], (trained or Path(self.data)) / f"{net}.safetensors")
         for name, path in self.borrowed:
             family.borrow(name, _borrowed(name, path))
         return family
