@@ -7,7 +7,7 @@ import sys
 
 from tests import benchmarks
 
-NOT_BENCHMARKS = {"__main__", "common"}
+NOT_BENCHMARKS = {"__main__", "common", "quality"}
 
 
 def names() -> list[str]:
