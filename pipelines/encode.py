@@ -22,7 +22,8 @@ def encode(params: Params, autoencoder: Path, images: Path, target: Path) -> Man
     facts = verify(images)
     check_storage(params.cluster.storage(ROOT))
     run = run_folder.load(autoencoder)
-    info = AutoencoderInfo(config=run.config.config, data=run.config.data)
+    # a sampler's run holds the autoencoder that it was trained on
+    info = run.config.data.autoencoder or AutoencoderInfo(config=run.config.config, data=run.config.data)
     with whole_folder(target) as folder, session(params.cluster, ROOT):
         cluster, options = params.cluster, params.encode
         shards, statistics = ray_data.encode(
@@ -43,7 +44,7 @@ def encode(params: Params, autoencoder: Path, images: Path, target: Path) -> Man
 
 def main(argv: list[str]) -> None:
     params = load()
-    autoencoder = paths.RUNS / next(iter(params.autoencoders))
+    autoencoder = Path(params.encode.autoencoder or paths.RUNS / next(iter(params.autoencoders)))
     if remote.is_away(params.cluster):
         remote.run(params, "pipelines.encode", [], [paths.TRAIN_IMAGES, autoencoder], [paths.LATENTS])
         return

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator
 
+from components import run_folder
 from components.config import Strict, parse
 from components.errors import ConfigError
 from components.families import family_class
@@ -38,13 +39,21 @@ class WatchBlock(Strict):
 
 
 class TrainBlock(Strict):
-    """One model: its family, the data set folder it trains on, the family's own Config, and the loop's."""
+    """One model: its family, the data set folder it trains on, the family's own Config, and the loop's. `start`: a run
+    folder to go on from, whose weights and model it has where `model` says nothing else."""
 
     family: str
     data: str
     model: Any = {}
     training: TrainingConfig
     watch: WatchBlock | None = None
+    start: str | None = None
+
+    def whole_model(self) -> Any:
+        """`model`, on that of `start`. Raises SamplerError if that is no run folder."""
+        if self.start is None or not isinstance(self.model, dict):
+            return self.model
+        return {**run_folder.read_config(Path(self.start)).config, **self.model}
 
 
 class SamplerBlock(TrainBlock):
@@ -56,8 +65,10 @@ class SamplerBlock(TrainBlock):
 
 
 class EncodeConfig(Strict):
-    """How `encode` runs the autoencoder over the images."""
+    """How `encode` runs the autoencoder over the images. `autoencoder`: its run folder, or a sampler's which holds one;
+    by default the first of params.autoencoders."""
 
+    autoencoder: str | None = None
     batch_size: int = Field(256, gt=0)
     flips: bool = False  # the mirrored images, too, for samplers with model.flips
 
@@ -147,7 +158,7 @@ def _check_time(params: Params, where: str) -> None:
 
 def _check_family(block: TrainBlock, where: str) -> None:
     kind = family_class(block.family, f"{where}.family")
-    config = parse(kind.Config, block.model, f"{where}.model")
+    config = parse(kind.Config, block.whole_model(), f"{where}.model")
     if kind.early_nets(config) and not block.training.ema_snapshots:
         raise ConfigError(f"{where}.training.ema_snapshots: expected above 0, because model.guide is a snapshot")
     if isinstance(block, SamplerBlock):

@@ -28,8 +28,9 @@ def make_job(params: Params, key: str) -> ray_train.Job:
     manifest = verify(folder)
     info = data_info(manifest, read_autoencoder_info(folder))
     kind = family_class(block.family)
-    config = parse(kind.Config, block.model, f"{key}.model")
+    config = parse(kind.Config, block.whole_model(), f"{key}.model")
     kind(config, info)  # refuses here, on the driver, what no worker could train
+    others = [*kind.borrows(config).values(), *filter(None, [block.start])]
     borrowed = tuple((name, str(Path(path).resolve())) for name, path in kind.borrows(config).items())
     return ray_train.Job(
         name=name_of(key),
@@ -39,10 +40,11 @@ def make_job(params: Params, key: str) -> ray_train.Job:
         training=block.training,
         seed=params.seed,
         data=str(folder.resolve()),
-        data_hash="-".join([data_hash(folder), *(content_hash(Path(path)) for _, path in borrowed)]),
+        data_hash="-".join([data_hash(folder), *(content_hash(Path(path)) for path in others)]),
         code_hash=code_hash(),
         watch=_watch(block),
         borrowed=borrowed,
+        start="" if block.start is None else str(Path(block.start).resolve()),
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-FOLDERS_TOLD_AS_ONE = ("sources", "nets", "diffusion", "families", "metrics", "ray_train")
+FOLDERS_TOLD_AS_ONE = ("sources", "nets", "diffusion", "families", "metrics", "ray_train", "interchange")
 
 
 def test_every_module_is_in_the_tree():

@@ -132,26 +132,26 @@ class LatentDiffusion(Sampler):
         wide = sigma[:, None, None, None]
         coefficients = OBJECTIVES[self.config.objective](wide)
         noisy = coefficients.c_in.float() * (clean + wide.float() * noise)
-        inputs = noisy, self.denoiser.level(sigma).float(), self._told(batch)
+        inputs = {"x": noisy, "level": self.denoiser.level(sigma).float(), **self._told(batch)}
         wanted = target(clean, noise, wide, OBJECTIVES[self.config.objective])
         if kind == "uniform":
-            return {"loss": (net(*inputs) - wanted).square().mean()}
-        answer, u = net(*inputs, uncertain=True) if kind == "learned" else (net(*inputs), None)
+            return {"loss": (net(**inputs) - wanted).square().mean()}
+        answer, u = net(**inputs, uncertain=True) if kind == "learned" else (net(**inputs), None)
         error = (answer - wanted).square().flatten(1).mean(1)
         if u is None:
             weight = weightings.min_snr(wide, coefficients, self.config.weighting.gamma).flatten().float()
             return {"loss": (weight * error).mean(), "error": error.mean()}
         return {"loss": weightings.balanced(error, u).mean(), "error": error.mean()}
 
-    def _told(self, batch: Batch) -> Tensor:
+    def _told(self, batch: Batch) -> Condition:
         """What the net is told of each row in training: its class (B,), or its text (B, L); dropped for a share."""
         dropped = batch.draws.uniform("label_dropout") < self.config.label_dropout
         if self.texts:
             tokens = tokens_of_column(batch.columns["caption"], self.config.text.length)
-            return tokens.masked_fill(dropped[:, None], 0)
+            return {"tokens": tokens.masked_fill(dropped[:, None], 0)}
         if not self.conditional:
-            return torch.full_like(dropped, self.null, dtype=torch.int64)
-        return torch.where(dropped, self.null, batch.columns["label"])
+            return {"label": torch.full_like(dropped, self.null, dtype=torch.int64)}
+        return {"label": torch.where(dropped, self.null, batch.columns["label"])}
 
     def times(self, draws: Draws) -> Tensor:
         """(B,) training times in (0, 1)."""

@@ -3,7 +3,7 @@ encoders, as pipelines.export imports it from a folder of diffusers."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -12,14 +12,17 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from components.config import Strict
+from components.data import Batch
 from components.diffusion import config as diffusion
 from components.diffusion import schedules
 from components.diffusion.denoiser import Condition, Denoise, Denoiser, Guidance
+from components.diffusion.text import texts_of_column
 from components.errors import DataError
-from components.families.base import DataInfo
+from components.families.base import DataInfo, Phase
 from components.families.latent_diffusion import LatentDiffusion, Latents
 from components.nets.clip import Encoded, EncoderLayout, TextEncoders
 from components.nets.unet import UNet2DConditionModel
+from components.optimizers import OptimizerConfig
 from components.sampling import Call, Request
 
 AESTHETIC = 6.0, 2.5  # the scores that the refiner is told of what is wanted and what not (its authors' defaults)
@@ -55,6 +58,20 @@ class Config(Strict):
     latent_mean: tuple[float, ...]  # by channel; what the U-Nets see has none of it and unit spread
     latent_std: tuple[float, ...]
     zeros_for_nothing: bool = False  # no negative prompt is zeros, and not the empty text
+    # of fine-tuning, as in diffusion/config.py
+    times: diffusion.Times = diffusion.Times(density="uniform")
+    weighting: diffusion.Weighting = diffusion.Weighting()
+    flips: bool = False
+    label_dropout: float = Field(0.1, ge=0, le=1)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, weight_decay=0.01, warmup=500)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        if self.weighting.name == "learned":
+            raise ValueError(
+                "weighting: learned needs a part that these U-Nets do not have; expected uniform or min_snr"
+            )
+        return self
 
 
 class Settings(diffusion.Settings):
@@ -100,7 +117,7 @@ class StableDiffusion(LatentDiffusion):
         self.calls = {**self.space.calls, **unets, "text": text}
         self.schedule = schedules.build(config.schedule)
         self.denoiser = Denoiser(config.objective, self.schedule)
-        self.phases = ()
+        self.phases = (Phase("denoise", "unet", self.loss, config.optimizer),)
 
     @classmethod
     def early_nets(cls, config: Config) -> dict:
@@ -109,6 +126,23 @@ class StableDiffusion(LatentDiffusion):
     @classmethod
     def why_not(cls, config: Config, settings: Settings) -> str | None:
         return None
+
+    def _told(self, batch: Batch) -> Condition:
+        """The captions of a batch, encoded; dropped for a share of the rows."""
+        if "caption" not in batch.columns:
+            raise DataError("stable_diffusion: expected images with captions to train on, found none")
+        dropped = batch.draws.uniform("label_dropout") < self.config.label_dropout
+        texts, net = texts_of_column(batch.columns["caption"]), self.nets["text"]
+        kept = ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
+        with torch.no_grad():
+            found = net.unpack(net(**net.tokens(kept)))
+        if self.config.zeros_for_nothing:
+            found = Encoded(*(part.masked_fill(dropped.view(-1, *[1] * (part.ndim - 1)), 0) for part in found))
+        return self._condition(found, self.config.unet, None)
+
+    def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
+        prompts = texts_of_column(columns["caption"][:4]) if "caption" in columns else ("",) * 4
+        return self.sample(Request(torch.arange(len(prompts)), None, self.Settings(), prompts=prompts))
 
     def _denoise(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, Denoise]:
         rows, text = len(request.seeds), self.nets["text"]
@@ -119,10 +153,11 @@ class StableDiffusion(LatentDiffusion):
         unwanted = Encoded(*(part[-rows:] for part in found))
         if against is None and self.config.zeros_for_nothing:
             unwanted = Encoded(*map(torch.zeros_like, unwanted))
-        base = self.denoiser.guided(*self._told(wanted, unwanted, "unet"), guidance)
+        base = self.denoiser.guided(*self._conditions_of(wanted, unwanted, self.config.unet), guidance)
         if self.config.refiner is None or request.settings.refiner_start == 1:
             return base
-        refine = replace(self.denoiser, net="refiner").guided(*self._told(wanted, unwanted, "refiner"), guidance)
+        conditions = self._conditions_of(wanted, unwanted, self.config.refiner)
+        refine = replace(self.denoiser, net="refiner").guided(*conditions, guidance)
         return self._relay(base, refine, request.settings.refiner_start)
 
     def _relay(self, base: Denoise, refine: Denoise, share: float) -> Denoise:
@@ -136,9 +171,8 @@ class StableDiffusion(LatentDiffusion):
 
         return denoise
 
-    def _told(self, wanted: Encoded, unwanted: Encoded, net: str) -> tuple[Condition, Condition]:
+    def _conditions_of(self, wanted: Encoded, unwanted: Encoded, layout: UNetLayout) -> tuple[Condition, Condition]:
         """What a U-Net is told of what is wanted, and of what is not."""
-        layout = self.config.unet if net == "unet" else self.config.refiner
         score = AESTHETIC if layout.added and layout.added[1] == 5 else (None, None)
         return tuple(
             self._condition(text, layout, aesthetic) for text, aesthetic in zip((wanted, unwanted), score, strict=True)

@@ -34,8 +34,8 @@ class Job:
 
     `data` is the absolute folder of the data set, `data_hash` and `code_hash` the content of it and of the code.
     `watch` decides figures beside the training, not its result. `borrowed`: where the networks lie that the family
-    looks through while training, by what it calls them; their content is part of `data_hash`. `staged`: by folder,
-    where workers that do not see the driver's files get them.
+    looks through while training, by what it calls them; `start`: the run folder whose weights it begins with. Their
+    content is part of `data_hash`. `staged`: by folder, where workers that do not see the driver's files get them.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Job:
     code_hash: str
     watch: Watch | None = None
     borrowed: tuple[tuple[str, str], ...] = ()
+    start: str = ""
     staged: Mapping[str, Staged] = field(default_factory=dict)
 
     @property
@@ -68,6 +69,7 @@ class Job:
         """The same job with its folders in a bucket. Raises DataError if they cannot be brought there."""
         folders = {self.data, *((self.watch.judge, self.watch.held_out) if self.watch else ())}
         folders |= {str(Path(path).parent) if Path(path).is_file() else path for _, path in self.borrowed}
+        folders |= {self.start} if self.start else set()
         return replace(self, staged={folder: stage(Path(folder), storage, cache_bytes) for folder in sorted(folders)})
 
     def folder(self, name: str) -> Path:
@@ -81,8 +83,9 @@ class Job:
         """The family with its initial weights, equal in every process, and its pretrained nets loaded."""
         torch.manual_seed(self.seed)  # layers initialise from the global generator
         family = FAMILIES[self.family](self.config, self.info)
-        for net in family.pretrained:
-            run_folder.load_weights(family.nets[net], self.folder(self.data) / f"{net}.safetensors")
+        begin = self.start or self.data
+        for net in family.kept if self.start else family.pretrained:
+            run_folder.load_weights(family.nets[net], self.folder(begin) / f"{net}.safetensors")
         for name, path in self.borrowed:
             family.borrow(name, _borrowed(name, self.folder(path)))
         return family

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from components.config import Strict
 from components.data import batches
 from components.families import FAMILIES
 from components.families.base import DataInfo, Family, Sampler
@@ -165,12 +166,12 @@ def measure(name: str, seed: int) -> dict:
 
 
 @torch.inference_mode()
-def figures_of(sampler: Sampler, judged: Family, reference: Tensor) -> dict:
+def figures_of(sampler: Sampler, judged: Family, reference: Tensor, settings: Strict | None = None) -> dict:
     net = judged.nets["classifier"]
     real = net.features(from_uint8(reference)).double()
     pieces = [
         generation.generate(sampler, request)
-        for request in generation.requests(sampler, sampler.Settings(), PROTOCOL.num_samples, 0, 100)
+        for request in generation.requests(sampler, settings or sampler.Settings(), PROTOCOL.num_samples, 0, 100)
     ]
     features = net.features(torch.cat([piece.images for piece in pieces]))
     labels = torch.cat([piece.labels for piece in pieces]) if sampler.conditional else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 
 import torch
@@ -20,10 +21,41 @@ LATENTS = DataInfo(
     statistics={"channel_mean": (0.3, -0.2), "channel_std": (1.5, 0.8)},
     autoencoder=AutoencoderInfo(config=VAE, data=IMAGES),
 )
+UNET = {"widths": (8, 16), "attention": (True, False), "layers": 1, "heads": (2, 2), "depth": (1, 1), "context_dim": 8}
+TEXT = {
+    "vocab_size": 258,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 16,
+    "projection_dim": 6,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+}
+# a tokenizer of single letters; what is none is left out
+LETTERS = json.dumps(
+    {
+        "version": "1.0",
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
+        "model": {"type": "WordLevel", "vocab": {chr(code): code for code in range(97, 123)}, "unk_token": "a"},
+    }
+).encode()
+STABLE_DIFFUSION = {
+    "unet": {**UNET, "added": (6, 6, 4)},
+    "refiner": {**UNET, "added": (6, 5, 4)},
+    "text": [
+        {"config": TEXT, "pooled": True, "penultimate": True, "length": 16, "pad": 0, "tokenizer_bytes": len(LETTERS)}
+    ],
+    "latent_mean": (0.1, 0.0),
+    "latent_std": (1.2, 0.9),
+    "optimizer": {"learning_rate": 0.01},
+}
 TINY: dict[str, tuple[dict, DataInfo]] = {  # a small config and its data, for every family
     "vae": (VAE, IMAGES),
     "judge": ({"width": 4, "feature_dim": 6}, IMAGES),
     "latent_diffusion": ({"widths": (8, 16), "heads": 2, "context_dim": 8}, LATENTS),
+    "stable_diffusion": (STABLE_DIFFUSION, LATENTS.model_copy(update={"caption_length": 12})),
     "dcgan": ({"latent_dim": 5, "width": 4}, IMAGES),
     "wgan": ({"latent_dim": 5, "width": 4, "num_critic_steps": 2}, IMAGES),
     "wgan_gp": ({"latent_dim": 5, "width": 4, "num_critic_steps": 2}, IMAGES),
@@ -57,7 +89,20 @@ def build(name: str, seed: int = 0, data: DataInfo | None = None, **changes) -> 
     data = data or usual
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return FAMILIES[name](FAMILIES[name].Config(**{**config, **changes}), data)
+        family = FAMILIES[name](FAMILIES[name].Config(**{**config, **changes}), data)
+        if name == "stable_diffusion":
+            as_imported(family)
+        return family
+
+
+def as_imported(family: Family) -> None:
+    """Text encoders that are the same whatever the seed, and a tokenizer, as an imported model has them."""
+    text = family.nets["text"]
+    text.tokenizer_0.copy_(torch.frombuffer(bytearray(LETTERS), dtype=torch.uint8))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in text.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
 
 
 class Rows:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
 import torch
 
 from components import run_folder
+from components.config import parse
+from components.engine import Engine
 from components.errors import SamplerError
 from components.sampling import Request
 from components.training import State
+from infra.ray_train import Job
 from pipelines import export, paths
+from pipelines.params import TrainBlock
+from tests.components.helpers import assert_same
 from tests.components.interchange import folders
 from tests.components.interchange.test_to_diffusers import run
 
@@ -57,6 +63,40 @@ def test_a_folder_comes_in_as_a_run_that_serves_prompts(runs, tmp_path):
     assert not torch.equal(first, second)
     direct = export.from_diffusers.read(tmp_path / "model")
     assert torch.equal(direct.sample(Request(torch.tensor([1]), None, settings, prompts=("a fish",))), first)
+
+
+def test_an_imported_model_is_served_and_fine_tuned(runs, tmp_path):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    folders.stable_diffusion(tmp_path / "model")
+    export.main(["sd", "--from", str(tmp_path / "model")])
+    family = run_folder.load(runs / "sd").family
+    requests = [
+        Request(
+            torch.tensor([seed]), None, family.Settings(num_inference_steps=3, guidance_scale=scale), prompts=(text,)
+        )
+        for seed, scale, text in ((1, "heun", "a fish"), (2, "ddim", "a cat"))
+    ]
+    engine = Engine(family.calls)
+    futures = [engine.submit(functools.partial(family.trajectory, request)) for request in requests]
+    for request, future in zip(requests, futures, strict=True):
+        assert (future.result(timeout=60) - family.sample(request)).abs().max() < 1e-4
+    engine.stop()
+
+    block = TrainBlock(
+        family="stable_diffusion",
+        data="data/latents",
+        start=str(runs / "sd"),
+        model={"optimizer": {"learning_rate": 0.001}},
+        training={"steps": 1, "batch_size": 2},
+    )
+    config = parse(type(family).Config, block.whole_model(), "model")
+    assert config.unet == family.config.unet
+    assert config.optimizer.learning_rate == 0.001
+    job = Job("tuned", block.family, config, family.data, block.training, 0, "nowhere", "d", "c", start=block.start)
+    begun = job.build()
+    for net in family.kept:
+        assert_same(dict(begun.nets[net].state_dict()), dict(family.nets[net].state_dict()), net)
 
 
 @pytest.mark.parametrize(

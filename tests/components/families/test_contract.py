@@ -384,7 +384,7 @@ def request(sampler: Sampler, seeds: list[int], **settings) -> Request:
 
 
 def fast(name: str) -> dict:
-    return {"num_inference_steps": 4} if name == "latent_diffusion" else {}
+    return {"num_inference_steps": 4} if name in ("latent_diffusion", "stable_diffusion") else {}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
