@@ -17,7 +17,7 @@ from tests.benchmarks.serving_load import Load, by_chance, closed
 from tests.benchmarks.serving_peers import PerRequest, served
 
 CLIENTS, AIM = (1, 4, 16, 64), 16
-SECONDS, WARM = 8, 2
+SECONDS, WARM = 12, 2
 OPEN_SHARE = 0.8  # of the peer's throughput: a load that it can just bear
 
 

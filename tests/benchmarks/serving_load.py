@@ -32,9 +32,11 @@ def orders(seed: int = 0) -> Iterator[dict]:
 
 @dataclass
 class Load:
-    """What came of it. `latencies` are of images that were made, in seconds."""
+    """What came of it within `seconds` after `ramp`. `latencies` are of images that were made, in seconds."""
 
-    seconds: float = 0.0
+    began: float
+    seconds: float
+    ramp: float = 0.0
     latencies: list[float] = field(default_factory=list)
     statuses: Counter = field(default_factory=Counter)  # by HTTP status; -1: the connection was lost, 0: we left
 
@@ -57,8 +59,9 @@ async def ask(session: aiohttp.ClientSession, address: str, order: dict, load: L
         async with asyncio.timeout(patience), session.post(address, json=order) as answer:
             await answer.read()
             load.statuses[answer.status] += 1
-            if answer.status == 200:
-                load.latencies.append(time.perf_counter() - began)
+            ended = time.perf_counter()
+            if answer.status == 200 and 0 <= ended - load.began - load.ramp < load.seconds:
+                load.latencies.append(ended - began)
     except TimeoutError:
         load.statuses[0] += 1
     except aiohttp.ClientError:
@@ -70,30 +73,28 @@ def _session() -> aiohttp.ClientSession:
 
 
 async def closed(address: str, num_clients: int, seconds: float) -> Load:
-    """Clients each of which has one request at a time. Those that are under way at the end are waited for."""
-    load, wanted = Load(), orders()
-    began = time.perf_counter()
+    """Clients each of which has one request at a time. What comes in the first quarter is not counted: the server fills
+    up meanwhile. Requests that are under way at the end are waited for and not counted either."""
+    load, wanted = Load(time.perf_counter(), 0.75 * seconds, ramp=0.25 * seconds), orders()
 
     async def client() -> None:
-        while time.perf_counter() - began < seconds:
+        while time.perf_counter() - load.began < seconds:
             await ask(session, address, next(wanted), load)
 
     async with _session() as session:
         await asyncio.gather(*(client() for _ in range(num_clients)))
-    load.seconds = time.perf_counter() - began
     return load
 
 
 async def by_chance(address: str, rate: float, seconds: float, leaving: float = 0.0) -> Load:
     """Requests that come as a Poisson process of `rate` a second, whether or not others are answered. A share
     `leaving` of the clients disconnects within two seconds."""
-    load, wanted, chance = Load(), orders(1), random.Random(2)
-    began, due, asked = time.perf_counter(), 0.0, []
+    load = Load(time.perf_counter(), seconds)
+    wanted, chance, due, asked = orders(1), random.Random(2), 0.0, []
     async with _session() as session:
         while (due := due + chance.expovariate(rate)) < seconds:
-            await asyncio.sleep(began + due - time.perf_counter())
+            await asyncio.sleep(load.began + due - time.perf_counter())
             patience = chance.uniform(0, 2) if chance.random() < leaving else None
             asked.append(asyncio.ensure_future(ask(session, address, next(wanted), load, patience)))
         await asyncio.gather(*asked)
-    load.seconds = time.perf_counter() - began
     return load
