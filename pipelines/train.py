@@ -76,6 +76,7 @@ def main(argv: list[str]) -> None:
     params = load()
     job = make_job(params, key)
     if remote.is_away(params.cluster):
+        remote.refuse_local_tracker(params)
         block = train_block(params, key)
         watch = getattr(block, "watch", None)
         inputs = [block.data, *((watch.judge, watch.held_out) if watch else ())]
