@@ -32,10 +32,10 @@ def _feistel(index: Tensor, half_bits: int, key: int) -> Tensor:
     return (left << half_bits) | right
 
 
-def global_batch(step: int, batch_size: int, count: int, seed: int) -> Tensor:
-    """Rows of global batch `step`: (batch_size,) int64. Batches run on across the end of an epoch, so every batch is
-    full and every epoch visits each row exactly once."""
-    places = torch.arange(step * batch_size, (step + 1) * batch_size)
+def global_batch(step: int, batch_size: int, count: int, seed: int, part: slice = slice(None)) -> Tensor:
+    """Rows of global batch `step`: (batch_size,) int64, or those of its `part`, at the cost of that part alone.
+    Batches run on across the end of an epoch, so every batch is full and every epoch visits each row exactly once."""
+    places = torch.arange(step * batch_size, (step + 1) * batch_size)[part]
     epochs = places // count
     rows = torch.empty_like(places)
     for epoch in epochs.unique().tolist():
