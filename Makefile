@@ -1,4 +1,5 @@
-# make demo | test | serve | lint | bench | mlflow | lock | clean
+# make demo | test | serve | lint | bench | mlflow | lock | clean | repro-parallel
+# make cluster-up | cluster-repro | cluster-down: a Ray cluster on AWS (ray_cluster.yaml)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := $(CURDIR)/.venv
@@ -13,11 +14,15 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo repro test lint bench serve mlflow lock clean setup
+.PHONY: demo repro-parallel test lint bench serve mlflow lock clean setup cluster-up cluster-repro cluster-down
 
 demo: setup
 	@python -m pipelines.repro
 	@python -m pipelines.promote --show
+
+# independent stages side by side, STAGES of them
+repro-parallel: setup
+	python -m pipelines.parallel --stages $(or $(STAGES),2) $(TARGETS)
 
 test: setup
 	python -m pytest tests
@@ -35,6 +40,22 @@ serve: setup
 
 mlflow: setup
 	mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+
+CLUSTER := ray_cluster.yaml
+REMOTE := /home/ray/latent-foundry
+
+cluster-up: setup
+	@test -f $(HOME)/.ray/auth_token || ray get-auth-token --generate > /dev/null
+	ray up --yes $(CLUSTER)
+
+# git stays here: the head runs what changed and pushes the data, dvc.lock comes back, `dvc pull` and a commit are yours
+cluster-repro: setup
+	ray rsync-up $(CLUSTER) $(CURDIR)/ $(REMOTE)/
+	ray exec $(CLUSTER) 'cd $(REMOTE) && { dvc pull --quiet --allow-missing || true; } && python -m pipelines.repro $(TARGETS) && dvc push'
+	ray rsync-down $(CLUSTER) $(REMOTE)/dvc.lock $(CURDIR)/dvc.lock
+
+cluster-down: setup
+	ray down --yes $(CLUSTER)
 
 setup: $(VENV)/.installed
 

@@ -238,6 +238,6 @@ def batches(
     weight = row_weight(batch_size, rank, world)
     step = start
     while True:
-        rows = global_batch(step, batch_size, len(dataset), seed)[part]
+        rows = global_batch(step, batch_size, len(dataset), seed, part)
         yield Batch(dataset.take(rows), Draws.of(seed, step, places), weight, step)
         step += 1

@@ -42,8 +42,8 @@ def is_away(cluster: ClusterConfig) -> bool:
 
 def run(params: Params, module: str, arguments: Sequence[str], inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
     """Runs `python -m module arguments` on the cluster, and brings its outputs here, whole or not at all. Paths are
-    relative to the project. Raises ConfigError if the cluster could not reach storage or tracker."""
-    storage = _refuse_what_stays_here(params)
+    relative to the project. Raises ConfigError if storage is none that the cluster reaches."""
+    storage = _storage_of(params.cluster)
     check_storage(storage)
     staged = {str(path): stage(path, storage, params.cluster.cache_bytes) for path in inputs}
     order = {
@@ -67,18 +67,22 @@ def run(params: Params, module: str, arguments: Sequence[str], inputs: Sequence[
     print(f"{name}: its outputs are here: {', '.join(map(str, outputs))}")
 
 
-def _refuse_what_stays_here(params: Params) -> str:
-    if not is_remote(params.cluster.storage_path):
+def _storage_of(cluster: ClusterConfig) -> str:
+    if not is_remote(cluster.storage_path):
         raise ConfigError(
-            f"cluster.storage_path: with cluster.address {params.cluster.address} expected s3://bucket/prefix, through "
-            f"which inputs go there and results come back; found {params.cluster.storage_path!r}"
+            f"cluster.storage_path: with cluster.address {cluster.address} expected s3://bucket/prefix, through "
+            f"which inputs go there and results come back; found {cluster.storage_path!r}"
         )
+    return cluster.storage_path.rstrip("/")
+
+
+def refuse_local_tracker(params: Params) -> None:
+    """Raises ConfigError if a job on the cluster could not reach the tracker."""
     if not params.tracking.uri.startswith(("http://", "https://")):
         raise ConfigError(
             f"tracking.uri: with cluster.address {params.cluster.address} expected an MLflow server's address that the "
             f"cluster reaches; found {params.tracking.uri!r}"
         )
-    return params.cluster.storage_path.rstrip("/")
 
 
 def job_name(params: Params, order: dict) -> str:

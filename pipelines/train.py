@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from components import run_folder
-from components.config import parse
+from components.config import Strict, parse
 from components.data import MANIFEST, read_manifest, verify
 from components.families import family_class
 from components.families.base import AutoencoderInfo, data_info
@@ -30,7 +30,6 @@ def make_job(params: Params, key: str) -> ray_train.Job:
     kind = family_class(block.family)
     config = parse(kind.Config, block.whole_model(), f"{key}.model")
     kind(config, info)  # refuses here, on the driver, what no worker could train
-    others = [*kind.borrows(config).values(), *filter(None, [block.start])]
     borrowed = tuple((name, str(Path(path).resolve())) for name, path in kind.borrows(config).items())
     return ray_train.Job(
         name=name_of(key),
@@ -40,12 +39,17 @@ def make_job(params: Params, key: str) -> ray_train.Job:
         training=block.training,
         seed=params.seed,
         data=str(folder.resolve()),
-        data_hash="-".join([data_hash(folder), *(content_hash(Path(path)) for path in others)]),
+        data_hash="-".join([data_hash(folder), *(content_hash(Path(path)) for path in _others(block, config))]),
         code_hash=code_hash(),
         watch=_watch(block),
         borrowed=borrowed,
         start="" if block.start is None else str(Path(block.start).resolve()),
     )
+
+
+def _others(block: TrainBlock, config: Strict) -> list[str]:
+    """What a training reads beside its data: what its family looks through, and the run that it starts from."""
+    return [*family_class(block.family).borrows(config).values(), *filter(None, [block.start])]
 
 
 def _watch(block: TrainBlock) -> ray_train.Watch | None:
@@ -88,9 +92,10 @@ def main(argv: list[str]) -> None:
     params = load()
     job = make_job(params, key)
     if remote.is_away(params.cluster):
+        remote.refuse_local_tracker(params)
         block = train_block(params, key)
         watch = getattr(block, "watch", None)
-        inputs = [block.data, *((watch.judge, watch.held_out) if watch else ())]
+        inputs = [block.data, *((watch.judge, watch.held_out) if watch else ()), *_others(block, job.config)]
         remote.run(params, "pipelines.train", [key], list(map(Path, inputs)), [paths.RUNS / job.name])
         return
     check_storage(params.cluster.storage(ROOT))

@@ -74,3 +74,9 @@ def test_shares_partition_the_batch_evenly(batch_size, world):
     parts = [rows[share(batch_size, rank, world)] for rank in range(world)]
     assert [row for part in parts for row in part] == rows
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(step=st.integers(0, 50), batch_size=st.integers(1, 40), count=st.integers(1, 60), rank=st.integers(0, 6))
+def test_a_part_of_a_batch_is_drawn_alone(step, batch_size, count, rank):
+    part = share(batch_size, rank, 7)
+    assert torch.equal(global_batch(step, batch_size, count, 0, part), global_batch(step, batch_size, count, 0)[part])

@@ -7,10 +7,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from components import run_folder
+from components.data import write_manifest, write_shards
+from components.ema import copy_of
 from components.errors import DataError
+from components.families.base import DataInfo
+from components.families.vae import VAE
+from components.files import whole_folder
+from components.training import State
 from infra import staging
+from infra.ray_data import Encoder
 from infra.staging import Staged, evict, fetch, release, stage
 from infra.storage import check_storage
 from infra.store import Store
@@ -237,3 +246,24 @@ def test_a_store_on_disk_reads_as_one_in_a_bucket(tmp_path):
         assert folder == tmp_path / "run"
     with pytest.raises(DataError, match="absent"):
         run.read("absent")
+
+
+def test_an_encoder_reads_staged_folders_and_leaves_its_shards_in_the_bucket(s3, tmp_path, monkeypatch):
+    monkeypatch.setenv(staging.CACHE, str(tmp_path / "node"))
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
+    with whole_folder(tmp_path / "images") as working:
+        rows = ({"image": image, "label": np.asarray(0)} for image in pixels)
+        write_manifest(working, write_shards(working, rows, 12), value_range=(0, 255), classes=("a",))
+    family = VAE(VAE.Config(widths=(8, 8), latent_channels=3), DataInfo(shape=(1, 8, 8), classes=("a",)))
+    average = copy_of(dict(family.nets))
+    provenance = run_folder.Provenance(data="d", code="c", job="j", seed=0, step=1)
+    run_folder.write(tmp_path / "vae", "vae", family, State(1, average, {}, average), provenance)
+    there, here = Store.open(STORAGE) / "encoded", tmp_path / "latents"
+    here.mkdir()
+    inputs = [stage(tmp_path / name, STORAGE) for name in ("vae", "images")]
+    numbers = {"shard": [0, 1]}
+    Encoder(*inputs, there, 8)(numbers)
+    there.copy_to(here)
+    (tmp_path / "expected").mkdir()
+    Encoder(tmp_path / "vae", tmp_path / "images", Store.open(tmp_path / "expected"), 8)(numbers)
+    assert files_of(here) == files_of(tmp_path / "expected") and len(files_of(here)) == 6
