@@ -36,8 +36,8 @@ def tokens_of_column(captions: Tensor, length: int) -> Tensor:
 
 
 def texts_of_column(captions: Tensor) -> tuple[str, ...]:
-    """Stored captions (B, any) uint8 as texts."""
-    return tuple(bytes(row).rstrip(b"\0").decode() for row in captions.cpu().numpy())
+    """Stored captions (B, any) uint8 as texts; a character that was cut is left out."""
+    return tuple(bytes(row).rstrip(b"\0").decode(errors="ignore") for row in captions.cpu().numpy())
 
 
 class TextBlock(nn.Module):

@@ -187,9 +187,14 @@ def refuse_unfit(sampler: Sampler, request: Request) -> None:
             raise SamplerError(f"source: expected images {shape_text(sampler.image_shape)}, found {shape_text(found)}")
     if reason := sampler.why_not(sampler.config, request.settings):
         raise SamplerError(reason)
-    if request.negative_labels is not None and "guidance_scale" not in sampler.Settings.model_fields:
-        raise SamplerError("negative label: this sampler is not guided")
+    is_guided = sampler.conditional and "guidance_scale" in sampler.Settings.model_fields
+    if request.negative_labels is not None and not is_guided:
+        raise SamplerError("negative label: this sampler is not guided away from classes")
     if request.blend is not None and not sampler.edits:
         raise SamplerError("blend: this sampler knows no way between two seeds")
     if not sampler.texts and (request.prompts is not None or request.negative_prompts is not None):
         raise SamplerError("prompt: this sampler takes no texts")
+    for name in ("labels", "prompts", "negative_labels", "negative_prompts"):
+        given = getattr(request, name)
+        if given is not None and len(given) != len(request.seeds):
+            raise SamplerError(f"{name}: expected one for each of {len(request.seeds)} seeds, found {len(given)}")

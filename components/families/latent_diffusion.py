@@ -20,7 +20,7 @@ from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS
 from components.diffusion.text import TextConditionalUNet, TextEncoder, texts_of_column, tokens_of, tokens_of_column
 from components.errors import DataError
-from components.families.base import DataInfo, Early, Losses, Phase, Sampler, refuse_unless_square
+from components.families.base import DataInfo, Early, Losses, Phase, Sampler, refuse_unfit, refuse_unless_square
 from components.families.vae import VAE
 from components.images import from_uint8
 from components.nets.unet import ClassConditionalUNet
@@ -161,6 +161,7 @@ class LatentDiffusion(Sampler):
         return torch.sigmoid(times.mean + times.std * draws.normal("time", ()))
 
     def trajectory(self, request: Request) -> Trajectory:
+        refuse_unfit(self, request)
         settings, source, draws = request.settings, request.source, Draws.of_seeds(request.seeds)
         sigmas = self.sigmas(settings, 1.0 if source is None else source.strength)
         noise = draws.normal("start", self.data.shape)

@@ -197,7 +197,9 @@ def test_what_cannot_be_edited_is_refused(sampler, images):
         gan.sample(Request(SEEDS, None, gan.Settings(), source=Source(images, 0.5)))
     with pytest.raises(SamplerError, match="no way between two seeds"):
         gan.sample(Request(SEEDS, None, gan.Settings(), blend=Blend(SEEDS, torch.zeros(2))))
-    with pytest.raises(SamplerError, match="negative label: this sampler is not guided"):
+    with pytest.raises(SamplerError, match="negative label: this sampler is not guided away from classes"):
         gan.sample(Request(SEEDS, None, gan.Settings(), negative_labels=LABELS))
+    with pytest.raises(SamplerError, match="labels: expected one for each of 2 seeds, found 3"):
+        sampler.sample(Request(SEEDS, torch.tensor([0, 1, 2]), settings))
     with pytest.raises(SamplerError, match="takes no texts"):
         sampler.sample(Request(SEEDS, None, settings, prompts=("a", "b")))
