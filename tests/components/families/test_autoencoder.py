@@ -98,6 +98,30 @@ def test_interrupted_run_ends_bit_identical(option):
     assert_same(vars(again), vars(whole))
 
 
+@pytest.fixture
+def one_process(tmp_path):
+    """Data parallelism over a single process: the wrapper and its hooks are those of many."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_all_options_train_alike_behind_data_parallelism(one_process):
+    def ended(wrap) -> dict:
+        family = autoencoder("all")
+        config = TrainingConfig(steps=3, batch_size=6, save_every=3)
+        functions = {"wrap": wrap, "report": lambda step, figures: figures, "save": lambda state: None}
+        fit(family, stream("vae"), config, start=None, **functions)
+        return {net: copied(module) for net, module in family.nets.items()}
+
+    def parallel(net, optimizer):
+        return torch.nn.parallel.DistributedDataParallel(net), optimizer
+
+    for net, weights in ended(parallel).items():
+        for key, value in ended(no_wrap)[net].items():
+            assert torch.allclose(weights[key], value, atol=1e-5), f"{net}.{key}"
+
+
 def test_options_that_are_off_change_no_initial_weight():
     plain = copied(build("vae").nets["autoencoder"])
     for option in OPTIONS:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from components.errors import ConfigError, SamplerError
+from components.families.autoencoding.perceptual import by_lpips
 from components.files import sha256
 from components.images import from_uint8, to_pil
 from components.metrics import pretrained
@@ -260,3 +261,6 @@ def test_lpips_equals_torchmetrics_on_the_same_weights(tmp_path, monkeypatch):
     distance, digest = pretrained.lpips(str(tmp_path / "alexnet.pth"), "cpu")
     torch.testing.assert_close(distance(a, b).float(), theirs(a, b).flatten())
     assert float(distance(a, a).abs().max()) == 0 and digest == sha256(tmp_path / "alexnet.pth")
+    a.requires_grad_()
+    by_lpips(pretrained.lpips_net(str(tmp_path / "alexnet.pth"), "perceptual.lpips"), a, b).sum().backward()
+    assert a.grad.abs().max() > 0, "a loss that teaches nothing"
