@@ -166,7 +166,7 @@ def version_app(model: ServedModel, config: ServeConfig, replica: type = Sampler
             "min_replicas": config.replicas[0],
             "max_replicas": config.replicas[1],
             "policy": {"policy_function": autoscaling.replicas_for_load},
-            "look_back_period_s": 10,
+            "look_back_period_s": 15,
             "upscale_delay_s": 5,
             "downscale_delay_s": 60,
         }
@@ -290,6 +290,13 @@ def start(shelf: Shelf, config: ServeConfig, keys: tuple[str, ...] = ()) -> Serv
     return champion
 
 
-def stop() -> None:
-    """Finishes what was accepted, then ends Serve."""
+def stop(deadline: float = START) -> None:
+    """Finishes what was accepted, for up to `deadline` seconds, then ends Serve. The API goes before the engines, and
+    both before the proxies that hold the clients' connections."""
+    until = time.monotonic() + deadline
+    for names in ({NAME}, {app_name(key) for key in running()}):
+        for name in names & set(serve.status().applications):
+            serve.delete(name, _blocking=False)
+        while names & set(serve.status().applications) and time.monotonic() < until:
+            time.sleep(0.05)
     serve.shutdown()
