@@ -5,11 +5,14 @@ Rackoff 1988, "How to construct pseudorandom permutations") and cycle walking (B
 arbitrary finite domains"), so that a billion rows cost no more than a thousand.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
 from components.randomness import hash64, mix
 
+_AT_ONCE = 4096  # rows; fewer cost as much
 _ROUNDS = 4  # Luby and Rackoff: four rounds resist adaptive distinguishers
 
 
@@ -35,7 +38,15 @@ def _feistel(index: Tensor, half_bits: int, key: int) -> Tensor:
 def global_batch(step: int, batch_size: int, count: int, seed: int) -> Tensor:
     """Rows of global batch `step`: (batch_size,) int64. Batches run on across the end of an epoch, so every batch is
     full and every epoch visits each row exactly once."""
-    places = torch.arange(step * batch_size, (step + 1) * batch_size)
+    steps = max(1, min(_AT_ONCE, count) // batch_size)
+    rows = _rows(step // steps, steps * batch_size, count, seed)
+    return rows[step % steps * batch_size :][:batch_size].clone()
+
+
+@functools.lru_cache(maxsize=8)
+def _rows(block: int, size: int, count: int, seed: int) -> Tensor:
+    """Rows of as many batches as make up a block, (size,) int64."""
+    places = torch.arange(block * size, (block + 1) * size)
     epochs = places // count
     rows = torch.empty_like(places)
     for epoch in epochs.unique().tolist():
