@@ -87,6 +87,13 @@ def reconstruct(snapshots: Sequence[Mapping], sigma_rel: float, step: int) -> Av
     }
 
 
+def earlier(snapshots: Sequence[Mapping], step: int, share: float, sigma_rel: float) -> Average:
+    """The average of width `sigma_rel` at the first snapshot from `share` of a run of `step` steps on, from what was
+    kept until then. Raises ValueError without any."""
+    at = min((snapshot["step"] for snapshot in snapshots if snapshot["step"] >= share * step), default=step)
+    return reconstruct([snapshot for snapshot in snapshots if snapshot["step"] <= at], sigma_rel, at)
+
+
 def _combined(values: Sequence[Tensor], factors: np.ndarray) -> Tensor:
     if not values[-1].is_floating_point():
         return values[-1].clone()

@@ -25,8 +25,8 @@ _BATCH = 64  # rows sampled at once
 
 
 class RegisteredSampler:
-    """`predict` takes rows of `seed` and, where the sampler is conditional, `label`, a class number; `params` change
-    settings for the call. Returns (N, H, W, C) uint8."""
+    """`predict` takes rows of `seed` and, where the sampler is conditional, `label`, a class number, or where it takes
+    texts, `prompt`; `params` change settings for the call. Returns (N, H, W, C) uint8."""
 
     def __init__(self, folder: Path):
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,7 +35,7 @@ class RegisteredSampler:
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray:
         """`model_input` is a DataFrame or a mapping of columns. Raises InputError of a label that is no class."""
-        chosen = {name: value for name, value in (params or {}).items() if value is not None}
+        chosen = {name: _plain(value) for name, value in (params or {}).items() if value is not None}
         sampler = sampler_of(self._run)
         settings = parse(sampler.Settings, {**self._settings, **chosen}, "params")
         seeds = torch.tensor(np.array(model_input["seed"], dtype=np.int64))
@@ -46,11 +46,15 @@ class RegisteredSampler:
                 raise InputError(
                     f"label: expected class numbers 0 to {sampler.num_classes - 1}, found {labels.tolist()}"
                 )
-        parts = [
-            sampler.sample(Request(seeds[rows], None if labels is None else labels[rows], settings))
-            for rows in torch.arange(len(seeds)).split(_BATCH)
-        ]
+        prompts = None
+        if sampler.texts and "prompt" in model_input:
+            prompts = tuple(str(prompt) for prompt in model_input["prompt"])
+        parts = [sampler.sample(part) for part in Request(seeds, labels, settings, prompts).split(_BATCH)]
         return to_uint8(torch.cat(parts)).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value  # MLflow's form of a list
 
 
 def _load_pyfunc(path: str) -> RegisteredSampler:

@@ -20,6 +20,7 @@ from typing import Literal
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from components import ema
 from components.config import Strict, parse
@@ -68,8 +69,7 @@ def write(target: Path, name: str, family: Family, state: State, provenance: Pro
     )
     with whole_folder(target) as folder:
         for net in family.kept:
-            weights = family.nets[net].state_dict() if net in family.pretrained else state.average[net]
-            weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+            weights = {key: value.detach().cpu().contiguous() for key, value in _final(family, state, net).items()}
             safetensors.torch.save_file(weights, folder / f"{net}.safetensors")
         if state.snapshots:
             _write_averages(folder / AVERAGES, state.snapshots)
@@ -118,6 +118,16 @@ def read_averages(folder: Path) -> list[dict]:
     except (SafetensorError, KeyError, ValueError) as error:
         raise SamplerError(f"{path}: not a run's averages ({error})") from None
     return snapshots
+
+
+def _final(family: Family, state: State, net: str) -> dict[str, Tensor]:
+    """The weights that a kept net has when training has ended."""
+    if net in family.pretrained:
+        return family.nets[net].state_dict()
+    if net in family.early:
+        early = family.early[net]
+        return ema.earlier(state.snapshots, state.step, early.at, early.sigma_rel)[early.net]
+    return state.average[net]
 
 
 def load(folder: Path, device: torch.device | str = "cpu", ema_sigma_rel: float | None = None) -> Run:

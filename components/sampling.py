@@ -70,6 +70,21 @@ class Source:
         return replace(self, images=change(self.images), mask=None if self.mask is None else change(self.mask))
 
 
+@dataclass(frozen=True)
+class Blend:
+    """The way to other seeds. `seeds`: (B,) int64; `share`: (B,) float in [0, 1], how far: 0 is the request's own, 1
+    the other's."""
+
+    seeds: Tensor
+    share: Tensor
+
+    def to(self, device: torch.device) -> Blend:
+        return Blend(self.seeds.to(device), self.share.to(device))
+
+    def rows(self, rows: slice) -> Blend:
+        return Blend(self.seeds[rows], self.share[rows])
+
+
 def shape_text(shape: Sequence[int]) -> str:
     """A shape for messages: 1x16x16."""
     return "x".join(map(str, shape))
@@ -86,6 +101,7 @@ class Request:
     negative_labels:   (B,) int64: the class that guidance leads away from, instead of from no class
     negative_prompts:  B texts, likewise
     source:            images to edit, for samplers that edit
+    blend:             other seeds to go towards, likewise
     """
 
     seeds: Tensor
@@ -95,9 +111,11 @@ class Request:
     negative_labels: Tensor | None = None
     negative_prompts: tuple[str, ...] | None = None
     source: Source | None = None
+    blend: Blend | None = None
 
     def to(self, device: torch.device) -> Request:
-        return self._each(lambda values: values.to(device), source=self.source and self.source.to(device))
+        parts = {name: part and part.to(device) for name, part in self._parts.items()}
+        return self._each(lambda values: values.to(device), **parts)
 
     def split(self, batch_size: int) -> Iterator[Request]:
         """The same images in parts of up to `batch_size`."""
@@ -105,8 +123,12 @@ class Request:
             rows = slice(start, start + batch_size)
             texts = {name: getattr(self, name) for name in ("prompts", "negative_prompts")}
             cut = {name: None if text is None else text[rows] for name, text in texts.items()}
-            source = self.source and self.source.rows(rows)
-            yield self._each(lambda values, rows=rows: values[rows], source=source, **cut)
+            parts = {name: part and part.rows(rows) for name, part in self._parts.items()}
+            yield self._each(lambda values, rows=rows: values[rows], **parts, **cut)
+
+    @property
+    def _parts(self) -> dict[str, Source | Blend | None]:
+        return {"source": self.source, "blend": self.blend}
 
     def _each(self, change: Callable[[Tensor], Tensor], **changes: object) -> Request:
         tensors = {name: getattr(self, name) for name in ("seeds", "labels", "negative_labels")}

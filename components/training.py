@@ -98,7 +98,7 @@ def fit(
     if start is not None:
         restore_nets(family, start)
     players = [_player(family, phase, wrap, config) for phase in family.phases]
-    averaged = {name: family.nets[name] for name in family.kept if name not in family.pretrained}
+    averaged = {name: family.nets[name] for name in family.kept if name not in (*family.pretrained, *family.early)}
     state = _begin(start, averaged, config)
     for player in players:
         if start is not None and player.phase.name in start.optimizers:
@@ -256,13 +256,13 @@ def _set_learning_rate(player: Player, step: int, num_steps: int) -> float:
 
 
 def snapshot(family: Family, players: list[Player], state: State) -> State:
-    """The state with the live weights and optimizers in it, whole tensors throughout; pretrained nets are left out."""
+    """The state with the live weights and optimizers in it, whole tensors throughout; only nets that are trained."""
     return State(
         step=state.step,
         nets={
             name: sharding.gathered(net.state_dict())
             for name, net in family.nets.items()
-            if name not in family.pretrained
+            if name not in (*family.pretrained, *family.early)
         },
         optimizers={player.phase.name: sharding.gathered(player.optimizer.state_dict()) for player in players},
         average=sharding.gathered(state.average),

@@ -39,10 +39,11 @@ class Moments(NamedTuple):
 class Encoder:
     """An actor that holds the autoencoder and turns shards of images into shards of posteriors."""
 
-    def __init__(self, autoencoder: str, images: str, target: str, batch_size: int):
+    def __init__(self, autoencoder: str, images: str, target: str, batch_size: int, flips: bool = False):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._net = load(Path(autoencoder), self._device).family.nets["autoencoder"]
         self._images, self._target, self._batch_size = Dataset(Path(images)), Path(target), batch_size
+        self._flips = flips
 
     def __call__(self, numbers: dict[str, np.ndarray]) -> dict[str, list]:
         shards = [self._encode(int(number)) for number in numbers["shard"]]
@@ -54,13 +55,26 @@ class Encoder:
 
     def _encode(self, number: int) -> tuple[Shard, Moments]:
         rows = self._images.take(self._images.shard_rows(number))
-        mean, std = (parts.cpu().numpy() for parts in self._posteriors(rows["image"]))
+        columns = self._columns(rows["image"])
         others = {name: values.numpy() for name, values in rows.items() if name != "image"}
-        shard = write_shard(self._target, number, {"mean": mean, "std": std, **others})
+        shard = write_shard(self._target, number, columns | others)
+        mean, std = (
+            np.concatenate([values for name, values in columns.items() if name.startswith(which)])
+            for which in ("mean", "std")
+        )
         exact, places = mean.astype(np.float64), (0, 2, 3)
         count = mean.size / mean.shape[1]
         variance = (std.astype(np.float64) ** 2).sum(places)
         return shard, Moments(count, exact.sum(places), (exact**2).sum(places), variance)
+
+    def _columns(self, images: torch.Tensor) -> dict[str, np.ndarray]:
+        """Posteriors of the images, and of their mirror images where these are wanted."""
+        ways = {"": images} | ({"_flipped": images.flip(-1)} if self._flips else {})
+        found = {}
+        for ending, seen in ways.items():
+            mean, std = (parts.cpu().numpy() for parts in self._posteriors(seen))
+            found |= {f"mean{ending}": mean, f"std{ending}": std}
+        return found
 
     @torch.inference_mode()
     def _posteriors(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,12 +84,12 @@ class Encoder:
 
 
 def encode(
-    autoencoder: Path, images: Path, target: Path, batch_size: int, num_workers: int
+    autoencoder: Path, images: Path, target: Path, batch_size: int, num_workers: int, flips: bool = False
 ) -> tuple[list[Shard], dict[str, tuple[float, ...]]]:
     """Writes one shard of posteriors into `target` for every shard of `images`; returns the manifest entries in order
-    and the channel statistics of the whole set."""
+    and the channel statistics of the whole set. `flips`: each row also holds the mirrored image's."""
     num_shards = len(read_manifest(images).shards)
-    arguments = (str(autoencoder.resolve()), str(images.resolve()), str(target.resolve()), batch_size)
+    arguments = (str(autoencoder.resolve()), str(images.resolve()), str(target.resolve()), batch_size, flips)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of its execution plan otherwise
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = (

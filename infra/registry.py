@@ -223,17 +223,20 @@ def _save_pyfunc(target: Path, entry: Entry) -> None:
 
 
 def _signature(entry: Entry):
-    """What a version takes and gives: columns seed and label, settings as parameters, images (N, H, W, C) uint8."""
+    """What a version takes and gives: columns seed and label or prompt, settings as parameters, images (N, H, W, C)
+    uint8."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
     sampler = run_folder.load(entry.folder).family
     assert isinstance(sampler, Sampler)
-    channels, height, width = sampler.data.autoencoder.data.shape if sampler.data.autoencoder else sampler.data.shape
+    channels, height, width = sampler.image_shape
     columns = [ColSpec("long", "seed")]
     if sampler.conditional:
         columns.append(ColSpec("long", "label", required=False))
+    if sampler.texts:
+        columns.append(ColSpec("string", "prompt", required=False))
     kinds = {bool: "boolean", int: "long", float: "double", str: "string"}
     params = []
     for name, value in entry.candidate["settings"].items():

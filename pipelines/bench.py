@@ -34,7 +34,8 @@ _TIMED = 4  # batches behind a time, the first to warm up, where many workers sa
 
 @dataclass(frozen=True)
 class Bench:
-    """The real images, what is seen of them, and the protocol. `test_labels` (M,) are those of all of `test`."""
+    """The real images, what is seen of them, and the protocol. `test_labels` (M,) are those of all of `test`, empty
+    where it has none."""
 
     config: EvaluateConfig
     protocol: Protocol
@@ -83,7 +84,7 @@ def open_bench(params: Params, eyes: Eyes) -> Bench:
         Reference.of(test_seen.vectors, config, moments),
         train_seen.vectors,
         from_uint8(images["image"]),
-        images["label"],
+        images.get("label", torch.empty(0, dtype=torch.int64)),
         test.manifest.classes,
     )
     perception, perceived_by = open_perception(config)
@@ -101,7 +102,7 @@ def open_bench(params: Params, eyes: Eyes) -> Bench:
         **config.model_dump(exclude={"extractor", "search", "snapshot_samples", "lpips", "clip_score"}),
         **perceived_by,
     )
-    labels = torch.cat([columns["label"] for columns in test.chunks(4096)])
+    labels = torch.cat([columns.get("label", torch.empty(0, dtype=torch.int64)) for columns in test.chunks(4096)])
     return Bench(config, protocol, real, train, test, train_seen, test_seen, labels, perception)
 
 
@@ -134,6 +135,7 @@ def sampling(params: Params, run: Path, candidate: dict) -> Sampling:
         config.seed,
         config.extractor,
         judge_folder(params),
+        generation.Captions.of(Dataset(paths.TEST_IMAGES)),
     )
 
 
@@ -148,7 +150,7 @@ def ms_per_image(crew: Crew, order: Sampling, pieces: list[Piece], ready: tuple[
     sizes = [len(piece.seen.vectors) for piece in pieces]
     if not crew.spreads:
         return generation.ms_per_image(list(zip(sizes, (piece.seconds for piece in pieces), strict=True)))
-    requests = generation.requests(*ready, max(sizes) * _TIMED, order.seed, max(sizes))
+    requests = generation.requests(*ready, max(sizes) * _TIMED, order.seed, max(sizes), order.captions)
     times = [generation.generate(ready[0], request).seconds for request in requests]
     return generation.ms_per_image([(max(sizes), seconds) for seconds in times[1:]])
 
@@ -165,8 +167,8 @@ def load_sampler(folder: Path, bench: Bench, device: str) -> run_folder.Run:
 def measure(crew: Crew, order: Sampling, ready: tuple[Sampler, Strict], bench: Bench, eyes: Eyes) -> Measured:
     """Samples a candidate's set and measures it. The grid is sampled first and warms up."""
     sampler, settings = ready
-    config = bench.config
-    request = generation.grid_request(sampler, settings, config.seed)
+    config, captions = bench.config, order.captions
+    request = generation.grid_request(sampler, settings, config.seed, captions)
     grid = torch.cat([generation.generate(sampler, part).images for part in request.split(config.batch_size)])
     if tuple(grid.shape[1:]) != bench.protocol.image_shape:
         raise SamplerError(
@@ -175,13 +177,14 @@ def measure(crew: Crew, order: Sampling, ready: tuple[Sampler, Strict], bench: B
     pieces = sample(crew, order, ready, eyes)
     seen = Seen.joined([piece.seen for piece in pieces])
     images = from_uint8(torch.cat([piece.images for piece in pieces if piece.images is not None]))
-    labels = sampler.cycled_labels(len(seen.vectors))
+    labels = generation.wanted_labels(sampler, captions, len(seen.vectors))
+    prompts = generation.request(sampler, settings, 0, len(images), config.seed, captions).prompts
     figures = {
         "settings": order.candidate | settings.model_dump(mode="json"),
-        **measuring.figures(seen, images, labels, bench.real, config, bench.perception),
+        **measuring.figures(seen, images, labels, bench.real, config, bench.perception, prompts),
         "ms_per_image": ms_per_image(crew, order, pieces, ready),
-        "ms_single": generation.ms_single(sampler, settings, config.seed),
-        "network_evaluations": generation.network_evaluations(sampler, settings),
+        "ms_single": generation.ms_single(sampler, settings, config.seed, captions),
+        "network_evaluations": generation.network_evaluations(sampler, settings, captions),
     }
     samples, trained_on = measuring.closest_to_training(seen, len(images), bench.real)
     pairs = torch.cat([images[samples], from_uint8(bench.train.take(trained_on)["image"])])

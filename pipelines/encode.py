@@ -23,7 +23,8 @@ def encode(params: Params, autoencoder: Path, images: Path, target: Path) -> Man
     info = AutoencoderInfo(config=run.config.config, data=run.config.data)
     with whole_folder(target) as folder, session(params.cluster, ROOT):
         num_workers = params.cluster.max_workers
-        shards, statistics = ray_data.encode(autoencoder, images, folder, params.encode.batch_size, num_workers)
+        options = params.encode.batch_size, num_workers, params.encode.flips
+        shards, statistics = ray_data.encode(autoencoder, images, folder, *options)
         write_json(folder / paths.AUTOENCODER_INFO, info.model_dump(mode="json"))
         shutil.copy(autoencoder / "autoencoder.safetensors", folder)
         write_manifest(

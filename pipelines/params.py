@@ -55,6 +55,7 @@ class EncodeConfig(Strict):
     """How `encode` runs the autoencoder over the images."""
 
     batch_size: int = Field(256, gt=0)
+    flips: bool = False  # the mirrored images, too, for samplers with model.flips
 
 
 class PromoteConfig(Strict):
@@ -125,7 +126,9 @@ def _check_time(params: Params, where: str) -> None:
 
 def _check_family(block: TrainBlock, where: str) -> None:
     kind = family_class(block.family, f"{where}.family")
-    parse(kind.Config, block.model, f"{where}.model")
+    config = parse(kind.Config, block.model, f"{where}.model")
+    if kind.early_nets(config) and not block.training.ema_snapshots:
+        raise ConfigError(f"{where}.training.ema_snapshots: expected above 0, because model.guide is a snapshot")
     if isinstance(block, SamplerBlock):
         if not issubclass(kind, Sampler):
             raise ConfigError(f"{where}.family: {block.family!r} does not generate images; it cannot be a sampler")
@@ -133,7 +136,9 @@ def _check_family(block: TrainBlock, where: str) -> None:
             raise ConfigError(f"{where}.candidates: empty; expected at least one setting, [{{}}] for the defaults")
         for number, candidate in enumerate(block.candidates):
             length, settings = weights_and_settings(candidate)
-            parse(kind.Settings, settings, f"{where}.candidates.{number}")
+            chosen = parse(kind.Settings, settings, f"{where}.candidates.{number}")
+            if reason := kind.why_not(config, chosen):
+                raise ConfigError(f"{where}.candidates.{number}.{reason}")
             if length is not None and not block.training.ema_snapshots:
                 raise ConfigError(
                     f"{where}.candidates.{number}.{AVERAGE}: needs training.ema_snapshots above 0 in its block"

@@ -98,7 +98,8 @@ def champion_film(champion: Sampler, settings: dict) -> Context | None:
     """How a few images come about: a row an image, from the first estimate to the last. None of a sampler that makes
     them in one step."""
     chosen = parse(champion.Settings, settings, f"{paths.PROMOTED}.settings")
-    request = generation.request(champion, chosen, 0, _FILMED, 0)
+    captions = generation.Captions.of(Dataset(paths.TEST_IMAGES)) if champion.texts else None
+    request = generation.request(champion, chosen, 0, _FILMED, 0, captions)
     frames = film_strip(champion, request, _FRAMES)
     if frames is None:
         return None

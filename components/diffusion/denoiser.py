@@ -1,9 +1,9 @@
-"""From a network to (x, sigma) -> x0, with classifier-free guidance, as coroutines that yield network calls."""
+"""From a network to (x, sigma) -> x0, guided, as coroutines that yield network calls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,37 @@ from components.diffusion.solvers import Solver
 from components.sampling import Call, Preview, Trajectory, offering
 
 Denoise = Callable[[Tensor, float], Generator[Call, Tensor, Tensor]]
+Condition = Mapping[str, Tensor]  # what steers the net, by the name of its input, a row an image
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How far to extrapolate away from a worse answer.
+
+    scale:     1 is none, and costs no row
+    interval:  noise levels sigma above the first and up to the second get it, others cost no row (Kynkaanniemi et al.
+               2024, section 3); None: all
+    rescale:   share of the result whose spread is brought back to that of the better answer (Lin et al. 2024, section
+               3.4)
+    guide:     the net that gives the worse answer to the same question (Karras et al. 2024a); None: the same net to
+               another question
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+    guide: str | None = None
+
+    def applies(self, sigma: float) -> bool:
+        return self.scale != 1 and (self.interval is None or self.interval[0] < sigma <= self.interval[1])
+
+    def combine(self, better: Tensor, worse: Tensor) -> Tensor:
+        """Answers of a net, (B, C, H, W) each."""
+        guided = worse + self.scale * (better - worse)
+        if self.rescale == 0:
+            return guided
+        spread, wanted = (answer.flatten(1).std(1)[:, None, None, None] for answer in (guided, better))
+        return torch.lerp(guided, guided * (wanted / spread), self.rescale)
 
 
 @dataclass(frozen=True)
@@ -28,24 +59,41 @@ class Denoiser:
         """The number that tells the net the noise level: time in [0, NUM_TRAIN_TIMESTEPS - 1]."""
         return self.schedule.time(sigma) * (NUM_TRAIN_TIMESTEPS - 1)
 
-    def call(self, x: Tensor, sigma: float, labels: Tensor) -> Generator[Call, Tensor, Tensor]:
-        """One evaluation: x (B, C, H, W) and labels (B,) -> x0 (B, C, H, W)."""
+    def ask(self, net: str, x: Tensor, sigma: float, condition: Condition) -> Generator[Call, Tensor, Tensor]:
+        """A net's own answer for x (B, C, H, W)."""
         sigmas = torch.full((len(x),), sigma, device=x.device, dtype=torch.float64)
-        c_skip, c_out, c_in = (float(c[0]) for c in OBJECTIVES[self.objective](sigmas[:1]))
-        answer = yield Call(self.net, {"x": c_in * x, "level": self.level(sigmas).float(), "label": labels})
+        _, _, c_in = self._coefficients(sigma)
+        return (yield Call(net, {"x": c_in * x, "level": self.level(sigmas).float(), **condition}))
+
+    def denoised(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
+        """x0, from a net's answer."""
+        c_skip, c_out, _ = self._coefficients(sigma)
         return c_skip * x + c_out * answer
 
-    def guided(self, labels: Tensor, away_from: Tensor, scale: float) -> Denoise:
-        """Classifier-free guidance (Ho and Salimans 2022, equation 6, with scale = 1 + w): D = D_away + scale *
-        (D_class - D_away). Labels are (B,) each; `away_from` says "no class" or a class to avoid. Both halves share one
-        call; scale 1 costs no second row, nor do equal labels."""
-        if scale == 1 or torch.equal(labels, away_from):
-            return lambda x, sigma: self.call(x, sigma, labels)
-        both = torch.cat([labels, away_from])
+    def _coefficients(self, sigma: float) -> tuple[float, ...]:
+        return tuple(float(c) for c in OBJECTIVES[self.objective](torch.tensor(sigma, dtype=torch.float64)))
+
+    def call(self, x: Tensor, sigma: float, condition: Condition) -> Generator[Call, Tensor, Tensor]:
+        """One evaluation: x (B, C, H, W) under a condition of B rows -> x0 (B, C, H, W)."""
+        return self.denoised(x, sigma, (yield from self.ask(self.net, x, sigma, condition)))
+
+    def guided(self, towards: Condition, away: Condition, guidance: Guidance) -> Denoise:
+        """Guidance away from what the condition `away` gives (classifier-free: Ho and Salimans 2022, equation 6, with
+        scale = 1 + w; both questions share one call), or from what another net gives. Equal conditions cost no second
+        row."""
+        if guidance.guide is None and all(torch.equal(towards[name], away[name]) for name in towards):
+            guidance = replace(guidance, scale=1.0)
+        both = {name: torch.cat([towards[name], away[name]]) for name in towards}
 
         def denoise(x: Tensor, sigma: float) -> Generator[Call, Tensor, Tensor]:
-            towards, away = (yield from self.call(torch.cat([x, x]), sigma, both)).chunk(2)
-            return away + scale * (towards - away)
+            if not guidance.applies(sigma):
+                return (yield from self.call(x, sigma, towards))
+            if guidance.guide is None:
+                better, worse = (yield from self.ask(self.net, torch.cat([x, x]), sigma, both)).chunk(2)
+            else:
+                better = yield from self.ask(self.net, x, sigma, towards)
+                worse = yield from self.ask(guidance.guide, x, sigma, towards)
+            return self.denoised(x, sigma, guidance.combine(better, worse))
 
         return denoise
 

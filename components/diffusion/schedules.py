@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from components.config import Strict
@@ -21,6 +21,13 @@ class ScheduleConfig(Strict):
 
     name: Literal["flow", "linear", "scaled_linear", "cosine"] = "flow"
     shift: float = Field(1.0, gt=0)  # flow only: Esser et al. 2024, section 5.3.2; above 1 means more noise
+    zero_terminal_snr: bool = False  # not for flow, which ends in noise anyway: Lin et al. 2024, section 3.1
+
+    @model_validator(mode="after")
+    def _fits(self) -> ScheduleConfig:
+        if self.name == "flow" and self.zero_terminal_snr:
+            raise ValueError("zero_terminal_snr is for linear, scaled_linear and cosine; flow ends in noise already")
+        return self
 
 
 class Schedule:
@@ -79,7 +86,17 @@ def build(config: ScheduleConfig) -> Schedule:
     if config.name == "flow":
         return FlowSchedule(config.shift)
     alpha_bar = (1 - BETAS[config.name]()).cumprod(0)
+    if config.zero_terminal_snr:
+        alpha_bar = rescaled_to_zero_snr(alpha_bar)
+        alpha_bar[-1] = alpha_bar[-2] / 4  # pure noise has no finite sigma: twice the level before it
     return DiscreteSchedule(0.5 * torch.log((1 - alpha_bar) / alpha_bar))
+
+
+def rescaled_to_zero_snr(alpha_bar: Tensor) -> Tensor:
+    """A table of squared signal levels (T,), its roots shifted so that the last is 0 and scaled so that the first stays
+    as it is (Lin et al. 2024, Algorithm 1)."""
+    root = alpha_bar.sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
 def _linear_betas() -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,8 @@ class DataInfo(Strict):
 
     shape: tuple[int, int, int]  # channels, height, width
     classes: tuple[str, ...] = ()
+    caption_length: int = 0  # bytes a row; 0 for a set without captions
+    flips: bool = False  # whether it holds latents of the mirrored images too
     statistics: dict[str, tuple[float, ...]] = {}
     autoencoder: AutoencoderInfo | None = None
 
@@ -66,8 +68,21 @@ def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None) ->
     """Reads off a manifest what its families need. The row is the column `image`, or `mean` for latents."""
     column = manifest.columns["image" if "image" in manifest.columns else "mean"]
     return DataInfo(
-        shape=column.shape, classes=manifest.classes, statistics=manifest.statistics, autoencoder=autoencoder
+        shape=column.shape,
+        classes=manifest.classes,
+        caption_length=manifest.columns["caption"].shape[0] if "caption" in manifest.columns else 0,
+        flips="mean_flipped" in manifest.columns,
+        statistics=manifest.statistics,
+        autoencoder=autoencoder,
     )
+
+
+class Early(NamedTuple):
+    """A net that is another's average at a share of the run, from snapshots that the training keeps."""
+
+    net: str
+    at: float  # share of the run
+    sigma_rel: float  # the average's width
 
 
 class Family:
@@ -79,6 +94,12 @@ class Family:
     phases: tuple[Phase, ...]
     kept: tuple[str, ...]  # the nets that make the trained model; their average goes into the run folder
     pretrained: tuple[str, ...] = ()  # nets that are never trained here; kept, but not averaged
+    early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
+
+    @classmethod
+    def early_nets(cls, config: Strict) -> Mapping[str, Early]:
+        """The nets of a model of this config that are earlier averages of others, by their names."""
+        return {}
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor | None:
         """Images to look at during training, (N, C, H, W) in [-1, 1], or None. `columns`: rows of the training set."""
@@ -100,7 +121,13 @@ class Sampler(Family):
     # of a built sampler these may depend on its config
     conditional: bool = False  # whether labels steer it
     texts: bool = False  # whether prompts steer it
-    edits: bool = False  # whether it can start from a request's source, and redraw a masked part of it
+    edits: bool = False  # whether it can start from a request's source, redraw a part of it, and blend seeds
+
+    @classmethod
+    def why_not(cls, config: Strict, settings: Strict) -> str | None:
+        """Why a model of this config cannot sample with these settings: the setting's name, a colon, the reason. None
+        if it can."""
+        return None
 
     def trajectory(self, request: Request) -> Trajectory:
         """The coroutine that makes the images of a request: (B, C, H, W) in [-1, 1]."""
@@ -148,5 +175,16 @@ def refuse_unfit(sampler: Sampler, request: Request) -> None:
         found = tuple(request.source.images.shape[1:])
         if found != sampler.image_shape:
             raise SamplerError(f"source: expected images {shape_text(sampler.image_shape)}, found {shape_text(found)}")
+    if reason := sampler.why_not(sampler.config, request.settings):
+        raise SamplerError(reason)
+    is_guided = sampler.conditional and "guidance_scale" in sampler.Settings.model_fields
+    if request.negative_labels is not None and not is_guided:
+        raise SamplerError("negative label: this sampler is not guided away from classes")
+    if request.blend is not None and not sampler.edits:
+        raise SamplerError("blend: this sampler knows no way between two seeds")
     if not sampler.texts and (request.prompts is not None or request.negative_prompts is not None):
         raise SamplerError("prompt: this sampler takes no texts")
+    for name in ("labels", "prompts", "negative_labels", "negative_prompts"):
+        given = getattr(request, name)
+        if given is not None and len(given) != len(request.seeds):
+            raise SamplerError(f"{name}: expected one for each of {len(request.seeds)} seeds, found {len(given)}")

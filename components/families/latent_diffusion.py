@@ -1,72 +1,88 @@
-"""Class-conditional diffusion on the latents of an autoencoder (Rombach et al. 2022)."""
+"""Diffusion on the latents of an autoencoder (Rombach et al. 2022), or on small images themselves (Ho et al. 2020);
+of no class, classes, or texts."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
-from typing import Literal
+from collections.abc import Generator, Mapping
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from components.config import Strict
 from components.data import Batch
-from components.diffusion import schedules
-from components.diffusion.denoiser import Denoiser, keeping, solve
+from components.diffusion import schedules, weightings
+from components.diffusion.config import Config, Settings
+from components.diffusion.denoiser import Condition, Denoiser, Guidance, keeping, solve
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS
+from components.diffusion.text import TextConditionalUNet, TextEncoder, texts_of_column, tokens_of, tokens_of_column
 from components.errors import DataError
-from components.families.base import DataInfo, Losses, Phase, Sampler, refuse_unless_square
+from components.families.base import DataInfo, Early, Losses, Phase, Sampler, refuse_unfit, refuse_unless_square
 from components.families.vae import VAE
+from components.images import from_uint8
 from components.nets.unet import ClassConditionalUNet
-from components.optimizers import OptimizerConfig
 from components.randomness import Draws
 from components.sampling import Call, Preview, Request, Trajectory
 
-
-class Times(Strict):
-    """How training times are drawn. `logit_normal` is sigmoid(mean + std * normal) (Esser et al. 2024, section 3.1)."""
-
-    density: Literal["uniform", "logit_normal"] = "logit_normal"
-    mean: float = 0.0
-    std: float = Field(1.0, gt=0)
-
-
-class Config(Strict):
-    widths: tuple[int, ...] = Field((64, 128), min_length=1)
-    attention: tuple[bool, ...] = (False, True)  # by resolution
-    layers: int = Field(1, ge=1)  # residual blocks a resolution
-    heads: int = Field(4, ge=1)
-    context_dim: int = Field(64, ge=1)
-    objective: Literal["epsilon", "x0", "v", "flow", "edm"] = "flow"
-    schedule: schedules.ScheduleConfig = schedules.ScheduleConfig()
-    times: Times = Times()
-    label_dropout: float = Field(0.1, ge=0, le=1)  # share of rows trained without their class, for guidance
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup=50)
-
-    @model_validator(mode="after")
-    def _fits(self) -> Config:
-        if len(self.widths) != len(self.attention):
-            raise ValueError(
-                f"widths has {len(self.widths)} entries and attention {len(self.attention)}; expected as many"
-            )
-        if any(width % self.heads for width in self.widths):
-            raise ValueError(f"every width must be divisible by heads ({self.heads})")
-        return self
-
-
-class Settings(Strict):
-    """How to sample. `spacing`: `schedule` visits equally spaced times, `karras` the levels of Karras et al. 2022."""
-
-    solver: Literal[tuple(SOLVERS)] = "ddim"
-    num_inference_steps: int = Field(20, ge=1, le=1000)
-    guidance_scale: float = Field(2.0, ge=0, le=50)
-    spacing: Literal["schedule", "karras"] = "schedule"
-
-
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, Table 1
+
+
+class Latents:
+    """The space of an autoencoder's latents."""
+
+    def __init__(self, data: DataInfo):
+        self.autoencoder = VAE(VAE.Config(**data.autoencoder.config), data.autoencoder.data)
+        self.nets = {"autoencoder": self.autoencoder.nets["autoencoder"]}
+        self.calls = {"encoder": self._posterior_mean, **self.autoencoder.calls}
+        self.moments = tuple(data.statistics[name] for name in ("channel_mean", "channel_std"))
+
+    def _posterior_mean(self, images: Tensor) -> Tensor:
+        return self.nets["autoencoder"].encode(images)[0]
+
+    def clean(self, batch: Batch, flips: bool) -> Tensor:
+        """What training makes noisy: a draw from each row's posterior, with `flips` that of its mirrored image for half
+        of them."""
+        mean, std = batch.columns["mean"], batch.columns["std"]
+        if flips:
+            mirrored = _mirrored(batch)
+            mean = torch.where(mirrored, batch.columns["mean_flipped"], mean)
+            std = torch.where(mirrored, batch.columns["std_flipped"], std)
+        return mean + std * batch.draws.normal("posterior", mean.shape[1:])
+
+    def encode(self, images: Tensor) -> Trajectory:
+        """Images (B, C, H, W) in [-1, 1] into the space."""
+        return (yield Call("encoder", {"images": images}))
+
+    def decode(self, latents: Tensor) -> Trajectory:
+        """Back into images, bounded."""
+        return self.autoencoder.decode(latents)
+
+
+class Pixels:
+    """The space of the images themselves, as if by an autoencoder that changes nothing."""
+
+    autoencoder = None
+    nets: Mapping[str, nn.Module] = {}
+    calls: Mapping[str, nn.Module] = {}
+
+    def __init__(self, data: DataInfo):
+        channels = data.shape[0]
+        self.moments = (0.0,) * channels, (0.5,) * channels  # sigma_data of Karras et al. 2022, Table 1
+
+    def clean(self, batch: Batch, flips: bool) -> Tensor:
+        images = from_uint8(batch.columns["image"])
+        return torch.where(_mirrored(batch), images.flip(-1), images) if flips else images
+
+    def encode(self, images: Tensor) -> Trajectory:
+        yield from ()
+        return images
+
+    def decode(self, images: Tensor) -> Trajectory:
+        yield from ()
+        return images.clamp(-1, 1)
 
 
 class LatentDiffusion(Sampler):
@@ -79,41 +95,63 @@ class LatentDiffusion(Sampler):
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data
-        if data.autoencoder is None:
-            raise DataError("latent_diffusion: expected a latent data set, as `encode` writes it; found images")
-        if not data.classes:
-            raise DataError("latent_diffusion: expected labelled images, found a data set without classes")
+        self.conditional, self.texts = (config.conditioning == kind for kind in ("class", "text"))
+        _refuse_unless_described(config, data)
         refuse_unless_square(data.shape, 2 ** (len(config.widths) - 1), "latent_diffusion")
-        self.autoencoder = VAE(VAE.Config(**data.autoencoder.config), data.autoencoder.data)
-        unet = ClassConditionalUNet(
-            data.shape[0],
-            len(data.classes),
-            config.context_dim,
-            widths=config.widths,
-            attention=config.attention,
-            layers=config.layers,
-            heads=config.heads,
-        )
-        self.nets = nn.ModuleDict({"unet": unet, "autoencoder": self.autoencoder.nets["autoencoder"]})
-        self.calls = {"unet": unet, "encoder": self._posterior_mean, **self.autoencoder.calls}
+        self.space = Pixels(data) if data.autoencoder is None else Latents(data)
+        self.autoencoder = self.space.autoencoder
+        unet = build_unet(config, data)
+        self.null = 0 if self.texts else unet.null
+        self.early = self.early_nets(config)
+        copies = {name: copy.deepcopy(unet) for name in self.early}
+        self.nets = nn.ModuleDict({"unet": unet, **self.space.nets, **copies})
+        self.pretrained = tuple(self.space.nets)
+        self.kept = ("unet", *self.pretrained, *self.early)
+        self.calls = {**self.space.calls}
+        for name, net in {"unet": unet, **copies}.items():
+            self.calls |= {name: net.denoise, _text_of(name): net.text} if self.texts else {name: net}
         self.schedule = schedules.build(config.schedule)
         self.denoiser = Denoiser(config.objective, self.schedule)
         self.phases = (Phase("denoise", "unet", self.loss, config.optimizer),)
 
+    @classmethod
+    def early_nets(cls, config: Config) -> dict[str, Early]:
+        return {} if config.guide is None else {"guide": Early("unet", config.guide.at, config.guide.sigma_rel)}
+
+    @classmethod
+    def why_not(cls, config: Config, settings: Settings) -> str | None:
+        if settings.guidance == "autoguidance" and config.guide is None:
+            return "guidance: autoguidance needs a snapshot from early in the training, which model.guide keeps"
+        return None
+
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
-        draws = batch.draws
-        latents = batch.columns["mean"] + batch.columns["std"] * draws.normal("posterior", self.data.shape)
-        latents = self.normalise(latents)
+        draws, kind = batch.draws, self.config.weighting.name
+        clean = self.normalise(self.space.clean(batch, self.config.flips))
         noise = draws.normal("noise", self.data.shape)
         sigma = self.schedule.sigma(self.times(draws).double())
-        dropped = draws.uniform("label_dropout") < self.config.label_dropout
-        labels = torch.where(dropped, self.num_classes, batch.columns["label"])
-
         wide = sigma[:, None, None, None]
-        c_in = OBJECTIVES[self.config.objective](wide).c_in.float()
-        answer = net(c_in * (latents + wide.float() * noise), self.denoiser.level(sigma).float(), labels)
-        wanted = target(latents, noise, wide, OBJECTIVES[self.config.objective])
-        return {"loss": (answer - wanted).square().mean()}
+        coefficients = OBJECTIVES[self.config.objective](wide)
+        noisy = coefficients.c_in.float() * (clean + wide.float() * noise)
+        inputs = noisy, self.denoiser.level(sigma).float(), self._told(batch)
+        wanted = target(clean, noise, wide, OBJECTIVES[self.config.objective])
+        if kind == "uniform":
+            return {"loss": (net(*inputs) - wanted).square().mean()}
+        answer, u = net(*inputs, uncertain=True) if kind == "learned" else (net(*inputs), None)
+        error = (answer - wanted).square().flatten(1).mean(1)
+        if u is None:
+            weight = weightings.min_snr(wide, coefficients, self.config.weighting.gamma).flatten().float()
+            return {"loss": (weight * error).mean(), "error": error.mean()}
+        return {"loss": weightings.balanced(error, u).mean(), "error": error.mean()}
+
+    def _told(self, batch: Batch) -> Tensor:
+        """What the net is told of each row in training: its class (B,), or its text (B, L); dropped for a share."""
+        dropped = batch.draws.uniform("label_dropout") < self.config.label_dropout
+        if self.texts:
+            tokens = tokens_of_column(batch.columns["caption"], self.config.text.length)
+            return tokens.masked_fill(dropped[:, None], 0)
+        if not self.conditional:
+            return torch.full_like(dropped, self.null, dtype=torch.int64)
+        return torch.where(dropped, self.null, batch.columns["label"])
 
     def times(self, draws: Draws) -> Tensor:
         """(B,) training times in (0, 1)."""
@@ -123,16 +161,25 @@ class LatentDiffusion(Sampler):
         return torch.sigmoid(times.mean + times.std * draws.normal("time", ()))
 
     def trajectory(self, request: Request) -> Trajectory:
+        refuse_unfit(self, request)
         settings, source, draws = request.settings, request.source, Draws.of_seeds(request.seeds)
         sigmas = self.sigmas(settings, 1.0 if source is None else source.strength)
-        start = sigmas[0] * draws.normal("start", self.data.shape)
-        null = torch.full_like(request.seeds, self.num_classes)
-        labels = null if request.labels is None else request.labels
-        away_from = null if request.negative_labels is None else request.negative_labels
-        denoise = self.denoiser.guided(labels, away_from, settings.guidance_scale)
+        noise = draws.normal("start", self.data.shape)
+        if request.blend is not None:
+            other = Draws.of_seeds(request.blend.seeds).normal("start", self.data.shape)
+            noise = slerp(noise, other, request.blend.share)
+        start = sigmas[0] * noise
+        guidance = Guidance(
+            settings.guidance_scale,
+            settings.guidance_interval,
+            settings.guidance_rescale,
+            "guide" if settings.guidance == "autoguidance" else None,
+        )
+        towards, away = yield from self._conditions(request, guidance)
+        denoise = self.denoiser.guided(towards, away, guidance)
         finish = self._decode
         if source is not None:
-            known = self.normalise((yield Call("encoder", {"images": source.images})))
+            known = self.normalise((yield from self.space.encode(source.images)))
             start = known + start  # SDEdit: Meng et al. 2022, Algorithm 1
             if source.mask is not None:
                 # a latent is redrawn with any pixel of its cell
@@ -145,15 +192,39 @@ class LatentDiffusion(Sampler):
 
         return (yield from finish((yield from solve(solver, denoise, preview))))
 
-    def _posterior_mean(self, images: Tensor) -> Tensor:
-        return self.nets["autoencoder"].encode(images)[0]
+    def _conditions(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, tuple[Condition, Condition]]:
+        """What to go towards, and what the worse answer is asked about."""
+        if not self.texts:
+            null = torch.full_like(request.seeds, self.null)
+            towards = {"label": null if request.labels is None or not self.conditional else request.labels}
+            if guidance.guide is not None:
+                return towards, towards
+            return towards, {"label": null if request.negative_labels is None else request.negative_labels}
+        nothing = ("",) * len(request.seeds)
+        texts = (request.prompts or nothing, request.negative_prompts or nothing)
+        wanted, unwanted = (tokens_of(text, self.config.text.length).to(request.seeds.device) for text in texts)
+        alike = guidance.guide is None and torch.equal(wanted, unwanted)
+        if guidance.scale == 1 or alike:
+            contexts = ((yield Call(_text_of("unet"), {"tokens": wanted})),) * 2
+        elif guidance.guide is not None:
+            own = yield Call(_text_of("unet"), {"tokens": wanted})
+            contexts = own, (yield Call(_text_of(guidance.guide), {"tokens": wanted}))
+        else:
+            contexts = (yield Call(_text_of("unet"), {"tokens": torch.cat([wanted, unwanted])})).chunk(2)
+        return tuple({"context": context} for context in contexts)
 
     def _decode(self, latents: Tensor) -> Trajectory:
-        return self.autoencoder.decode(self.denormalise(latents))
+        return self.space.decode(self.denormalise(latents))
 
     def _paste(self, images: Tensor, mask: Tensor, latents: Tensor) -> Trajectory:
         """Decodes, and keeps the images' own pixels where the mask is 0: a decoder changes all a little."""
         return torch.lerp(images, (yield from self._decode(latents)), mask)
+
+    def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
+        if not self.texts:
+            return super().preview(columns)
+        prompts = texts_of_column(columns["caption"][:20, : self.config.text.length])
+        return self.sample(Request(torch.arange(len(prompts)), None, self.Settings(), prompts=prompts))
 
     def sigmas(self, settings: Settings, strength: float = 1.0) -> list[float]:
         """The noise levels that a request visits, noisiest first, 0 last: from `strength` of the way up, in as large a
@@ -173,5 +244,47 @@ class LatentDiffusion(Sampler):
         return latents * std + mean
 
     def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (like.new_tensor(self.data.statistics[name]) for name in ("channel_mean", "channel_std"))
+        mean, std = (like.new_tensor(values) for values in self.space.moments)
         return mean[:, None, None], std[:, None, None]
+
+
+def slerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """Points (B, ...) on the arcs between two sets of points (Shoemake 1985), `share` (B,) of the way: between two
+    draws of noise it keeps their length, which a straight line would not."""
+    a, b = one.flatten(1).double(), other.flatten(1).double()
+    angle = torch.acos(F.cosine_similarity(a, b).clamp(-1, 1)).clamp(min=1e-9)
+    parts = torch.sin((1 - share) * angle) / torch.sin(angle), torch.sin(share * angle) / torch.sin(angle)
+    return (parts[0][:, None] * a + parts[1][:, None] * b).reshape(one.shape).to(one.dtype)
+
+
+def _mirrored(batch: Batch) -> Tensor:
+    """Which rows are seen mirrored, (B, 1, 1, 1)."""
+    return (batch.draws.uniform("flip") < 0.5)[:, None, None, None]
+
+
+def build_unet(config: Config, data: DataInfo) -> ClassConditionalUNet | TextConditionalUNet:
+    """The net that is trained, with initial weights."""
+    layout = {name: getattr(config, name) for name in ("widths", "attention", "layers", "heads", "context_dim")}
+    layout["uncertainty"] = config.weighting.name == "learned"
+    if config.conditioning == "text":
+        text = config.text
+        encoder = TextEncoder(text.length, text.width, text.layers, text.heads, config.context_dim)
+        return TextConditionalUNet(data.shape[0], text=encoder, **layout)
+    return ClassConditionalUNet(data.shape[0], len(data.classes) if config.conditioning == "class" else 0, **layout)
+
+
+def _text_of(net: str) -> str:
+    """The name of the call to a net's text encoder."""
+    return f"{net}_text"
+
+
+def _refuse_unless_described(config: Config, data: DataInfo) -> None:
+    """Raises DataError of a data set that lacks what the model is to be steered by."""
+    if config.conditioning == "class" and not data.classes:
+        raise DataError(
+            "latent_diffusion: expected labelled images, found a data set without classes; or conditioning none or text"
+        )
+    if config.conditioning == "text" and not data.caption_length:
+        raise DataError("latent_diffusion: expected images with captions for conditioning text, found none")
+    if config.flips and data.autoencoder is not None and not data.flips:
+        raise DataError("latent_diffusion: flips needs latents of mirrored images too; expected encode.flips: true")

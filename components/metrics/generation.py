@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from components import run_folder
 from components.config import Strict, parse
+from components.data import Dataset
+from components.diffusion.text import texts_of_column
 from components.errors import SamplerError
 from components.families.base import Sampler
 from components.images import from_uint8, to_uint8
@@ -22,6 +24,7 @@ AVERAGE = "ema_sigma_rel"  # a candidate's key beside its solver settings: the w
 GRID_COLUMNS = 10
 _GRID_ROWS = 10  # without classes
 _MOST_CLASSES = 20  # rows of a grid with classes
+_CHUNK = 4096  # rows read at once
 _SINGLES = 5  # images timed one by one, after one to warm up
 
 
@@ -32,6 +35,37 @@ class Generated:
     images: Tensor
     labels: Tensor | None
     seconds: float
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Texts that a sampler of texts is asked for, one after the other and again from the first; `labels`: the classes
+    of the images that they describe, where these have any."""
+
+    texts: tuple[str, ...]
+    labels: tuple[int, ...] | None = None
+
+    @staticmethod
+    def of(dataset: Dataset) -> Captions | None:
+        """Those of a data set's images, or None."""
+        if "caption" not in dataset.manifest.columns:
+            return None
+        texts: list[str] = []
+        labels: list[int] = []
+        for chunk in dataset.chunks(_CHUNK):
+            texts += texts_of_column(chunk["caption"])
+            labels += chunk["label"].tolist() if "label" in chunk else []
+        return Captions(tuple(texts), tuple(labels) or None)
+
+    def take(self, numbers: Iterable[int]) -> tuple[str, ...]:
+        return tuple(self.texts[number % len(self.texts)] for number in numbers)
+
+
+def wanted_labels(sampler: Sampler, captions: Captions | None, count: int) -> Tensor | None:
+    """(count,) the classes that the first images of a set should show, or None where nobody says."""
+    if sampler.texts and captions is not None and captions.labels is not None:
+        return torch.tensor(captions.labels)[torch.arange(count) % len(captions.labels)]
+    return sampler.cycled_labels(count)
 
 
 def weights_and_settings(candidate: dict) -> tuple[float | None, dict]:
@@ -58,16 +92,22 @@ def seeds(count: int, seed: int) -> Tensor:
     return torch.arange(count) + (seed << 32)
 
 
-def request(sampler: Sampler, settings: Strict, start: int, stop: int, seed: int) -> Request:
-    """Images `start` to `stop` of the set that a seed stands for, labels cycling through the classes."""
+def request(
+    sampler: Sampler, settings: Strict, start: int, stop: int, seed: int, captions: Captions | None = None
+) -> Request:
+    """Images `start` to `stop` of the set that a seed stands for, labels cycling through the classes, or prompts
+    through the captions."""
     labels = sampler.cycled_labels(stop)
-    return Request(seeds(stop, seed)[start:], None if labels is None else labels[start:], settings)
+    prompts = captions.take(range(start, stop)) if sampler.texts and captions is not None else None
+    return Request(seeds(stop, seed)[start:], None if labels is None else labels[start:], settings, prompts)
 
 
-def requests(sampler: Sampler, settings: Strict, count: int, seed: int, batch_size: int) -> Iterator[Request]:
+def requests(
+    sampler: Sampler, settings: Strict, count: int, seed: int, batch_size: int, captions: Captions | None = None
+) -> Iterator[Request]:
     """The first `count` images of a set, in batches."""
     for start in range(0, count, batch_size):
-        yield request(sampler, settings, start, min(start + batch_size, count), seed)
+        yield request(sampler, settings, start, min(start + batch_size, count), seed, captions)
 
 
 def generate(sampler: Sampler, request: Request) -> Generated:
@@ -85,11 +125,14 @@ def _synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def grid_request(sampler: Sampler, settings: Strict, seed: int) -> Request:
-    """A grid of GRID_COLUMNS images a row; a row is a class where the sampler is conditional."""
+def grid_request(sampler: Sampler, settings: Strict, seed: int, captions: Captions | None = None) -> Request:
+    """A grid of GRID_COLUMNS images a row; a row is a class where the sampler is conditional, or a caption."""
     rows = min(sampler.num_classes, _MOST_CLASSES) if sampler.conditional else _GRID_ROWS
     labels = torch.arange(rows).repeat_interleave(GRID_COLUMNS) if sampler.conditional else None
-    return Request(seeds(rows * GRID_COLUMNS, seed), labels, settings)
+    prompts = None
+    if sampler.texts and captions is not None:
+        prompts = captions.take(row for row in range(rows) for _ in range(GRID_COLUMNS))
+    return Request(seeds(rows * GRID_COLUMNS, seed), labels, settings, prompts)
 
 
 def ms_per_image(batches: list[tuple[int, float]]) -> float:
@@ -98,13 +141,15 @@ def ms_per_image(batches: list[tuple[int, float]]) -> float:
     return 1000 * statistics.median(seconds / size for size, seconds in batches if size == largest)
 
 
-def ms_single(sampler: Sampler, settings: Strict, seed: int) -> float:
+def ms_single(sampler: Sampler, settings: Strict, seed: int, captions: Captions | None = None) -> float:
     """Milliseconds of an image that is sampled alone: the median of a few."""
-    one_by_one = [generate(sampler, request) for request in requests(sampler, settings, 1 + _SINGLES, seed, 1)]
+    one_by_one = [
+        generate(sampler, request) for request in requests(sampler, settings, 1 + _SINGLES, seed, 1, captions)
+    ]
     return ms_per_image([(1, piece.seconds) for piece in one_by_one[1:]])
 
 
-def network_evaluations(sampler: Sampler, settings: Strict) -> int:
+def network_evaluations(sampler: Sampler, settings: Strict, captions: Captions | None = None) -> int:
     """How many rows an image sends through networks: a guided step counts twice, a decoder once."""
     rows: list[int] = []
 
@@ -116,10 +161,6 @@ def network_evaluations(sampler: Sampler, settings: Strict) -> int:
         return counted
 
     calls: Mapping[str, Callable[..., Tensor]] = {name: counting(answer) for name, answer in sampler.calls.items()}
-    device = next(sampler.nets.parameters()).device
-    labels = sampler.cycled_labels(1)
-    request = Request(
-        torch.zeros(1, dtype=torch.int64, device=device), labels if labels is None else labels.to(device), settings
-    )
-    drive(sampler.trajectory(request), calls)
+    one = request(sampler, settings, 0, 1, 0, captions).to(next(sampler.nets.parameters()).device)
+    drive(sampler.trajectory(one), calls)
     return sum(rows)

@@ -43,10 +43,17 @@ class Perception:
 
 
 def figures(
-    seen: Seen, images: Tensor, labels: Tensor | None, real: Real, config: EvaluateConfig, perception: Perception
+    seen: Seen,
+    images: Tensor,
+    labels: Tensor | None,
+    real: Real,
+    config: EvaluateConfig,
+    perception: Perception,
+    prompts: tuple[str, ...] | None = None,
 ) -> Figures:
     """All figures of a set. `images`: (K, C, H, W) in [-1, 1], as many as were kept; `labels`: (N,) int64 classes asked
-    for, or None. Figures that the set, the judge or the configuration does not allow are None."""
+    for, or None; `prompts`: the texts asked for, if it was texts. Figures that the set, the judge or the configuration
+    does not allow are None."""
     found = quality(seen.vectors.double(), real.reference, config, labels)
     found |= dict.fromkeys(CLASS_FIGURES) if seen.judged is None else class_quality(seen.judged, config, labels)
     if seen.logits is not None:  # the published score is on the extractor's own classes
@@ -60,8 +67,10 @@ def figures(
         found["classifier_accuracy"] = float(right.double().mean())
     found["lpips_diversity"] = None if perception.lpips is None else diversity(perception.lpips, images, labels)
     found["clip_score"] = None
-    if perception.clip_score is not None and labels is not None:
-        texts = [CAPTION.format(real.classes[label]) for label in labels[: min(_SPOKEN, len(images))].tolist()]
+    count = min(_SPOKEN, len(images))
+    texts = None if labels is None else [CAPTION.format(real.classes[label]) for label in labels[:count].tolist()]
+    texts = texts if prompts is None else list(prompts[:count])
+    if perception.clip_score is not None and texts is not None:
         found["clip_score"] = float(perception.clip_score(images[: len(texts)], texts).mean())
     return found
 

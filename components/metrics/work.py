@@ -25,6 +25,7 @@ from components.metrics import generation, pretrained
 from components.metrics.extractor import Extractor, judge_extractor
 from components.metrics.frechet import Sums
 from components.metrics.protocol import ExtractorConfig
+from components.sampling import Request
 
 KEPT_IMAGES = 10_000  # of a set that figures on pixels and pictures look at
 
@@ -122,6 +123,7 @@ class Sampling:
     seed: int
     extractor: ExtractorConfig
     judge: Path | None
+    captions: generation.Captions | None = None
 
     @property
     def parts(self) -> range:
@@ -135,8 +137,11 @@ class Sampling:
     def open(self, device: str) -> tuple[Sampler, Strict]:
         return generation.open_candidate(self.run, self.candidate, device, str(self.run))
 
+    def _request(self, sampler: Sampler, settings: Strict, start: int, stop: int) -> Request:
+        return generation.request(sampler, settings, start, stop, self.seed, self.captions)
+
     def _sample(self, sampler: Sampler, settings: Strict, eyes: Eyes, part: int) -> Piece:
         start = part * self.batch_size
         stop = min(start + self.batch_size, self.num_samples)
-        made = generation.generate(sampler, generation.request(sampler, settings, start, stop, self.seed))
+        made = generation.generate(sampler, self._request(sampler, settings, start, stop))
         return Piece(eyes.look(made.images), to_uint8(made.images) if start < KEPT_IMAGES else None, made.seconds)

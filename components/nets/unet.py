@@ -143,17 +143,36 @@ class UNet2DConditionModel(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
+class Uncertainty(nn.Module):
+    """u(level): the logarithm of the error to be expected at a noise level, learned along with the net and used by
+    training alone (Karras et al. 2024). (B,) levels in [0, 1000] -> (B,)."""
+
+    def __init__(self, width: int = 64):
+        super().__init__()
+        self.width = width
+        self.linear = nn.Linear(width, 1)
+        # all levels count alike at first
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, level: Tensor) -> Tensor:
+        return self.linear(sinusoidal_embedding(level, self.width))[:, 0].float()
+
+
 class ClassConditionalUNet(nn.Module):
     """A U-Net conditioned on a class twice: added to the noise embedding, and as one token to attend to.
 
-    Class number `num_classes` stands for "no class", as label dropout trains it (Ho and Salimans 2022).
+    Class number `num_classes` stands for "no class", as label dropout trains it (Ho and Salimans 2022). With
+    `uncertainty` it can tell, beside its answer, the logarithm (B,) of the error that it expects.
     """
 
-    def __init__(self, channels: int, num_classes: int, context_dim: int, **layout):
+    def __init__(self, channels: int, num_classes: int, context_dim: int, uncertainty: bool = False, **layout):
         super().__init__()
         self.null = num_classes
         self.context = nn.Embedding(num_classes + 1, context_dim)
         self.unet = UNet2DConditionModel(channels, context_dim=context_dim, num_classes=num_classes + 1, **layout)
+        self.uncertainty = Uncertainty() if uncertainty else None
 
-    def forward(self, x: Tensor, level: Tensor, label: Tensor) -> Tensor:
-        return self.unet(x, level, label, self.context(label)[:, None])
+    def forward(self, x: Tensor, level: Tensor, label: Tensor, uncertain: bool = False):
+        answer = self.unet(x, level, label, self.context(label)[:, None])
+        return (answer, self.uncertainty(level)) if uncertain else answer

@@ -40,6 +40,7 @@ class DataConfig(Strict):
     rows_per_shard: int = Field(default=4096, gt=0)
     max_rejected: int = Field(default=0, ge=0)  # files that may be left out before the stage stops
     mirror: str | None = None  # fashion_mnist: folder or URL with the four files; None is the official address
+    label_key: str = Field(default="label", min_length=1)  # source folder: the .jsonl's key for an image's class
     path: Path | None = Field(default=None, validate_default=True)  # source folder: where the images lie
 
     @field_validator("source")

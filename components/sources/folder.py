@@ -2,8 +2,9 @@
 
 - Class sub-folders: every image below `<folder>/<class>/`, at any depth, has that class.
 - One .jsonl directly in the folder, a JSON object a line: `file_name`, `image` or `file` names the image, `caption` or
-  `text` describes it, `label` is its class. At least one of caption and label. The image is sought at that path in
-  the folder, else wherever below it exactly one file's path ends so (an `images/` folder need not be repeated).
+  `text` describes it, `label`, or what data.label_key says, is its class. At least one of caption and label. The image
+  is sought at that path in the folder, else wherever below it exactly one file's path ends so (an `images/` folder need
+  not be repeated).
 
 Hidden files and folders, system litter (Thumbs.db, __MACOSX) and side files (.txt, .json, LICENSE, README and the like)
 are passed over; the manifest counts the side files. Everything else is expected to be an image: what Pillow cannot
@@ -59,7 +60,7 @@ def read(folder: Path, config: DataConfig, seed: int) -> Source:
         raise DataError(f"{folder}: found {', '.join(path.name for path in tables)}; expected one .jsonl")
     if not images:
         raise DataError(f"{folder}: holds no image; {_LAYOUTS}")
-    items, classes = _by_table(tables[0], images) if tables else _by_class(folder, images)
+    items, classes = _by_table(tables[0], images, config.label_key) if tables else _by_class(folder, images)
     in_test = held_out({item.name for item in items if isinstance(item, Listed)}, seed, config.test_fraction, folder)
     parts: dict[str, list[Listed | Rejected]] = {"train": [], "test": []}
     for item in items:
@@ -141,13 +142,15 @@ def _by_class(folder: Path, images: dict[str, Path]) -> tuple[list[Listed | Reje
     ], classes
 
 
-def _by_table(table: Path, images: dict[str, Path]) -> tuple[list[Listed | Rejected], tuple[str, ...]]:
-    lines = list(_parse(table))
+def _by_table(table: Path, images: dict[str, Path], label_key: str) -> tuple[list[Listed | Rejected], tuple[str, ...]]:
+    lines = list(_parse(table, label_key))
     has_caption = any("caption" in line for line in lines)
     classes = tuple(sorted({line["label"] for line in lines if "label" in line}))
     labels = {name: label for label, name in enumerate(classes)}
     if not has_caption and not classes:
-        raise DataError(f"{table}: no line has a caption or label; expected one of {', '.join(_CAPTION_KEYS)}, label")
+        raise DataError(
+            f"{table}: no line has a caption or label; expected one of {', '.join(_CAPTION_KEYS)}, {label_key}"
+        )
     locate = _locator(images)
     items: list[Listed | Rejected] = []
     for line in lines:
@@ -166,7 +169,7 @@ def _by_table(table: Path, images: dict[str, Path]) -> tuple[list[Listed | Rejec
     return sorted(items, key=_name_of), classes
 
 
-def _parse(table: Path) -> Iterator[dict[str, str]]:
+def _parse(table: Path, label_key: str) -> Iterator[dict[str, str]]:
     """Each line as {file, caption?, label?}. Raises DataError naming the line that is not an object with a file."""
     try:
         text = table.read_text(encoding="utf-8-sig")
@@ -187,12 +190,12 @@ def _parse(table: Path) -> Iterator[dict[str, str]]:
             raise DataError(
                 f"{where}: expected the image's path under one of {', '.join(_FILE_KEYS)}, found {file!r:.80}"
             )
-        yield {"file": file, **_description(content, where)}
+        yield {"file": file, **_description(content, where, label_key)}
 
 
-def _description(content: dict, where: str) -> dict[str, str]:
+def _description(content: dict, where: str, label_key: str) -> dict[str, str]:
     found = {}
-    caption, label = _first(content, _CAPTION_KEYS), content.get("label")
+    caption, label = _first(content, _CAPTION_KEYS), content.get(label_key)
     if caption is not None:
         # a zero byte would end the stored caption; lone surrogates have no UTF-8
         if not isinstance(caption, str) or "\0" in caption or caption.encode("utf-8", "replace").decode() != caption:

@@ -47,9 +47,14 @@ def one_exact_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def build(name: str, seed: int = 0, **changes) -> Family:
-    """A tiny family with initial weights of its seed."""
-    config, data = TINY[name]
+CAPTIONS = ("a red cat", "a dog", "two birds", "été")
+CAPTION_LENGTH = 12
+
+
+def build(name: str, seed: int = 0, data: DataInfo | None = None, **changes) -> Family:
+    """A tiny family with initial weights of its seed, for its usual data or other."""
+    config, usual = TINY[name]
+    data = data or usual
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return FAMILIES[name](FAMILIES[name].Config(**{**config, **changes}), data)
@@ -67,6 +72,11 @@ class Rows:
         else:
             mean, std = torch.randn(2, count, *data.shape, generator=generator)
             self.columns = {"mean": mean, "std": std.exp() / 10, "label": label}
+            if data.flips:
+                self.columns |= {"mean_flipped": mean.flip(-1) + 1, "std_flipped": std.flip(-1).exp() / 10}
+        if data.caption_length:
+            texts = [CAPTIONS[row % len(CAPTIONS)].encode().ljust(data.caption_length, b"\0") for row in range(count)]
+            self.columns["caption"] = torch.tensor([list(text) for text in texts], dtype=torch.uint8)
 
     def __len__(self) -> int:
         return len(self.columns["label"])

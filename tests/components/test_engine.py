@@ -5,7 +5,7 @@ from concurrent.futures import CancelledError
 import pytest
 import torch
 
-from components.diffusion.denoiser import Denoiser, solve
+from components.diffusion.denoiser import Denoiser, Guidance, solve
 from components.diffusion.schedules import FlowSchedule
 from components.diffusion.solvers import SOLVERS
 from components.engine import DeadlineExceeded, Engine, EngineFull, EngineStopped
@@ -36,6 +36,11 @@ def engine(nets):
     engine.stop(timeout=TIMEOUT)
 
 
+def guided(schedule, label, scale):
+    towards, away = ({"label": torch.tensor([number])} for number in (label, 10))
+    return Denoiser("flow", schedule).guided(towards, away, Guidance(scale))
+
+
 def sample(seed, solver="ddim", steps=6, guidance=2.0, label=3):
     """A small latent diffusion trajectory of one image."""
     schedule = FlowSchedule()
@@ -44,9 +49,7 @@ def sample(seed, solver="ddim", steps=6, guidance=2.0, label=3):
         draws, sigmas = Draws.of_seeds(torch.tensor([seed])), schedule.sigmas(steps)
         begin = sigmas[0] * draws.normal("start", SHAPE)
         moves = SOLVERS[solver](begin, sigmas, lambda step: draws.normal(step, SHAPE))
-        latents = yield from solve(
-            moves, Denoiser("flow", schedule).guided(torch.tensor([label]), torch.tensor([10]), guidance)
-        )
+        latents = yield from solve(moves, guided(schedule, label, guidance))
         return (yield Call("decoder", {"latents": latents}))
 
     return start
@@ -336,9 +339,7 @@ def test_previews_are_the_estimates_on_the_way(nets, engine):
             estimates[progress] = x0
             return Preview(progress, lambda: decode(x0))
 
-        latents = yield from solve(
-            moves, Denoiser("flow", schedule).guided(torch.tensor([1]), torch.tensor([10]), guidance), preview
-        )
+        latents = yield from solve(moves, guided(schedule, 1, guidance), preview)
         return (yield from decode(latents))
 
     def decode(latents):

@@ -255,6 +255,19 @@ class TestCaptions:
         assert source.classes == ("7", "x")
         assert {int(row["image"][0, 0, 0]): int(row["label"]) for row in rows_of(source)} == {97: 0, 98: 1, 99: 0}
 
+    def test_labels_may_stand_under_another_key(self, tmp_path):
+        for name in "abc":
+            picture(tmp_path / f"{name}.png", ord(name))
+        self.write(
+            tmp_path,
+            [{"file": f"{n}.png", "group": group, "label": "no"} for n, group in zip("abc", "xyx", strict=True)],
+        )
+        source = sources.read(config_of(tmp_path, label_key="group"), seed=0)
+        assert source.classes == ("x", "y")
+        assert {int(row["image"][0, 0, 0]): int(row["label"]) for row in rows_of(source)} == {97: 0, 98: 1, 99: 0}
+        with pytest.raises(DataError, match="no line has a caption or label; expected one of caption, text, kind"):
+            sources.read(config_of(tmp_path, label_key="kind"), seed=0)
+
     def test_all_captions_of_an_image_are_in_one_split(self, tmp_path):
         for number in range(12):
             picture(tmp_path / f"{number}.png", number)

@@ -7,7 +7,7 @@ import torch
 from components import run_folder
 from components.data import Dataset, verify, write_manifest, write_shards
 from components.ema import copy_of
-from components.families.base import DataInfo
+from components.families.base import DataInfo, data_info
 from components.families.vae import VAE
 from components.files import sha256, whole_folder
 from components.training import State
@@ -60,3 +60,24 @@ def test_rows_keep_their_order_and_labels_and_statistics_are_those_of_draws(ray_
     draws = torch.cat([mean + std * torch.randn_like(std) for _ in range(200)])
     np.testing.assert_allclose(statistics["channel_mean"], draws.mean((0, 2, 3)), atol=0.01)
     np.testing.assert_allclose(statistics["channel_std"], draws.std((0, 2, 3)), rtol=0.01)
+
+
+def test_mirrored_images_are_encoded_beside_the_others(prepared, tmp_path):
+    """One actor's work, in this process."""
+    plain, both = tmp_path / "plain", tmp_path / "both"
+    for folder, flips in ((plain, False), (both, True)):
+        folder.mkdir()
+        encoder = ray_data.Encoder(str(prepared / "vae"), str(prepared / "images"), str(folder), 16, flips)
+        shard, moments = encoder._encode(0)
+        write_manifest(folder, [shard], value_range=(0, 255), statistics=moments.statistics())
+    rows, without = (Dataset(folder).take(np.arange(30)) for folder in (both, plain))
+    assert rows.keys() == {"mean", "std", "mean_flipped", "std_flipped", "label"}
+    assert torch.equal(rows["mean"], without["mean"])
+    images = Dataset(prepared / "images").take(np.arange(30))["image"].float() / 127.5 - 1
+    with torch.inference_mode():
+        mean, std = run_folder.load(prepared / "vae").family.nets["autoencoder"].encode(images.flip(-1))
+    torch.testing.assert_close(rows["mean_flipped"], mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rows["std_flipped"], std, rtol=1e-4, atol=1e-5)
+    assert data_info(Dataset(both).manifest).flips and not data_info(Dataset(plain).manifest).flips
+    center = torch.cat([rows["mean"], rows["mean_flipped"]]).mean((0, 2, 3))
+    np.testing.assert_allclose(Dataset(both).manifest.statistics["channel_mean"], center, rtol=1e-4, atol=1e-6)

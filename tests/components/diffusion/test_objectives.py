@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from components.diffusion.denoiser import Denoiser, solve
+from components.diffusion.denoiser import Denoiser, Guidance, solve
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.schedules import ScheduleConfig, build
 from components.diffusion.solvers import SOLVERS
@@ -96,29 +96,77 @@ def test_denoiser_with_an_exact_net_gives_the_clean_image(objective, schedule):
     labels = torch.tensor([0, 2, 1])
     for sigma in (0.05, 1.0, 20.0):
         x = images[labels] + sigma * torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(1))
-        got = drive(denoiser.call(x, sigma, labels), {"unet": Oracle(objective, denoiser, images)})
+        got = drive(denoiser.call(x, sigma, {"label": labels}), {"unet": Oracle(objective, denoiser, images)})
         assert torch.allclose(got, images[labels], atol=2e-3 * max(1, sigma))
+
+
+def guided(denoiser: Denoiser, labels: list[int], guidance: Guidance):
+    """Number 2 stands for no class."""
+    return denoiser.guided({"label": torch.tensor(labels)}, {"label": torch.tensor([2, 2])}, guidance)
 
 
 def test_guidance_extrapolates_and_packs_rows():
     denoiser = Denoiser("x0", build(ScheduleConfig()))
-    images = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))  # number 2 stands for no class
+    images = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     x, labels = torch.randn(2, 2, 4, 4), torch.tensor([0, 1])
     net = Oracle("x0", denoiser, images)
     for scale in (0.0, 1.0, 2.5):
-        got = drive(denoiser.guided(labels, torch.tensor([2, 2]), scale)(x, 1.0), {"unet": net})
+        got = drive(guided(denoiser, [0, 1], Guidance(scale))(x, 1.0), {"unet": net})
         assert torch.allclose(got, images[2] + scale * (images[labels] - images[2]), atol=1e-5)
     assert net.rows == [4, 2, 4], "scale 1 must cost no second row"
-    drive(denoiser.guided(torch.tensor([2, 2]), torch.tensor([2, 2]), 2.5)(x, 1.0), {"unet": net})
+    drive(guided(denoiser, [2, 2], Guidance(2.5))(x, 1.0), {"unet": net})
     assert net.rows[-1] == 2, "nothing to guide towards must cost no second row"
+
+
+class Linear:
+    """A net that answers a multiple of what it sees, and counts its rows."""
+
+    def __init__(self, factor: float):
+        self.factor, self.rows = factor, []
+
+    def __call__(self, x: torch.Tensor, level: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        self.rows.append(len(x))
+        return self.factor * x.roll(1, -1) * (1 + label[:, None, None, None])
+
+
+def test_guidance_has_an_interval_outside_of_which_no_row_is_spent():
+    denoiser, x = Denoiser("flow", build(ScheduleConfig())), torch.randn(2, 2, 4, 4)
+    guidance, net = Guidance(3.0, interval=(0.5, 2.0)), Linear(0.5)
+    for sigma, within in ((0.4, False), (0.5, False), (0.6, True), (2.0, True), (2.1, False)):
+        got = drive(guided(denoiser, [0, 1], guidance)(x, sigma), {"unet": net})
+        plain = drive(guided(denoiser, [0, 1], Guidance(3.0 if within else 1.0))(x, sigma), {"unet": Linear(0.5)})
+        assert torch.equal(got, plain)
+    assert net.rows == [2, 2, 4, 4, 2]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 1.0])
+def test_rescaled_guidance_is_the_published_one(share):
+    """Lin et al. 2024, equations 14 to 16."""
+    better, worse = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = worse + 7.5 * (better - worse)
+    rescaled = torch.stack([image * wanted.std() / image.std() for image, wanted in zip(plain, better, strict=True)])
+    got = Guidance(7.5, rescale=share).combine(better, worse)
+    assert torch.allclose(got, share * rescaled + (1 - share) * plain, atol=1e-5)
+    assert (got - plain).abs().max() > 1
+
+
+def test_autoguidance_asks_a_second_net_the_same_question():
+    """D = D_guide + scale * (D - D_guide) (Karras et al. 2024a, equation 4), and one row a net."""
+    denoiser, x, sigma = Denoiser("v", build(ScheduleConfig(name="cosine"))), torch.randn(2, 2, 4, 4), 1.5
+    nets, labels = {"unet": Linear(0.5), "guide": Linear(0.2)}, {"label": torch.tensor([0, 1])}
+    got = drive(denoiser.guided(labels, labels, Guidance(2.5, guide="guide"))(x, sigma), nets)
+    assert [net.rows for net in nets.values()] == [[2], [2]]
+    better, worse = (drive(denoiser.call(x, sigma, labels), {"unet": net}) for net in nets.values())
+    assert torch.allclose(got, worse + 2.5 * (better - worse), atol=1e-5)
+    drive(denoiser.guided(labels, labels, Guidance(1.0, guide="guide"))(x, sigma), nets)
+    assert nets["guide"].rows == [2, 2], "scale 1 must ask no guide"
 
 
 def test_solve_hands_on_every_network_call():
     denoiser = Denoiser("x0", build(ScheduleConfig()))
-    labels = torch.tensor([1, 1])
     trajectory = solve(
         SOLVERS["heun"](torch.ones(2, 1, 2, 2), [4.0, 1.0, 0.0], None),
-        denoiser.guided(labels, torch.tensor([2, 2]), 3.0),
+        guided(denoiser, [1, 1], Guidance(3.0)),
     )
     calls: list[Call] = [next(trajectory)]
     with pytest.raises(StopIteration) as stop:

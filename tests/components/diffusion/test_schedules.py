@@ -8,7 +8,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from components.diffusion.schedules import BETAS, NUM_TRAIN_TIMESTEPS, ScheduleConfig, build, karras_sigmas
+from components.diffusion.schedules import (
+    BETAS,
+    NUM_TRAIN_TIMESTEPS,
+    ScheduleConfig,
+    build,
+    karras_sigmas,
+    rescaled_to_zero_snr,
+)
 
 CONFIGS = [
     ScheduleConfig(name="flow"),
@@ -16,8 +23,9 @@ CONFIGS = [
     ScheduleConfig(name="linear"),
     ScheduleConfig(name="scaled_linear"),
     ScheduleConfig(name="cosine"),
+    *(ScheduleConfig(name=name, zero_terminal_snr=True) for name in BETAS),
 ]
-IDS = [f"{config.name}-{config.shift}" for config in CONFIGS]
+IDS = [f"{config.name}-{config.shift}-{config.zero_terminal_snr}" for config in CONFIGS]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
@@ -63,6 +71,22 @@ def test_table_is_that_of_diffusers(name):
     assert torch.allclose(alpha_bar, theirs, rtol=2e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", BETAS)
+def test_zero_terminal_snr_is_that_of_diffusers(name):
+    ddim = pytest.importorskip("diffusers.schedulers.scheduling_ddim")
+    betas = BETAS[name]()
+    theirs = (1 - ddim.rescale_zero_terminal_snr(betas)).cumprod(0)
+    ours = rescaled_to_zero_snr((1 - betas).cumprod(0))
+    assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-12)
+    assert ours[-1] == 0
+    schedule = build(ScheduleConfig(name=name, zero_terminal_snr=True))
+    times = torch.arange(NUM_TRAIN_TIMESTEPS, dtype=torch.float64) / (NUM_TRAIN_TIMESTEPS - 1)
+    sigmas = schedule.sigma(times)
+    assert torch.allclose(1 / (1 + sigmas[:-1] ** 2), theirs[:-1], rtol=1e-6)
+    assert sigmas[-1] > 1.9 * sigmas[-2], "as near to pure noise as a finite level lies"
+    assert sigmas[0] == pytest.approx(float(build(ScheduleConfig(name=name)).sigma(times[:1])))
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_is_linear_in_time(shift):
     """x_t = (1 - t) x0 + t noise, t shifted as by Esser et al. 2024, equation 23."""
@@ -87,7 +111,9 @@ def test_karras_levels_end_where_asked():
     assert karras_sigmas(1, 0.01, 50.0) == pytest.approx([50, 0])
 
 
-@pytest.mark.parametrize("bad", [{"name": "sigmoid"}, {"shift": 0}, {"shift": -1.0}, {"beta_start": 0.1}])
+@pytest.mark.parametrize(
+    "bad", [{"name": "sigmoid"}, {"shift": 0}, {"shift": -1.0}, {"beta_start": 0.1}, {"zero_terminal_snr": True}]
+)
 def test_config_is_strict(bad):
     with pytest.raises(ValidationError):
         ScheduleConfig(**bad)

@@ -205,7 +205,10 @@ def moments(name: str, num_steps: int) -> tuple[float, float]:
     return float(got[0]), float((got[1:] - got[0]).square().sum())
 
 
-@pytest.mark.parametrize(("name", "order"), [("ddpm", 1), ("euler_ancestral", 1), ("dpmpp_2m_sde", 2)])
+STOCHASTIC = {"ddpm": 1, "euler_ancestral": 1, "dpmpp_2m_sde": 2}
+
+
+@pytest.mark.parametrize(("name", "order"), STOCHASTIC.items())
 def test_stochastic_solver_samples_the_data(name, order):
     means, variances = zip(*(moments(name, num_steps) for num_steps in (100, 200, 400)), strict=True)
     assert means == pytest.approx([MU] * 3, abs=1e-6)
@@ -213,6 +216,10 @@ def test_stochastic_solver_samples_the_data(name, order):
     assert fine < 0.04
     assert math.log2(coarse / middle) > order - 0.3
     assert math.log2(middle / fine) > order - 0.3
+
+
+def test_every_solver_is_checked_on_gaussian_data():
+    assert {*ORDERS, *STOCHASTIC} == set(SOLVERS)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -521,9 +521,13 @@ def test_image_shape_that_does_not_fit_is_refused(name, shape):
         FAMILIES[name](FAMILIES[name].Config(**config), data.model_copy(update={"shape": shape}))
 
 
-def test_latent_diffusion_refuses_images_and_the_judge_unlabelled_ones():
-    with pytest.raises(DataError, match="expected a latent data set"):
-        FAMILIES["latent_diffusion"](FAMILIES["latent_diffusion"].Config(), IMAGES)
+def test_samplers_and_judge_refuse_data_without_what_steers_them():
+    kind, unlabelled = FAMILIES["latent_diffusion"], LATENTS.model_copy(update={"classes": ()})
+    with pytest.raises(DataError, match="expected labelled images"):
+        kind(kind.Config(), unlabelled)
+    with pytest.raises(DataError, match="expected images with captions"):
+        kind(kind.Config(conditioning="text"), unlabelled)
+    kind(kind.Config(conditioning="none"), unlabelled)
     with pytest.raises(DataError, match="two classes or more"):
         FAMILIES["judge"](FAMILIES["judge"].Config(), IMAGES.model_copy(update={"classes": ()}))
 

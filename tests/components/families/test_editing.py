@@ -8,7 +8,8 @@ import torch
 from components.diffusion.solvers import SOLVERS
 from components.engine import Engine
 from components.errors import SamplerError
-from components.sampling import Request, Source, drive
+from components.families.latent_diffusion import slerp
+from components.sampling import Blend, Request, Source, drive
 from tests.components.helpers import IMAGES, build
 
 SEEDS = torch.tensor([3, 4])
@@ -142,6 +143,24 @@ def test_a_negative_class_takes_the_place_of_no_class(sampler):
     assert not torch.equal(sample(None, others, 3), sample(None, None, 3)), "from a class towards no class"
 
 
+def test_a_blend_goes_from_one_seed_to_the_other(sampler):
+    settings = sampler.Settings(num_inference_steps=4)
+    ends = [sampler.sample(Request(torch.tensor([seed]), None, settings)) for seed in (3, 4)]
+    share = torch.linspace(0, 1, 5)
+    blend = Blend(torch.full((5,), 4), share)
+    path = sampler.sample(Request(torch.full((5,), 3), None, settings, blend=blend))
+    assert torch.allclose(path[:1], ends[0], atol=1e-5) and torch.allclose(path[-1:], ends[1], atol=1e-5)
+    steps = (path[1:] - path[:-1]).abs().mean((1, 2, 3))
+    assert steps.min() > 1e-4 and steps.max() < (ends[1] - ends[0]).abs().mean(), "no jump on the way"
+
+
+def test_the_arc_between_two_draws_keeps_their_spread():
+    one, other = torch.randn(2, 6, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    for share in (0.0, 0.25, 0.5, 1.0):
+        assert slerp(one, other, torch.full((6,), share)).std() == pytest.approx(1, abs=0.03)
+    assert torch.allclose(slerp(one, one, torch.full((6,), 0.4)), one, atol=1e-5)
+
+
 def test_requests_are_cut_and_moved_whole(images):
     whole = Request(
         SEEDS,
@@ -151,6 +170,7 @@ def test_requests_are_cut_and_moved_whole(images):
         negative_labels=LABELS,
         negative_prompts=("c", "d"),
         source=Source(images, 1, MASK),
+        blend=Blend(SEEDS + 7, torch.tensor([0.2, 0.4])),
     )
     parts = list(whole.to(torch.device("cpu")).split(1))
     assert [part.prompts for part in parts] == [("a",), ("b",)]
@@ -158,6 +178,8 @@ def test_requests_are_cut_and_moved_whole(images):
     assert torch.equal(torch.cat([part.negative_labels for part in parts]), LABELS)
     assert torch.equal(torch.cat([part.source.images for part in parts]), images)
     assert torch.equal(torch.cat([part.source.mask for part in parts]), MASK)
+    assert torch.equal(torch.cat([part.blend.seeds for part in parts]), SEEDS + 7)
+    assert [float(part.blend.share) for part in parts] == pytest.approx([0.2, 0.4])
     assert all(part.labels is None for part in parts)
 
 
@@ -173,5 +195,11 @@ def test_what_cannot_be_edited_is_refused(sampler, images):
     with pytest.raises(SamplerError, match="edits no images"):
         gan = build("dcgan")
         gan.sample(Request(SEEDS, None, gan.Settings(), source=Source(images, 0.5)))
+    with pytest.raises(SamplerError, match="no way between two seeds"):
+        gan.sample(Request(SEEDS, None, gan.Settings(), blend=Blend(SEEDS, torch.zeros(2))))
+    with pytest.raises(SamplerError, match="negative label: this sampler is not guided away from classes"):
+        gan.sample(Request(SEEDS, None, gan.Settings(), negative_labels=LABELS))
+    with pytest.raises(SamplerError, match="labels: expected one for each of 2 seeds, found 3"):
+        sampler.sample(Request(SEEDS, torch.tensor([0, 1, 2]), settings))
     with pytest.raises(SamplerError, match="takes no texts"):
         sampler.sample(Request(SEEDS, None, settings, prompts=("a", "b")))

@@ -1,0 +1,103 @@
+"""What a diffusion model is and how it samples: the blocks of params.yaml that `latent_diffusion` takes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from components.config import Strict
+from components.diffusion.schedules import ScheduleConfig
+from components.diffusion.solvers import SOLVERS
+from components.optimizers import OptimizerConfig
+
+
+class Times(Strict):
+    """How training times are drawn. `logit_normal` is sigmoid(mean + std * normal) (Esser et al. 2024, section 3.1)."""
+
+    density: Literal["uniform", "logit_normal"] = "logit_normal"
+    mean: float = 0.0
+    std: float = Field(1.0, gt=0)
+
+
+class Weighting(Strict):
+    """How much each noise level counts: `uniform` is the objective's published loss, `min_snr` Hang et al. 2023,
+    `learned` balances all levels by their expected error (Karras et al. 2024)."""
+
+    name: Literal["uniform", "min_snr", "learned"] = "uniform"
+    gamma: float = Field(5.0, gt=0)  # min_snr: the most that a level counts for the clean image
+
+
+class Text(Strict):
+    """The transformer over a text's bytes."""
+
+    length: int = Field(64, ge=1)  # bytes; longer captions are cut, longer prompts refused
+    width: int = Field(128, ge=1)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Text:
+        if self.width % self.heads:
+            raise ValueError(f"width must be divisible by heads ({self.heads})")
+        return self
+
+
+class Guide(Strict):
+    """An average of the net's weights from early in the run, kept for autoguidance (Karras et al. 2024a)."""
+
+    at: float = Field(0.125, gt=0, le=1)  # share of the run; the first snapshot from there on is taken
+    sigma_rel: float = Field(0.1, gt=0, lt=0.28)  # the average's width, as a share of the run so far
+
+
+class Config(Strict):
+    conditioning: Literal["none", "class", "text"] = "class"
+    widths: tuple[int, ...] = Field((64, 128), min_length=1)
+    attention: tuple[bool, ...] = (False, True)  # by resolution
+    layers: int = Field(1, ge=1)  # residual blocks a resolution
+    heads: int = Field(4, ge=1)
+    context_dim: int = Field(64, ge=1)
+    text: Text = Text()
+    objective: Literal["epsilon", "x0", "v", "flow", "edm"] = "flow"
+    schedule: ScheduleConfig = ScheduleConfig()
+    times: Times = Times()
+    weighting: Weighting = Weighting()
+    guide: Guide | None = None
+    flips: bool = False  # train on mirrored images too; latents need encode.flips
+    label_dropout: float = Field(0.1, ge=0, le=1)  # share of rows trained without their class or text, for guidance
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup=50)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        if len(self.widths) != len(self.attention):
+            raise ValueError(
+                f"widths has {len(self.widths)} entries and attention {len(self.attention)}; expected as many"
+            )
+        if any(width % self.heads for width in self.widths):
+            raise ValueError(f"every width must be divisible by heads ({self.heads})")
+        if self.conditioning == "text" and not any(self.attention):
+            raise ValueError("attention: a text is attended to; expected true at one resolution at least")
+        if self.objective == "epsilon" and self.schedule.zero_terminal_snr:
+            # Lin et al. 2024, section 3.2
+            raise ValueError("objective: the noise in pure noise says nothing; with zero_terminal_snr expected v")
+        return self
+
+
+class Settings(Strict):
+    """How to sample. `spacing`: `schedule` visits equally spaced times, `karras` the levels of Karras et al. 2022.
+    `guidance`: away from no class or text (or negative ones), or from the model's own early snapshot."""
+
+    solver: Literal[tuple(SOLVERS)] = "ddim"
+    num_inference_steps: int = Field(20, ge=1, le=1000)
+    guidance_scale: float = Field(2.0, ge=0, le=50)
+    spacing: Literal["schedule", "karras"] = "schedule"
+    guidance: Literal["classifier_free", "autoguidance"] = "classifier_free"
+    guidance_interval: tuple[float, float] | None = None  # noise levels sigma: above the first, up to the second
+    guidance_rescale: float = Field(0.0, ge=0, le=1)  # share of the result; Lin et al. 2024 use 0.7
+
+    @model_validator(mode="after")
+    def _fits(self) -> Settings:
+        interval = self.guidance_interval
+        if interval is not None and not 0 <= interval[0] < interval[1]:
+            raise ValueError(f"guidance_interval: expected 0 <= first < second, found {list(interval)}")
+        return self

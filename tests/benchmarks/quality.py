@@ -1,0 +1,175 @@
+"""Quality by one protocol, in memory: what the benchmarks of whole models share. A judge is trained on the data itself;
+its features and labels measure every model, against the held-out images."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from components import ema, sources
+from components.config import Strict
+from components.data import batches
+from components.families import FAMILIES
+from components.families.base import AutoencoderInfo, DataInfo, Family, Sampler
+from components.images import encode_png, from_uint8, grid
+from components.metrics import generation
+from components.metrics.protocol import EvaluateConfig
+from components.metrics.quality import Reference, class_quality, quality
+from components.sources import DataConfig
+from components.training import State, TrainingConfig, fit
+from infra.ray_data import Moments
+from tests.components.helpers import no_wrap
+
+TOLD = ("frechet_distance", "frechet_interval", "precision", "recall", "label_agreement", "classes_hit")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in memory, in the place of components.data.Dataset."""
+
+    info: DataInfo
+    columns: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.columns["label"])
+
+    def take(self, rows: Tensor) -> dict[str, Tensor]:
+        return {name: values[rows] for name, values in self.columns.items()}
+
+
+def read(config: DataConfig, seed: int = 0) -> dict[str, Data]:
+    """Both splits of a source."""
+    source = sources.read(config, seed)
+    info = DataInfo(shape=(config.channels, config.image_size, config.image_size), classes=source.classes)
+    found = {}
+    for split, stream in source.splits.items():
+        rows = list(stream())
+        columns = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("image", "label")}
+        found[split] = Data(info, columns)
+    return found
+
+
+def trained(
+    name: str, model: dict, data: Data, training: TrainingConfig, seed: int, seconds: float = math.inf
+) -> tuple[Family, State, float]:
+    """A family with the average of its weights, its state, and the seconds that training took: all of its steps, or as
+    many as fit into `seconds` of the clock."""
+    torch.manual_seed(seed)
+    kind = FAMILIES[name]
+    family = kind(kind.Config(**model), data.info)
+    family.nets.to(device())
+    began = time.perf_counter()
+    state = fit(
+        family,
+        (batch.to(device()) for batch in batches(data, training.batch_size, seed=seed)),
+        training,
+        start=None,
+        wrap=no_wrap,
+        report=lambda step, figures: figures,
+        save=lambda state: None,
+        leave=lambda step: time.perf_counter() - began > seconds,
+    )
+    took = time.perf_counter() - began
+    for net in family.kept:
+        if net in family.early:
+            early = family.early[net]
+            weights = ema.earlier(state.snapshots, state.step, early.at, early.sigma_rel)[early.net]
+        elif net in family.pretrained:
+            continue
+        else:
+            weights = state.average[net]
+        family.nets[net].load_state_dict(weights)
+    family.nets.requires_grad_(False).eval()
+    return family, state, took
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@torch.inference_mode()
+def encoded(vae: Family, data: Data) -> Data:
+    """The latents of a data set, with whole-set moments as `encode` stores them."""
+    net = vae.nets["autoencoder"]
+    images = [from_uint8(part.to(device())) for part in data.columns["image"].split(256)]
+    mean, std = (torch.cat(parts).cpu() for parts in zip(*(net.encode(part) for part in images), strict=True))
+    m, s = mean.double().numpy(), std.double().numpy()
+    places = (0, 2, 3)
+    moments = Moments(m.size / m.shape[1], m.sum(places), (m**2).sum(places), (s**2).sum(places))
+    of = AutoencoderInfo(config=vae.config.model_dump(mode="json"), data=data.info)
+    info = DataInfo(shape=mean.shape[1:], classes=data.info.classes, statistics=moments.statistics(), autoencoder=of)
+    return Data(info, {"mean": mean, "std": std, "label": data.columns["label"]})
+
+
+def with_autoencoder(sampler: Sampler, vae: Family) -> Sampler:
+    """A trained sampler of latents, given the autoencoder that it decodes with."""
+    sampler.nets["autoencoder"].load_state_dict(vae.nets["autoencoder"].state_dict())
+    return sampler
+
+
+class Yardstick:
+    """What measures: a judge, the held-out images by its features, and how many samples are drawn."""
+
+    def __init__(self, judge: Family, test: Data, protocol: EvaluateConfig):
+        self._net, self.protocol = judge.nets["classifier"], protocol
+        self.reference = Reference.of(self.features(test.columns["image"])[0], protocol)
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Of images (N, C, H, W), uint8 or in [-1, 1]: vectors (N, D) float64 and logits."""
+        found = []
+        for part in images.split(500):
+            vectors = self._net.features((from_uint8(part) if part.dtype == torch.uint8 else part).to(device()))
+            found.append((vectors.double().cpu(), self._net.logits(vectors).double().cpu()))
+        vectors, logits = zip(*found, strict=True)
+        return torch.cat(vectors), torch.cat(logits)
+
+    def of_images(self, images: Tensor, labels: Tensor | None) -> dict:
+        """Figures of a set; `labels` are those asked for."""
+        vectors, logits = self.features(images)
+        found = quality(vectors, self.reference, self.protocol, labels)
+        found |= class_quality(logits, self.protocol, labels)
+        return {name: found[name] for name in TOLD if found.get(name) is not None}
+
+    def of_sampler(self, sampler: Sampler, settings: Strict, picture: Path | None = None) -> dict:
+        """Figures of a sampler's set under one setting, its milliseconds an image, and a picture to look at."""
+        config = self.protocol
+        pieces = [
+            generation.generate(sampler, request)
+            for request in generation.requests(sampler, settings, config.num_samples, config.seed, config.batch_size)
+        ]
+        if picture is not None:
+            save(picture, sampler.sample(generation.grid_request(sampler, settings, config.seed)))
+        labels = sampler.cycled_labels(config.num_samples)
+        times = [(len(piece.images), piece.seconds) for piece in pieces]
+        told = {"ms_per_image": round(generation.ms_per_image(times), 2)}
+        return self.of_images(torch.cat([piece.images for piece in pieces]), labels) | told
+
+
+def save(path: Path, images: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_png(grid(images, 10), 3))
+
+
+def rounded(figures: dict) -> dict:
+    def short(value: object) -> object:
+        return float(f"{value:.4g}") if isinstance(value, float) else value
+
+    return {
+        name: [short(part) for part in value] if isinstance(value, list | tuple) else short(value)
+        for name, value in figures.items()
+    }
+
+
+def spread(runs: list[dict], names: Callable[[str], bool] = lambda name: name in TOLD) -> dict:
+    """The mean of each figure over runs, and the figures run by run for the distance."""
+    numbers = [name for name, value in runs[0].items() if isinstance(value, int | float) and names(name)]
+    means = {name: sum(run[name] for run in runs) / len(runs) for name in numbers}
+    return rounded(means | {"frechet_by_seed": [run["frechet_distance"] for run in runs]})

@@ -1,0 +1,168 @@
+"""Presets: each is valid and buildable, one command applies it, and the text preset runs on a slice of real emoji."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from components import run_folder
+from components.data import Dataset, batches, read_manifest, write_manifest
+from components.errors import ConfigError
+from components.families import FAMILIES
+from components.families.base import AutoencoderInfo, DataInfo
+from components.files import write_json
+from components.run_folder import Provenance
+from components.sampling import Request
+from components.training import fit
+from infra import ray_data
+from pipelines import evaluate, paths, prepare, reference
+from pipelines.params import TRAINED, load
+from pipelines.repro import apply
+from pipelines.train import make_job
+from tests.components.helpers import no_wrap
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+EMOJI = ROOT.parent / "shared/data/noto-emoji-128.tar.xz"
+SLICE = 48
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_model_of_a_preset_fits_its_data(path):
+    params = load(path)
+    data, described = params.data, {"classes": ("a", "b", "c"), "caption_length": 60}
+    images = DataInfo(shape=(data.channels, data.image_size, data.image_size), **described)
+    (block,) = params.autoencoders.values()
+    with torch.device("meta"):  # shapes alone
+        vae = FAMILIES["vae"](FAMILIES["vae"].Config(**block.model), images)
+    ones = dict.fromkeys(("channel_mean", "channel_std"), (1.0,) * vae.latent_shape[0])
+    of = AutoencoderInfo(config=block.model, data=images)
+    latents = DataInfo(shape=vae.latent_shape, statistics=ones, autoencoder=of, **described)
+    for group in TRAINED:
+        for block in getattr(params, group).values():
+            kind = FAMILIES[block.family]
+            with torch.device("meta"):
+                kind(kind.Config(**block.model), latents if block.data == str(paths.LATENTS) else images)
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_has_the_blocks_that_the_stages_name(path):
+    shipped = load(ROOT / "params.yaml")
+    for group in TRAINED:
+        assert getattr(load(path), group).keys() == getattr(shipped, group).keys()
+
+
+def test_a_preset_says_what_and_leaves_where(tmp_path):
+    target, before = tmp_path / "params.yaml", tmp_path / "params.before.yaml"
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["cluster"]["num_workers"] = [1, 7]
+    target.write_text(yaml.safe_dump(content))
+    was = target.read_text()
+    assert apply(PRESETS[0], target, before)
+    applied, preset = load(target), load(PRESETS[0])
+    assert applied.cluster.max_workers == 7
+    assert applied.model_copy(update={"cluster": preset.cluster, "serve": preset.serve}) == preset
+    assert before.read_text() == was
+    assert not apply(PRESETS[0], target, before), "applied already"
+    assert before.read_text() == was
+    with pytest.raises(ConfigError, match="not found"):
+        apply(tmp_path / "nothing.yaml", target, before)
+
+
+def shrunk(content: dict) -> dict:
+    """The preset's own keys at sizes that train in moments."""
+    training = {"steps": 4, "batch_size": 8, "report_every": 2, "save_every": 4}
+    for group in TRAINED:
+        for block in content[group].values():
+            block["training"] = training
+    content["data"]["image_size"] = 16
+    content["autoencoders"]["vae"]["model"] |= {"widths": [4, 8]}
+    content["judges"]["judge"]["model"] = {"width": 8, "feature_dim": 8}
+    ldm = content["samplers"]["ldm"]
+    ldm["model"] |= {"widths": [8, 8], "attention": [False, True], "context_dim": 8, "heads": 2}
+    ldm["model"]["text"] |= {"width": 8, "layers": 1, "heads": 2}
+    ldm["training"] = {**training, "ema_snapshots": 8}
+    for candidate in ldm["candidates"]:
+        candidate["num_inference_steps"] = 2
+    content["evaluate"] |= {"num_samples": 12, "batch_size": 6, "neighbours": 2, "resamples": 20}
+    return content
+
+
+def unpack(folder: Path) -> None:
+    """Every so many-th of the emoji, with their captions."""
+    with tarfile.open(EMOJI, "r|xz") as archive:  # read once: going back would unpack from the start
+        files = {Path(one.name).name: archive.extractfile(one).read() for one in archive if one.isfile()}
+    lines = files["captions.jsonl"].decode().splitlines()
+    lines = lines[:: len(lines) // SLICE][:SLICE]
+    (folder / "images").mkdir(parents=True)
+    for name in (json.loads(line)["file"] for line in lines):
+        (folder / "images" / name).write_bytes(files[name])
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+
+
+def train(params, key: str) -> None:
+    """What the stage does, in this process."""
+    job = make_job(params, key)
+    family = job.build()
+    state = fit(
+        family,
+        batches(Dataset(Path(job.data)), job.training.batch_size, seed=job.seed),
+        job.training,
+        start=None,
+        wrap=no_wrap,
+        report=lambda step, figures: figures,
+        save=lambda state: None,
+    )
+    provenance = Provenance(data=job.data_hash, code="c", job=job.hash, seed=job.seed, step=state.step)
+    run_folder.write(paths.RUNS / job.name, job.family, family, state, provenance)
+
+
+def encode(autoencoder: Path) -> None:
+    """What the stage does, by one actor's work in this process."""
+    paths.LATENTS.mkdir(parents=True)
+    encoder = ray_data.Encoder(str(autoencoder), str(paths.TRAIN_IMAGES), str(paths.LATENTS), 16)
+    shard, moments = encoder._encode(0)
+    run = run_folder.load(autoencoder)
+    info = AutoencoderInfo(config=run.config.config, data=run.config.data)
+    write_json(paths.LATENTS / paths.AUTOENCODER_INFO, info.model_dump(mode="json"))
+    (paths.LATENTS / "autoencoder.safetensors").write_bytes((autoencoder / "autoencoder.safetensors").read_bytes())
+    classes = read_manifest(paths.TRAIN_IMAGES).classes
+    write_manifest(paths.LATENTS, [shard], value_range=(0, 255), classes=classes, statistics=moments.statistics())
+
+
+@pytest.mark.skipif(not EMOJI.is_file(), reason="../shared/data/noto-emoji is not here")
+def test_a_slice_of_the_emoji_preset_from_files_to_figures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = shrunk(yaml.safe_load((ROOT / "presets/emoji_text.yaml").read_text()))
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    params = load(Path("params.yaml"))
+    unpack(tmp_path / params.data.path)
+    source = prepare.open_source(params.data, params.seed, prepare.CACHE)
+    manifests = prepare.prepare(source, params.data, prepare.TARGET)
+    assert sum(manifest.count for manifest in manifests.values()) == SLICE
+    assert len(manifests["train"].classes) > 3 and "caption" in manifests["test"].columns
+    for key in ("autoencoders.vae", "judges.judge"):
+        train(params, key)
+    encode(paths.RUNS / "vae")
+    train(params, "samplers.ldm")
+
+    sampler = run_folder.load(paths.RUNS / "ldm").family
+    assert sampler.texts and not sampler.conditional
+    settings = sampler.Settings(num_inference_steps=2)
+    prompts = ("red heart", "waving hand")
+    images = sampler.sample(Request(torch.tensor([1, 1]), None, settings, prompts, negative_prompts=("", "blue")))
+    assert images.shape == (2, 3, 16, 16) and not torch.equal(images[0], images[1])
+
+    reference.reference(params)
+    result = evaluate.evaluate(params, "samplers.ldm", "cpu")
+    first, second = result["candidates"]
+    assert 0 <= first["label_agreement"] <= 1  # of the held-out captions' groups
+    # two prompts' text, two steps with two rows, one decoder; with a guide heun asks three times, two nets each
+    assert first["network_evaluations"] == 2 + 2 * 2 + 1
+    assert second["network_evaluations"] == 2 + 3 * 2 + 1
+    assert (paths.SAMPLES / "ldm/0-grid.png").is_file()
