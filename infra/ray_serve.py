@@ -24,7 +24,7 @@ from ray.serve.schema import ApplicationStatus
 
 from components.config import Strict, parse
 from components.engine import DeadlineExceeded, EngineFull, EngineStopped
-from components.errors import InputError
+from components.errors import InputError, SamplerError
 from infra import autoscaling, http_api, http_guards, ray_session
 from infra.champions import Champions, Shelf
 from infra.config import ServeConfig, TrackingConfig
@@ -143,6 +143,8 @@ def told(error: Exception) -> ApiError:
             code="queue_full",
             retry_after=RETRY_AFTER,
         )
+    if isinstance(cause, SamplerError):  # what the sampler cannot do, in a line
+        return ApiError(400, str(cause), param=str(cause).partition(":")[0])
     if isinstance(cause, DeadlineExceeded):
         return ApiError(504, f"deadline: {cause}", kind="server_error", code="deadline_exceeded")
     if isinstance(cause, EngineStopped | TimeoutError) or not isinstance(error, RayTaskError):
