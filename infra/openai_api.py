@@ -265,9 +265,12 @@ def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) ->
     given = {ALIASES.get(name, name): value for name, value in request.model_extra.items() if value is not None}
     known = {name: given[name] for name in given if name in model.kind.Settings.model_fields}
     try:
-        settings = model.kind.Settings(**{**model.settings, **known}).model_dump(mode="json")
+        chosen = model.kind.Settings(**{**model.settings, **known})
     except ValidationError as error:
         raise invalid(error.errors()) from None
+    if reason := model.kind.why_not(model.kind.Config(**model.run.config), chosen):
+        raise ApiError(400, reason, param=reason.partition(":")[0])
+    settings = chosen.model_dump(mode="json")
     steps = settings.get("num_inference_steps", 1)
     if steps > limits.max_steps:
         raise ApiError(

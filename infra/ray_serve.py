@@ -24,7 +24,7 @@ from ray.serve.schema import ApplicationStatus
 
 from components.config import Strict, parse
 from components.engine import DeadlineExceeded, EngineFull, EngineStopped
-from components.errors import InputError
+from components.errors import InputError, SamplerError
 from infra import autoscaling, http_api, http_guards, ray_session
 from infra.champions import Champions, Shelf
 from infra.config import ServeConfig, TrackingConfig
@@ -142,6 +142,8 @@ def told(error: Exception) -> ApiError:
             code="queue_full",
             retry_after=RETRY_AFTER,
         )
+    if isinstance(cause, SamplerError):  # what the sampler cannot do, in a line
+        return ApiError(400, str(cause), param=str(cause).partition(":")[0])
     if isinstance(cause, DeadlineExceeded):
         return ApiError(504, f"deadline: {cause}", kind="server_error", code="deadline_exceeded")
     if isinstance(cause, EngineStopped | TimeoutError) or not isinstance(error, RayTaskError):
@@ -165,7 +167,7 @@ def version_app(model: ServedModel, config: ServeConfig, replica: type = Sampler
             "min_replicas": config.replicas[0],
             "max_replicas": config.replicas[1],
             "policy": {"policy_function": autoscaling.replicas_for_load},
-            "look_back_period_s": 10,
+            "look_back_period_s": 15,
             "upscale_delay_s": 5,
             "downscale_delay_s": 60,
         }
@@ -289,6 +291,13 @@ def start(shelf: Shelf, config: ServeConfig, keys: tuple[str, ...] = ()) -> Serv
     return champion
 
 
-def stop() -> None:
-    """Finishes what was accepted, then ends Serve."""
+def stop(deadline: float = START) -> None:
+    """Finishes what was accepted, for up to `deadline` seconds, then ends Serve. The API goes before the engines, and
+    both before the proxies that hold the clients' connections."""
+    until = time.monotonic() + deadline
+    for names in ({NAME}, {app_name(key) for key in running()}):
+        for name in names & set(serve.status().applications):
+            serve.delete(name, _blocking=False)
+        while names & set(serve.status().applications) and time.monotonic() < until:
+            time.sleep(0.05)
     serve.shutdown()

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
             print(example(model, params.serve), flush=True)
             interrupted.wait()
         finally:
-            ray_serve.stop()
+            ray_serve.stop(params.serve.deadline)
 
 
 if __name__ == "__main__":

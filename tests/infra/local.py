@@ -17,6 +17,7 @@ import uvicorn
 
 from components import run_folder
 from components.engine import Engine
+from components.errors import SamplerError
 from infra import http_api, ray_serve
 from infra.champions import open_model
 from infra.config import ServeConfig
@@ -59,6 +60,12 @@ class LocalBackend(SamplerReplica):
         except Exception as error:
             raise ray_serve.told(ray_serve.RayTaskError("generate", "", error)) from error
         return self.submitted[-1]
+
+    async def generate(self, order):
+        try:
+            return await super().generate(order)
+        except SamplerError as error:
+            raise ray_serve.told(ray_serve.RayTaskError("generate", "", error)) from error
 
     async def served(self):
         return self.models

@@ -11,14 +11,17 @@ import torch
 from PIL import Image
 
 from components import run_folder
+from components.ema import copy_of
 from components.images import from_uint8, to_uint8
 from components.sampling import Request, Source
+from components.training import State
 from infra.config import ServeConfig
 from infra.openai_api import ApiError
 from infra.openai_api import Source as Upload
 from infra.sampler_replica import opened
 from infra.uploads import open_image, source
-from tests.infra.local import LocalBackend, client, served_model
+from tests.components.helpers import CAPTION_LENGTH, LATENTS, build
+from tests.infra.local import LocalBackend, ask, client, free_port, served_model, serving
 
 FAST = {"num_inference_steps": 4, "seed": 5}
 
@@ -150,8 +153,6 @@ def test_refusals_name_the_field(run, drawing, change, param, message):
 
 
 def test_a_body_that_is_no_form(run, drawing):
-    from tests.infra.local import ask
-
     address = run()
     for body, headers in (
         (b"{}", {"Content-Type": "application/json"}),
@@ -183,9 +184,43 @@ def test_a_source_arrives_as_it_was_sent():
     assert arrived.mask[0, 0, 0, 0] == 1 and arrived.mask[0, 0, -1, -1] == 0
 
 
-def test_models_side_by_side(folder):
-    from tests.infra.local import free_port, serving
+def test_a_setting_that_the_model_cannot_do(run):
+    with pytest.raises(openai.BadRequestError, match="autoguidance needs a snapshot") as refused:
+        client(run()).images.generate(prompt="one", extra_body={"guidance": "autoguidance"})
+    assert refused.value.param == "guidance"
 
+
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory):
+    """A tiny sampler of texts of up to sixteen bytes."""
+    data = LATENTS.model_copy(update={"caption_length": CAPTION_LENGTH})
+    text = {"length": 16, "width": 8, "layers": 1, "heads": 2}
+    family = build("latent_diffusion", 0, data, conditioning="text", text=text)
+    average = copy_of({"unet": family.nets["unet"]})
+    provenance = run_folder.Provenance(data="d", code="c", job="j", seed=0, step=1)
+    folder = tmp_path_factory.mktemp("runs") / "texts"
+    run_folder.write(folder, "latent_diffusion", family, State(1, {}, {}, average), provenance)
+    return folder
+
+
+def test_prompts_of_a_sampler_of_texts(text_folder):
+    backend, config = LocalBackend(text_folder, ServeConfig()), ServeConfig(port=free_port())
+    sampler = run_folder.load(text_folder).family
+    settings = sampler.Settings(num_inference_steps=4)
+    expected = sampler.sample(
+        Request(torch.tensor([5]), None, settings, prompts=("a cat",), negative_prompts=("a dog",))
+    )
+    with serving(backend, config) as address:
+        images = client(address).images
+        made = pixels(images.generate(prompt="a cat", extra_body={**FAST, "negative_prompt": "a dog"}).data[0])
+        assert differ(made, to_uint8(expected)[0].movedim(0, -1).squeeze().numpy()) <= 1
+        assert differ(made, pixels(images.generate(prompt="a cat", extra_body=FAST).data[0])) > 0
+        with pytest.raises(openai.BadRequestError, match="at most 16 bytes"):
+            images.generate(prompt="a cat on a sunny day", extra_body=FAST)
+    backend.engine.stop(timeout=30)
+
+
+def test_models_side_by_side(folder):
     class TwoVersions(LocalBackend):
         """Answers for each version; the older one is told apart by its seed."""
 

@@ -4,6 +4,8 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -77,10 +79,29 @@ def test_serves_until_told_to_end(project):
         assert lines[1].startswith(f"curl -s http://127.0.0.1:{port}/v1/images/generations ")
         subprocess.run(lines[1], shell=True, cwd=project, check=True, timeout=60)
         assert (project / "image.png").read_bytes().startswith(b"\x89PNG")
-        server.send_signal(signal.SIGTERM)
+        with ThreadPoolExecutor(1) as pool:
+            accepted = pool.submit(make_slowly, f"http://127.0.0.1:{port}")
+            while not load(f"http://127.0.0.1:{port}"):
+                assert not accepted.done()
+            server.send_signal(signal.SIGTERM)
+            assert accepted.result(60).startswith(b'{"created"')  # what was accepted is finished
         assert server.wait(60) == 0
     finally:
         server.kill()
+
+
+def make_slowly(address: str) -> bytes:
+    body = json.dumps({"prompt": "one", "n": 4, "num_inference_steps": 250, "sampler": "heun"}).encode()
+    request = urllib.request.Request(
+        f"{address}/v1/images/generations", data=body, headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return answer.read()
+
+
+def load(address: str) -> int:
+    with urllib.request.urlopen(f"{address}/healthz", timeout=60) as answer:
+        return json.load(answer)["load"]["active"]
 
 
 def test_without_a_champion_it_ends_in_one_line(tmp_path):
