@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -183,12 +183,14 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of a global batch. `weight` makes the mean over ranks of weighted means the global mean."""
+    """One rank's part of a global batch. `weight` makes the mean over ranks of weighted means the global mean; `ahead`
+    is what phases have made of it before any of them moves, by their names."""
 
     columns: dict[str, Tensor]
     draws: Draws
     weight: float = 1.0
     step: int = 0  # of training, from 0
+    ahead: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         columns = {name: values.to(device, non_blocking=True) for name, values in self.columns.items()}

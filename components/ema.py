@@ -6,6 +6,7 @@ From snapshots of two such averages any other length can be had after training (
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ Average = dict[str, dict[str, Tensor]]  # a net's state by the net's name
 TRACES = (0.05, 0.10)  # the widths that snapshots are taken of (Karras et al. 2024, section 3.2)
 
 
+@functools.cache
 def power_gamma(sigma_rel: float) -> float:
     """The exponent whose average has relative width `sigma_rel` (Karras et al. 2024, equation 126)."""
     t = sigma_rel**-2

@@ -25,28 +25,43 @@ class Means:
     """Running means of figures, summed on the device so that no step waits for it."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._first_bad: dict[str, Tensor] = {}  # the first step whose figure was not finite, or -1
+        self._groups: dict[tuple[str, ...], _Group] = {}
 
     def add(self, phase: str, figures: dict[str, Tensor], step: int) -> None:
-        for name, value in figures.items():
-            key = f"{phase}/{name}"
-            if key not in self._sums:
-                self._sums[key], self._counts[key] = torch.zeros_like(value), 0
-                self._first_bad[key] = torch.full((), -1, device=value.device)
-            # a sum that just stopped being finite dates the fault without asking the device each step
-            self._sums[key] = self._sums[key] + value
-            self._counts[key] += 1
-            is_first = (self._first_bad[key] < 0) & ~torch.isfinite(self._sums[key])
-            self._first_bad[key] = torch.where(is_first, step, self._first_bad[key])
+        for device in {value.device for value in figures.values()}:
+            here = {f"{phase}/{name}": value for name, value in figures.items() if value.device == device}
+            self._groups.setdefault(tuple(here), _Group()).add(torch.stack(tuple(here.values())), step)
 
     def take(self) -> dict[str, float]:
         """The means since the last call. Raises NonFiniteError naming the first figure that was not finite."""
-        bad = {key: int(step) for key, step in self._first_bad.items() if step >= 0}
+        sums: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        bad: dict[str, int] = {}
+        for names, group in self._groups.items():
+            for name, total, step in zip(names, group.sums.tolist(), group.first_bad.tolist(), strict=True):
+                sums[name] = sums.get(name, 0.0) + total
+                counts[name] = counts.get(name, 0) + group.count
+                if step >= 0:
+                    bad[name] = min(step, bad.get(name, step))
         if bad:
-            key = min(bad, key=bad.__getitem__)  # of several at one step the first told: the loss before its gradient
-            raise NonFiniteError(key, float(self._sums[key]), bad[key])
-        means = {key: float(total) / self._counts[key] for key, total in self._sums.items()}
-        self._sums, self._counts, self._first_bad = {}, {}, {}
-        return means
+            name = min(bad, key=bad.__getitem__)  # of several at one step the first told: the loss before its gradient
+            raise NonFiniteError(name, sums[name], bad[name])
+        self._groups = {}
+        return {name: total / counts[name] for name, total in sums.items()}
+
+
+class _Group:
+    """Figures that are told together: `sums` (F,), and the first step at which each was not finite, or -1."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | float = 0.0
+        self.first_bad: Tensor | int = -1
+        self.count = 0
+
+    def add(self, values: Tensor, step: int) -> None:
+        self.sums, self.count = self.sums + values, self.count + 1
+        # a sum that just stopped being finite dates the fault without asking the device each step
+        is_first = torch.isfinite(self.sums).logical_not_()
+        if torch.is_tensor(self.first_bad):
+            is_first &= self.first_bad < 0
+        self.first_bad = torch.where(is_first, step, self.first_bad)

@@ -5,11 +5,14 @@ Rackoff 1988, "How to construct pseudorandom permutations") and cycle walking (B
 arbitrary finite domains"), so that a billion rows cost no more than a thousand.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
 from components.randomness import hash64, mix
 
+_AT_ONCE = 4096  # rows; fewer cost as much
 _ROUNDS = 4  # Luby and Rackoff: four rounds resist adaptive distinguishers
 
 
@@ -35,7 +38,16 @@ def _feistel(index: Tensor, half_bits: int, key: int) -> Tensor:
 def global_batch(step: int, batch_size: int, count: int, seed: int, part: slice = slice(None)) -> Tensor:
     """Rows of global batch `step`: (batch_size,) int64, or those of its `part`, at the cost of that part alone.
     Batches run on across the end of an epoch, so every batch is full and every epoch visits each row exactly once."""
-    places = torch.arange(step * batch_size, (step + 1) * batch_size)[part]
+    first, last, _ = part.indices(batch_size)
+    steps = max(1, min(_AT_ONCE, count) // max(1, last - first))
+    return _rows(step // steps, steps, batch_size, count, seed, first, last)[step % steps].clone()
+
+
+@functools.lru_cache(maxsize=8)
+def _rows(block: int, steps: int, batch_size: int, count: int, seed: int, first: int, last: int) -> Tensor:
+    """The places `first` to `last` of as many batches as make up a block, (steps, last - first) int64."""
+    size = steps * batch_size
+    places = torch.arange(block * size, (block + 1) * size).view(steps, batch_size)[:, first:last]
     epochs = places // count
     rows = torch.empty_like(places)
     for epoch in epochs.unique().tolist():

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -109,10 +109,10 @@ def fit(
     family.nets.train()
     leaving = False
     while state.step < config.steps and not leaving:
-        batch = next(batches)
-        for player in players:
-            if (state.step + 1) % player.phase.every == 0:
-                means.add(player.phase.name, step_player(family, player, batch, state.step, config), state.step)
+        due = [player for player in players if (state.step + 1) % player.phase.every == 0]
+        batch = _looked_ahead(family, due, next(batches), config)
+        for player in due:
+            means.add(player.phase.name, step_player(family, player, batch, state.step, config), state.step)
         _average(state, averaged, config)
         state.step += 1
         leaving = state.step < config.steps and leave(state.step)
@@ -129,6 +129,19 @@ def fit(
     return snapshot(family, players, state)
 
 
+def _looked_ahead(family: Family, due: list[Player], batch: Batch, config: TrainingConfig) -> Batch:
+    """The batch with what phases make ahead; without it where it is computed in parts, to hold no part's graph."""
+    if config.accumulate > 1 or not any(player.phase.ahead for player in due):
+        return batch
+    found = {}
+    for player in due:
+        if player.phase.ahead is not None:
+            _freeze_all_but(family, player.raw)
+            with _precision(player.phase, batch, config):
+                found[player.phase.name] = player.phase.ahead(player.net, batch)
+    return replace(batch, ahead=found)
+
+
 def step_player(family: Family, player: Player, batch: Batch, step: int, config: TrainingConfig) -> dict[str, Tensor]:
     """One phase's move on one batch; returns its figures, detached."""
     if len(family.phases) > 1:
@@ -136,8 +149,7 @@ def step_player(family: Family, player: Player, batch: Batch, step: int, config:
     rate = _set_learning_rate(player, step, config.steps)
     player.optimizer.zero_grad(set_to_none=True)
     figures = _backward(player, batch, config) | {"learning_rate": torch.tensor(rate)}
-    norm = sharding.gathered(nn.utils.clip_grad_norm_(player.raw.parameters(), config.clip_norm or math.inf))
-    figures["grad_norm"] = norm
+    norm = figures["grad_norm"] = _clipped(player.raw, config.clip_norm)
     if config.on_nonfinite == "skip":
         # workers share gradients already, so all see the same norm and decide alike
         if not math.isfinite(norm):
@@ -151,9 +163,6 @@ def step_player(family: Family, player: Player, batch: Batch, step: int, config:
 
 def _backward(player: Player, batch: Batch, config: TrainingConfig) -> dict[str, Tensor]:
     """Gradients of the whole batch, part by part; returns the means of the figures over its rows."""
-    device = batch.draws.keys.device.type
-    auto = player.phase.low_precision and _bfloat16_pays(device)
-    low = config.precision == "bfloat16" or (config.precision == "auto" and auto)
     total: dict[str, Tensor] = {}
     parts = batch.split(config.accumulate)
     for number, (part, share) in enumerate(parts, 1):
@@ -162,12 +171,26 @@ def _backward(player: Player, batch: Batch, config: TrainingConfig) -> dict[str,
             getattr(player.net, "no_sync", contextlib.nullcontext) if number < len(parts) else contextlib.nullcontext
         )
         with silent():
-            with torch.autocast(device, torch.bfloat16, enabled=low):
+            with _precision(player.phase, batch, config):
                 losses = player.phase.loss(player.net, part)
             (losses["loss"] * (batch.weight * share)).backward()
         for name, value in losses.items():
             total[name] = total.get(name, 0) + share * value.detach()
     return total
+
+
+def _clipped(net: nn.Module, most: float | None) -> Tensor:
+    """The norm of the whole gradient, which is brought down to `most` where that is given."""
+    if most is None:
+        return sharding.gathered(nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None]))
+    return sharding.gathered(nn.utils.clip_grad_norm_(net.parameters(), most))
+
+
+def _precision(phase: Phase, batch: Batch, config: TrainingConfig) -> torch.autocast:
+    device = batch.draws.keys.device.type
+    auto = phase.low_precision and _bfloat16_pays(device)
+    low = config.precision == "bfloat16" or (config.precision == "auto" and auto)
+    return torch.autocast(device, torch.bfloat16, enabled=low)
 
 
 def _bfloat16_pays(device: str) -> bool:
@@ -216,7 +239,9 @@ def _recompute_activations(net: nn.Module) -> None:
 
 def _freeze_all_but(family: Family, moving: nn.Module) -> None:
     for net in family.nets.values():
-        net.requires_grad_(net is moving)
+        for parameter in net.parameters():
+            if parameter.requires_grad != (net is moving):  # to set is slower than to look
+                parameter.requires_grad_(net is moving)
         for module in net.modules():
             # running statistics move with the weights, not with other phases
             if isinstance(module, nn.BatchNorm2d):

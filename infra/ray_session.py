@@ -20,6 +20,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of 5: how soon a notice is heard
     "RAY_health_check_period_ms": "1000",  # of 3000: five failures are a node's death, which until then counts as alive
+    # of 15: all else on the machine, the driver and dvc among it, would take turns before a training's threads
+    "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what future versions do; silences the notice about it
 }
 

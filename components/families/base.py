@@ -28,6 +28,11 @@ class Phase:
 
     `loss(net, batch)` receives the net as the loop has wrapped it (data parallelism lives in the wrapper's forward) and
     must call it exactly once; every other network is frozen meanwhile.
+
+    Where other phases of the step want what the net makes, `ahead(net, batch)` makes the one call, before any phase
+    moves: all losses find its result in `batch.ahead` by the phase's name, the phase's own to learn through, the others
+    to detach. It is not there while the phase is not due, nor where a batch is computed in parts; a loss that misses
+    it must come to the same by a call of its own.
     """
 
     name: str
@@ -37,6 +42,7 @@ class Phase:
     every: int = 1  # steps: 5 means at steps 4, 9, 14, ...
     after: Callable[[nn.Module], None] | None = None  # sees the net itself after each of its optimizer's steps
     low_precision: bool = True  # whether `precision: auto` may compute its networks in bfloat16
+    ahead: Callable[[nn.Module, Batch], dict[str, Tensor]] | None = None
 
 
 class DataInfo(Strict):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from components.data import Batch
 from components.families.base import Family, Losses, Phase
-from components.families.gan.base import refuse_unless_doubled
+from components.families.gan.base import detached, refuse_unless_doubled
 from components.families.gan.big import Big, BigConfig
 from components.families.gan.standing import WHOLE
 from components.images import from_uint8
@@ -42,25 +42,40 @@ class BigBiGAN(Big):
         every = self.config.num_critic_steps
         return (
             *super().moves(),
-            Phase("encode", "encoder", self.encoder_loss, self.config.encoder, every, low_precision=False),
+            Phase(
+                "encode",
+                "encoder",
+                self.encoder_loss,
+                self.config.encoder,
+                every,
+                low_precision=False,
+                ahead=self.encode,
+            ),
         )
 
     def known(self, images: Tensor, labels: Tensor | None) -> Sample:
         return {"images": images, "codes": self.nets["encoder"](images)}
 
-    @torch.no_grad()
-    def fake_sample(self, batch: Batch) -> Sample:
+    def generate(self, net: nn.Module, batch: Batch) -> Sample:
         z = self.inputs(batch.draws, "fakes", {})["z"]
-        return {"images": self.nets["generator"](z), "codes": z}
+        return {"images": net(z), "codes": z}
 
-    def generator_loss(self, net: nn.Module, batch: Batch) -> Losses:
-        z = self.inputs(batch.draws, "generate", {})["z"]
-        return self.generator_terms({"images": net(z), "codes": z}, batch, self.nets["generator"])
+    def encode(self, net: nn.Module, batch: Batch) -> Sample:
+        """The real rows of a step with their codes by `net`, the encoder."""
+        images = from_uint8(batch.columns["image"])
+        return {"images": images, "codes": net(images)}
+
+    def encoded(self, net: nn.Module, batch: Batch) -> Sample:
+        """What `encode` makes, or has made ahead."""
+        return batch.ahead["encode"] if "encode" in batch.ahead else self.encode(net, batch)
+
+    @torch.no_grad()
+    def real_sample(self, batch: Batch) -> Sample:
+        return detached(self.encoded(self.nets["encoder"], batch))
 
     def encoder_loss(self, net: nn.Module, batch: Batch) -> Losses:
         """The generator's loss with the sides exchanged: real images with their codes are to pass for generated."""
-        images = from_uint8(batch.columns["image"])
-        real = self.seen({"images": images, "codes": net(images)}, batch, "real")
+        real = self.seen(self.encoded(net, batch), batch, "real")
         if not self.loss.paired:
             return {"loss": self.loss.generator(-self.nets["discriminator"](real).scores[0], None)}
         fake = self.seen(self.fake_sample(batch), batch, "fake")

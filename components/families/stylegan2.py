@@ -94,24 +94,21 @@ class StyleGAN2(GAN):
             grown = (len(generator.sides) - 1) * min(1.0, step / self.config.growing.steps)
             generator.grown = trunk.grown = grown
 
-    def discriminator_loss(self, net: nn.Module, batch: Batch) -> Losses:
+    def generate(self, net: nn.Module, batch: Batch) -> Sample:
         self.grow(batch.step)
-        return super().discriminator_loss(net, batch)
-
-    @torch.no_grad()
-    def fake_sample(self, batch: Batch) -> Sample:
         label = self.label(batch)
-        return {"images": self.nets["generator"](**self.mixed(batch.draws, "fakes", label)), **label}
+        images, styles = net(**self.mixed(batch.draws, "fakes", label), with_styles=True)
+        return {"images": images, "styles": styles, **label}
+
+    def fake_sample(self, batch: Batch) -> Sample:
+        return without_styles(super().fake_sample(batch))
 
     def generator_loss(self, net: nn.Module, batch: Batch) -> Losses:
-        self.grow(batch.step)
-        config, label = self.config, self.label(batch)
-        is_due = config.path_length and batch.step % config.path_length_every == 0
-        images, styles = net(**self.mixed(batch.draws, "generate", label), with_styles=True)
-        terms = self.generator_terms({"images": images, **label}, batch, self.nets["generator"])
-        if is_due:
-            noise = batch.draws.normal("path", images.shape[1:])
-            terms["path_length"] = self.path_length(penalties.path_lengths(images, styles, noise))
+        config, fake = self.config, self.generated(net, batch)
+        terms = self.generator_terms(without_styles(fake), batch, self.nets["generator"])
+        if config.path_length and batch.step % config.path_length_every == 0:
+            noise = batch.draws.normal("path", fake["images"].shape[1:])
+            terms["path_length"] = self.path_length(penalties.path_lengths(fake["images"], fake["styles"], noise))
             terms["loss"] = terms["loss"] + config.path_length_every * config.path_length * terms["path_length"]
         return terms
 
@@ -126,3 +123,8 @@ class StyleGAN2(GAN):
         label = {"label": request.labels} if self.conditional else {}
         psi = torch.full((len(request.seeds),), request.settings.truncation_psi, device=request.seeds.device)
         return (yield Call("generator", {**self.inputs(Draws.of_seeds(request.seeds), "sample", label), "psi": psi}))
+
+
+def without_styles(sample: Sample) -> Sample:
+    """A generated sample as the discriminator takes it."""
+    return {name: value for name, value in sample.items() if name != "styles"}

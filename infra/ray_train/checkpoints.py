@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 
 def write_checkpoint(state: State) -> ray.train.Checkpoint:
-    """A state in a temporary folder, for Ray Train to store."""
-    folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+    """A state in a temporary folder, for Ray Train to store and to delete."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{ray.train.get_context().get_experiment_name()}-"))
     write_state(folder, state)
     return ray.train.Checkpoint.from_directory(folder)
 

@@ -130,7 +130,12 @@ class Worker:
             self.reporter.looked(self.run, state.step, *self.looker.look(state))
         checkpoint = write_checkpoint(state) if self.reporter else None
         look = checkpoint is not None and not alone
-        ray.train.report({"step": state.step}, checkpoint=checkpoint, validation=look)
+        ray.train.report(
+            {"step": state.step},
+            checkpoint=checkpoint,
+            delete_local_checkpoint_after_upload=checkpoint is not None,
+            validation=look,
+        )
         self.preemption.saved(time.monotonic() - began)
 
 

@@ -36,7 +36,7 @@ from tests.benchmarks.common import emit
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".cache" / "gan_digits"
-SECONDS = 45  # of training, of one core
+SECONDS = 30  # of training, of one core
 MOST_STEPS = 10**6  # more than anyone makes in that time
 SEEDS = (0, 1, 2)
 PROTOCOL = EvaluateConfig(num_samples=500, resamples=20)

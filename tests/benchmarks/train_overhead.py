@@ -1,9 +1,9 @@
 """The share of a training's wall time outside forward, backward and optimizer step: data, random draws, clipping, the
 average of weights, figures, checkpoints.
 
-The demo's U-Net trains for as many steps as params.yaml says between two saves at most, in one process on all cores,
-with its figures kept and its state written to disk as a worker writes it. A second figure counts the random draws and
-the rest of the loss around the net as overhead too.
+The demo's U-Net trains as params.yaml says, in one process on all cores, with its figures kept and its state written to
+disk as a worker writes it. A second figure counts the random draws and the rest of the loss around the net as overhead
+too.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import torch
 from components import training
 from components.data import Dataset, batches
 from components.files import sha256
-from components.training import State, TrainingConfig
+from components.training import State
+from pipelines import params
+from pipelines.train import ROOT
 from tests.benchmarks.common import as_a_worker, demo, emit, write_noise
 
-STEPS, WARM = 60, 5
+WARM = 5  # steps before the watch is started
 
 
 class Stopwatch:
@@ -47,9 +49,11 @@ class Stopwatch:
         return call
 
 
-def fit_watched(watch: Stopwatch, dataset: Dataset, folder: Path) -> float:
-    """Trains under the watch; returns the wall seconds that it ran for."""
+def fit_watched(watch: Stopwatch, dataset: Dataset, folder: Path) -> tuple[float, int]:
+    """Trains under the watch; returns the wall seconds that it ran for, and the steps in them."""
     family, _, batch_size = demo("ldm")
+    config = params.load(ROOT / params.DEFAULT).samplers["ldm"].training
+    config = config.model_copy(update={"steps": WARM + config.steps})
     (phase,) = family.phases
     object.__setattr__(phase, "loss", watch.timed("loss", phase.loss))
     began = 0.0
@@ -58,7 +62,7 @@ def fit_watched(watch: Stopwatch, dataset: Dataset, folder: Path) -> float:
         nonlocal began
         source = batches(dataset, batch_size)
         take = watch.timed("data", source.__next__)
-        for step in range(WARM + STEPS):
+        for step in range(config.steps):
             if step == WARM:
                 watch.on, began = True, time.perf_counter()
             yield take()
@@ -74,14 +78,13 @@ def fit_watched(watch: Stopwatch, dataset: Dataset, folder: Path) -> float:
 
     patches = {
         (torch.Tensor, "backward"): "backward",
-        (training.nn.utils, "clip_grad_norm_"): "clip",
+        (training, "_clipped"): "gradient norm",
         (training.Means, "add"): "figures",
         (training, "_average"): "average",
     }
     with contextlib.ExitStack() as stack:
         for (owner, name), what in patches.items():
             stack.enter_context(mock.patch.object(owner, name, watch.timed(what, getattr(owner, name))))
-        config = TrainingConfig(steps=WARM + STEPS, batch_size=batch_size, clip_norm=1.0)
         training.fit(
             family,
             stream(),
@@ -91,7 +94,7 @@ def fit_watched(watch: Stopwatch, dataset: Dataset, folder: Path) -> float:
             report=lambda step, figures: figures,
             save=watch.timed("checkpoint", save),
         )
-    return time.perf_counter() - began
+    return time.perf_counter() - began, config.steps - WARM
 
 
 def main() -> None:
@@ -100,7 +103,7 @@ def main() -> None:
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as temporary:
         dataset = write_noise(Path(temporary) / "latents", info, 1438)
-        wall = fit_watched(watch, dataset, Path(temporary))
+        wall, steps = fit_watched(watch, dataset, Path(temporary))
     spent = watch.seconds
     spent["around the net in the loss"] = spent["loss"] - spent["forward"]
     percent = {name: round(100 * seconds / wall, 2) for name, seconds in spent.most_common() if name != "loss"}
@@ -112,7 +115,7 @@ def main() -> None:
         "< 5",
         outside_the_net=round(100 * (1 - (work - spent["around the net in the loss"]) / wall), 2),
         percent=percent,
-        ms_per_step=round(1000 * wall / STEPS, 1),
+        ms_per_step=round(1000 * wall / steps, 1),
         threads=torch.get_num_threads(),
     )
 

@@ -11,6 +11,10 @@ from infra.ray_map import crew
 from pipelines.train import ROOT
 
 
+def niceness():
+    return lambda part: os.nice(0)
+
+
 def worker(factor: int):
     def work(part: int) -> tuple[int, int]:
         if part < 0:
@@ -26,10 +30,11 @@ def test_one_worker_is_this_process_and_needs_no_ray():
         assert list(workers.map(lambda: worker(3), [1, 2])) == [(3, os.getpid()), (6, os.getpid())]
 
 
-def test_two_workers_share_one_piece_of_work_after_another(ray_session):
+def test_two_workers_share_one_piece_of_work_after_another_and_are_not_niced(ray_session):
     with crew(ClusterConfig(num_workers=2), ROOT) as workers:
         first = list(workers.map(functools.partial(worker, 2), range(20)))
         second = list(workers.map(functools.partial(worker, 5), range(20)))
+        assert set(workers.map(niceness, range(4))) == {os.nice(0)}
         with pytest.raises(InputError, match="part -1 is negative"):
             list(workers.map(functools.partial(worker, 2), [1, -1]))
     assert [value for value, _ in first] == [2 * part for part in range(20)]

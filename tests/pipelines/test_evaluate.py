@@ -18,24 +18,14 @@ from infra.config import ClusterConfig
 from infra.ray_map import crew
 from pipelines import bench, evaluate, reference
 from pipelines.params import EvaluateConfig, load
-from tests.pipelines.measured import PARAMS, write_images, write_project, write_run, write_run_with_averages
-
-
-@pytest.fixture(scope="module")
-def described(tmp_path_factory):
-    root = tmp_path_factory.mktemp("described")
-    write_project(root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        reference.main([])
-    return root
+from tests.pipelines.measured import PARAMS, write_images, write_run, write_run_with_averages
 
 
 @pytest.fixture
-def project(described, tmp_path, monkeypatch):
+def project(described_project, tmp_path, monkeypatch):
     """A project whose real images are described."""
     root = tmp_path / "project"
-    shutil.copytree(described, root)
+    shutil.copytree(described_project, root)
     monkeypatch.chdir(root)
     return root
 

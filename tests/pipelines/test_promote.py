@@ -19,21 +19,9 @@ from pipelines import bench, evaluate, promote, reference
 from pipelines.measurements import read_metrics
 from pipelines.params import load
 from pipelines.serve import read_promoted
-from tests.pipelines.measured import PARAMS, write_project, write_run_with_averages
+from tests.pipelines.measured import PARAMS, write_run_with_averages
 
 MODEL = "latent-foundry"
-
-
-@pytest.fixture(scope="module")
-def measured_project(tmp_path_factory):
-    root = tmp_path_factory.mktemp("measured")
-    write_project(root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        reference.main([])
-        for sampler in ("ldm", "dcgan"):
-            evaluate.main([f"samplers.{sampler}"])
-    return root
 
 
 @pytest.fixture

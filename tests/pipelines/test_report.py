@@ -9,22 +9,16 @@ import pytest
 
 from components.errors import InputError
 from components.files import write_json
-from pipelines import evaluate, reference, report
+from pipelines import report
 from tests.infra import chromium
-from tests.pipelines.measured import write_project
 
 VOID = {"meta", "link", "img", "br"}
 
 
 @pytest.fixture(scope="module")
-def measured_project(tmp_path_factory):
-    root = tmp_path_factory.mktemp("measured")
-    write_project(root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        reference.main([])
-        for sampler in ("ldm", "dcgan"):
-            evaluate.main([f"samplers.{sampler}"])
+def promoted_project(measured_project, tmp_path_factory):
+    root = tmp_path_factory.mktemp("promoted") / "project"
+    shutil.copytree(measured_project, root)
     promote_candidate(root, "ldm", 1)
     lock = "schema: '2.0'\nstages:\n  prepare:\n    outs:\n    - {path: data/images/train, md5: 0123456789abcdef.dir}\n"
     lock += "  train@vae:\n    deps:\n    - {path: data/images/train}\n    outs:\n    - {path: runs/vae, md5: fed}\n"
@@ -57,9 +51,9 @@ def promote_candidate(root, sampler: str, number: int) -> None:
 
 
 @pytest.fixture
-def project(measured_project, tmp_path, monkeypatch):
+def project(promoted_project, tmp_path, monkeypatch):
     root = tmp_path / "project"
-    shutil.copytree(measured_project, root)
+    shutil.copytree(promoted_project, root)
     monkeypatch.chdir(root)
     return root
 

@@ -75,7 +75,15 @@ class GAN(Sampler):
                 after=self.clip,
                 low_precision=False,
             ),
-            Phase("generate", "generator", self.generator_loss, config.generator, every, low_precision=False),
+            Phase(
+                "generate",
+                "generator",
+                self.generator_loss,
+                config.generator,
+                every,
+                low_precision=False,
+                ahead=self.generate,
+            ),
         )
 
     # -- what the players see -----------------------------------------------------------------------------------------
@@ -95,11 +103,19 @@ class GAN(Sampler):
         """What the generator makes images of: z (B, latent_dim), standard normal, and the class, if any."""
         return {"z": draws.normal(name, (self.config.latent_dim,)), **label}
 
+    def generate(self, net: nn.Module, batch: Batch) -> Sample:
+        """The generated rows of a step, the same for all phases, by `net`, the generator."""
+        label = self.label(batch)
+        return {"images": net(**self.inputs(batch.draws, "fakes", label)), **label}
+
+    def generated(self, net: nn.Module, batch: Batch) -> Sample:
+        """What `generate` makes, or has made ahead."""
+        return batch.ahead["generate"] if "generate" in batch.ahead else self.generate(net, batch)
+
     @torch.no_grad()
     def fake_sample(self, batch: Batch) -> Sample:
-        """The generator's rows for the discriminator's loss, without a graph."""
-        label = self.label(batch)
-        return {"images": self.nets["generator"](**self.inputs(batch.draws, "fakes", label)), **label}
+        """The generated rows for other nets' losses, without a graph."""
+        return detached(self.generated(self.nets["generator"], batch))
 
     def seen(self, sample: Sample, batch: Batch, name: str) -> Sample:
         """The sample as the discriminator sees it: augmented, and noisy."""
@@ -187,9 +203,7 @@ class GAN(Sampler):
     # -- the generator's move -----------------------------------------------------------------------------------------
 
     def generator_loss(self, net: nn.Module, batch: Batch) -> Losses:
-        label = self.label(batch)
-        images = net(**self.inputs(batch.draws, "generate", label))
-        return self.generator_terms({"images": images, **label}, batch, self.nets["generator"])
+        return self.generator_terms(self.generated(net, batch), batch, self.nets["generator"])
 
     def generator_terms(self, fake: Sample, batch: Batch, moving: nn.Module) -> Losses:
         """The loss of whoever made `fake`, whose weights `orthogonal` holds."""
@@ -229,6 +243,10 @@ class GAN(Sampler):
         self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor] | None, judge: Family | None
     ) -> dict[str, float]:
         return watch(self, train, held_out, judge)
+
+
+def detached(sample: Sample) -> Sample:
+    return {name: value.detach() for name, value in sample.items()}
 
 
 def weights_of(net: nn.Module) -> list[Tensor]:

@@ -62,6 +62,11 @@ class GroupedCritic(nn.Module):
         return list(zip(scores.split(sizes), features.split(sizes), strict=True))
 
 
+def _channels_last(gradient: Tensor | None) -> Tensor | None:
+    """Flattened maps give their gradient channels first, and mixed layouts slow every layer before."""
+    return None if gradient is None else gradient.contiguous(memory_format=torch.channels_last)
+
+
 def _verdict(answers: list[tuple[Tensor, Tensor]]) -> Verdict:
     return Verdict(tuple(scores for scores, _ in answers), tuple(features for _, features in answers))
 
@@ -115,4 +120,7 @@ class Critic(GroupedCritic):
         if self.condition == "concatenate":
             planes = nn.functional.one_hot(sample["label"], self.num_classes).to(images)
             images = torch.cat([images, planes[:, :, None, None].expand(-1, -1, *images.shape[2:])], dim=1)
-        return self.read(self.deviation(self.trunk(images)))
+        maps = self.trunk(images)
+        if maps.requires_grad and maps.is_contiguous(memory_format=torch.channels_last):
+            maps.register_hook(_channels_last)
+        return self.read(self.deviation(maps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pickle
@@ -106,6 +107,30 @@ def test_phase_calls_the_wrapped_net_once_and_only_through_it(name, phase):
     step_player(family, moving, next(stream(name)), 0, CONFIG)
     assert moving.net.calls == 1
     assert moving.net.outside == [], "called around the wrapper, whose gradients would not synchronise"
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if any(phase.ahead for phase in build(name).phases)])
+def test_what_is_made_ahead_changes_nothing(name):
+    """It spares a call of the net; what comes of it are the bits of a run whose phases call for themselves."""
+    wrapped, ended = {True: [], False: []}, {}
+    for is_ahead in (True, False):
+        family = build(name)
+        if not is_ahead:
+            family.phases = tuple(dataclasses.replace(phase, ahead=None) for phase in family.phases)
+
+        def wrap(net, optimizer, wrapped=wrapped[is_ahead]):
+            wrapped.append(Counted(net))
+            return wrapped[-1], optimizer
+
+        functions = {"wrap": wrap, "report": lambda step, figures: figures, "save": lambda state: None}
+        fit(family, stream(name), CONFIG, start=None, **functions)
+        ended[is_ahead] = {net: copied(module) for net, module in family.nets.items()}
+    assert_same(ended[True], ended[False])
+    assert [net.calls for net in wrapped[True]] == [net.calls for net in wrapped[False]]
+    for phase, ours, theirs in zip(family.phases, wrapped[True], wrapped[False], strict=True):
+        assert ours.calls == CONFIG.steps // phase.every, "once a move"
+        if phase.net == "generator":
+            assert theirs.outside and len(ours.outside) < len(theirs.outside), "the pass for the others was spared"
 
 
 @pytest.mark.parametrize(("name", "phase"), PHASES)

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -91,6 +92,9 @@ def test_a_worker_that_dies_loses_nothing_and_every_step_is_told_once(ray_sessio
     pictures = ["previews/0000003.png", "previews/0000006.png"]
     assert [file.path for file in client.list_artifacts(tracked.run_id, "previews")] == pictures
     assert client.get_run(tracked.run_id).data.metrics["system/memory_gib"] > 0.1
+
+    # the copies that went into storage are gone
+    assert not list(Path(tempfile.gettempdir()).glob(f"{job.name}-*"))
 
     # finished already: the same result at once, without workers
     monkeypatch.setattr(driver, "TorchTrainer", None)
