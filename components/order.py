@@ -36,24 +36,18 @@ def _feistel(index: Tensor, half_bits: int, key: int) -> Tensor:
 
 
 def global_batch(step: int, batch_size: int, count: int, seed: int, part: slice = slice(None)) -> Tensor:
-    """Rows of global batch `step`: (batch_size,) int64, or those of its `part`; of a large batch at the cost of that
-    part alone. Batches run on across the end of an epoch, so every batch is full and every epoch visits each row
-    exactly once."""
-    steps = min(_AT_ONCE, count) // batch_size
-    if steps < 2:
-        return _rows(torch.arange(step * batch_size, (step + 1) * batch_size)[part], count, seed)
-    block = _block(step // steps, steps * batch_size, count, seed)
-    return block[step % steps * batch_size :][:batch_size][part].clone()
+    """Rows of global batch `step`: (batch_size,) int64, or those of its `part`, at the cost of that part alone.
+    Batches run on across the end of an epoch, so every batch is full and every epoch visits each row exactly once."""
+    first, last, _ = part.indices(batch_size)
+    steps = max(1, min(_AT_ONCE, count) // max(1, last - first))
+    return _rows(step // steps, steps, batch_size, count, seed, first, last)[step % steps].clone()
 
 
 @functools.lru_cache(maxsize=8)
-def _block(number: int, size: int, count: int, seed: int) -> Tensor:
-    """Rows of as many batches as make up a block, (size,) int64."""
-    return _rows(torch.arange(number * size, (number + 1) * size), count, seed)
-
-
-def _rows(places: Tensor, count: int, seed: int) -> Tensor:
-    """Rows that stand at `places` of the endless order, epoch after epoch."""
+def _rows(block: int, steps: int, batch_size: int, count: int, seed: int, first: int, last: int) -> Tensor:
+    """The places `first` to `last` of as many batches as make up a block, (steps, last - first) int64."""
+    size = steps * batch_size
+    places = torch.arange(block * size, (block + 1) * size).view(steps, batch_size)[:, first:last]
     epochs = places // count
     rows = torch.empty_like(places)
     for epoch in epochs.unique().tolist():

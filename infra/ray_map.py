@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,8 @@ from ray.util import ActorPool
 
 from infra.config import ClusterConfig
 from infra.ray_session import has_gpu, session
+from infra.staging import Staged, stage
+from infra.storage import is_remote
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -25,10 +28,10 @@ Make = Callable[[], Callable[[Part], Result]]
 
 class Crew:
     """Workers that are there for one piece of work after another, with a GPU each if `gpu`. `size` 0: this process does
-    the work itself."""
+    the work itself. `storage`: s3://bucket/prefix that folders go through to workers that do not see them."""
 
-    def __init__(self, size: int, gpu: bool = False):
-        self.spreads, self._gpu = size > 0, gpu
+    def __init__(self, size: int, gpu: bool = False, storage: str = "", cache_bytes: int = 0):
+        self.spreads, self._gpu, self._storage, self._cache_bytes = size > 0, gpu, storage, cache_bytes
         self._size, self._actors, self._numbers = size, [], itertools.count()
 
     def map(self, make: Make, parts: Sequence[Part]) -> Iterator[Result]:
@@ -41,12 +44,36 @@ class Crew:
         if not self._actors:
             kind = ray.remote(num_cpus=1, num_gpus=int(self._gpu))(_Worker)
             self._actors = [kind.remote() for _ in range(self._size)]
+        if is_remote(self._storage):
+            make = Travelling.of(make, self._storage, self._cache_bytes)
         number, sent = next(self._numbers), ray.put(make)
         pool = ActorPool(self._actors[: len(parts)])
         try:
             yield from pool.map(lambda actor, part: actor.work.remote(number, sent, part), parts)
         except RayTaskError as error:
             raise (error.cause or error) from None
+
+
+@dataclass(frozen=True)
+class Travelling:
+    """A method of an order, a dataclass, whose folders are in storage: called elsewhere, it finds them there."""
+
+    order: object
+    method: str
+    staged: Mapping[str, Staged]  # by field
+
+    @classmethod
+    def of(cls, make: Make, storage: str, cache_bytes: int) -> Travelling:
+        order = make.__self__
+        values = {field.name: getattr(order, field.name) for field in fields(order)}
+        folders = {name: value for name, value in values.items() if isinstance(value, Path)}
+        return cls(
+            order, make.__name__, {name: stage(folder, storage, cache_bytes) for name, folder in folders.items()}
+        )
+
+    def __call__(self) -> Callable[[Part], Result]:
+        order = replace(self.order, **{name: staged.local() for name, staged in self.staged.items()})
+        return getattr(order, self.method)()
 
 
 class _Worker:
@@ -62,11 +89,13 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def crew(cluster: ClusterConfig, root: Path) -> Iterator[Crew]:
+def crew(cluster: ClusterConfig, root: Path, writes_files: bool = False) -> Iterator[Crew]:
     """The workers of a cluster for the time of the block. `root` is the folder that they import this project from.
+    Work that `writes_files` stays in this process where storage is a bucket: its folders are not seen elsewhere.
     Raises InputError if the cluster cannot be reached."""
-    if cluster.max_workers == 1 and cluster.address == "local":
+    storage = cluster.storage(root)
+    if (cluster.max_workers == 1 and cluster.address == "local") or (writes_files and is_remote(storage)):
         yield Crew(0)
         return
     with session(cluster, root):
-        yield Crew(cluster.max_workers, has_gpu(cluster.use_gpu))
+        yield Crew(cluster.max_workers, has_gpu(cluster.use_gpu), storage, cluster.cache_bytes)

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from components.errors import InputError
 from infra.config import TrackingConfig
 
@@ -51,6 +53,15 @@ def reachable(uri: str) -> Iterator[None]:
         raise InputError(f"tracking.uri {uri!r}: {str(error).splitlines()[0]}") from None
 
 
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """No other process makes the tables of the same new SQLite file for the time of the block; a server needs no such
+    care."""
+    prefix = "sqlite:///"
+    with FileLock(f"{uri.removeprefix(prefix)}.lock") if uri.startswith(prefix) else contextlib.nullcontext():
+        yield
+
+
 @dataclass(frozen=True)
 class TrackedRun:
     """A run: where it is kept, and which it is."""
@@ -72,8 +83,9 @@ def open_run(
 
     uri = config.absolute_uri(root)
     with reachable(uri):
-        client = connect(uri)
-        experiment = experiment_id(client, config, root)
+        with _alone(uri):  # a client makes the tables
+            client = connect(uri)
+            experiment = experiment_id(client, config, root)
         run_id = _run_id_of(client, experiment, job)
         if run_id:
             client.update_run(run_id, status="RUNNING")

@@ -108,7 +108,7 @@ def known(measured: bench.Bench, eyes: Eyes) -> dict[str, dict]:
 def reference(params: Params) -> dict:
     """Writes everything below reference/. Returns what known.json holds."""
     eyes = bench.open_eyes(params, default_device())
-    with crew(params.cluster, ROOT) as workers:
+    with crew(params.cluster, ROOT, writes_files=True) as workers:
         described = {split: describe(workers, params, split, eyes) for split in SPLITS}
     for split, anew in described.items():
         manifest: Manifest = read_manifest(paths.REFERENCE / split)

@@ -1,10 +1,13 @@
 """Inputs in a bucket: sent once, fetched once a node, checked, continued, evicted; with stores that fail."""
 
 import os
+import pickle
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from components.files import whole_folder
 from components.training import State
 from infra import staging
 from infra.ray_data import Encoder
+from infra.ray_map import Travelling
 from infra.staging import Staged, evict, fetch, release, stage
 from infra.storage import check_storage
 from infra.store import Store
@@ -267,3 +271,23 @@ def test_an_encoder_reads_staged_folders_and_leaves_its_shards_in_the_bucket(s3,
     (tmp_path / "expected").mkdir()
     Encoder(tmp_path / "vae", tmp_path / "images", Store.open(tmp_path / "expected"), 8)(numbers)
     assert files_of(here) == files_of(tmp_path / "expected") and len(files_of(here)) == 6
+
+
+@dataclass(frozen=True)
+class Order:
+    """As evaluation sends them: folders among its fields."""
+
+    run: Path
+    absent: Path | None
+    count: int
+
+    def worker(self):
+        return lambda part: (self.run / "a").read_bytes() * (self.count + part)
+
+
+def test_an_orders_folders_travel_with_it(s3, tmp_path, monkeypatch):
+    monkeypatch.setenv(staging.CACHE, str(tmp_path / "node"))
+    order = Order(write(tmp_path / "run", a=b"x"), None, 2)
+    sent = pickle.dumps(Travelling.of(order.worker, STORAGE, 1 << 30))
+    shutil.rmtree(tmp_path / "run")  # the worker's machine has no such folder
+    assert pickle.loads(sent)()(1) == b"xxx"
