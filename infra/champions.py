@@ -1,5 +1,6 @@
 """Which versions are served, and where their files lie: the registry's champion, or promoted.json's where there is no
-registry. Every version is copied once into a folder of its own, so that no promotion changes files under a server.
+registry. Every version is copied once into a folder of its own, so that no promotion changes files under a server; a
+node that does not see that folder fetches its own copy.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from pydantic import Field, ValidationError
 
 from components import pyfunc, run_folder
@@ -63,6 +65,22 @@ def read_promoted(path: Path) -> ServedModel:
         raise SamplerError(f"{path}: not what `promote` writes ({str(error).splitlines()[0]})") from None
 
 
+def folder_here(model: ServedModel, shelf: Shelf) -> Path:
+    """A served version's run folder on this machine. Raises InputError where it has to come from a registry and there
+    is none."""
+    folder = Path(model.folder)
+    place = folder.parent
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.parent / f".{place.name}.lock"):  # the replicas of a node start together
+        if not folder.is_dir():
+            registry = Champions(shelf).registry()
+            if registry is None:
+                raise InputError(f"{folder}: not on this node, and there is no registry to fetch {model.id} from")
+            with whole_folder(place) as target:
+                registry.fetch(registry.version(model.version), target)
+    return folder
+
+
 class Champions:
     """Looks up a shelf again and again. Nothing that was seen before is loaded again."""
 
@@ -78,7 +96,7 @@ class Champions:
 
     def look(self) -> Served:
         """What shall be served now, the champion first. Raises InputError if there is none, or none can be read."""
-        registry = self._registry()
+        registry = self.registry()
         champion = registry.champion() if registry else None
         if champion is None:
             if self.shelf.versions:
@@ -109,7 +127,7 @@ class Champions:
         told = self.promoted_path.stat()
         return told.st_mtime_ns, told.st_size, told.st_ino
 
-    def _registry(self) -> Registry | None:
+    def registry(self) -> Registry | None:
         tracking = self.shelf.tracking
         if tracking is None:
             return None

@@ -105,7 +105,7 @@ class Frontend(Samplers):
     def __init__(self, shelf: Shelf, config: ServeConfig, keys: tuple[str, ...]):
         super().__init__(config.deadline)
         self.champions, self.config, self.keys = Champions(shelf), config, keys
-        start = functools.partial(start_version, config=config)
+        start = functools.partial(start_version, config=config, shelf=shelf)
         self.rollout = Rollout(start, stop_version, running, self.adopt)
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -160,8 +160,10 @@ def told(error: Exception) -> ApiError:
 # -- an application for each version ----------------------------------------------------------------------------------
 
 
-def version_app(model: ServedModel, config: ServeConfig, replica: type = SamplerReplica) -> serve.Application:
-    """The engines of one version."""
+def version_app(
+    model: ServedModel, config: ServeConfig, shelf: Shelf | None = None, replica: type = SamplerReplica
+) -> serve.Application:
+    """The engines of one version, of which nodes without its folder get a copy by the shelf."""
     if isinstance(config.replicas, tuple):
         scaling = {
             "min_replicas": config.replicas[0],
@@ -188,7 +190,7 @@ def version_app(model: ServedModel, config: ServeConfig, replica: type = Sampler
             graceful_shutdown_timeout_s=config.deadline,
             **replicas,
         )
-        .bind(model, config)
+        .bind(model, config, shelf)
     )
 
 
@@ -207,11 +209,11 @@ def running() -> set[str]:
     return {name.removeprefix(VERSION) for name, app in found if name.startswith(VERSION) and app.status not in gone}
 
 
-def start_version(model: ServedModel, config: ServeConfig) -> None:
+def start_version(model: ServedModel, config: ServeConfig, shelf: Shelf) -> None:
     """Returns when its engines are up; one that is already there is waited for. Raises RuntimeError if it fails."""
     name = app_name(model.key)
     if model.key not in running():
-        serve.run(version_app(model, config), name=name, route_prefix=None)
+        serve.run(version_app(model, config, shelf), name=name, route_prefix=None)
         return
     until = time.monotonic() + START
     while (status := serve.status().applications[name].status) is not ApplicationStatus.RUNNING:
@@ -280,7 +282,7 @@ def start(shelf: Shelf, config: ServeConfig, keys: tuple[str, ...] = ()) -> Serv
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": config.host, "port": config.port})
     apps = [
-        serve.RunTarget(version_app(champion, config), name=app_name(champion.key), route_prefix=None),
+        serve.RunTarget(version_app(champion, config, shelf), name=app_name(champion.key), route_prefix=None),
         serve.RunTarget(application(shelf, config, keys), name=NAME),
     ]
     try:

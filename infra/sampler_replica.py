@@ -21,6 +21,7 @@ from components.images import encode, from_uint8
 from components.sampling import Request, Trajectory
 from infra import serve_metrics
 from infra.autoscaling import LOAD
+from infra.champions import Shelf, folder_here
 from infra.config import ServeConfig
 from infra.openai_api import ImageOrder, ServedModel, Source, Update
 
@@ -28,12 +29,14 @@ from infra.openai_api import ImageOrder, ServedModel, Source, Update
 class SamplerReplica:
     """A sampler folder in memory and the engine that runs its trajectories."""
 
-    def __init__(self, model: ServedModel, config: ServeConfig):
+    def __init__(self, model: ServedModel, config: ServeConfig, shelf: Shelf | None = None):
+        """`shelf`: where this node gets the model's folder from, if it does not see it."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # Ray gives a replica of one CPU one thread
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
         self.model, self.config = model, config
-        self.family = run_folder.load(Path(model.folder), self.device).family
+        folder = Path(model.folder) if shelf is None else folder_here(model, shelf)
+        self.family = run_folder.load(folder, self.device).family
         self.engine = Engine(
             self.family.calls,
             max_rows=config.max_rows,

@@ -12,7 +12,7 @@ from components.families import FAMILIES
 from components.families.base import DataInfo
 from components.files import write_json
 from components.training import State
-from infra.champions import Champions, Shelf
+from infra.champions import Champions, Shelf, folder_here
 from infra.config import TrackingConfig
 from infra.registry import Version
 from tests.infra.serving import write_promoted, write_sampler
@@ -107,3 +107,18 @@ def test_the_registrys_champion_and_others_beside(root, monkeypatch):
     monkeypatch.setattr(FakeRegistry, "reigns", "1")
     assert [model.version for model in champions.look()] == ["1", "2"]
     assert FakeRegistry.fetched == ["2"]
+
+
+def test_a_node_without_the_folder_fetches_its_own_copy(root, monkeypatch):
+    monkeypatch.setattr("infra.champions.Registry", FakeRegistry)
+    monkeypatch.setattr(FakeRegistry, "fetched", [])
+    (root / "mlflow.db").touch()
+    kept = shelf(root, tracking=TRACKING)
+    (model,) = Champions(kept).look()
+    shutil.rmtree(Path(model.folder).parent)  # as a node with a disk of its own sees it
+    assert folder_here(model, kept) == folder_here(model, kept) == Path(model.folder)
+    assert run_folder.load(Path(model.folder)).family.data.classes
+    assert FakeRegistry.fetched == ["2", "2"]  # once by the node that looked, once by the other
+    shutil.rmtree(Path(model.folder).parent)
+    with pytest.raises(InputError, match="not on this node, and there is no registry to fetch latent-foundry@2 from"):
+        folder_here(model, shelf(root))

@@ -333,7 +333,7 @@ def test_a_stuck_engine_is_replaced_and_who_waits_is_told(address, folder, monke
     """Beside the others, with its own API in this process."""
     monkeypatch.setattr(ray_serve, "VERSION", "apart-")  # no version that the frontend knows, and would end
     model, config = served_model(folder, "stuck"), CONFIG.model_copy(update={"stuck_after": 0.5, "port": free_port()})
-    app = ray_serve.version_app(model, config, StuckReplica)
+    app = ray_serve.version_app(model, config, replica=StuckReplica)
     serve.run(app, name=ray_serve.app_name(model.key), route_prefix=None)
     backend = ray_serve.Samplers(config.deadline)
     backend.adopt((model,))
