@@ -13,6 +13,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 
+from components.config import parse
+from infra.ray_serve import AppConfig
 from infra.ray_session import ENVIRONMENT
 from tests.infra.kustomize import apply, build
 
@@ -160,6 +162,14 @@ class TestKubeRay:
         (application,) = yaml.safe_load(item["spec"]["serveConfigV2"])["applications"]
         module, name = application["import_path"].split(":")
         assert callable(getattr(__import__(module, fromlist=[name]), name))
+
+    @pytest.mark.parametrize("overlay", OVERLAYS)
+    def test_the_application_takes_its_arguments(self, overlay):
+        made = custom(build(ROOT / "infra/kuberay/overlays" / overlay))
+        (item,) = [item for item in made if item["kind"] == "RayService"]
+        (application,) = yaml.safe_load(item["spec"]["serveConfigV2"])["applications"]
+        config = parse(AppConfig, application["args"], "args")
+        assert (config.serve.use_gpu is True) == (overlay == "gpu")
 
     def test_only_the_gpu_overlay_asks_for_gpus(self):
         for overlay in OVERLAYS:
