@@ -9,6 +9,7 @@ from pathlib import Path
 
 from components.errors import InputError
 from infra import http_guards, ray_serve, ray_session
+from infra.champions import Champions
 from infra.config import ServeConfig
 from infra.openai_api import ServedModel
 from pipelines import cli, paths
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> None:
     params = load()
     here, promoted = Path.cwd(), str(paths.PROMOTED)
     shelf = ray_serve.shelf_of(here, params.promote.registered_model, promoted, params.tracking, params.serve)
+    Champions(shelf).first()  # if there is none, nothing need be started to say so
     keys = http_guards.read_keys(params.serve)
     interrupted = threading.Event()
     with ray_session.session(params.cluster, ROOT):
