@@ -137,3 +137,25 @@ def test_not_yaml_and_not_there(tmp_path):
 def test_an_unknown_block_lists_the_blocks():
     with pytest.raises(ConfigError, match=r"samplers\.wgan_gp"):
         train_block(load(ROOT / "params.yaml"), "samplers.nothing")
+
+
+def test_the_environment_changes_where_and_nothing_else(monkeypatch):
+    monkeypatch.setenv("LATENT_FOUNDRY_CLUSTER", "{address: auto, num_workers: [2, 8]}")
+    changed = load(ROOT / "params.yaml")
+    assert (changed.cluster.address, changed.cluster.num_workers) == ("auto", (2, 8))
+    monkeypatch.delenv("LATENT_FOUNDRY_CLUSTER")
+    plain = load(ROOT / "params.yaml")
+    assert plain.cluster.address == "local"
+    assert changed.model_dump(exclude={"cluster"}) == plain.model_dump(exclude={"cluster"})
+    monkeypatch.setenv("LATENT_FOUNDRY_SAMPLERS", "{}")
+    assert load(ROOT / "params.yaml") == plain
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [("auto", "LATENT_FOUNDRY_CLUSTER: expected {key: value}"), ("{adress: auto}", "cluster.adress: unknown key")],
+)
+def test_what_the_environment_says_is_checked(monkeypatch, value, told):
+    monkeypatch.setenv("LATENT_FOUNDRY_CLUSTER", value)
+    with pytest.raises(ConfigError, match=told):
+        load(ROOT / "params.yaml")
