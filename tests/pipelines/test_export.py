@@ -71,11 +71,10 @@ def test_an_imported_model_is_served_and_fine_tuned(runs, tmp_path):
     folders.stable_diffusion(tmp_path / "model")
     export.main(["sd", "--from", str(tmp_path / "model")])
     family = run_folder.load(runs / "sd").family
+    asked = ({"guidance_scale": 5.0}, "a fish"), ({"guidance_scale": 1.0, "solver": "heun"}, "a cat")
     requests = [
-        Request(
-            torch.tensor([seed]), None, family.Settings(num_inference_steps=3, guidance_scale=scale), prompts=(text,)
-        )
-        for seed, scale, text in ((1, "heun", "a fish"), (2, "ddim", "a cat"))
+        Request(torch.tensor([seed]), None, family.Settings(num_inference_steps=3, **settings), prompts=(text,))
+        for seed, (settings, text) in enumerate(asked)
     ]
     engine = Engine(family.calls)
     futures = [engine.submit(functools.partial(family.trajectory, request)) for request in requests]
