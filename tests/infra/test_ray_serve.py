@@ -396,11 +396,9 @@ def test_promotions_and_a_killed_replica_lose_nothing(address, project, promotio
         wait_for(lambda version=version: reigning(address) == version)
         if version == first + 1:
             kill_a_replica(str(version))
-    wait_for(lambda: len(traffic.answers) >= num_requests)
+    expected = {f"latent-foundry@{version}" for version in range(first, first + 1 + promotions)}
+    wait_for(lambda: len(traffic.answers) >= num_requests and {model for _, model, _ in traffic.answers} == expected)
     traffic.end()
-    assert {model for _, model, _ in traffic.answers} == {
-        f"latent-foundry@{version}" for version in range(first, first + 1 + promotions)
-    }
     for seed, model, images in traffic.answers:
         version = model.partition("@")[2]
         family = family_of(project / "runs" / ("ldm" if version == "3" else version))
