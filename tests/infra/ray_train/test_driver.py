@@ -103,8 +103,8 @@ def test_a_worker_that_dies_loses_nothing_and_every_step_is_told_once(ray_sessio
 
 
 def test_two_workers_train_on_the_same_global_batches(ray_session, images, tmp_path):
-    """With a penalty, whose second derivative passes through data parallelism."""
-    job = make_job(images, "wgan_gp")
+    """With penalties, whose second derivative passes through data parallelism, and nets that look at rows one by one."""
+    job = make_job(images, "r3gan")
     together, tracked = run(job, tmp_path, num_workers=2)
     # both looks were taken, by tasks beside the workers
     assert len(MlflowClient(tracked.uri).list_artifacts(tracked.run_id, "previews")) == 2
