@@ -39,13 +39,20 @@ def train(job: Job, cluster: ClusterConfig, storage: str | Path, tracker: RunLog
     run = Store.open(storage) / name
     with run_lock(_lock_folder(storage), name):
         state = newest_whole(run, "cpu")
+        if state is not None:  # what an interrupted attempt stored but did not get to track, before what comes after it
+            _track(state, tracker)
         if state is None or state.step < job.training.steps:  # a finished run needs no workers to say so
             state = _fit(job, cluster, storage, run, tracker)
-    for row in state.history:  # what an interrupted attempt stored but did not get to track
-        tracker.figures(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+            _track(state, tracker)
     seen = looks.kept(run)
     state.history = [{**row, **seen.get(int(row["step"]), {})} for row in state.history]
     return state
+
+
+def _track(state: State, tracker: RunLogger) -> None:
+    """Each step's figures, unless they are on record."""
+    for row in state.history:
+        tracker.figures(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
 
 
 def _fit(job: Job, cluster: ClusterConfig, storage: str | Path, run: Store, tracker: RunLogger) -> State:
