@@ -9,6 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -69,17 +70,22 @@ def noise_rows(info: DataInfo, count: int, seed: int = 0) -> dict[str, np.ndarra
     return {"mean": mean, "std": np.exp(std) / 10, "label": label}
 
 
-class Rows:
-    """Columns in memory, in the place of a Dataset."""
+@dataclass(frozen=True)
+class Data:
+    """A data set in memory, in the place of components.data.Dataset."""
 
-    def __init__(self, columns: dict[str, np.ndarray]):
-        self._columns = {name: torch.from_numpy(values) for name, values in columns.items()}
+    info: DataInfo
+    columns: dict[str, Tensor]
 
     def __len__(self) -> int:
-        return len(self._columns["label"])
+        return len(self.columns["label"])
 
     def take(self, rows: Tensor) -> dict[str, Tensor]:
-        return {name: values[rows] for name, values in self._columns.items()}
+        return {name: values[rows] for name, values in self.columns.items()}
+
+
+def noise(info: DataInfo, count: int, seed: int = 0) -> Data:
+    return Data(info, {name: torch.from_numpy(values) for name, values in noise_rows(info, count, seed).items()})
 
 
 def write_noise(folder: Path, info: DataInfo, count: int, rows_per_shard: int = 1024) -> Dataset:

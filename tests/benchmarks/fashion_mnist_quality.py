@@ -27,7 +27,7 @@ from components.optimizers import OptimizerConfig
 from components.sources import DataConfig
 from components.training import TrainingConfig
 from tests.benchmarks import quality
-from tests.benchmarks.common import as_a_worker, emit
+from tests.benchmarks.common import Data, as_a_worker, emit
 from tests.benchmarks.train_vs_diffusers import let_torchvision_import
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,28 +58,29 @@ def parameters(family: Family) -> int:
     return sum(weight.numel() for weight in family.nets.parameters())
 
 
-def ldm(train: quality.Data, yardstick: quality.Yardstick, seconds: float) -> dict:
+def ldm(train: Data, yardstick: quality.Yardstick, seconds: float) -> dict:
     optimizer = FLAT.model_copy(update={"learning_rate": 2e-3})
-    vae, _, first = quality.trained("vae", {"optimizer": optimizer}, train, training(), 0, seconds / 4)
+    vae = quality.made("vae", {"optimizer": optimizer}, train.info, 0)
+    vae, _, first = quality.trained(vae, train, training(), 0, seconds / 4)
     latents = quality.encoded(vae, train)
-    model = {**UNET, "optimizer": FLAT}
-    family, state, second = quality.trained("latent_diffusion", model, latents, training(), 0, seconds - first)
+    family = quality.made("latent_diffusion", {**UNET, "optimizer": FLAT}, latents.info, 0)
+    family, state, second = quality.trained(family, latents, training(), 0, seconds - first)
     return sampled("ldm", quality.with_autoencoder(family, vae), SAMPLING, yardstick, state.step, first + second)
 
 
-def pixels(train: quality.Data, yardstick: quality.Yardstick, seconds: float) -> dict:
+def pixels(train: Data, yardstick: quality.Yardstick, seconds: float) -> dict:
     """The DDPM baseline: noise prediction, linear schedule, uniform times (Ho et al. 2020)."""
     classic = {"objective": "epsilon", "schedule": {"name": "linear"}, "times": {"density": "uniform"}}
-    model = {**UNET, **classic, "optimizer": FLAT}
-    family, state, took = quality.trained("latent_diffusion", model, train, training(), 0, seconds)
+    family = quality.made("latent_diffusion", {**UNET, **classic, "optimizer": FLAT}, train.info, 0)
+    family, state, took = quality.trained(family, train, training(), 0, seconds)
     return sampled("pixels", family, SAMPLING, yardstick, state.step, took)
 
 
-def gan(name: str) -> Callable[[quality.Data, quality.Yardstick, float], dict]:
-    def run(train: quality.Data, yardstick: quality.Yardstick, seconds: float) -> dict:
+def gan(name: str) -> Callable[[Data, quality.Yardstick, float], dict]:
+    def run(train: Data, yardstick: quality.Yardstick, seconds: float) -> dict:
         rates = {} if name == "dcgan" else _faster(1e-3)
-        model = {"latent_dim": 64, "width": 32, **rates}
-        family, state, took = quality.trained(name, model, train, training(batch_size=64), 0, seconds)
+        family = quality.made(name, {"latent_dim": 64, "width": 32, **rates}, train.info, 0)
+        family, state, took = quality.trained(family, train, training(batch_size=64), 0, seconds)
         return sampled(name, family, {}, yardstick, state.step, took)
 
     return run
@@ -90,7 +91,7 @@ def _faster(rate: float) -> dict:
     return {"generator": one, "discriminator": one}
 
 
-def diffusers_example(train: quality.Data, yardstick: quality.Yardstick, seconds: float) -> dict:
+def diffusers_example(train: Data, yardstick: quality.Yardstick, seconds: float) -> dict:
     """An unconditional UNet2DModel of our U-Net's widths with the library's DDPM scheduler, average of weights and
     learning rate, sampled by its own DDIM scheduler in as many evaluations as ours."""
     let_torchvision_import()
@@ -144,7 +145,7 @@ def _drawn(net, scheduler, count: int, shape: tuple[int, int, int]) -> Tensor:
     return torch.cat(found)
 
 
-MODELS: dict[str, Callable[[quality.Data, quality.Yardstick, float], dict]] = {
+MODELS: dict[str, Callable[[Data, quality.Yardstick, float], dict]] = {
     "ldm": ldm,
     "pixels": pixels,
     "dcgan": gan("dcgan"),
@@ -158,7 +159,8 @@ def main(argv: list[str] | None = None) -> None:
     as_a_worker()
     mirror = str(MIRROR) if MIRROR.is_dir() else None
     data = quality.read(DataConfig(source="fashion_mnist", image_size=32, mirror=mirror))
-    judge, _, _ = quality.trained("judge", {}, data["train"], training(JUDGE_STEPS), 0)
+    judge = quality.made("judge", {}, data["train"].info, 0)
+    judge, _, _ = quality.trained(judge, data["train"], training(JUDGE_STEPS), 0)
     yardstick = quality.Yardstick(judge, data["test"], PROTOCOL)
     rows = torch.randperm(len(data["train"]), generator=torch.Generator().manual_seed(0))[: PROTOCOL.num_samples]
     floor = yardstick.of_images(data["train"].columns["image"][rows], None)

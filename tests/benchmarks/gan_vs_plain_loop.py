@@ -22,15 +22,18 @@ from components.data import batches
 from components.families.gan import penalties
 from components.families.gan.base import GAN
 from components.images import from_uint8
+from components.training import TrainingConfig
+from tests.benchmarks import digits, quality
 from tests.benchmarks.common import emit
-from tests.benchmarks.gan_digits_table import BATCH, SETTINGS, made, split, trained
+from tests.benchmarks.gan_digits_table import BATCH, SETTINGS
 
 STEPS, WARM, REPEATS = 30, 5, 3
 VARIANTS = ("dcgan", "wgan_gp", "r3gan")
 
 
 def plain(name: str, steps: int, redraws: bool = False) -> None:
-    family = made(name, SETTINGS[name], 0)
+    train = digits.data()["train"]
+    family = quality.made(name, SETTINGS[name], train.info, 0)
     family.nets.to(memory_format=torch.contiguous_format).train()
     config, generator, critic = family.config, family.nets["generator"], family.nets["discriminator"]
     players = {"generator": generator}
@@ -42,7 +45,7 @@ def plain(name: str, steps: int, redraws: bool = False) -> None:
             ("critic", critic, config.discriminator),
         )
     }
-    stream = batches(split("train"), BATCH[name])
+    stream = batches(train, BATCH[name])
     for step in range(steps):
         batch = next(stream)
         real = from_uint8(batch.columns["image"])
@@ -85,7 +88,9 @@ def critic_loss(family: GAN, real: Tensor, fake: Tensor, label: dict[str, Tensor
 
 
 def ours(name: str, steps: int) -> None:
-    trained(name, SETTINGS[name], 0, steps, BATCH[name])
+    train = digits.data()["train"]
+    training = TrainingConfig(steps=steps, batch_size=BATCH[name], report_every=min(100, steps), save_every=steps)
+    quality.trained(quality.made(name, SETTINGS[name], train.info, 0), train, training, 0)
 
 
 def steps_per_second(loop, name: str) -> float:

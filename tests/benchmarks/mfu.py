@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.data import batches
-from tests.benchmarks.common import Rows, as_a_worker, demo, emit, noise_rows
+from tests.benchmarks.common import as_a_worker, demo, emit, noise
 
 SIZE, REPEATS = 2048, 7
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -44,7 +44,7 @@ def main() -> None:
     family, info, batch_size = demo("ldm")
     family.nets.to(device)
     net, (phase,) = family.nets["unet"], family.phases
-    batch = next(batches(Rows(noise_rows(info, batch_size)), batch_size)).to(torch.device(device))
+    batch = next(batches(noise(info, batch_size), batch_size)).to(torch.device(device))
 
     def step(dtype: torch.dtype) -> None:
         net.zero_grad()

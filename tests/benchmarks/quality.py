@@ -3,10 +3,10 @@ its features and labels measure every model, against the held-out images."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,23 +25,10 @@ from components.metrics.quality import Reference, class_quality, quality
 from components.sources import DataConfig
 from components.training import State, TrainingConfig, fit
 from infra.ray_data import Moments
+from tests.benchmarks.common import Data
 from tests.components.helpers import no_wrap
 
 TOLD = ("frechet_distance", "frechet_interval", "precision", "recall", "label_agreement", "classes_hit")
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set in memory, in the place of components.data.Dataset."""
-
-    info: DataInfo
-    columns: dict[str, Tensor]
-
-    def __len__(self) -> int:
-        return len(self.columns["label"])
-
-    def take(self, rows: Tensor) -> dict[str, Tensor]:
-        return {name: values[rows] for name, values in self.columns.items()}
 
 
 def read(config: DataConfig, seed: int = 0) -> dict[str, Data]:
@@ -56,16 +43,25 @@ def read(config: DataConfig, seed: int = 0) -> dict[str, Data]:
     return found
 
 
-def trained(
-    name: str, model: dict, data: Data, training: TrainingConfig, seed: int, seconds: float = math.inf
-) -> tuple[Family, State, float]:
-    """A family with the average of its weights, its state, and the seconds that training took: all of its steps, or as
-    many as fit into `seconds` of the clock."""
+def made(name: str, model: dict, info: DataInfo, seed: int) -> Family:
+    """A family with initial weights that are a function of the seed."""
     torch.manual_seed(seed)
     kind = FAMILIES[name]
-    family = kind(kind.Config(**model), data.info)
+    return kind(kind.Config(**model), info)
+
+
+def trained(
+    family: Family,
+    data: Data,
+    training: TrainingConfig,
+    seed: int,
+    seconds: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Family, State, float]:
+    """The family with the average of its weights, its state, and the seconds that training took: all of its steps, or
+    as many as fit into `seconds` of the clock."""
     family.nets.to(device())
-    began = time.perf_counter()
+    began = clock()
     state = fit(
         family,
         (batch.to(device()) for batch in batches(data, training.batch_size, seed=seed)),
@@ -74,9 +70,9 @@ def trained(
         wrap=no_wrap,
         report=lambda step, figures: figures,
         save=lambda state: None,
-        leave=lambda step: time.perf_counter() - began > seconds,
+        leave=lambda step: clock() - began > seconds,
     )
-    took = time.perf_counter() - began
+    took = clock() - began
     for net in family.kept:
         if net in family.early:
             early = family.early[net]
@@ -118,16 +114,16 @@ class Yardstick:
     """What measures: a judge, the held-out images by its features, and how many samples are drawn."""
 
     def __init__(self, judge: Family, test: Data, protocol: EvaluateConfig):
-        self._net, self.protocol = judge.nets["classifier"], protocol
+        self.judge, self.protocol = judge, protocol
         self.reference = Reference.of(self.features(test.columns["image"])[0], protocol)
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Of images (N, C, H, W), uint8 or in [-1, 1]: vectors (N, D) float64 and logits."""
-        found = []
+        net, found = self.judge.nets["classifier"], []
         for part in images.split(500):
-            vectors = self._net.features((from_uint8(part) if part.dtype == torch.uint8 else part).to(device()))
-            found.append((vectors.double().cpu(), self._net.logits(vectors).double().cpu()))
+            vectors = net.features((from_uint8(part) if part.dtype == torch.uint8 else part).to(device()))
+            found.append((vectors.double().cpu(), net.logits(vectors).double().cpu()))
         vectors, logits = zip(*found, strict=True)
         return torch.cat(vectors), torch.cat(logits)
 
@@ -168,8 +164,16 @@ def rounded(figures: dict) -> dict:
     }
 
 
-def spread(runs: list[dict], names: Callable[[str], bool] = lambda name: name in TOLD) -> dict:
+def kept(path: Path, measure: Callable[[], dict]) -> dict:
+    """What was measured, from its file if it is there: a table of many runs can be finished later."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rounded(measure())))
+    return json.loads(path.read_text())
+
+
+def spread(runs: list[dict]) -> dict:
     """The mean of each figure over runs, and the figures run by run for the distance."""
-    numbers = [name for name, value in runs[0].items() if isinstance(value, int | float) and names(name)]
+    numbers = [name for name, value in runs[0].items() if isinstance(value, int | float)]
     means = {name: sum(run[name] for run in runs) / len(runs) for name in numbers}
     return rounded(means | {"frechet_by_seed": [run["frechet_distance"] for run in runs]})

@@ -1,0 +1,55 @@
+"""The demo's digits and models, in memory: what benchmarks on them share."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+
+from components.families.base import Family
+from components.metrics.protocol import EvaluateConfig
+from components.training import State, TrainingConfig
+from pipelines import params
+from tests.benchmarks import quality
+from tests.benchmarks.common import Data
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = (0, 1, 2)
+PROTOCOL = EvaluateConfig(num_samples=500, batch_size=100, resamples=50)
+
+
+@functools.cache
+def demo() -> params.Params:
+    return params.load(ROOT / params.DEFAULT)
+
+
+@functools.cache
+def data() -> dict[str, Data]:
+    return quality.read(demo().data, demo().seed)
+
+
+def made(key: str, data: Data, seed: int, model: dict | None = None) -> Family:
+    """A block of params.yaml with changes, its weights initial."""
+    block = params.train_block(demo(), key)
+    return quality.made(block.family, {**block.model, **(model or {})}, data.info, seed)
+
+
+def trained(key: str, family: Family, data: Data, seed: int, **changes) -> tuple[Family, State, float]:
+    """What `quality.trained` gives for as long as the block trains."""
+    training = params.train_block(demo(), key).training
+    return quality.trained(family, data, TrainingConfig(**{**training.model_dump(), **changes}), seed)
+
+
+@functools.cache
+def yardstick() -> quality.Yardstick:
+    train, key = data()["train"], "judges.judge"
+    judge, _, _ = trained(key, made(key, train, 0), train, 0)
+    return quality.Yardstick(judge, data()["test"], PROTOCOL)
+
+
+def floor() -> float:
+    """The distance of training images, as many as there are samples, to the held-out ones: a perfect sampler's."""
+    train = data()["train"]
+    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: PROTOCOL.num_samples]
+    return yardstick().of_images(train.columns["image"][rows], None)["frechet_distance"]
