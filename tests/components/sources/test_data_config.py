@@ -1,0 +1,36 @@
+import pytest
+
+from components.config import parse
+from components.errors import ConfigError
+from components.sources import DataConfig
+
+
+class TestConfig:
+    @pytest.mark.parametrize(
+        ("block", "told"),
+        [
+            ({"image_size": 18}, "data.image_size: expected a multiple of 4, at least 8, found 18"),
+            ({"image_size": 4}, "data.image_size: expected a multiple of 4, at least 8, found 4"),
+            ({"image_size": "big"}, "data.image_size"),
+            ({"channels": 2}, "data.channels"),
+            ({"test_fraction": 0}, "data.test_fraction"),
+            ({"test_fraction": 1.0}, "data.test_fraction"),
+            ({"rows_per_shard": 0}, "data.rows_per_shard"),
+            ({"max_rejected": -1}, "data.max_rejected"),
+            ({"source": "mnist"}, "data.source: expected digits, fashion_mnist, folder or s3://bucket/prefix, found"),
+            ({"source": "s3://"}, "data.source: expected"),
+            ({"source": "folder"}, "data.path: expected the folder with the images"),
+            ({"sourse": "digits"}, "data.sourse: unknown key"),
+        ],
+    )
+    def test_impossible_values_are_one_clear_line(self, block, told):
+        with pytest.raises(ConfigError) as caught:
+            parse(DataConfig, block, "data")
+        assert told in str(caught.value) and "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "block",
+        [{}, {"source": "s3://bucket/some/prefix"}, {"source": "s3://bucket"}, {"source": "folder", "path": "a"}],
+    )
+    def test_possible_values_are_taken(self, block):
+        assert parse(DataConfig, block, "data").test_fraction == 0.2
