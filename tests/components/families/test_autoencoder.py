@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from components.config import parse
+from components.data import Batch
 from components.errors import ConfigError, SamplerError
 from components.families import FAMILIES
 from components.families.autoencoding.equivariance import Change, EquivarianceConfig, draw
 from components.metrics.reconstruction import reconstruction_figures
 from components.nets.autoencoder.codebook import Codebook
 from components.training import TrainingConfig, fit, step_player
-from tests.components.families.test_contract import CONFIG, player
+from tests.components.families.contract import CONFIG, player
 from tests.components.helpers import IMAGES, Rows, assert_same, build, copied, no_wrap, one_exact_thread, stream
 
 OPTIONS = {
@@ -226,3 +227,19 @@ def test_a_perceptual_loss_wants_one_network(block):
 def test_a_discriminator_that_images_cannot_bear_is_refused():
     with pytest.raises(SamplerError, match=r"adversarial\.halvings: 5 of a side of 16"):
         build("vae", adversarial={"halvings": 5})
+
+
+@pytest.mark.parametrize("reconstruction", ["mse", "l1", "bce"])
+def test_vae_reconstructs_after_some_steps(reconstruction):
+    family = build("vae", reconstruction=reconstruction, kl_weight=1e-4)
+    images = torch.linspace(-1, 1, 8)[:, None, None, None].expand(8, 1, 16, 16)  # flat, easily learnt
+    batch = next(stream("vae", 8))
+    batch = Batch({"image": ((images + 1) * 127.5).round().to(torch.uint8)}, batch.draws)
+    optimizer = torch.optim.Adam(family.nets.parameters(), lr=0.01)
+    before = (family.reconstruct(images) - images).abs().mean()
+    family.nets.train()
+    for _ in range(60):
+        optimizer.zero_grad()
+        family.loss(family.nets["autoencoder"], batch)["loss"].backward()
+        optimizer.step()
+    assert (family.reconstruct(images) - images).abs().mean() < before / 2

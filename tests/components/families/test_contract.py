@@ -1,29 +1,19 @@
-"""What every family promises to the training loop, to evaluation and to serving."""
+"""What every family promises to the training loop."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import pickle
-import zipfile
 
 import pytest
-import safetensors.torch
 import torch
-from torch import nn
 
-from components import run_folder
 from components.config import parse
 from components.data import Batch
-from components.diffusion.objectives import OBJECTIVES
-from components.diffusion.solvers import SOLVERS
 from components.errors import ConfigError, DataError, SamplerError
 from components.families import FAMILIES, family_class
-from components.families.base import Family, Sampler
-from components.run_folder import Provenance
-from components.sampling import Request
-from components.training import Player, State, TrainingConfig, fit, step_player
+from components.training import fit, step_player
+from tests.components.families.contract import CONFIG, SAMPLERS, Counted, player, stored, trained
 from tests.components.helpers import (
     IMAGES,
     LATENTS,
@@ -37,11 +27,8 @@ from tests.components.helpers import (
     stream,
 )
 
-SAMPLERS = [name for name, kind in FAMILIES.items() if issubclass(kind, Sampler)]
 FIGURES = {"accuracy"}  # what a loss tells for the curves only
 PHASES = [(name, phase.name) for name in FAMILIES for phase in build(name).phases]
-CONFIG = TrainingConfig(steps=5, batch_size=6, report_every=2, save_every=3)
-PROVENANCE = Provenance(data="d", code="c", job="j", seed=0, step=5)
 
 
 def test_every_family_has_a_tiny_example():
@@ -52,33 +39,6 @@ def test_every_family_has_a_tiny_example():
 def exact():
     with one_exact_thread():
         yield
-
-
-class Counted(nn.Module):
-    """Stands for a data-parallel wrapper: it only sees what goes through its forward."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net, self.calls, self.inside, self.outside = net, 0, False, []
-        for name, module in net.named_modules():
-            if not list(module.children()):
-                module.register_forward_pre_hook(functools.partial(self.notice, name))
-
-    def notice(self, name: str, module: nn.Module, args: tuple) -> None:
-        if not self.inside:
-            self.outside.append(name)
-
-    def forward(self, *args, **kwargs):
-        self.calls, self.inside = self.calls + 1, True
-        answer = self.net(*args, **kwargs)
-        self.inside = False
-        return answer
-
-
-def player(family: Family, phase_name: str) -> Player:
-    (phase,) = (phase for phase in family.phases if phase.name == phase_name)
-    raw = family.nets[phase.net]
-    return Player(phase, raw, Counted(raw), torch.optim.SGD(raw.parameters(), lr=0.1))
 
 
 @pytest.mark.parametrize(("name", "phase"), PHASES)
@@ -160,29 +120,6 @@ def test_loss_is_a_function_of_weights_and_batch(name):
     assert_same(*losses)
 
 
-def stored(state: State, path) -> State:
-    """Through a file and back, as a checkpoint is read: no pickled code."""
-    torch.save(vars(state), path)
-    return State(**torch.load(path, weights_only=True))
-
-
-def trained(
-    name: str, steps: int = CONFIG.steps, start: State | None = None, saved=None, **changes
-) -> tuple[Family, State]:
-    """`start` of None begins afresh; the initial weights of another seed show that a restart restores them all."""
-    family = build(name, seed=0 if start is None else 1)
-    state = fit(
-        family,
-        stream(name, start=start.step if start else 0),
-        CONFIG.model_copy(update={"steps": steps, **changes}),
-        start=start,
-        wrap=no_wrap,
-        report=lambda step, figures: figures,
-        save=saved or (lambda state: None),
-    )
-    return family, state
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_interrupted_run_ends_bit_identical(name, tmp_path):
     checkpoints = {}
@@ -250,183 +187,6 @@ def test_weighted_mean_of_rank_losses_is_the_global_loss(name, world):
         assert torch.allclose(torch.stack(found).mean(0), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """The run folder of every family, trained for a few steps, with its family and state."""
-    made = {}
-    for name in FAMILIES:
-        family, state = trained(name)
-        folder = tmp_path_factory.mktemp("runs") / name
-        run_folder.write(folder, name, family, state, PROVENANCE)
-        made[name] = folder, family, state
-    return made
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_run_folder_holds_the_averaged_weights(name, folders):
-    folder, family, state = folders[name]
-    run = run_folder.load(folder)
-    assert run.config.provenance == PROVENANCE
-    assert run.family.config == family.config
-    assert run.family.data == family.data
-    for net in family.kept:
-        expected = copied(family.nets[net]) if net in family.pretrained else state.average[net]
-        assert_same(dict(run.family.nets[net].state_dict()), expected, net)
-        if net not in family.pretrained:
-            with pytest.raises(AssertionError):
-                assert_same(expected, copied(family.nets[net]))
-    assert not run.family.nets.training
-    assert not any(parameter.requires_grad for parameter in run.family.nets.parameters())
-    assert run_folder.read_history(folder) == [pytest.approx(report) for report in state.history]
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_run_folder_holds_no_pickle(name, folders):
-    folder, family, _ = folders[name]
-    files = sorted(path.name for path in folder.rglob("*"))
-    assert files == sorted(["config.json", "history.csv", *(f"{net}.safetensors" for net in family.kept)])
-    for path in folder.iterdir():
-        assert not zipfile.is_zipfile(path), "torch.save writes zip files"
-        with path.open("rb") as file, pytest.raises(Exception, match=r".*"):
-            pickle.load(file)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_writing_twice_gives_equal_bytes(name, folders, tmp_path):
-    folder, family, state = folders[name]
-    run_folder.write(tmp_path / "again", name, family, state, PROVENANCE)
-    for path in folder.iterdir():
-        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
-
-
-@pytest.fixture
-def copy(folders, tmp_path):
-    def copy_of(name: str):
-        _, family, state = folders[name]
-        run_folder.write(tmp_path / name, name, family, state, PROVENANCE)
-        return tmp_path / name, family
-
-    return copy_of
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_missing_file_is_named(name, copy):
-    folder, family = copy(name)
-    for file in ["config.json", *(f"{net}.safetensors" for net in family.kept)]:
-        content = (folder / file).read_bytes()
-        (folder / file).unlink()
-        with pytest.raises(SamplerError, match=rf"{folder / file}: missing"):
-            run_folder.load(folder)
-        (folder / file).write_bytes(content)
-    run_folder.load(folder)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_damaged_weights_are_named(name, copy):
-    folder, family = copy(name)
-    path = folder / f"{family.kept[0]}.safetensors"
-    content, weights = path.read_bytes(), safetensors.torch.load_file(path)
-    key = next(key for key in weights if key.endswith("weight"))
-    path.write_bytes(content[:-8])
-    with pytest.raises(SamplerError, match=f"^{path}: not this network's weights"):
-        run_folder.load(folder)
-    safetensors.torch.save_file({**weights, key: torch.zeros(3, 3, 3)}, path)
-    with pytest.raises(SamplerError, match=f"^{path}: not this network's weights.*{key}"):
-        run_folder.load(folder)
-    weights.pop(key)
-    safetensors.torch.save_file(weights, path)
-    with pytest.raises(SamplerError, match=f"^{path}: not this network's weights.*{key}"):
-        run_folder.load(folder)
-
-
-BAD_CONFIGS = {
-    "schema_version": (lambda content: {**content, "schema_version": 2}, "schema_version"),
-    "unknown family": (lambda content: {**content, "family": "nope"}, "unknown family 'nope'"),
-    "unknown key": (lambda content: {**content, "extra": 1}, "extra"),
-    "config of another family": (lambda content: {**content, "config": {"nope": 1}}, "nope"),
-    "data it cannot take": (lambda content: {**content, "data": {**content["data"], "shape": [1, 15, 15]}}, "15"),
-    "missing key": (lambda content: {key: content[key] for key in content if key != "data"}, "data"),
-    "no mapping": (lambda content: [content], "expected a mapping"),
-}
-
-
-@pytest.mark.parametrize("change", BAD_CONFIGS)
-def test_wrong_config_is_named(change, copy):
-    folder, _ = copy("dcgan")
-    path = folder / "config.json"
-    alter, expected = BAD_CONFIGS[change]
-    path.write_text(json.dumps(alter(json.loads(path.read_text()))))
-    with pytest.raises(SamplerError, match=f"^{path}.*{expected}"):
-        run_folder.load(folder)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"null"])
-def test_unreadable_config_is_named(content, copy):
-    folder, _ = copy("judge")
-    (folder / "config.json").write_bytes(content)
-    with pytest.raises(SamplerError, match=f"^{folder / 'config.json'}: "):
-        run_folder.load(folder)
-
-
-def test_failed_write_leaves_the_old_folder(copy, monkeypatch):
-    folder, family = copy("judge")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(run_folder, "write_json", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run_folder.write(folder, "judge", family, trained("judge", steps=1)[1], PROVENANCE)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert [path.name for path in folder.parent.iterdir()] == ["judge"]
-
-
-def request(sampler: Sampler, seeds: list[int], **settings) -> Request:
-    labels = torch.tensor(seeds) % sampler.num_classes if sampler.conditional else None
-    return Request(torch.tensor(seeds), labels, sampler.Settings(**settings))
-
-
-def fast(name: str) -> dict:
-    return {"num_inference_steps": 4} if name in ("latent_diffusion", "stable_diffusion") else {}
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_samples_lie_in_range_and_follow_their_seeds(name, folders):
-    sampler = run_folder.load(folders[name][0]).family
-    images = sampler.sample(request(sampler, [3, 4, 3, 2**62], **fast(name)))
-    assert images.shape == (4, *IMAGES.shape)
-    assert images.dtype == torch.float32
-    assert images.min() >= -1
-    assert images.max() <= 1
-    assert torch.allclose(images[0], images[2], atol=1e-6)
-    assert (images[0] - images[1]).abs().max() > 1e-5
-    assert (images[0] - images[3]).abs().max() > 1e-5
-    torch.manual_seed(99)
-    assert torch.equal(sampler.sample(request(sampler, [3, 4, 3, 2**62], **fast(name))), images)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_co_batched_equals_alone(name, folders):
-    sampler = run_folder.load(folders[name][0]).family
-    together = sampler.sample(request(sampler, [5, 6, 7], **fast(name)))
-    for place, seed in enumerate([5, 6, 7]):
-        alone = sampler.sample(request(sampler, [seed], **fast(name)))
-        assert torch.allclose(alone[0], together[place], atol=1e-4)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_calls_hold_rows_first(name, folders):
-    sampler = run_folder.load(folders[name][0]).family
-    with torch.inference_mode():
-        trajectory = sampler.trajectory(request(sampler, [1, 2], **fast(name)))
-        call = next(trajectory)
-        try:
-            while True:
-                (rows,) = {len(values) for values in call.inputs.values()}
-                answer = sampler.calls[call.net](**call.inputs)
-                assert len(answer) == rows
-                call = trajectory.send(answer)
-        except StopIteration as stop:
-            assert len(stop.value) == 2
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_preview_is_a_sheet_of_images(name, folders):
     _, family, _ = folders[name]
@@ -438,14 +198,6 @@ def test_preview_is_a_sheet_of_images(name, folders):
     assert preview.abs().max() <= 1
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_settings_are_strict(name):
-    kind = FAMILIES[name].Settings
-    assert parse(kind, {}, "settings") == kind()
-    with pytest.raises(ConfigError, match=r"settings\.nope: unknown key"):
-        parse(kind, {"nope": 1}, "settings")
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_config_is_strict_and_survives_json(name):
     kind = FAMILIES[name].Config
@@ -453,64 +205,6 @@ def test_config_is_strict_and_survives_json(name):
     assert kind(**json.loads(config.model_dump_json())) == config
     with pytest.raises(ConfigError, match=r"model\.nope: unknown key"):
         parse(kind, {"nope": 1}, "model")
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("spacing", ["schedule", "karras"])
-def test_latent_diffusion_samples_with_every_solver(solver, spacing, folders):
-    sampler = run_folder.load(folders["latent_diffusion"][0]).family
-    settings = {"solver": solver, "spacing": spacing, "num_inference_steps": 3}
-    together = sampler.sample(request(sampler, [1, 2], **settings))
-    assert torch.isfinite(together).all()
-    assert torch.allclose(sampler.sample(request(sampler, [2], **settings))[0], together[1], atol=1e-4)
-
-
-def test_labels_and_guidance_steer_latent_diffusion(folders):
-    sampler = build("latent_diffusion")
-    seeds = torch.tensor([1, 1])
-
-    def sample(labels, scale):
-        labels = None if labels is None else torch.tensor(labels)
-        return sampler.sample(Request(seeds, labels, sampler.Settings(num_inference_steps=3, guidance_scale=scale)))
-
-    assert torch.equal(sample(None, 1), sample(None, 5)), "without a class there is nothing to guide towards"
-    first, second = sample([0, 1], 1)
-    assert not torch.equal(first, second)
-    assert not torch.equal(sample([0, 1], 1), sample([0, 1], 3))
-    assert torch.allclose(sample([0, 1], 0), sample(None, 1), atol=1e-5)
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("schedule", ["flow", "linear", "scaled_linear", "cosine"])
-def test_latent_diffusion_trains_under_every_objective_and_schedule(objective, schedule):
-    family = build("latent_diffusion", objective=objective, schedule={"name": schedule})
-    loss = family.loss(family.nets["unet"], next(stream("latent_diffusion", batch_size=20)))["loss"]
-    assert torch.isfinite(loss)
-    assert 0.1 < float(loss.detach()) < 10, "targets are of about unit scale for normalised latents"
-
-
-@pytest.mark.parametrize("reconstruction", ["mse", "l1", "bce"])
-def test_vae_reconstructs_after_some_steps(reconstruction):
-    family = build("vae", reconstruction=reconstruction, kl_weight=1e-4)
-    images = torch.linspace(-1, 1, 8)[:, None, None, None].expand(8, 1, 16, 16)  # flat, easily learnt
-    batch = next(stream("vae", 8))
-    batch = Batch({"image": ((images + 1) * 127.5).round().to(torch.uint8)}, batch.draws)
-    optimizer = torch.optim.Adam(family.nets.parameters(), lr=0.01)
-    before = (family.reconstruct(images) - images).abs().mean()
-    family.nets.train()
-    for _ in range(60):
-        optimizer.zero_grad()
-        family.loss(family.nets["autoencoder"], batch)["loss"].backward()
-        optimizer.step()
-    assert (family.reconstruct(images) - images).abs().mean() < before / 2
-
-
-def test_normalised_latents_round_trip():
-    family = build("latent_diffusion")
-    latents = torch.randn(4, *LATENTS.shape)
-    normal = family.normalise(latents)
-    assert torch.allclose(normal[:, 0], (latents[:, 0] - 0.3) / 1.5)
-    assert torch.allclose(family.denormalise(normal), latents, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["dcgan", "wgan_gp", "vae"])

@@ -1,0 +1,61 @@
+"""Latent diffusion under every solver, objective and schedule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from components import run_folder
+from components.diffusion.objectives import OBJECTIVES
+from components.diffusion.solvers import SOLVERS
+from components.sampling import Request
+from tests.components.families.contract import request
+from tests.components.helpers import LATENTS, build, one_exact_thread, stream
+
+
+@pytest.fixture(autouse=True, scope="module")
+def exact():
+    with one_exact_thread():
+        yield
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("spacing", ["schedule", "karras"])
+def test_latent_diffusion_samples_with_every_solver(solver, spacing, folders):
+    sampler = run_folder.load(folders["latent_diffusion"][0]).family
+    settings = {"solver": solver, "spacing": spacing, "num_inference_steps": 3}
+    together = sampler.sample(request(sampler, [1, 2], **settings))
+    assert torch.isfinite(together).all()
+    assert torch.allclose(sampler.sample(request(sampler, [2], **settings))[0], together[1], atol=1e-4)
+
+
+def test_labels_and_guidance_steer_latent_diffusion(folders):
+    sampler = build("latent_diffusion")
+    seeds = torch.tensor([1, 1])
+
+    def sample(labels, scale):
+        labels = None if labels is None else torch.tensor(labels)
+        return sampler.sample(Request(seeds, labels, sampler.Settings(num_inference_steps=3, guidance_scale=scale)))
+
+    assert torch.equal(sample(None, 1), sample(None, 5)), "without a class there is nothing to guide towards"
+    first, second = sample([0, 1], 1)
+    assert not torch.equal(first, second)
+    assert not torch.equal(sample([0, 1], 1), sample([0, 1], 3))
+    assert torch.allclose(sample([0, 1], 0), sample(None, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("schedule", ["flow", "linear", "scaled_linear", "cosine"])
+def test_latent_diffusion_trains_under_every_objective_and_schedule(objective, schedule):
+    family = build("latent_diffusion", objective=objective, schedule={"name": schedule})
+    loss = family.loss(family.nets["unet"], next(stream("latent_diffusion", batch_size=20)))["loss"]
+    assert torch.isfinite(loss)
+    assert 0.1 < float(loss.detach()) < 10, "targets are of about unit scale for normalised latents"
+
+
+def test_normalised_latents_round_trip():
+    family = build("latent_diffusion")
+    latents = torch.randn(4, *LATENTS.shape)
+    normal = family.normalise(latents)
+    assert torch.allclose(normal[:, 0], (latents[:, 0] - 0.3) / 1.5)
+    assert torch.allclose(family.denormalise(normal), latents, atol=1e-6)
