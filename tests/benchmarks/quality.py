@@ -174,6 +174,6 @@ def kept(path: Path, measure: Callable[[], dict]) -> dict:
 
 def spread(runs: list[dict]) -> dict:
     """The mean of each figure over runs, and the figures run by run for the distance."""
-    numbers = [name for name, value in runs[0].items() if isinstance(value, int | float)]
+    numbers = [name for name in runs[0] if all(isinstance(run.get(name), int | float) for run in runs)]
     means = {name: sum(run[name] for run in runs) / len(runs) for name in numbers}
     return rounded(means | {"frechet_by_seed": [run["frechet_distance"] for run in runs]})
