@@ -15,3 +15,4 @@ CHAMPION = Path("champion")  # sampler/, candidate.json and pictures, as the reg
 REPORT = Path("report.html")
 
 AUTOENCODER_INFO = "autoencoder.json"  # in a latent data set, beside autoencoder.safetensors
+TEXT_INFO = "text.json"  # likewise, beside text.safetensors, where a pretrained encoder embedded the captions
