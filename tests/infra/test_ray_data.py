@@ -15,6 +15,7 @@ from components.interchange import text_encoders
 from components.training import State
 from infra import ray_data
 from infra.config import ClusterConfig
+from infra.store import Store
 from tests.components.interchange import folders
 
 CAPTIONS = ("a cat", "a dog", "", "two birds")
@@ -91,7 +92,7 @@ def test_mirrored_images_are_encoded_beside_the_others(prepared, tmp_path):
     plain, both = tmp_path / "plain", tmp_path / "both"
     for folder, flips in ((plain, False), (both, True)):
         folder.mkdir()
-        encoder = ray_data.Encoder(str(prepared / "vae"), str(prepared / "images"), str(folder), 16, flips)
+        encoder = ray_data.Encoder(prepared / "vae", prepared / "images", Store.open(folder), 16, flips)
         shard, moments = encoder._encode(0)
         write_manifest(folder, [shard], value_range=(0, 255), statistics=moments.statistics())
     rows, without = (Dataset(folder).take(np.arange(30)) for folder in (both, plain))

@@ -100,7 +100,8 @@ def test_a_split_without_a_readable_image_is_refused(tmp_path):
 def test_a_bucket_is_mirrored_and_read_as_a_folder(tmp_path, monkeypatch):
     asked = []
 
-    def mirror(uri: str, folder: Path) -> None:
+    def mirror(uri: str, folder: Path, only: list | None) -> None:
+        assert only is None
         asked.append((uri, folder))
         make_folder(folder)
 

@@ -20,6 +20,7 @@ from components.run_folder import Provenance
 from components.sampling import Request
 from components.training import fit
 from infra import ray_data
+from infra.store import Store
 from pipelines import evaluate, paths, prepare, reference
 from pipelines.params import TRAINED, load
 from pipelines.repro import apply
@@ -125,7 +126,7 @@ def train(params, key: str) -> None:
 def encode(autoencoder: Path) -> None:
     """What the stage does, by one actor's work in this process."""
     paths.LATENTS.mkdir(parents=True)
-    encoder = ray_data.Encoder(str(autoencoder), str(paths.TRAIN_IMAGES), str(paths.LATENTS), 16)
+    encoder = ray_data.Encoder(autoencoder, paths.TRAIN_IMAGES, Store.open(paths.LATENTS.absolute()), 16)
     shard, moments = encoder._encode(0)
     run = run_folder.load(autoencoder)
     info = AutoencoderInfo(config=run.config.config, data=run.config.data)

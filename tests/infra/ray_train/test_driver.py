@@ -103,7 +103,7 @@ def test_a_worker_that_dies_loses_nothing_and_every_step_is_told_once(ray_sessio
 
 
 def test_two_workers_train_on_the_same_global_batches(ray_session, images, tmp_path):
-    """With penalties, whose second derivative passes through data parallelism, and nets that look at rows one by one."""
+    """With penalties, whose second derivative passes through data parallelism; no net looks across rows."""
     job = make_job(images, "r3gan")
     together, tracked = run(job, tmp_path, num_workers=2)
     # both looks were taken, by tasks beside the workers
