@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from components.data import Batch
 from components.errors import SamplerError
 from components.nets.blocks import Attention, FeedForward
-from components.nets.text_encoders import EncoderLayout, FrozenText
+from components.nets.text_encoders import LIBRARIES, EncoderLayout, FrozenText
 from components.nets.unet import Uncertainty, UNet2DConditionModel
 from components.sampling import Call, Trajectory
 
@@ -49,6 +49,7 @@ class Bytes:
     """Texts of up to `length` bytes, for the encoder that is trained along."""
 
     nets: Mapping[str, nn.Module] = {}
+    libraries: tuple[str, ...] = ()
 
     def __init__(self, length: int):
         self.length = length
@@ -69,6 +70,8 @@ class Bytes:
 
 class Embeddings:
     """Texts as a frozen encoder tells them; training reads what is stored and never runs it."""
+
+    libraries = LIBRARIES
 
     def __init__(self, layout: EncoderLayout):
         self.net = FrozenText(layout)

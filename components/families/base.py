@@ -96,6 +96,7 @@ class Family:
     phases: tuple[Phase, ...]
     kept: tuple[str, ...]  # the nets that make the trained model; their average goes into the run folder
     pretrained: tuple[str, ...] = ()  # nets that are never trained here; kept, but not averaged
+    libraries: tuple[str, ...] = ()  # beyond torch, that own a part of its nets
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
 
     @classmethod

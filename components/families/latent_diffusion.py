@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.config import parse
 from components.data import Batch
 from components.diffusion import schedules, weightings
 from components.diffusion.config import Config, Settings
@@ -104,6 +105,7 @@ class LatentDiffusion(Sampler):
         unet = build_unet(config, data)
         self.null = 0 if self.texts else unet.null
         self.wording = _wording(config, data)
+        self.libraries = self.wording.libraries
         self.early = self.early_nets(config)
         copies = {name: copy.deepcopy(unet) for name in self.early}
         fixed = {**self.space.nets, **self.wording.nets}
@@ -220,22 +222,19 @@ class LatentDiffusion(Sampler):
         asked = [wanted] if other is None else [wanted, other]
         alike = guidance.guide is None and all(texts == against for texts in asked)
         alone = guidance.scale == 1 or alike or guidance.guide is not None
-        own = yield from self._contexts("unet", asked if alone else [*asked, against])
-        towards = lerp(*own[:2], request.blend.share) if other is not None else own[0]
+        groups = asked if alone else [*asked, against]
+        tokens = yield from self.wording.asked([text for group in groups for text in group])
+        given = {"tokens": tokens.to(request.seeds.device)}
+        own = (yield Call(_text_of("unet"), given)).chunk(len(groups))
+        towards = own[0] if other is None else lerp(*own[:2], request.blend.share)
         if guidance.scale == 1 or alike:
             away = towards
         elif guidance.guide is None:
             away = own[-1]
         else:
-            worse = yield from self._contexts(guidance.guide, asked)
-            away = lerp(*worse, request.blend.share) if other is not None else worse[0]
+            worse = (yield Call(_text_of(guidance.guide), given)).chunk(len(groups))
+            away = worse[0] if other is None else lerp(*worse, request.blend.share)
         return {"context": towards}, {"context": away}
-
-    def _contexts(self, net: str, groups: Sequence[Sequence[str]]) -> Generator[Call, Tensor, tuple[Tensor, ...]]:
-        """What a net attends to for each of several groups of B texts, (B, M, context_dim) each."""
-        device = next(self.nets[net].parameters()).device
-        tokens = yield from self.wording.asked([text for group in groups for text in group])
-        return (yield Call(_text_of(net), {"tokens": tokens.to(device)})).chunk(len(groups))
 
     def _decode(self, latents: Tensor) -> Trajectory:
         return self.space.decode(self.denormalise(latents))
@@ -298,7 +297,7 @@ def build_unet(config: Config, data: DataInfo) -> ClassConditionalUNet | TextCon
     if config.conditioning == "text":
         text = config.text
         if text.encoder == "pretrained":
-            encoder = Projection(EncoderLayout(**data.text).width, config.context_dim)
+            encoder = Projection(_layout(data).width, config.context_dim)
         else:
             encoder = TextEncoder(text.length, text.width, text.layers, text.heads, config.context_dim)
         return TextConditionalUNet(data.shape[0], text=encoder, **layout)
@@ -308,7 +307,12 @@ def build_unet(config: Config, data: DataInfo) -> ClassConditionalUNet | TextCon
 def _wording(config: Config, data: DataInfo) -> Bytes | Embeddings:
     """What tells texts to the net that is trained."""
     is_pretrained = config.conditioning == "text" and config.text.encoder == "pretrained"
-    return Embeddings(EncoderLayout(**data.text)) if is_pretrained else Bytes(config.text.length)
+    return Embeddings(_layout(data)) if is_pretrained else Bytes(config.text.length)
+
+
+def _layout(data: DataInfo) -> EncoderLayout:
+    """Of the encoder that the captions went through. Raises ConfigError if it is described by something else."""
+    return parse(EncoderLayout, data.text, "data.text")
 
 
 def _text_of(net: str) -> str:

@@ -20,7 +20,7 @@ from components.diffusion.text import texts_of_column
 from components.errors import DataError
 from components.families.base import DataInfo, Phase
 from components.families.latent_diffusion import LatentDiffusion, Latents, lerp
-from components.nets.text_encoders import Encoded, EncoderLayout, TextEncoders
+from components.nets.text_encoders import LIBRARIES, Encoded, EncoderLayout, TextEncoders
 from components.nets.unet import UNet2DConditionModel
 from components.optimizers import OptimizerConfig
 from components.sampling import Call, Request
@@ -100,6 +100,7 @@ class StableDiffusion(LatentDiffusion):
     Settings = Settings
     conditional = False
     texts = True
+    libraries = LIBRARIES
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data

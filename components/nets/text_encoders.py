@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from components.config import Strict
 from components.errors import ConfigError
 
+LIBRARIES = ("transformers",)  # what runs the nets of this module beside torch
+
 
 class EncoderLayout(Strict):
     """One encoder. `config` is CLIPTextConfig's or T5Config's own; `pooled`: it has a projected pooled embedding;

@@ -15,7 +15,7 @@ from components.engine import Engine
 from components.errors import DataError
 from components.interchange.text_encoders import read
 from components.nets.text_encoders import FrozenText
-from components.sampling import Blend, Request
+from components.sampling import Blend, Request, drive
 from components.training import TrainingConfig, fit
 from tests.components.families.test_contract import PROVENANCE, player
 from tests.components.helpers import (
@@ -177,6 +177,28 @@ def test_a_run_folder_carries_the_encoder_and_rows_of_all_requests_share_forward
     assert sum(forward.rows for forward in forwards if forward.net == "text") == 5, (
         "empty texts cost no row, nor equal ones"
     )
+
+
+def test_a_guide_is_asked_about_the_same_embeddings(encoder):
+    family = made(encoder, guide={"at": 0.5})
+    with torch.no_grad():
+        family.nets["guide"].text.project.weight.mul_(-1)
+    counts = {}
+
+    def counting(name, answer):
+        def counted(**inputs):
+            counts[name] = counts.get(name, 0) + len(next(iter(inputs.values())))
+            return answer(**inputs)
+
+        return counted
+
+    settings = family.Settings(num_inference_steps=3, guidance="autoguidance")
+    request = Request(SEEDS, None, settings, ("a cat", "a dog"))
+    calls = {name: counting(name, answer) for name, answer in family.calls.items()}
+    family.nets.eval()
+    images = drive(family.trajectory(request), calls)
+    assert counts == {"text": 2, "unet_text": 2, "guide_text": 2, "unet": 6, "guide": 6, "decoder": 2}
+    assert (images - sample(family, ("a cat", "a dog"))).abs().max() > 1e-4
 
 
 def test_a_preview_draws_stored_captions(encoder):
