@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from components.config import parse
 from components.errors import SamplerError
 from components.interchange.folders import folder_of, read_json, refuse_pickles, weight_files
 from components.nets.text_encoders import EncoderLayout, FrozenText, library
@@ -60,15 +61,16 @@ def layout_and_weights(
         raise SamplerError(f"{folder}: no {sorted(report['missing_keys'])[0]} in its weights; expected {KNOWN}")
     most = [tokenizer.model_max_length, length or tokenizer.model_max_length]
     most += [net.config.max_position_embeddings] if kind == "clip" else []
-    layout = EncoderLayout(
-        kind=kind,
-        config=json.loads(net.config.to_json_string(use_diff=True)),
-        pooled=pooled,
-        penultimate=penultimate,
-        length=min(most),
-        pad=tokenizer.pad_token_id,
-        tokenizer_bytes=len(stored),
-    )
+    described = {
+        "kind": kind,
+        "config": json.loads(net.config.to_json_string(use_diff=True)),
+        "pooled": pooled,
+        "penultimate": penultimate,
+        "length": min(most),
+        "pad": tokenizer.pad_token_id,
+        "tokenizer_bytes": len(stored),
+    }
+    layout = parse(EncoderLayout, described, str(folder))
     encoder = net.encoder if kind == "t5" else net
     return layout, {**encoder.state_dict(), "tokenizer": stored}
 

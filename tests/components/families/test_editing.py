@@ -173,6 +173,20 @@ def test_a_blend_goes_from_one_class_to_the_other(sampler):
     assert torch.allclose(sample(5, 0, both)[-1:], sampler.sample(last), atol=1e-5)
 
 
+def test_stable_diffusion_blends_texts():
+    pytest.importorskip("transformers")
+    sampler = build("stable_diffusion")
+
+    def sample(prompts, scale, blend=None):
+        settings = sampler.Settings(num_inference_steps=2, guidance_scale=scale)
+        return sampler.sample(Request(torch.full((len(prompts),), 3), None, settings, prompts, blend=blend))
+
+    for scale in (1.0, 3.0):
+        path = sample(("cat",) * 3, scale, Blend(None, torch.tensor([0, 0.5, 1]), prompts=("dog",) * 3))
+        assert torch.allclose(path[[0, 2]], sample(("cat", "dog"), scale), atol=1e-4)
+        assert (path[1] - path[[0, 2]]).abs().amax((1, 2, 3)).min() > 1e-5
+
+
 def test_half_way_between_classes_is_the_mean_of_their_embeddings(sampler):
     x, level = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([10.0, 500.0])
     net = sampler.nets["unet"]

@@ -161,6 +161,7 @@ def test_a_run_folder_carries_the_encoder_and_rows_of_all_requests_share_forward
     assert (tmp_path / "run/text.safetensors").is_file()
     sampler = run_folder.load(tmp_path / "run").family
     assert_same(copied(sampler.nets["text"]), copied(encoder))
+    assert sampler.libraries == ("transformers",)
     settings = sampler.Settings(num_inference_steps=3)
     requests = [
         Request(torch.tensor([row]), None, settings, (caption,), negative_prompts=("a dog",) if row % 2 else None)
