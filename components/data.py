@@ -34,7 +34,7 @@ class Column(Strict):
     """Shape and type of one row of a column."""
 
     shape: tuple[int, ...]
-    dtype: Literal["uint8", "int64", "float32"]
+    dtype: Literal["uint8", "int64", "float16", "float32"]
 
 
 class ShardFile(Strict):

@@ -1,4 +1,4 @@
-"""Pictures for people: real images by class, what an autoencoder keeps of an image, the path between two."""
+"""Pictures for people: real images by class, the ways between images and between samples, how an image comes about."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from components.data import Dataset
 from components.families.base import Sampler
 from components.families.vae import VAE
 from components.images import encode_png, from_uint8, grid
-from components.sampling import Request, drive
+from components.sampling import Blend, Request, drive
 
 
 def rows_by_class(dataset: Dataset, columns: int) -> list[Tensor]:
@@ -61,13 +61,20 @@ def film_strip(sampler: Sampler, request: Request, frames: int) -> tuple[Tensor,
     return torch.stack([*images, last]), [*(preview.progress for preview in chosen), 1.0]
 
 
-def squared_error(vae: VAE, dataset: Dataset, batch_size: int = 256) -> float:
-    """The mean squared error of reconstructions over all images, in units of [-1, 1]."""
-    total = 0.0
-    for chunk in dataset.chunks(batch_size):
-        images = from_uint8(chunk["image"])
-        total += float((vae.reconstruct(images) - images).square().mean((1, 2, 3)).double().sum())
-    return total / len(dataset)
+def walks(sampler: Sampler, first: Request, last: Request, steps: int) -> Tensor:
+    """The ways from N samples to N others, (N * steps, C, H, W), way after way. What differs between the requests
+    changes along the ways: seeds along arcs, classes and texts along lines."""
+    rows = torch.arange(len(first.seeds)).repeat_interleave(steps)
+    share = torch.linspace(0, 1, steps).repeat(len(first.seeds))
+
+    def along(values: Tensor | tuple[str, ...] | None) -> Tensor | tuple[str, ...] | None:
+        if isinstance(values, tuple):
+            return tuple(values[row] for row in rows)
+        return None if values is None else values[rows]
+
+    blend = Blend(along(last.seeds), share, along(last.labels), along(last.prompts))
+    ways = Request(along(first.seeds), along(first.labels), first.settings, along(first.prompts), blend=blend)
+    return sampler.sample(ways)
 
 
 def data_uri(png: bytes) -> str:

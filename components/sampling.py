@@ -72,17 +72,25 @@ class Source:
 
 @dataclass(frozen=True)
 class Blend:
-    """The way to other seeds. `seeds`: (B,) int64; `share`: (B,) float in [0, 1], how far: 0 is the request's own, 1
-    the other's."""
+    """The way to other images. `share`: (B,) float in [0, 1], how far: 0 is the request's own, 1 the other's. Seeds
+    (B,) int64, labels (B,) int64 and B prompts say what the others differ in; what is None stays."""
 
-    seeds: Tensor
+    seeds: Tensor | None
     share: Tensor
+    labels: Tensor | None = None
+    prompts: tuple[str, ...] | None = None
 
     def to(self, device: torch.device) -> Blend:
-        return Blend(self.seeds.to(device), self.share.to(device))
+        return self._each(lambda values: values.to(device))
 
     def rows(self, rows: slice) -> Blend:
-        return Blend(self.seeds[rows], self.share[rows])
+        return replace(
+            self._each(lambda values: values[rows]), prompts=None if self.prompts is None else self.prompts[rows]
+        )
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Blend:
+        tensors = {name: getattr(self, name) for name in ("seeds", "share", "labels")}
+        return replace(self, **{name: None if values is None else change(values) for name, values in tensors.items()})
 
 
 def shape_text(shape: Sequence[int]) -> str:
@@ -101,7 +109,7 @@ class Request:
     negative_labels:   (B,) int64: the class that guidance leads away from, instead of from no class
     negative_prompts:  B texts, likewise
     source:            images to edit, for samplers that edit
-    blend:             other seeds to go towards, likewise
+    blend:             other seeds, classes or texts to go towards, likewise
     """
 
     seeds: Tensor

@@ -15,13 +15,17 @@ import ray.data
 import torch
 
 from components.data import Dataset, Shard, read_manifest, write_shard
+from components.diffusion.text import EMBEDDED, texts_of_column
 from components.images import from_uint8
-from components.run_folder import load
+from components.nets.text_encoders import EncoderLayout, FrozenText
+from components.run_folder import load, load_weights
 from infra.config import ClusterConfig
 from infra.ray_session import has_gpu
 from infra.staging import Staged, local, stage
 from infra.storage import is_remote
 from infra.store import Store
+
+TEXT_WEIGHTS = "text.safetensors"  # of a text encoder, beside the shards
 
 
 class Moments(NamedTuple):
@@ -41,15 +45,25 @@ class Moments(NamedTuple):
 
 
 class Encoder:
-    """An actor that holds the autoencoder and turns shards of images into shards of posteriors."""
+    """An actor that holds the autoencoder and turns shards of images into shards of posteriors; with a text encoder,
+    told by its layout and the folder of its weights, captions into embeddings too."""
 
     def __init__(
-        self, autoencoder: Path | Staged, images: Path | Staged, target: Store, batch_size: int, flips: bool = False
+        self,
+        autoencoder: Path | Staged,
+        images: Path | Staged,
+        target: Store,
+        batch_size: int,
+        flips: bool = False,
+        text: tuple[EncoderLayout, Path | Staged] | None = None,
     ):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._net = load(local(autoencoder), self._device).family.nets["autoencoder"]
         self._images, self._target, self._batch_size = Dataset(local(images)), target, batch_size
-        self._flips = flips
+        self._flips, self._text = flips, None
+        if text is not None:
+            self._text = FrozenText(text[0]).eval().to(self._device)
+            load_weights(self._text, local(text[1]) / TEXT_WEIGHTS)
 
     def __call__(self, numbers: dict[str, np.ndarray]) -> dict[str, list]:
         shards = [self._encode(int(number)) for number in numbers["shard"]]
@@ -63,8 +77,9 @@ class Encoder:
         rows = self._images.take(self._images.shard_rows(number))
         columns = self._columns(rows["image"])
         others = {name: values.numpy() for name, values in rows.items() if name != "image"}
+        texts = {} if self._text is None else {EMBEDDED: self._embeddings(rows["caption"])}
         with self._target.filled_from_disk() as folder:
-            shard = write_shard(folder, number, columns | others)
+            shard = write_shard(folder, number, columns | others | texts)
         mean, std = (
             np.concatenate([values for name, values in columns.items() if name.startswith(which)])
             for which in ("mean", "std")
@@ -89,6 +104,13 @@ class Encoder:
         means, stds = zip(*encoded, strict=True)
         return torch.cat(means), torch.cat(stds)
 
+    @torch.inference_mode()
+    def _embeddings(self, captions: torch.Tensor) -> np.ndarray:
+        """Of stored captions (N, any): (N, length, width) float16."""
+        texts = texts_of_column(captions)
+        parts = [texts[start : start + self._batch_size] for start in range(0, len(texts), self._batch_size)]
+        return np.concatenate([self._text.encoded(part).context.half().cpu().numpy() for part in parts])
+
 
 def encode(
     autoencoder: Path,
@@ -98,16 +120,20 @@ def encode(
     cluster: ClusterConfig,
     storage: str = "",
     flips: bool = False,
+    text: EncoderLayout | None = None,
 ) -> tuple[list[Shard], dict[str, tuple[float, ...]]]:
     """Writes one shard of posteriors into `target` for every shard of `images`; returns the manifest entries in order
     and the channel statistics of the whole set. `storage`: s3://bucket/prefix that inputs and shards go through, where
-    nodes do not see these folders; `flips`: each row also holds the mirrored image's."""
+    nodes do not see these folders; `flips`: each row also holds the mirrored image's; `text`: what embeds the captions,
+    its weights in `target` already."""
     num_shards = len(read_manifest(images).shards)
     inputs, made = (autoencoder.resolve(), images.resolve()), Store.open(target.resolve())
+    inputs += () if text is None else (target.resolve(),)
     if is_remote(storage):
         inputs = tuple(stage(folder, storage, cluster.cache_bytes) for folder in inputs)
         made = Store.open(storage) / "encoded" / "-".join(staged.hash[:16] for staged in inputs)
-    arguments = (*inputs, made, batch_size, flips)
+    autoencoder_at, images_at, *text_at = inputs
+    arguments = (autoencoder_at, images_at, made, batch_size, flips, (text, *text_at) if text_at else None)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of its execution plan otherwise
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = (

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from components import pyfunc, run_folder
@@ -199,10 +200,11 @@ def _version(found) -> Version:
 
 def _save_pyfunc(target: Path, entry: Entry) -> None:
     """Writes an MLflow model that loads without this project: sampler, candidate, pictures, and components/ as code."""
-    from importlib.metadata import version
 
     import mlflow.pyfunc
 
+    sampler = run_folder.load(entry.folder).family
+    assert isinstance(sampler, Sampler)
     with tempfile.TemporaryDirectory() as temporary:
         data, code = Path(temporary) / "champion", Path(temporary) / "components"
         shutil.copytree(entry.folder, data / pyfunc.SAMPLER)
@@ -217,20 +219,23 @@ def _save_pyfunc(target: Path, entry: Entry) -> None:
                 loader_module=pyfunc.__name__,
                 data_path=str(data),
                 code_paths=[str(code)],
-                signature=_signature(entry),
-                pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _REQUIREMENTS],
+                signature=_signature(entry, sampler),
+                pip_requirements=requirements(sampler),
             )
 
 
-def _signature(entry: Entry):
+def requirements(sampler: Sampler) -> list[str]:
+    """What loading a sampler needs, at the versions that are installed here."""
+    return [f"{name}=={version(name).partition('+')[0]}" for name in (*_REQUIREMENTS, *sampler.libraries)]
+
+
+def _signature(entry: Entry, sampler: Sampler):
     """What a version takes and gives: columns seed and label or prompt, settings as parameters, images (N, H, W, C)
     uint8."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    sampler = run_folder.load(entry.folder).family
-    assert isinstance(sampler, Sampler)
     channels, height, width = sampler.image_shape
     columns = [ColSpec("long", "seed")]
     if sampler.conditional:

@@ -1,19 +1,25 @@
-"""Encodes the training images: `python -m pipelines.encode` -> data/latents, with the autoencoder that made them."""
+"""Encodes the training images: `python -m pipelines.encode` -> data/latents, with the autoencoder that made them, and
+with the text encoder that embedded the captions where params.yaml names one."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+import safetensors.torch
+
 from components import run_folder
 from components.data import Manifest, read_manifest, verify, write_manifest
+from components.errors import DataError
 from components.families.base import AutoencoderInfo
 from components.files import whole_folder, write_json
+from components.interchange import text_encoders
+from components.nets.text_encoders import EncoderLayout, FrozenText
 from infra import ray_data
 from infra.ray_session import session
 from infra.storage import check_storage
 from pipelines import cli, paths, remote
-from pipelines.params import Params, load
+from pipelines.params import Params, TextConfig, load
 from pipelines.train import ROOT
 
 
@@ -24,10 +30,12 @@ def encode(params: Params, autoencoder: Path, images: Path, target: Path) -> Man
     run = run_folder.load(autoencoder)
     # a sampler's run holds the autoencoder that it was trained on
     info = run.config.data.autoencoder or AutoencoderInfo(config=run.config.config, data=run.config.data)
+    text = None if params.encode.text is None else open_text(params.encode.text, facts, images)
     with whole_folder(target) as folder, session(params.cluster, ROOT):
         cluster, options = params.cluster, params.encode
+        layout = None if text is None else write_text(folder, text)
         shards, statistics = ray_data.encode(
-            autoencoder, images, folder, options.batch_size, cluster, cluster.storage(ROOT), options.flips
+            autoencoder, images, folder, options.batch_size, cluster, cluster.storage(ROOT), options.flips, layout
         )
         write_json(folder / paths.AUTOENCODER_INFO, info.model_dump(mode="json"))
         shutil.copy(autoencoder / "autoencoder.safetensors", folder)
@@ -42,11 +50,29 @@ def encode(params: Params, autoencoder: Path, images: Path, target: Path) -> Man
     return read_manifest(target)
 
 
+def open_text(config: TextConfig, facts: Manifest, images: Path) -> FrozenText:
+    """Raises InputError of images without captions, and of an encoder that cannot be had."""
+    if "caption" not in facts.columns:
+        raise DataError(f"{images}: no captions; encode.text needs some to embed")
+    return text_encoders.read(config.encoder, config.length, "encode.text.encoder")
+
+
+def write_text(folder: Path, text: FrozenText) -> EncoderLayout:
+    """Puts a text encoder into a latent data set, for trainings to carry into their run folders."""
+    (layout,) = text.layouts
+    write_json(folder / paths.TEXT_INFO, layout.model_dump(mode="json"))
+    weights = {name: value.contiguous() for name, value in text.state_dict().items()}
+    safetensors.torch.save_file(weights, folder / ray_data.TEXT_WEIGHTS)
+    return layout
+
+
 def main(argv: list[str]) -> None:
     params = load()
     autoencoder = Path(params.encode.autoencoder or paths.RUNS / next(iter(params.autoencoders)))
     if remote.is_away(params.cluster):
-        remote.run(params, "pipelines.encode", [], [paths.TRAIN_IMAGES, autoencoder], [paths.LATENTS])
+        named = [] if params.encode.text is None else [Path(params.encode.text.encoder)]
+        inputs = [paths.TRAIN_IMAGES, autoencoder, *(path for path in named if path.is_dir())]
+        remote.run(params, "pipelines.encode", [], inputs, [paths.LATENTS])
         return
     manifest = encode(params, autoencoder, paths.TRAIN_IMAGES, paths.LATENTS)
     shape = "x".join(map(str, manifest.columns["mean"].shape))

@@ -64,13 +64,23 @@ class SamplerBlock(TrainBlock):
     candidates: tuple[dict[str, Any], ...] = ({},)
 
 
+class TextConfig(Strict):
+    """A pretrained text encoder, by the path of a folder that transformers saved or by its name on the hub. `length`:
+    the most tokens of a text; what is longer is cut."""
+
+    encoder: str = Field(min_length=1)
+    length: int = Field(77, ge=3)
+
+
 class EncodeConfig(Strict):
     """How `encode` runs the autoencoder over the images. `autoencoder`: its run folder, or a sampler's which holds one;
-    by default the first of params.autoencoders."""
+    by default the first of params.autoencoders. `text`: what embeds the captions, for samplers with model.text.encoder
+    pretrained."""
 
     autoencoder: str | None = None
     batch_size: int = Field(256, gt=0)
     flips: bool = False  # the mirrored images, too, for samplers with model.flips
+    text: TextConfig | None = None
 
 
 class PromoteConfig(Strict):

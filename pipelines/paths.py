@@ -8,10 +8,11 @@ LATENTS = Path("data/latents")
 RUNS = Path("runs")
 REFERENCE = Path("reference")  # what extractor and judge see of the real images
 KNOWN = REFERENCE / "known.json"  # the protocol, and figures of real images, copies and noise
-METRICS = Path("metrics")  # metrics/<sampler>.json
+METRICS = Path("metrics")  # metrics/<sampler>.json, metrics/<autoencoder>.json
 SAMPLES = Path("samples")  # samples/<sampler>/<candidate number>.png: grids of each candidate, and other pictures
 PROMOTED = Path("promoted.json")
 CHAMPION = Path("champion")  # sampler/, candidate.json and pictures, as the registry keeps them
 REPORT = Path("report.html")
 
 AUTOENCODER_INFO = "autoencoder.json"  # in a latent data set, beside autoencoder.safetensors
+TEXT_INFO = "text.json"  # likewise, beside text.safetensors, where a pretrained encoder embedded the captions

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
 import torch
 
-from components import run_folder
 from components.config import parse
 from components.data import Dataset
 from components.errors import InputError
 from components.families.base import Sampler
-from components.families.vae import VAE
 from components.metrics import generation
 from components.pictures import (
     data_uri,
@@ -20,10 +18,12 @@ from components.pictures import (
     interpolations,
     read,
     rows_by_class,
-    squared_error,
     strips,
+    walks,
 )
 from pipelines import paths
+from pipelines.measurements import read_json
+from pipelines.reconstruct import load_vae
 
 Context = dict
 _COLUMNS = 10  # images in a row of pictures
@@ -31,6 +31,7 @@ _PAIRS = 5  # interpolations shown
 _STEPS = 10  # images of one interpolation
 _FRAMES = 8  # of a film strip
 _FILMED = 5  # images whose way is shown
+_WALKS = 3  # ways between samples, of a kind
 
 
 def read_grid(sampler: str, number: int) -> bytes:
@@ -75,22 +76,20 @@ def real_grid(dataset: Dataset) -> str:
 
 
 def autoencoder_pictures(name: str, dataset: Dataset) -> Context:
-    """What an autoencoder makes of held-out images."""
-    vae = run_folder.load(paths.RUNS / name).family
-    if not isinstance(vae, VAE):
-        raise InputError(f"{paths.RUNS / name}: expected a trained vae, as params.yaml.autoencoders says")
+    """What an autoencoder makes of held-out images, and the figures that `reconstruct` found."""
+    vae = load_vae(paths.RUNS / name)
+    measured = read_json(paths.METRICS / f"{name}.json", f"reconstruct autoencoders.{name}")
     firsts = [rows[0] for rows in rows_by_class(dataset, 1) if len(rows)]
     shown = torch.stack(firsts)[:_COLUMNS] if firsts else torch.arange(min(len(dataset), _COLUMNS))
     images = read(dataset, shown)
     pairs = images[: 2 * (len(images) // 2)].unflatten(0, (-1, 2))[:_PAIRS]
-    error = squared_error(vae, dataset)
     return {
         "name": name,
         "reconstructions": grid_uri(torch.cat([images, vae.reconstruct(images)]), len(images)),
         "interpolations": grid_uri(interpolations(vae, pairs[:, 0], pairs[:, 1], _STEPS), _STEPS)
         if len(pairs)
         else None,
-        "psnr": 10 * math.log10(4 / max(error, 1e-12)),  # the peak of [-1, 1] is 2
+        "measured": measured,
     }
 
 
@@ -105,3 +104,20 @@ def champion_film(champion: Sampler, settings: dict) -> Context | None:
         return None
     images, progress = frames
     return {"picture": grid_uri(images.transpose(0, 1).flatten(0, 1), images.shape[0]), "progress": progress}
+
+
+def champion_walks(champion: Sampler, settings: dict) -> list[Context]:
+    """Between what a champion draws from two seeds, of two classes, of two captions; none of one that knows no way."""
+    if not champion.edits:
+        return []
+    chosen = parse(champion.Settings, settings, f"{paths.PROMOTED}.settings")
+    captions = generation.Captions.of(Dataset(paths.TEST_IMAGES)) if champion.texts else None
+    first = generation.request(champion, chosen, 0, _WALKS, 0, captions)
+    last = {"seeds": replace(first, seeds=first.seeds + _WALKS)}
+    if champion.conditional:
+        last["classes"] = replace(first, labels=(first.labels + 1) % champion.num_classes)
+    if first.prompts is not None:
+        last["captions"] = replace(first, prompts=(*first.prompts[1:], first.prompts[0]))
+    return [
+        {"between": name, "picture": grid_uri(walks(champion, first, to, _STEPS), _STEPS)} for name, to in last.items()
+    ]

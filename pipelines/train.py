@@ -26,7 +26,7 @@ def make_job(params: Params, key: str) -> ray_train.Job:
     block = train_block(params, key)
     folder = Path(block.data)
     manifest = verify(folder)
-    info = data_info(manifest, read_autoencoder_info(folder))
+    info = data_info(manifest, read_autoencoder_info(folder), read_text_info(folder))
     kind = family_class(block.family)
     config = parse(kind.Config, block.whole_model(), f"{key}.model")
     kind(config, info)  # refuses here, on the driver, what no worker could train
@@ -66,6 +66,12 @@ def read_autoencoder_info(folder: Path) -> AutoencoderInfo | None:
     """How to build the autoencoder that a latent data set carries; None for a data set of images."""
     path = folder / paths.AUTOENCODER_INFO
     return AutoencoderInfo(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def read_text_info(folder: Path) -> dict | None:
+    """The layout of the text encoder that the captions of a latent data set went through, if one did."""
+    path = folder / paths.TEXT_INFO
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def data_hash(folder: Path) -> str:

@@ -29,8 +29,10 @@ class Weighting(Strict):
 
 
 class Text(Strict):
-    """The transformer over a text's bytes."""
+    """What turns a text into what the U-Net attends to. `own`: a transformer over its bytes, trained along, which the
+    other keys describe. `pretrained`: the encoder that encode.text names, frozen."""
 
+    encoder: Literal["own", "pretrained"] = "own"
     length: int = Field(64, ge=1)  # bytes; longer captions are cut, longer prompts refused
     width: int = Field(128, ge=1)
     layers: int = Field(2, ge=1)

@@ -17,7 +17,7 @@ from components.config import Strict
 from components.data import Batch, Manifest
 from components.errors import SamplerError
 from components.optimizers import OptimizerConfig
-from components.sampling import Request, Trajectory, drive, shape_text
+from components.sampling import Blend, Request, Trajectory, drive, shape_text
 
 Losses = dict[str, Tensor]  # "loss" is what is minimised; the other scalars are its terms and figures for the curves
 
@@ -47,7 +47,7 @@ class Phase:
 
 class DataInfo(Strict):
     """What a family must know of its data: the shape of a row, the classes, facts about the whole set, and, for
-    latents, the autoencoder that they come from."""
+    latents, the autoencoder that they come from and the text encoder that the captions went through, if one did."""
 
     shape: tuple[int, int, int]  # channels, height, width
     classes: tuple[str, ...] = ()
@@ -55,6 +55,7 @@ class DataInfo(Strict):
     flips: bool = False  # whether it holds latents of the mirrored images too
     statistics: dict[str, tuple[float, ...]] = {}
     autoencoder: AutoencoderInfo | None = None
+    text: dict | None = None  # EncoderLayout of nets/text_encoders.py
 
 
 class AutoencoderInfo(Strict):
@@ -64,7 +65,7 @@ class AutoencoderInfo(Strict):
     data: DataInfo
 
 
-def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None) -> DataInfo:
+def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None, text: dict | None = None) -> DataInfo:
     """Reads off a manifest what its families need. The row is the column `image`, or `mean` for latents."""
     column = manifest.columns["image" if "image" in manifest.columns else "mean"]
     return DataInfo(
@@ -74,6 +75,7 @@ def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None) ->
         flips="mean_flipped" in manifest.columns,
         statistics=manifest.statistics,
         autoencoder=autoencoder,
+        text=text,
     )
 
 
@@ -94,6 +96,7 @@ class Family:
     phases: tuple[Phase, ...]
     kept: tuple[str, ...]  # the nets that make the trained model; their average goes into the run folder
     pretrained: tuple[str, ...] = ()  # nets that are never trained here; kept, but not averaged
+    libraries: tuple[str, ...] = ()  # beyond torch, that own a part of its nets
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
 
     @classmethod
@@ -131,7 +134,7 @@ class Sampler(Family):
     # of a built sampler these may depend on its config
     conditional: bool = False  # whether labels steer it
     texts: bool = False  # whether prompts steer it
-    edits: bool = False  # whether it can start from a request's source, redraw a part of it, and blend seeds
+    edits: bool = False  # whether it can start from a request's source, redraw a part of it, and blend
 
     @classmethod
     def why_not(cls, config: Strict, settings: Strict) -> str | None:
@@ -190,11 +193,23 @@ def refuse_unfit(sampler: Sampler, request: Request) -> None:
     is_guided = sampler.conditional and "guidance_scale" in sampler.Settings.model_fields
     if request.negative_labels is not None and not is_guided:
         raise SamplerError("negative label: this sampler is not guided away from classes")
-    if request.blend is not None and not sampler.edits:
-        raise SamplerError("blend: this sampler knows no way between two seeds")
+    if request.blend is not None:
+        _refuse_unfit_blend(sampler, request.blend, len(request.seeds))
     if not sampler.texts and (request.prompts is not None or request.negative_prompts is not None):
         raise SamplerError("prompt: this sampler takes no texts")
     for name in ("labels", "prompts", "negative_labels", "negative_prompts"):
         given = getattr(request, name)
         if given is not None and len(given) != len(request.seeds):
             raise SamplerError(f"{name}: expected one for each of {len(request.seeds)} seeds, found {len(given)}")
+
+
+def _refuse_unfit_blend(sampler: Sampler, blend: Blend, rows: int) -> None:
+    if not sampler.edits:
+        raise SamplerError("blend: this sampler knows no way between two seeds")
+    if blend.labels is not None and not sampler.conditional:
+        raise SamplerError("blend: labels: this sampler is not steered by classes")
+    if blend.prompts is not None and not sampler.texts:
+        raise SamplerError("blend: prompts: this sampler takes no texts")
+    for name, given in vars(blend).items():
+        if given is not None and len(given) != rows:
+            raise SamplerError(f"blend: {name}: expected one for each of {rows} seeds, found {len(given)}")

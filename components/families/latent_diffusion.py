@@ -12,17 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.config import parse
 from components.data import Batch
 from components.diffusion import schedules, weightings
 from components.diffusion.config import Config, Settings
 from components.diffusion.denoiser import Condition, Denoise, Denoiser, Guidance, keeping, solve
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS
-from components.diffusion.text import TextConditionalUNet, TextEncoder, texts_of_column, tokens_of, tokens_of_column
+from components.diffusion.text import Bytes, Embeddings, Projection, TextConditionalUNet, TextEncoder
 from components.errors import DataError
 from components.families.base import DataInfo, Early, Losses, Phase, Sampler, refuse_unfit, refuse_unless_square
 from components.families.vae import VAE
 from components.images import from_uint8
+from components.nets.text_encoders import EncoderLayout
 from components.nets.unet import ClassConditionalUNet
 from components.randomness import Draws
 from components.sampling import Call, Preview, Request, Trajectory
@@ -102,12 +104,15 @@ class LatentDiffusion(Sampler):
         self.autoencoder = self.space.autoencoder
         unet = build_unet(config, data)
         self.null = 0 if self.texts else unet.null
+        self.wording = _wording(config, data)
+        self.libraries = self.wording.libraries
         self.early = self.early_nets(config)
         copies = {name: copy.deepcopy(unet) for name in self.early}
-        self.nets = nn.ModuleDict({"unet": unet, **self.space.nets, **copies})
-        self.pretrained = tuple(self.space.nets)
+        fixed = {**self.space.nets, **self.wording.nets}
+        self.nets = nn.ModuleDict({"unet": unet, **fixed, **copies})
+        self.pretrained = tuple(fixed)
         self.kept = ("unet", *self.pretrained, *self.early)
-        self.calls = {**self.space.calls}
+        self.calls = {**self.space.calls, **self.wording.nets}
         for name, net in {"unet": unet, **copies}.items():
             self.calls |= {name: net.denoise, _text_of(name): net.text} if self.texts else {name: net}
         self.schedule = schedules.build(config.schedule)
@@ -144,11 +149,10 @@ class LatentDiffusion(Sampler):
         return {"loss": weightings.balanced(error, u).mean(), "error": error.mean()}
 
     def _told(self, batch: Batch) -> Condition:
-        """What the net is told of each row in training: its class (B,), or its text (B, L); dropped for a share."""
+        """What the net is told of each row in training: its class (B,), or its text; dropped for a share."""
         dropped = batch.draws.uniform("label_dropout") < self.config.label_dropout
         if self.texts:
-            tokens = tokens_of_column(batch.columns["caption"], self.config.text.length)
-            return {"tokens": tokens.masked_fill(dropped[:, None], 0)}
+            return {"tokens": self.wording.trained(batch, dropped)}
         if not self.conditional:
             return {"label": torch.full_like(dropped, self.null, dtype=torch.int64)}
         return {"label": torch.where(dropped, self.null, batch.columns["label"])}
@@ -165,7 +169,7 @@ class LatentDiffusion(Sampler):
         settings, source, draws = request.settings, request.source, Draws.of_seeds(request.seeds)
         sigmas = self.sigmas(settings, 1.0 if source is None else source.strength)
         noise = draws.normal("start", self.data.shape)
-        if request.blend is not None:
+        if request.blend is not None and request.blend.seeds is not None:
             other = Draws.of_seeds(request.blend.seeds).normal("start", self.data.shape)
             noise = slerp(noise, other, request.blend.share)
         start = sigmas[0] * noise
@@ -198,24 +202,39 @@ class LatentDiffusion(Sampler):
 
     def _conditions(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, tuple[Condition, Condition]]:
         """What to go towards, and what the worse answer is asked about."""
-        if not self.texts:
-            null = torch.full_like(request.seeds, self.null)
-            towards = {"label": null if request.labels is None or not self.conditional else request.labels}
-            if guidance.guide is not None:
-                return towards, towards
-            return towards, {"label": null if request.negative_labels is None else request.negative_labels}
+        if self.texts:
+            return (yield from self._texts(request, guidance))
+        null = torch.full_like(request.seeds, self.null)
+        towards = null if request.labels is None or not self.conditional else request.labels
+        away = null if request.negative_labels is None else request.negative_labels
+        if request.blend is not None and request.blend.labels is not None:
+            # linear between the classes' embeddings, which are the rows of the weights that these numbers weigh
+            ends = (towards, request.blend.labels, away)
+            towards, other, away = (F.one_hot(label, self.null + 1).float() for label in ends)
+            towards = lerp(towards, other, request.blend.share)
+        return {"label": towards}, {"label": towards if guidance.guide is not None else away}
+
+    def _texts(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, tuple[Condition, Condition]]:
+        """The same of texts: all that a net is asked about goes into one call of what encodes them for it."""
         nothing = ("",) * len(request.seeds)
-        texts = (request.prompts or nothing, request.negative_prompts or nothing)
-        wanted, unwanted = (tokens_of(text, self.config.text.length).to(request.seeds.device) for text in texts)
-        alike = guidance.guide is None and torch.equal(wanted, unwanted)
+        wanted, against = request.prompts or nothing, request.negative_prompts or nothing
+        other = request.blend.prompts if request.blend is not None else None
+        asked = [wanted] if other is None else [wanted, other]
+        alike = guidance.guide is None and all(texts == against for texts in asked)
+        alone = guidance.scale == 1 or alike or guidance.guide is not None
+        groups = asked if alone else [*asked, against]
+        tokens = yield from self.wording.asked([text for group in groups for text in group])
+        given = {"tokens": tokens.to(request.seeds.device)}
+        own = (yield Call(_text_of("unet"), given)).chunk(len(groups))
+        towards = own[0] if other is None else lerp(*own[:2], request.blend.share)
         if guidance.scale == 1 or alike:
-            contexts = ((yield Call(_text_of("unet"), {"tokens": wanted})),) * 2
-        elif guidance.guide is not None:
-            own = yield Call(_text_of("unet"), {"tokens": wanted})
-            contexts = own, (yield Call(_text_of(guidance.guide), {"tokens": wanted}))
+            away = towards
+        elif guidance.guide is None:
+            away = own[-1]
         else:
-            contexts = (yield Call(_text_of("unet"), {"tokens": torch.cat([wanted, unwanted])})).chunk(2)
-        return tuple({"context": context} for context in contexts)
+            worse = (yield Call(_text_of(guidance.guide), given)).chunk(len(groups))
+            away = worse[0] if other is None else lerp(*worse, request.blend.share)
+        return {"context": towards}, {"context": away}
 
     def _decode(self, latents: Tensor) -> Trajectory:
         return self.space.decode(self.denormalise(latents))
@@ -227,7 +246,7 @@ class LatentDiffusion(Sampler):
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         if not self.texts:
             return super().preview(columns)
-        prompts = texts_of_column(columns["caption"][:20, : self.config.text.length])
+        prompts = self.wording.captions({"caption": columns["caption"][:20]})
         return self.sample(Request(torch.arange(len(prompts)), None, self.Settings(), prompts=prompts))
 
     def sigmas(self, settings: Settings, strength: float = 1.0) -> list[float]:
@@ -261,6 +280,11 @@ def slerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
     return (parts[0][:, None] * a + parts[1][:, None] * b).reshape(one.shape).to(one.dtype)
 
 
+def lerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """Points (B, ...) on the lines between two sets of points, `share` (B,) of the way."""
+    return torch.lerp(one, other, share.to(one.dtype).view(-1, *[1] * (one.ndim - 1)))
+
+
 def _mirrored(batch: Batch) -> Tensor:
     """Which rows are seen mirrored, (B, 1, 1, 1)."""
     return (batch.draws.uniform("flip") < 0.5)[:, None, None, None]
@@ -272,9 +296,23 @@ def build_unet(config: Config, data: DataInfo) -> ClassConditionalUNet | TextCon
     layout["uncertainty"] = config.weighting.name == "learned"
     if config.conditioning == "text":
         text = config.text
-        encoder = TextEncoder(text.length, text.width, text.layers, text.heads, config.context_dim)
+        if text.encoder == "pretrained":
+            encoder = Projection(_layout(data).width, config.context_dim)
+        else:
+            encoder = TextEncoder(text.length, text.width, text.layers, text.heads, config.context_dim)
         return TextConditionalUNet(data.shape[0], text=encoder, **layout)
     return ClassConditionalUNet(data.shape[0], len(data.classes) if config.conditioning == "class" else 0, **layout)
+
+
+def _wording(config: Config, data: DataInfo) -> Bytes | Embeddings:
+    """What tells texts to the net that is trained."""
+    is_pretrained = config.conditioning == "text" and config.text.encoder == "pretrained"
+    return Embeddings(_layout(data)) if is_pretrained else Bytes(config.text.length)
+
+
+def _layout(data: DataInfo) -> EncoderLayout:
+    """Of the encoder that the captions went through. Raises ConfigError if it is described by something else."""
+    return parse(EncoderLayout, data.text, "data.text")
 
 
 def _text_of(net: str) -> str:
@@ -290,5 +328,10 @@ def _refuse_unless_described(config: Config, data: DataInfo) -> None:
         )
     if config.conditioning == "text" and not data.caption_length:
         raise DataError("latent_diffusion: expected images with captions for conditioning text, found none")
+    if config.conditioning == "text" and config.text.encoder == "pretrained" and data.text is None:
+        raise DataError(
+            "latent_diffusion: text.encoder: pretrained needs latents beside embeddings of the captions; expected "
+            "encode.text in params.yaml, and data: data/latents"
+        )
     if config.flips and data.autoencoder is not None and not data.flips:
         raise DataError("latent_diffusion: flips needs latents of mirrored images too; expected encode.flips: true")

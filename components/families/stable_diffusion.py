@@ -19,8 +19,8 @@ from components.diffusion.denoiser import Condition, Denoise, Denoiser, Guidance
 from components.diffusion.text import texts_of_column
 from components.errors import DataError
 from components.families.base import DataInfo, Phase
-from components.families.latent_diffusion import LatentDiffusion, Latents
-from components.nets.clip import Encoded, EncoderLayout, TextEncoders
+from components.families.latent_diffusion import LatentDiffusion, Latents, lerp
+from components.nets.text_encoders import LIBRARIES, Encoded, EncoderLayout, TextEncoders
 from components.nets.unet import UNet2DConditionModel
 from components.optimizers import OptimizerConfig
 from components.sampling import Call, Request
@@ -100,6 +100,7 @@ class StableDiffusion(LatentDiffusion):
     Settings = Settings
     conditional = False
     texts = True
+    libraries = LIBRARIES
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data
@@ -134,8 +135,7 @@ class StableDiffusion(LatentDiffusion):
         dropped = batch.draws.uniform("label_dropout") < self.config.label_dropout
         texts, net = texts_of_column(batch.columns["caption"]), self.nets["text"]
         kept = ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
-        with torch.no_grad():
-            found = net.unpack(net(**net.tokens(kept)))
+        found = net.encoded(kept)
         if self.config.zeros_for_nothing:
             found = Encoded(*(part.masked_fill(dropped.view(-1, *[1] * (part.ndim - 1)), 0) for part in found))
         return self._condition(found, self.config.unet, None)
@@ -147,10 +147,13 @@ class StableDiffusion(LatentDiffusion):
     def _denoise(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, Denoise]:
         rows, text = len(request.seeds), self.nets["text"]
         prompts, against = request.prompts or ("",) * rows, request.negative_prompts
-        texts = [*prompts, *(against or ("",) * rows)] if guidance.scale != 1 else [*prompts]
+        other = request.blend.prompts if request.blend is not None else None
+        texts = [*prompts, *(other or ()), *((against or ("",) * rows) if guidance.scale != 1 else ())]
         found = text.unpack((yield Call("text", text.tokens(texts))))
-        wanted = Encoded(*(part[:rows] for part in found))
-        unwanted = Encoded(*(part[-rows:] for part in found))
+        wanted, unwanted = (Encoded(*(part[place] for part in found)) for place in (slice(rows), slice(-rows, None)))
+        if other is not None:
+            ends = zip(wanted, (part[rows : 2 * rows] for part in found), strict=True)
+            wanted = Encoded(*(lerp(*pair, request.blend.share) for pair in ends))
         if against is None and self.config.zeros_for_nothing:
             unwanted = Encoded(*map(torch.zeros_like, unwanted))
         base = self.denoiser.guided(*self._conditions_of(wanted, unwanted, self.config.unet), guidance)

@@ -178,8 +178,8 @@ class VAE(Sampler):
     def watch(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Family) -> dict[str, float]:
         """psnr, ssim and reconstruction_fd of images that were not trained on."""
         images = from_uint8(held_out["image"]).to(next(self.nets.parameters()).device)
-        found = torch.cat([self.reconstruct(part) for part in images.split(256)])
-        return reconstruction_figures(images, found, judge.nets["classifier"])
+        pairs = ((part, self.reconstruct(part)) for part in images.split(256))
+        return reconstruction_figures(pairs, judge.nets["classifier"].features)
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         """Rows of ten images, each above its reconstruction."""

@@ -5,14 +5,11 @@ Every setting that would change the result is compared with what our networks co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from components.config import parse
@@ -20,10 +17,12 @@ from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS
 from components.errors import SamplerError
 from components.families.base import AutoencoderInfo, DataInfo
 from components.families.stable_diffusion import Config, StableDiffusion
+from components.interchange.folders import read_json, read_weights, refuse_pickles
+from components.interchange.text_encoders import layout_and_weights, numbered
 from components.interchange.to_diffusers import BETAS, WEIGHTS
-from components.nets.clip import library
+from components.nets.text_encoders import EncoderLayout
 
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+PIPELINE = "a folder as diffusers saves a pipeline"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 REFINER = "StableDiffusionXLImg2ImgPipeline"
 OBJECTIVES = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
@@ -119,29 +118,15 @@ def read(folder: Path, refiner: Path | None = None) -> StableDiffusion:
 
 
 def _index(folder: Path, kinds: tuple[str, ...]) -> dict[str, Any]:
-    index = _json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json", PIPELINE)
     if index.get("_class_name") not in kinds:
         raise SamplerError(f"{folder}: a {index.get('_class_name')}; expected {' or '.join(kinds)}")
-    pickles = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICKLES)
-    if pickles:
-        raise SamplerError(f"{pickles[0]}: may be a pickle, which can run code when loaded; expected safetensors alone")
+    refuse_pickles(folder)
     return index
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise SamplerError(f"{path}: missing; expected a folder as diffusers saves a pipeline") from None
-    except ValueError as error:
-        raise SamplerError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise SamplerError(f"{path}: expected a mapping")
-    return content
-
-
 def _part(folder: Path, name: str = "config.json") -> Part:
-    return Part(folder, _json(folder / name))
+    return Part(folder, read_json(folder / name, PIPELINE))
 
 
 def _unet(part: Part, pooled_dim: int) -> dict[str, Any]:
@@ -185,7 +170,7 @@ def _refiner(refiner: Path, folder: Path, is_xl: bool) -> dict[str, Any]:
     _index(refiner, (REFINER,))
     if not is_xl:
         raise SamplerError(f"{refiner}: refines {PIPELINES[1]}; {folder} is none")
-    one, other = (_weights(of / "text_encoder_2", "model.safetensors") for of in (folder, refiner))
+    one, other = (read_weights(of / "text_encoder_2", "model.safetensors", PIPELINE) for of in (folder, refiner))
     if one.keys() != other.keys() or any(not torch.equal(one[name], other[name]) for name in one):
         raise SamplerError(f"{refiner}: another text_encoder_2 than {folder} has; expected the same")
     return _unet(_part(refiner / "unet"), _part(folder / "text_encoder_2").config["projection_dim"])
@@ -232,54 +217,22 @@ def _autoencoder(part: Part, side: int) -> AutoencoderInfo:
     return AutoencoderInfo(config=described, data=DataInfo(shape=(channels, pixels, pixels)))
 
 
-def _texts(folder: Path, is_xl: bool) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """The layouts of the text encoders, and the weights of nets/clip.py's TextEncoders."""
-    transformers = library("transformers")
+def _texts(folder: Path, is_xl: bool) -> tuple[list[EncoderLayout], dict[str, Tensor]]:
+    """The layouts of the text encoders, and the weights of nets/text_encoders.py's TextEncoders."""
     layouts, weights = [], {}
     for number, name in enumerate(("text_encoder", "text_encoder_2") if is_xl else ("text_encoder",)):
-        part, pooled = _part(folder / name), number == 1
+        part, words = _part(folder / name), folder / name.replace("text_encoder", "tokenizer")
         if part.config.get("use_attention_mask"):
             raise part.refuse("use_attention_mask: expected false")
-        _weights(part.folder, "model.safetensors")  # tells what is missing in our words
-        kind = transformers.CLIPTextModelWithProjection if pooled else transformers.CLIPTextModel
-        try:
-            net = kind.from_pretrained(part.folder, use_safetensors=True, torch_dtype=torch.float32)
-            tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / name.replace("text_encoder", "tokenizer"))
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
-            raise part.refuse(" ".join(str(error).split())[:200]) from None
-        stored = torch.frombuffer(bytearray(tokenizer.backend_tokenizer.to_str().encode()), dtype=torch.uint8)
-        layout = {
-            "config": json.loads(net.config.to_json_string(use_diff=True)),
-            "pooled": pooled,
-            "penultimate": is_xl,
-            "length": min(tokenizer.model_max_length, net.config.max_position_embeddings),
-            "pad": tokenizer.pad_token_id,
-            "tokenizer_bytes": len(stored),
-        }
+        layout, found = layout_and_weights(part.folder, words, "clip", pooled=number == 1, penultimate=is_xl)
         layouts.append(layout)
-        weights |= {f"encoders.{number}.{key}": value for key, value in net.state_dict().items()}
-        weights[f"tokenizer_{number}"] = stored
+        weights |= numbered(number, found)
     return layouts, weights
-
-
-def _weights(folder: Path, name: str) -> dict[str, Tensor]:
-    """A part's weights, in one file or in several under an index, in float32."""
-    path, index = folder / name, folder / f"{name}.index.json"
-    names = sorted(set(_json(index)["weight_map"].values())) if index.is_file() else [name]
-    if not (folder / names[0]).is_file():
-        raise SamplerError(f"{path}: missing; expected weights as safetensors")
-    weights: dict[str, Tensor] = {}
-    for part in names:
-        try:
-            weights |= safetensors.torch.load_file(folder / Path(part).name)
-        except (SafetensorError, OSError) as error:
-            raise SamplerError(f"{folder / part}: not a file of weights ({str(error)[:200]})") from None
-    return {key: value.float() for key, value in weights.items()}
 
 
 def _load(net: nn.Module, part: Part) -> None:
     """Raises SamplerError unless the part's weights and norms are those of the net."""
-    weights = {_renamed(name): value for name, value in _weights(part.folder, WEIGHTS).items()}
+    weights = {_renamed(name): value for name, value in read_weights(part.folder, WEIGHTS, PIPELINE).items()}
     groups = {module.num_groups for module in net.modules() if isinstance(module, nn.GroupNorm)}
     if groups != {part.config.get("norm_num_groups", 32)}:
         found = part.config.get("norm_num_groups", 32)

@@ -82,7 +82,7 @@ def refuse_unless_expressible(family: LatentDiffusion, where: str) -> None:
     if autoencoder is None:
         raise SamplerError(f"{where}: works on pixels; diffusers' latent pipelines expect an autoencoder")
     if family.texts:
-        raise SamplerError(f"{where}: its text encoder reads bytes; diffusers has none that does")
+        raise SamplerError(f"{where}: what makes its texts a context was trained here; diffusers has no place for it")
     if autoencoder.config.codebook:
         raise SamplerError(f"{where}: its autoencoder has a codebook; expected one with a Gaussian posterior")
     if autoencoder.config.reconstruction == "bce":

@@ -20,6 +20,7 @@ from torch import Tensor
 from components.errors import ConfigError, SamplerError
 from components.files import sha256, sha256_folder
 from components.images import to_uint8
+from components.interchange.folders import folder_of
 from components.metrics.extractor import Extractor, Features
 from components.metrics.protocol import ExtractorConfig
 
@@ -102,11 +103,11 @@ def _transformer(kind: str, weights: str, what: str, name: str) -> tuple[torch.n
     known = f"a folder or hub name such as {_SOURCES[name]}"
     if not weights:
         raise ConfigError(f"{what}: no path given; expected {known}")
-    transformers, hub = _library("transformers"), _library("huggingface_hub")
+    transformers = _library("transformers")
+    folder = folder_of(weights, what, known)
     try:
-        folder = Path(weights if Path(weights).is_dir() else hub.snapshot_download(weights))
         return getattr(transformers, kind).from_pretrained(folder, use_safetensors=True).eval(), folder
-    except (OSError, ValueError, hub.errors.HFValidationError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{what}: {weights}: {str(error).splitlines()[0]}; expected {known}") from None
 
 

@@ -109,6 +109,8 @@ class AddedEmbedding(TimestepEmbedding):
 class UNet2DConditionModel(nn.Module):
     """x (B, C, H, W), noise level (B,) in [0, 1000], class (B,), context (B, M, context_dim) -> (B, C, H, W).
 
+    A class may be (B, num_classes) weights instead, for what lies between classes.
+
     `widths` gives the channels of each resolution, `attention` where its blocks attend to the context. `num_classes`
     counts the rows of the class embedding, the one for "no class" included; 0 leaves it out. `heads` and `depth`, the
     transformer blocks a layer, may differ by resolution; the middle goes by the last. `added` makes room for a pooled
@@ -166,7 +168,7 @@ class UNet2DConditionModel(nn.Module):
     ) -> Tensor:
         temb = self.time_embedding(sinusoidal_embedding(level, self.embedding_width))
         if self.class_embedding is not None:
-            temb = temb + self.class_embedding(label)
+            temb = temb + embedded(self.class_embedding, label)
         if self.add_embedding is not None:
             temb = temb + self.add_embedding(pooled, sizes)
         x = self.conv_in(x)
@@ -178,6 +180,11 @@ class UNet2DConditionModel(nn.Module):
         for block in self.up_blocks:
             x = block(x, skips, temb, context)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+def embedded(embedding: nn.Embedding, label: Tensor) -> Tensor:
+    """The embedding of classes (B,) int64, or of points between them, (B, num_classes) weights."""
+    return label @ embedding.weight if label.is_floating_point() else embedding(label)
 
 
 class Uncertainty(nn.Module):
@@ -211,5 +218,5 @@ class ClassConditionalUNet(nn.Module):
         self.uncertainty = Uncertainty() if uncertainty else None
 
     def forward(self, x: Tensor, level: Tensor, label: Tensor, uncertain: bool = False):
-        answer = self.unet(x, level, label, self.context(label)[:, None])
+        answer = self.unet(x, level, label, embedded(self.context, label)[:, None])
         return (answer, self.uncertainty(level)) if uncertain else answer

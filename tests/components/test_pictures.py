@@ -1,6 +1,7 @@
-"""Strips of a grid, rows by class, and what an autoencoder keeps."""
+"""Strips of a grid, rows by class, the ways between images and samples."""
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from PIL import Image
 from components.data import Dataset
 from components.families.vae import VAE
 from components.images import encode_png, from_uint8, grid, to_pil
-from components.pictures import film_strip, interpolations, read, rows_by_class, squared_error, strips
+from components.pictures import film_strip, interpolations, read, rows_by_class, strips, walks
 from components.sampling import Request
 from tests.components.helpers import TINY, build
 from tests.pipelines.measured import write_images
@@ -50,10 +51,15 @@ def test_interpolations_end_in_the_reconstructions(vae, dataset):
     assert not torch.allclose(found[:, 2], found[:, 0])
 
 
-def test_squared_error_is_the_mean_over_all_images_whatever_the_batches(vae, dataset):
-    images = read(dataset, torch.arange(10))
-    expected = float((vae.reconstruct(images) - images).square().mean())
-    assert squared_error(vae, dataset, 3) == pytest.approx(expected, rel=1e-5)
+def test_walks_go_from_the_first_samples_to_the_last():
+    sampler = build("latent_diffusion")
+    settings = sampler.Settings(num_inference_steps=3)
+    first = Request(torch.tensor([1, 2]), torch.tensor([0, 1]), settings)
+    for last in (replace(first, seeds=torch.tensor([3, 4])), replace(first, labels=torch.tensor([2, 0]))):
+        found = walks(sampler, first, last, 4).unflatten(0, (2, 4))
+        torch.testing.assert_close(found[:, 0], sampler.sample(first), rtol=0, atol=1e-4)
+        torch.testing.assert_close(found[:, -1], sampler.sample(last), rtol=0, atol=1e-4)
+        assert (found[:, 1:] - found[:, :-1]).abs().amax((2, 3, 4)).min() > 1e-4
 
 
 def test_a_film_strip_ends_in_the_image_and_shows_the_way():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from components import run_folder
@@ -10,18 +11,26 @@ from components.ema import copy_of
 from components.families.base import DataInfo, data_info
 from components.families.vae import VAE
 from components.files import sha256, whole_folder
+from components.interchange import text_encoders
 from components.training import State
 from infra import ray_data
 from infra.config import ClusterConfig
 from infra.store import Store
+from tests.components.interchange import folders
+
+CAPTIONS = ("a cat", "a dog", "", "two birds")
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """70 random images in three shards, and an untrained autoencoder."""
+    """70 random images with captions in three shards, an untrained autoencoder and text encoder."""
     root = tmp_path_factory.mktemp("encode")
     pixels = np.random.default_rng(0).integers(0, 256, (70, 1, 8, 8), dtype=np.uint8)
-    rows = ({"image": image, "label": np.asarray(number % 3)} for number, image in enumerate(pixels))
+    captions = [np.frombuffer(text.encode().ljust(10, b"\0"), np.uint8) for text in CAPTIONS]
+    rows = (
+        {"image": image, "label": np.asarray(number % 3), "caption": captions[number % len(captions)]}
+        for number, image in enumerate(pixels)
+    )
     with whole_folder(root / "images") as working:
         write_manifest(working, write_shards(working, rows, 30), value_range=(0, 255), classes=("a", "b", "c"))
     torch.manual_seed(0)
@@ -32,11 +41,21 @@ def prepared(tmp_path_factory):
     return root
 
 
-def encode(root, name: str, num_workers: int):
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A tiny text encoder of transformers."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("text") / "clip"
+    folders.clip(folder)
+    return text_encoders.read(str(folder), 8, "here")
+
+
+def encode(root, name: str, num_workers: int, text=None):
     with whole_folder(root / name) as folder:
-        shards, statistics = ray_data.encode(
-            root / "vae", root / "images", folder, 16, ClusterConfig(num_workers=num_workers)
-        )
+        if text is not None:
+            safetensors.torch.save_file(text.state_dict(), folder / ray_data.TEXT_WEIGHTS)
+        cluster, layout = ClusterConfig(num_workers=num_workers), text and text.layouts[0]
+        shards, statistics = ray_data.encode(root / "vae", root / "images", folder, 16, cluster, text=layout)
         write_manifest(folder, shards, value_range=(0, 255), statistics=statistics)
     return Dataset(root / name)
 
@@ -49,9 +68,11 @@ def test_any_number_of_actors_writes_the_same_bytes(ray_session, prepared):
     assert [sha256(one.folder / name) for name in files] == [sha256(two.folder / name) for name in files]
 
 
-def test_rows_keep_their_order_and_labels_and_statistics_are_those_of_draws(ray_session, prepared):
-    latents, images = encode(prepared, "again", 2), Dataset(prepared / "images")
+def test_rows_keep_their_order_and_labels_and_statistics_are_those_of_draws(ray_session, prepared, text):
+    latents, images = encode(prepared, "again", 2, text), Dataset(prepared / "images")
     rows = latents.take(np.arange(70))
+    found, expected = rows["text"].float(), text.encoded((CAPTIONS * 18)[:70]).context
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)  # half precision
     assert torch.equal(rows["label"], images.take(np.arange(70))["label"])
     family = run_folder.load(prepared / "vae").family
     with torch.inference_mode():
@@ -75,7 +96,7 @@ def test_mirrored_images_are_encoded_beside_the_others(prepared, tmp_path):
         shard, moments = encoder._encode(0)
         write_manifest(folder, [shard], value_range=(0, 255), statistics=moments.statistics())
     rows, without = (Dataset(folder).take(np.arange(30)) for folder in (both, plain))
-    assert rows.keys() == {"mean", "std", "mean_flipped", "std_flipped", "label"}
+    assert rows.keys() == {"mean", "std", "mean_flipped", "std_flipped", "label", "caption"}
     assert torch.equal(rows["mean"], without["mean"])
     images = Dataset(prepared / "images").take(np.arange(30))["image"].float() / 127.5 - 1
     with torch.inference_mode():

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from components import pyfunc, run_folder
+from components.families import FAMILIES
 from components.images import to_uint8
 from components.metrics.generation import open_candidate
 from components.sampling import Request
 from infra.config import TrackingConfig
-from infra.registry import Entry, Registry
+from infra.registry import Entry, Registry, requirements
 from tests.infra.serving import write_sampler
 
 MODEL = "digits"
@@ -40,6 +41,13 @@ def registered(tmp_path_factory):
     root = tmp_path_factory.mktemp("registered")
     promote(root, write_sampler(root / "runs/ldm"), "a" * 64)
     return root
+
+
+def test_a_version_names_the_libraries_that_its_networks_need():
+    pytest.importorskip("transformers")
+    plain = [line.partition("==")[0] for line in requirements(FAMILIES["latent_diffusion"])]
+    assert "torch" in plain and "transformers" not in plain
+    assert [line.partition("==")[0] for line in requirements(FAMILIES["stable_diffusion"])] == [*plain, "transformers"]
 
 
 CLEAN = """

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from pipelines import evaluate, reference
+from pipelines import evaluate, reconstruct, reference
 from tests.pipelines.measured import write_project
 
 
@@ -21,11 +21,12 @@ def described_project(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def measured_project(described_project, tmp_path_factory):
-    """The same with both samplers measured. Not to be written to."""
+    """The same with both samplers and the autoencoder measured. Not to be written to."""
     root = tmp_path_factory.mktemp("measured") / "project"
     shutil.copytree(described_project, root)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         for sampler in ("ldm", "dcgan"):
             evaluate.main([f"samplers.{sampler}"])
+        reconstruct.main(["autoencoders.vae"])
     return root

@@ -46,6 +46,8 @@ def test_every_block_of_params_has_its_stage_and_every_stage_its_block(stages, p
     assert {name.removeprefix("train@") for name in stages if name.startswith("train@")} == blocks
     evaluated = {name.removeprefix("evaluate@") for name in stages if name.startswith("evaluate@")}
     assert evaluated == set(params.samplers)
+    measured = {name.removeprefix("reconstruct@") for name in stages if name.startswith("reconstruct@")}
+    assert measured == set(params.autoencoders)
 
 
 def test_every_parameter_of_every_stage_exists(stages):

@@ -114,6 +114,25 @@ def test_it_shows_the_champion_every_candidate_floor_noise_and_lineage(project):
     assert first < second
 
 
+def test_the_autoencoder_shows_its_figures_and_the_champion_the_ways_between_its_samples(project):
+    path = project / "metrics/vae.json"
+    figures = {**json.loads(path.read_text()), "psnr": 21.37, "ssim": 0.862, "reconstruction_fd": 3.14159}
+    write_json(path, figures)
+    content = page(project)
+    text = " ".join(" ".join(parsed(content).text).split())
+    assert "peak signal-to-noise ratio 21.4 dB, structural similarity 0.862" in text
+    assert "Fréchet distance of the reconstructions 3.14 on the features of judge" in text
+    assert "Between seeds" in text and "Between classes" in text
+    path.unlink()
+    with pytest.raises(InputError, match=r"metrics/vae\.json: missing; expected what .*reconstruct autoencoders\.vae"):
+        report.main([])
+
+
+def test_a_champion_that_knows_no_way_between_samples_shows_none(project):
+    promote_candidate(project, "dcgan", 0)
+    assert "Between seeds" not in page(project)
+
+
 def test_a_collapsed_candidate_is_called_so_in_its_row(project):
     path = project / "metrics/dcgan.json"
     metrics = json.loads(path.read_text())

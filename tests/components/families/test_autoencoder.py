@@ -204,12 +204,16 @@ def test_reconstructions_of_a_codebook_are_made_of_codes():
 def test_watched_figures_of_reconstructions():
     judge, columns = build("judge"), Rows(IMAGES).columns
     images = (columns["image"].float() / 127.5) - 1
-    exact = reconstruction_figures(images, images, judge.nets["classifier"])
+    features = judge.nets["classifier"].features
+    exact = reconstruction_figures([(images, images)], features)
     assert exact["ssim"] == pytest.approx(1)
     assert exact["reconstruction_fd"] == pytest.approx(0, abs=1e-6)
-    noisy = reconstruction_figures(images, (images + 0.2).clamp(-1, 1), judge.nets["classifier"])
+    others = (images + 0.2).clamp(-1, 1)
+    noisy = reconstruction_figures([(images, others)], features)
     error = ((images + 0.2).clamp(-1, 1) - images).square().mean((1, 2, 3))
     assert noisy["psnr"] == pytest.approx(float((10 * torch.log10(4 / error)).mean()), rel=1e-4)
+    parts = reconstruction_figures(zip(images.split(7), others.split(7), strict=True), features)
+    assert parts == pytest.approx(noisy, rel=1e-4), "however the set is cut"
     found = build("vae").watch(columns, columns, judge)
     assert found.keys() == {"psnr", "ssim", "reconstruction_fd"}
     assert found["psnr"] < 15

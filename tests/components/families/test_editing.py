@@ -154,6 +154,50 @@ def test_a_blend_goes_from_one_seed_to_the_other(sampler):
     assert steps.min() > 1e-4 and steps.max() < (ends[1] - ends[0]).abs().mean(), "no jump on the way"
 
 
+def test_a_blend_goes_from_one_class_to_the_other(sampler):
+    def sample(rows, labels, blend=None, **settings):
+        chosen = sampler.Settings(num_inference_steps=4, **settings)
+        labels = None if labels is None else torch.full((rows,), labels)
+        return sampler.sample(Request(torch.full((rows,), 3), labels, chosen, blend=blend))
+
+    share = torch.linspace(0, 1, 5)
+    towards = Blend(None, share, labels=torch.full((5,), 2))
+    ends = [sample(1, label) for label in (0, 2)]
+    path = sample(5, 0, towards)
+    assert torch.allclose(path[:1], ends[0], atol=1e-5) and torch.allclose(path[-1:], ends[1], atol=1e-5)
+    assert (path[1:] - path[:-1]).abs().mean((1, 2, 3)).min() > 1e-5
+    assert torch.allclose(sample(5, None, towards)[:1], sample(1, None), atol=1e-5), "from no class"
+    both = Blend(torch.full((5,), 4), share, labels=torch.full((5,), 2))
+    assert torch.allclose(sample(5, 0, both)[:1], ends[0], atol=1e-5)
+    last = Request(torch.tensor([4]), torch.tensor([2]), sampler.Settings(num_inference_steps=4))
+    assert torch.allclose(sample(5, 0, both)[-1:], sampler.sample(last), atol=1e-5)
+
+
+def test_stable_diffusion_blends_texts():
+    pytest.importorskip("transformers")
+    sampler = build("stable_diffusion")
+
+    def sample(prompts, scale, blend=None):
+        settings = sampler.Settings(num_inference_steps=2, guidance_scale=scale)
+        return sampler.sample(Request(torch.full((len(prompts),), 3), None, settings, prompts, blend=blend))
+
+    for scale in (1.0, 3.0):
+        path = sample(("cat",) * 3, scale, Blend(None, torch.tensor([0, 0.5, 1]), prompts=("dog",) * 3))
+        assert torch.allclose(path[[0, 2]], sample(("cat", "dog"), scale), atol=1e-4)
+        assert (path[1] - path[[0, 2]]).abs().amax((1, 2, 3)).min() > 1e-5
+
+
+def test_half_way_between_classes_is_the_mean_of_their_embeddings(sampler):
+    x, level = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([10.0, 500.0])
+    net = sampler.nets["unet"]
+    weights = torch.tensor([[0.5, 0.0, 0.5, 0.0]] * 2)
+    with torch.no_grad():
+        found = net(x, level, weights)
+        for embedding in (net.context, net.unet.class_embedding):
+            embedding.weight.data[3] = (embedding.weight[0] + embedding.weight[2]) / 2
+        assert torch.allclose(net(x, level, torch.tensor([3, 3])), found, atol=1e-6)
+
+
 def test_the_arc_between_two_draws_keeps_their_spread():
     one, other = torch.randn(2, 6, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     for share in (0.0, 0.25, 0.5, 1.0):
@@ -170,7 +214,7 @@ def test_requests_are_cut_and_moved_whole(images):
         negative_labels=LABELS,
         negative_prompts=("c", "d"),
         source=Source(images, 1, MASK),
-        blend=Blend(SEEDS + 7, torch.tensor([0.2, 0.4])),
+        blend=Blend(SEEDS + 7, torch.tensor([0.2, 0.4]), LABELS, ("e", "f")),
     )
     parts = list(whole.to(torch.device("cpu")).split(1))
     assert [part.prompts for part in parts] == [("a",), ("b",)]
@@ -179,6 +223,8 @@ def test_requests_are_cut_and_moved_whole(images):
     assert torch.equal(torch.cat([part.source.images for part in parts]), images)
     assert torch.equal(torch.cat([part.source.mask for part in parts]), MASK)
     assert torch.equal(torch.cat([part.blend.seeds for part in parts]), SEEDS + 7)
+    assert torch.equal(torch.cat([part.blend.labels for part in parts]), LABELS)
+    assert [part.blend.prompts for part in parts] == [("e",), ("f",)]
     assert [float(part.blend.share) for part in parts] == pytest.approx([0.2, 0.4])
     assert all(part.labels is None for part in parts)
 
@@ -197,6 +243,10 @@ def test_what_cannot_be_edited_is_refused(sampler, images):
         gan.sample(Request(SEEDS, None, gan.Settings(), source=Source(images, 0.5)))
     with pytest.raises(SamplerError, match="no way between two seeds"):
         gan.sample(Request(SEEDS, None, gan.Settings(), blend=Blend(SEEDS, torch.zeros(2))))
+    with pytest.raises(SamplerError, match="blend: prompts: this sampler takes no texts"):
+        sampler.sample(Request(SEEDS, None, settings, blend=Blend(None, torch.zeros(2), prompts=("a", "b"))))
+    with pytest.raises(SamplerError, match="blend: labels: expected one for each of 2 seeds, found 1"):
+        sampler.sample(Request(SEEDS, None, settings, blend=Blend(None, torch.zeros(2), LABELS[:1])))
     with pytest.raises(SamplerError, match="negative label: this sampler is not guided away from classes"):
         gan.sample(Request(SEEDS, None, gan.Settings(), negative_labels=LABELS))
     with pytest.raises(SamplerError, match="labels: expected one for each of 2 seeds, found 3"):

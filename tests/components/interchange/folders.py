@@ -1,4 +1,4 @@
-"""Tiny folders of Stable Diffusion with random weights, as diffusers itself saves them."""
+"""Tiny folders of Stable Diffusion and of text encoders with random weights, as their libraries save them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,38 @@ def text_encoder(kind: str, size: int, width: int):
         hidden_act="gelu" if width == 24 else "quick_gelu",
     )
     return scrambled(getattr(transformers, kind)(config))
+
+
+def clip(folder: Path) -> None:
+    """CLIP's text encoder with its tokenizer, in one folder."""
+    torch.manual_seed(0)
+    words, size = tokenizer(folder)
+    words.save_pretrained(folder)
+    text_encoder("CLIPTextModel", size, 16).save_pretrained(folder)
+
+
+def t5(folder: Path) -> None:
+    """T5's encoder and decoder, with a tokenizer of single letters that ends a text with a mark of its own."""
+    import tokenizers
+    import transformers
+
+    torch.manual_seed(0)
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *LETTERS])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
+    words.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=64, **special).save_pretrained(folder)
+    config = transformers.T5Config(
+        vocab_size=len(vocabulary),
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    scrambled(transformers.T5ForConditionalGeneration(config)).save_pretrained(folder)
 
 
 def scrambled(net: torch.nn.Module) -> torch.nn.Module:

@@ -1,0 +1,74 @@
+"""Measures how near an autoencoder's reconstructions of held-out images come to them:
+`python -m pipelines.reconstruct autoencoders.vae` -> metrics/vae.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from components import run_folder
+from components.data import Dataset, verify
+from components.errors import ConfigError, InputError
+from components.families.vae import VAE
+from components.files import write_json
+from components.images import from_uint8
+from components.metrics.reconstruction import reconstruction_figures
+from components.metrics.work import default_device
+from pipelines import cli, paths
+from pipelines.bench import open_eyes
+from pipelines.params import Params, load, name_of
+
+
+def load_vae(folder: Path, device: str = "cpu") -> VAE:
+    """Raises InputError of a run folder that holds no autoencoder."""
+    vae = run_folder.load(folder, device).family
+    if not isinstance(vae, VAE):
+        raise InputError(f"{folder}: expected a trained vae, as params.yaml.autoencoders says")
+    return vae
+
+
+def reconstructed(vae: VAE, dataset: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images, each batch beside what the autoencoder makes of it."""
+    device = next(vae.nets.parameters()).device
+    for chunk in dataset.chunks(batch_size):
+        images = from_uint8(chunk["image"]).to(device)
+        yield images, vae.reconstruct(images)
+
+
+def reconstruct(params: Params, name: str, device: str) -> dict:
+    """Writes the figures, by the extractor of params.evaluate, whole or not at all. What is not finite is None."""
+    vae, eyes = load_vae(paths.RUNS / name, device), open_eyes(params, device)
+    facts = verify(paths.TEST_IMAGES)
+    shape = facts.columns["image"].shape
+    eyes.refuse_unless_fits(paths.TEST_IMAGES, shape)
+    if shape != vae.data.shape:
+        raise InputError(f"{paths.TEST_IMAGES}: images of shape {shape}; {paths.RUNS / name} takes {vae.data.shape}")
+    pairs = reconstructed(vae, Dataset(paths.TEST_IMAGES), params.evaluate.batch_size)
+    figures = reconstruction_figures(pairs, lambda images: eyes.extractor.embed(images).vectors)
+    result = {
+        "autoencoder": name,
+        "num_images": facts.count,
+        "extractor": eyes.extractor.name,
+        "extractor_hash": eyes.extractor.weights_hash,
+        **{figure: value if math.isfinite(value) else None for figure, value in figures.items()},
+    }
+    write_json(paths.METRICS / f"{name}.json", result)
+    return result
+
+
+def main(argv: list[str]) -> None:
+    key = cli.one_argument(argv, "python -m pipelines.reconstruct autoencoders.NAME")
+    params = load()
+    if not key.startswith("autoencoders.") or name_of(key) not in params.autoencoders:
+        known = ", ".join(f"autoencoders.{name}" for name in params.autoencoders)
+        raise ConfigError(f"no autoencoder {key!r} in params.yaml; expected one of {known}")
+    result = reconstruct(params, name_of(key), default_device())
+    told = {name: result[name] for name in ("psnr", "ssim", "reconstruction_fd") if result[name] is not None}
+    print(f"{key}: {'  '.join(f'{name} {value:.4g}' for name, value in told.items())}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
