@@ -23,6 +23,7 @@ from components.errors import ConfigError
 from components.files import sha256_folder, whole_folder, write_json, write_whole
 from infra import ray_jobs
 from infra.config import ClusterConfig
+from infra.ray_session import CODE, copy_code
 from infra.staging import Staged, fetch, node_cache, release, stage
 from infra.storage import check_storage, is_remote
 from infra.store import Store
@@ -30,7 +31,6 @@ from pipelines import cli
 from pipelines.params import DEFAULT, VARIABLE, WHERE, Params
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("components", "infra", "pipelines")
 ORDER = "order.json"
 RESULTS = "jobs"  # below storage: a file a finished job
 
@@ -100,8 +100,7 @@ def job_name(params: Params, order: dict) -> str:
 
 def pack(folder: Path, order: dict) -> None:
     """The job's working folder: code, parameters and the order, a few hundred kilobytes."""
-    for name in CODE:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".terraform"))
+    copy_code(ROOT, folder)
     shutil.copy(DEFAULT, folder / DEFAULT)
     write_json(folder / ORDER, order)
 
