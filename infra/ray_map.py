@@ -19,7 +19,7 @@ from ray.util import ActorPool
 from infra.config import ClusterConfig
 from infra.ray_session import has_gpu, session
 from infra.staging import Staged, stage
-from infra.storage import is_remote
+from infra.storage import check_storage, is_remote
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -92,10 +92,11 @@ class _Worker:
 def crew(cluster: ClusterConfig, root: Path, writes_files: bool = False) -> Iterator[Crew]:
     """The workers of a cluster for the time of the block. `root` is the folder that they import this project from.
     Work that `writes_files` stays in this process where storage is a bucket: its folders are not seen elsewhere.
-    Raises InputError if the cluster cannot be reached."""
+    Raises InputError if the cluster cannot be reached, DataError, before it is asked, if the bucket cannot."""
     storage = cluster.storage(root)
     if (cluster.max_workers == 1 and cluster.address == "local") or (writes_files and is_remote(storage)):
         yield Crew(0)
         return
+    check_storage(storage)
     with session(cluster, root):
         yield Crew(cluster.max_workers, has_gpu(cluster.use_gpu), storage, cluster.cache_bytes)
