@@ -49,7 +49,8 @@ class Bench:
 
 
 def judge_folder(params: Params) -> Path | None:
-    return (paths.RUNS / next(iter(params.judges))).resolve() if params.judges else None
+    # by the name that it has here, which the protocol tells, also where it is a link
+    return (paths.RUNS / next(iter(params.judges))).absolute() if params.judges else None
 
 
 def open_eyes(params: Params, device: str) -> Eyes:

@@ -44,12 +44,14 @@ def run(params: Params, module: str, arguments: Sequence[str], inputs: Sequence[
     """Runs `python -m module arguments` on the cluster, and brings its outputs here, whole or not at all. Paths are
     relative to the project. Raises ConfigError if storage is none that the cluster reaches."""
     storage = _storage_of(params.cluster)
+    _refuse_outside(inputs)
     check_storage(storage)
     staged = {str(path): stage(path, storage, params.cluster.cache_bytes) for path in inputs}
     order = {
         "module": module,
         "arguments": list(arguments),
         "inputs": {path: asdict(item) for path, item in staged.items()},
+        "files": [str(path) for path in inputs if path.is_file()],
         "outputs": [str(path) for path in outputs],
         "storage": storage,
     }
@@ -74,6 +76,13 @@ def _storage_of(cluster: ClusterConfig) -> str:
             f"which inputs go there and results come back; found {cluster.storage_path!r}"
         )
     return cluster.storage_path.rstrip("/")
+
+
+def _refuse_outside(inputs: Sequence[Path]) -> None:
+    """params.yaml travels as it is, so what it names must be found by the same path there."""
+    for path in inputs:
+        if path.is_absolute() or ".." in path.parts:
+            raise ConfigError(f"{path}: a stage that submits itself reads it, expected a path below the project")
 
 
 def refuse_local_tracker(params: Params) -> None:
@@ -126,7 +135,8 @@ def main(argv: list[str]) -> None:
         shutil.copy(here / DEFAULT, folder)
         for path, item in order["inputs"].items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).symlink_to(Staged(**item).local())
+            entry = Staged(**item).local()
+            (folder / path).symlink_to(entry / Path(path).name if path in order["files"] else entry)
         command = [sys.executable, "-m", order["module"], *order["arguments"]]
         environment = os.environ | {"PYTHONPATH": str(here)}
         done = subprocess.run(command, cwd=folder, env=environment, check=False)

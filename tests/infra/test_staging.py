@@ -71,6 +71,11 @@ def test_a_folder_goes_there_and_back_and_is_sent_once(s3, folder, tmp_path):
     assert len(keys(s3) - first) == 2, "the new file and the new listing alone"
 
 
+def test_a_file_goes_there_as_a_folder_of_its_own(s3, folder, tmp_path):
+    staged = stage(folder / "a", STORAGE)
+    assert files_of(fetch(staged, tmp_path / "node")) == {"a": b"1" * 5000}
+
+
 def test_the_hash_is_of_the_content_alone(s3, folder, tmp_path):
     other = write(tmp_path / "elsewhere", **dict(reversed(files_of(folder).items())))
     os.utime(other / "a", (0, 0))
