@@ -278,3 +278,12 @@ class TestTerraform:
     def test_no_policy_allows_everything(self):
         text = (ROOT / "infra/terraform/iam.tf").read_text()
         assert not re.search(r'actions\s*=\s*\[\s*"(\*|s3:\*|ec2:\*|iam:\*)"', text)
+
+    def test_what_is_not_in_the_bucket_yet_is_missing_rather_than_forbidden(self):
+        """A listing right that asks for a prefix is not there for HeadObject and HeadBucket, which have none."""
+        (text,) = re.findall(
+            r'statement \{\s+actions\s+= \["s3:ListBucket"\].*?\n  \}',
+            (ROOT / "infra/terraform/iam.tf").read_text(),
+            re.DOTALL,
+        )
+        assert re.search(r'test\s+= "StringLikeIfExists"', text) and '"s3:prefix"' in text
