@@ -56,23 +56,25 @@ class Crew:
 
 @dataclass(frozen=True)
 class Travelling:
-    """A method of an order, a dataclass, whose folders are in storage: called elsewhere, it finds them there."""
+    """A method of an order, a dataclass, whose paths are in storage: called elsewhere, it finds them there."""
 
     order: object
     method: str
-    staged: Mapping[str, Staged]  # by field
+    staged: Mapping[str, tuple[Staged, str]]  # by field: a folder and, where the path is a file, its name
 
     @classmethod
     def of(cls, make: Make, storage: str, cache_bytes: int) -> Travelling:
         order = make.__self__
         values = {field.name: getattr(order, field.name) for field in fields(order)}
-        folders = {name: value for name, value in values.items() if isinstance(value, Path)}
-        return cls(
-            order, make.__name__, {name: stage(folder, storage, cache_bytes) for name, folder in folders.items()}
-        )
+        staged = {
+            name: (stage(path, storage, cache_bytes), path.name if path.is_file() else "")
+            for name, path in values.items()
+            if isinstance(path, Path)
+        }
+        return cls(order, make.__name__, staged)
 
     def __call__(self) -> Callable[[Part], Result]:
-        order = replace(self.order, **{name: staged.local() for name, staged in self.staged.items()})
+        order = replace(self.order, **{field: staged.local() / name for field, (staged, name) in self.staged.items()})
         return getattr(order, self.method)()
 
 

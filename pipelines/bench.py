@@ -128,6 +128,7 @@ class Measured:
 def sampling(params: Params, run: Path, candidate: dict) -> Sampling:
     """The order for a candidate's evaluation set."""
     config = params.evaluate
+    weights = Path(config.extractor.weights).absolute() if config.extractor.weights else None
     return Sampling(
         run.resolve(),
         candidate,
@@ -137,6 +138,7 @@ def sampling(params: Params, run: Path, candidate: dict) -> Sampling:
         config.extractor,
         judge_folder(params),
         generation.Captions.of(Dataset(paths.TEST_IMAGES)),
+        weights if weights and weights.exists() else None,
     )
 
 

@@ -280,19 +280,21 @@ def test_an_encoder_reads_staged_folders_and_leaves_its_shards_in_the_bucket(s3,
 
 @dataclass(frozen=True)
 class Order:
-    """As evaluation sends them: folders among its fields."""
+    """As evaluation sends them: paths among its fields."""
 
     run: Path
     absent: Path | None
     count: int
 
     def worker(self):
-        return lambda part: (self.run / "a").read_bytes() * (self.count + part)
+        path = self.run / "a" if self.run.is_dir() else self.run
+        return lambda part: path.read_bytes() * (self.count + part)
 
 
-def test_an_orders_folders_travel_with_it(s3, tmp_path, monkeypatch):
+def test_an_orders_paths_travel_with_it(s3, tmp_path, monkeypatch):
     monkeypatch.setenv(staging.CACHE, str(tmp_path / "node"))
     order = Order(write(tmp_path / "run", a=b"x"), None, 2)
-    sent = pickle.dumps(Travelling.of(order.worker, STORAGE, 1 << 30))
+    of_a_file = Order(tmp_path / "run/a", None, 2)
+    sent = [pickle.dumps(Travelling.of(one.worker, STORAGE, 1 << 30)) for one in (order, of_a_file)]
     shutil.rmtree(tmp_path / "run")  # the worker's machine has no such folder
-    assert pickle.loads(sent)()(1) == b"xxx"
+    assert [pickle.loads(one)()(1) for one in sent] == [b"xxx", b"xxx"]
