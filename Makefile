@@ -51,7 +51,7 @@ cluster-up: setup
 # git stays here: the head runs what changed and pushes the data, dvc.lock comes back, `dvc pull` and a commit are yours
 cluster-repro: setup
 	ray rsync-up $(CLUSTER) $(CURDIR)/ $(REMOTE)/
-	ray exec $(CLUSTER) 'cd $(REMOTE) && { dvc pull --quiet --allow-missing || true; } && python -m pipelines.repro $(TARGETS) && dvc push'
+	ray exec $(CLUSTER) 'cd $(REMOTE) && { dvc pull --quiet --allow-missing || true; } && LATENT_FOUNDRY_CLUSTER="{address: auto}" python -m pipelines.repro $(TARGETS) && dvc push'
 	ray rsync-down $(CLUSTER) $(REMOTE)/dvc.lock $(CURDIR)/dvc.lock
 
 cluster-down: setup

@@ -137,8 +137,8 @@ def encode(
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of its execution plan otherwise
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = (
-        ray.data.from_items([{"shard": number} for number in range(num_shards)])
-        .repartition(num_shards)
+        # a block a shard from the start: a repartition would be tasks, which actors on every CPU leave no room for
+        ray.data.from_items([{"shard": number} for number in range(num_shards)], override_num_blocks=num_shards)
         .map_batches(
             Encoder,
             fn_constructor_args=arguments,

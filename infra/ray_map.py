@@ -19,7 +19,7 @@ from ray.util import ActorPool
 from infra.config import ClusterConfig
 from infra.ray_session import has_gpu, session
 from infra.staging import Staged, stage
-from infra.storage import is_remote
+from infra.storage import check_storage, is_remote
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -56,23 +56,25 @@ class Crew:
 
 @dataclass(frozen=True)
 class Travelling:
-    """A method of an order, a dataclass, whose folders are in storage: called elsewhere, it finds them there."""
+    """A method of an order, a dataclass, whose paths are in storage: called elsewhere, it finds them there."""
 
     order: object
     method: str
-    staged: Mapping[str, Staged]  # by field
+    staged: Mapping[str, tuple[Staged, str]]  # by field: a folder and, where the path is a file, its name
 
     @classmethod
     def of(cls, make: Make, storage: str, cache_bytes: int) -> Travelling:
         order = make.__self__
         values = {field.name: getattr(order, field.name) for field in fields(order)}
-        folders = {name: value for name, value in values.items() if isinstance(value, Path)}
-        return cls(
-            order, make.__name__, {name: stage(folder, storage, cache_bytes) for name, folder in folders.items()}
-        )
+        staged = {
+            name: (stage(path, storage, cache_bytes), path.name if path.is_file() else "")
+            for name, path in values.items()
+            if isinstance(path, Path)
+        }
+        return cls(order, make.__name__, staged)
 
     def __call__(self) -> Callable[[Part], Result]:
-        order = replace(self.order, **{name: staged.local() for name, staged in self.staged.items()})
+        order = replace(self.order, **{field: staged.local() / name for field, (staged, name) in self.staged.items()})
         return getattr(order, self.method)()
 
 
@@ -92,10 +94,11 @@ class _Worker:
 def crew(cluster: ClusterConfig, root: Path, writes_files: bool = False) -> Iterator[Crew]:
     """The workers of a cluster for the time of the block. `root` is the folder that they import this project from.
     Work that `writes_files` stays in this process where storage is a bucket: its folders are not seen elsewhere.
-    Raises InputError if the cluster cannot be reached."""
+    Raises InputError if the cluster cannot be reached, DataError, before it is asked, if the bucket cannot."""
     storage = cluster.storage(root)
     if (cluster.max_workers == 1 and cluster.address == "local") or (writes_files and is_remote(storage)):
         yield Crew(0)
         return
+    check_storage(storage)
     with session(cluster, root):
         yield Crew(cluster.max_workers, has_gpu(cluster.use_gpu), storage, cluster.cache_bytes)

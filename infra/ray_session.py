@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +31,8 @@ ENVIRONMENT = {
 
 LOCAL = "local"
 SHARED = "LATENT_FOUNDRY_RAY"  # the address of a session on this machine that the stages of one `dvc repro` share
+CODE = ("components", "infra", "pipelines")
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray 2.60: what it tells the process of a submitted job about it
 
 
 @contextlib.contextmanager
@@ -35,7 +40,8 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[str]:
     """Ray for the time of the block, whose address it yields; a session that already runs in this process is used and
     left running.
 
-    `root` is the folder that workers import this project from. Raises InputError if the cluster cannot be reached.
+    `root` is the folder that workers import this project from. On a cluster that is joined they get a copy of its code:
+    other nodes do not see the folder, or hold another version. Raises InputError if the cluster cannot be reached.
     """
     if ray.is_initialized():
         yield ray.get_runtime_context().gcs_address
@@ -51,19 +57,39 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[str]:
     # two CPUs more than workers: a group that fills the machine would leave Ray Data and the controller none
     capacity = {"num_cpus": max(os.cpu_count() or 1, cluster.max_workers) + 2, "include_dashboard": False}
     try:
-        ray.init(
-            address=address,
-            runtime_env={"env_vars": {"PYTHONPATH": str(root)}},
-            logging_level="error",
-            log_to_driver=False,  # stages show their own progress; a failed worker's traceback comes with its exception
-            **(capacity if local else {}),
-        )
+        with _workers_environment(root, cluster.address == LOCAL) as environment:
+            ray.init(
+                address=address,
+                runtime_env=environment,
+                logging_level="error",
+                log_to_driver=False,  # stages show their own progress; a worker's traceback comes with its exception
+                **(capacity if local else {}),
+            )
     except ConnectionError as error:
         raise InputError(f"cluster.address: no Ray cluster answers at {address!r} ({error})") from None
     try:
         yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _workers_environment(root: Path, here: bool) -> Iterator[dict]:
+    """Where workers import this project from: `here`, from its folder. The copy for others is sent within the block."""
+    if here:
+        yield {"env_vars": {"PYTHONPATH": str(root)}}
+    elif "working_dir" in json.loads(os.environ.get(JOB, "{}")).get("runtime_env", {}):
+        yield {}  # this process came with a job, whose working folder its workers get
+    else:
+        with tempfile.TemporaryDirectory(prefix="code-") as folder:
+            copy_code(root, Path(folder))
+            yield {"working_dir": folder}
+
+
+def copy_code(root: Path, folder: Path) -> None:
+    """What the processes of a cluster import: a few hundred kilobytes."""
+    for name in CODE:
+        shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".terraform"))
 
 
 def has_gpu(wanted: bool | None = None) -> bool:

@@ -75,7 +75,8 @@ def node_cache() -> Path:
 
 
 def stage(folder: Path, storage: str, cache_bytes: int = 100 << 30, known: Mapping[str, str] | None = None) -> Staged:
-    """Brings a folder into s3://bucket/prefix. `known`: sha256 of files, by path, that need not be read for it.
+    """Brings a folder into s3://bucket/prefix, or one file as a folder that holds nothing else. `known`: sha256 of
+    files, by path, that need not be read for it.
 
     Raises DataError in one line if storage cannot be written to; what was sent before that stays and counts."""
     files = list_files(folder, known or {})
@@ -87,7 +88,7 @@ def stage(folder: Path, storage: str, cache_bytes: int = 100 << 30, known: Mappi
         if _has(client, bucket, f"{prefix}{staged.hash}.json", len(listing)):
             return staged
         each = {file.sha256: file for file in files}.values()  # equal files once
-        send = functools.partial(_send, client, bucket, prefix, folder)
+        send = functools.partial(_send, client, bucket, prefix, folder.parent if folder.is_file() else folder)
         with ThreadPoolExecutor(_WORKERS) as pool:
             for _ in pool.map(send, each):
                 pass
@@ -96,11 +97,12 @@ def stage(folder: Path, storage: str, cache_bytes: int = 100 << 30, known: Mappi
 
 
 def list_files(folder: Path, known: Mapping[str, str]) -> list[File]:
-    """Every file below a folder, in order. Raises DataError if there is none."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Every file below a folder, in order, or the one file that it is. Raises DataError if there is none."""
+    base = folder.parent if folder.is_file() else folder
+    found = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
     if not found:
         raise DataError(f"{folder}: no file to stage; expected what a stage before wrote")
-    names = [path.relative_to(folder).as_posix() for path in found]
+    names = [path.relative_to(base).as_posix() for path in found]
     return [
         File(name, path.stat().st_size, known.get(name) or sha256(path))
         for name, path in zip(names, found, strict=True)

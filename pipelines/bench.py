@@ -49,7 +49,8 @@ class Bench:
 
 
 def judge_folder(params: Params) -> Path | None:
-    return (paths.RUNS / next(iter(params.judges))).resolve() if params.judges else None
+    # by the name that it has here, which the protocol tells, also where it is a link
+    return (paths.RUNS / next(iter(params.judges))).absolute() if params.judges else None
 
 
 def open_eyes(params: Params, device: str) -> Eyes:
@@ -127,6 +128,7 @@ class Measured:
 def sampling(params: Params, run: Path, candidate: dict) -> Sampling:
     """The order for a candidate's evaluation set."""
     config = params.evaluate
+    weights = Path(config.extractor.weights).absolute() if config.extractor.weights else None
     return Sampling(
         run.resolve(),
         candidate,
@@ -136,6 +138,7 @@ def sampling(params: Params, run: Path, candidate: dict) -> Sampling:
         config.extractor,
         judge_folder(params),
         generation.Captions.of(Dataset(paths.TEST_IMAGES)),
+        weights if weights and weights.exists() else None,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,11 +27,12 @@ from components.metrics.search import Trial, best, refuse_bad_space, search
 from components.metrics.work import Eyes, Seen, default_device
 from components.run_folder import AVERAGES, Run, read_averages
 from infra.ray_map import Crew, crew
-from pipelines import cli, paths
+from pipelines import cli, paths, remote
 from pipelines.bench import (
     FIGURES,
     Bench,
     Measured,
+    judge_folder,
     load_sampler,
     measure,
     ms_per_image,
@@ -205,12 +207,31 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def inputs(params: Params, key: str) -> list[Path]:
+    """All that a measurement reads: the sampler, the judge, what is known of the real images, weights of extractors
+    that lie here rather than on a hub."""
+    asked, judge = params.evaluate, judge_folder(params)
+    weights = (asked.extractor.weights, asked.lpips, asked.clip_score)
+    return [
+        paths.RUNS / name_of(key),
+        *([paths.RUNS / judge.name] if judge else []),
+        paths.REFERENCE,
+        paths.TRAIN_IMAGES,
+        paths.TEST_IMAGES,
+        *(Path(weight) for weight in weights if weight and Path(weight).exists()),
+    ]
+
+
 def main(argv: list[str]) -> None:
     key = cli.one_argument(argv, "python -m pipelines.evaluate samplers.NAME")
     params = load()
     if not key.startswith("samplers.") or name_of(key) not in params.samplers:
         known = ", ".join(f"samplers.{name}" for name in params.samplers)
         raise ConfigError(f"no sampler {key!r} in params.yaml; expected one of {known}")
+    if remote.is_away(params.cluster):
+        outputs = [paths.SAMPLES / name_of(key), paths.METRICS / f"{name_of(key)}.json"]
+        remote.run(params, "pipelines.evaluate", [key], inputs(params, key), outputs)
+        return
     print(table(evaluate(params, key, default_device())))
 
 

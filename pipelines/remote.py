@@ -23,6 +23,7 @@ from components.errors import ConfigError
 from components.files import sha256_folder, whole_folder, write_json, write_whole
 from infra import ray_jobs
 from infra.config import ClusterConfig
+from infra.ray_session import CODE, copy_code
 from infra.staging import Staged, fetch, node_cache, release, stage
 from infra.storage import check_storage, is_remote
 from infra.store import Store
@@ -30,7 +31,6 @@ from pipelines import cli
 from pipelines.params import DEFAULT, VARIABLE, WHERE, Params
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("components", "infra", "pipelines")
 ORDER = "order.json"
 RESULTS = "jobs"  # below storage: a file a finished job
 
@@ -44,12 +44,14 @@ def run(params: Params, module: str, arguments: Sequence[str], inputs: Sequence[
     """Runs `python -m module arguments` on the cluster, and brings its outputs here, whole or not at all. Paths are
     relative to the project. Raises ConfigError if storage is none that the cluster reaches."""
     storage = _storage_of(params.cluster)
+    _refuse_outside(inputs)
     check_storage(storage)
     staged = {str(path): stage(path, storage, params.cluster.cache_bytes) for path in inputs}
     order = {
         "module": module,
         "arguments": list(arguments),
         "inputs": {path: asdict(item) for path, item in staged.items()},
+        "files": [str(path) for path in inputs if path.is_file()],
         "outputs": [str(path) for path in outputs],
         "storage": storage,
     }
@@ -76,6 +78,13 @@ def _storage_of(cluster: ClusterConfig) -> str:
     return cluster.storage_path.rstrip("/")
 
 
+def _refuse_outside(inputs: Sequence[Path]) -> None:
+    """params.yaml travels as it is, so what it names must be found by the same path there."""
+    for path in inputs:
+        if path.is_absolute() or ".." in path.parts:
+            raise ConfigError(f"{path}: a stage that submits itself reads it, expected a path below the project")
+
+
 def refuse_local_tracker(params: Params) -> None:
     """Raises ConfigError if a job on the cluster could not reach the tracker."""
     if not params.tracking.uri.startswith(("http://", "https://")):
@@ -100,8 +109,7 @@ def job_name(params: Params, order: dict) -> str:
 
 def pack(folder: Path, order: dict) -> None:
     """The job's working folder: code, parameters and the order, a few hundred kilobytes."""
-    for name in CODE:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".terraform"))
+    copy_code(ROOT, folder)
     shutil.copy(DEFAULT, folder / DEFAULT)
     write_json(folder / ORDER, order)
 
@@ -127,7 +135,8 @@ def main(argv: list[str]) -> None:
         shutil.copy(here / DEFAULT, folder)
         for path, item in order["inputs"].items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).symlink_to(Staged(**item).local())
+            entry = Staged(**item).local()
+            (folder / path).symlink_to(entry / Path(path).name if path in order["files"] else entry)
         command = [sys.executable, "-m", order["module"], *order["arguments"]]
         environment = os.environ | {"PYTHONPATH": str(here)}
         done = subprocess.run(command, cwd=folder, env=environment, check=False)

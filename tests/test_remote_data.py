@@ -66,3 +66,24 @@ def test_a_missing_revision_is_told(tmp_path, project):
     )
     assert done.returncode != 0
     assert "no-such-branch" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_volume_that_belongs_to_another_user_is_checked_out_into(tmp_path):
+    """As Kubernetes mounts one: its root is not the container's user's."""
+    origin, there = tmp_path / "origin", tmp_path / "there"
+    for folder in (origin, there):
+        folder.mkdir()
+    (origin / "params.yaml").write_text("seed: 0\n")
+    git(origin, "init", "--quiet")
+    git(origin, "add", "--all")
+    git(origin, "commit", "--quiet", "--message", "first")
+    os.chown(there, 12345, 12345)
+    done = subprocess.run(
+        ["bash", SCRIPTS / "checkout.sh", there],
+        env=os.environ | {"REPOSITORY": str(origin), "REVISION": git(origin, "rev-parse", "HEAD")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (there / "params.yaml").read_text() == "seed: 0\n"

@@ -1,5 +1,7 @@
-"""A training across three hosts, one of which loses its link in the middle and gets it back."""
+"""`dvc repro` across three hosts, one of which loses its link in the middle of a training and gets it back."""
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -8,15 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
+from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
 
 from infra.ray_session import ENVIRONMENT
 from tests import three_hosts
+from tests.chaos import weights
 from tests.clones import command, environment, make_clone, tiny_params
 from tests.infra.local import free_port
 from tests.infra.mlflow_server import PASSWORD, missing, mlflow_server, postgres
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 AWAY = 20.0  # seconds without a link, in which the head gives the node up
 STEPS = 600
 
@@ -68,37 +73,60 @@ def project(folder: Path, tracking: str, storage: str) -> Path:
         "max_failures": 10,
         "storage_path": f"s3://bucket/{storage}",
     }
-    clone = make_clone(folder, params)
-    assert command(clone, sys.executable, "-m", "pipelines.prepare").returncode == 0
-    return clone
+    return make_clone(folder, params)
 
 
-def start(clone: Path) -> subprocess.Popen:
-    verb = [sys.executable, "-m", "pipelines.train", "judges.judge"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+def start(clone: Path, *verb: str) -> subprocess.Popen:
+    """A command of a project, on the head's host; what it says goes to the project's log."""
     changed = {"GLOO_SOCKET_IFNAME": "lf-head-i", "LATENT_FOUNDRY_CACHE": f"{clone}-cache"}
-    return subprocess.Popen(three_hosts.on("head", verb), cwd=clone, env=environment(clone) | changed, **pipes)
+    command, settings = three_hosts.on("head", list(verb)), environment(clone) | changed
+    with log_of(clone).open("a") as log:
+        return subprocess.Popen(command, cwd=clone, env=settings, stdout=log, stderr=subprocess.STDOUT)
 
 
-def test_a_link_that_is_cut_and_healed_changes_no_weight(services, s3, tmp_path):
+def log_of(clone: Path) -> Path:
+    return clone.with_suffix(".log")
+
+
+def finish(process: subprocess.Popen, clone: Path) -> None:
+    assert process.wait(2400) == 0, log_of(clone).read_text()[-6000:]
+
+
+def test_a_whole_repro_with_a_link_cut_and_healed_changes_no_weight(services, s3, tmp_path):
+    """Every stage on the hosts; code travels with it, inputs, checkpoints and shards through the bucket."""
     quiet, cut = project(tmp_path / "quiet", services, "quiet"), project(tmp_path / "cut", services, "cut")
-    with tempfile.TemporaryDirectory(prefix="lf") as name, three_hosts.node("head", Path(name), {}):
-        three_hosts.wait_for_nodes(1, {})
-        with three_hosts.node("one", Path(name), {}):
-            with three_hosts.node("two", Path(name), {}):
-                three_hosts.wait_for_nodes(3, {})
-                undisturbed = start(quiet)
-                assert undisturbed.wait(600) == 0, undisturbed.stdout.read()[-3000:]
-                driver = start(cut)
-                while not checkpoints(s3, "cut"):
-                    assert driver.poll() is None, driver.stdout.read()[-3000:]
-                    time.sleep(0.1)
-                three_hosts.cut("two")
-                time.sleep(AWAY)
-                assert driver.poll() is None, "the training waits for a second host"
-                three_hosts.wait_for_nodes(2, {})
-                three_hosts.heal("two")
-            with three_hosts.node("two", Path(name), {}):  # as a supervisor starts it again
-                assert driver.wait(600) == 0, driver.stdout.read()[-3000:]
-    weights = "runs/judge/classifier.safetensors"
-    assert (quiet / weights).read_bytes() == (cut / weights).read_bytes()
+    with contextlib.ExitStack() as up:
+        folder = Path(up.enter_context(tempfile.TemporaryDirectory(prefix="lf")))
+        for count, host in enumerate(("head", "one"), 1):
+            up.enter_context(three_hosts.node(host, folder, tmp_path))
+            three_hosts.wait_for_nodes(count, folder)
+        with three_hosts.node("two", folder, tmp_path):
+            three_hosts.wait_for_nodes(3, folder)
+            driver = start(cut, "dvc", "repro")
+            while not checkpoints(s3, "cut"):
+                assert driver.poll() is None, log_of(cut).read_text()[-6000:]
+                time.sleep(0.1)
+            three_hosts.cut("two")
+            time.sleep(AWAY)
+            assert driver.poll() is None, "the training waits for a second host"
+            three_hosts.wait_for_nodes(2, folder)
+            three_hosts.heal("two")
+        with three_hosts.node("two", folder, tmp_path):  # as a supervisor starts it again
+            finish(driver, cut)
+            for module, *arguments in (["prepare"], ["train", "judges.judge"]):
+                finish(start(quiet, sys.executable, "-m", f"pipelines.{module}", *arguments), quiet)
+    assert weights(quiet, "judge") == weights(cut, "judge")
+    assert_whole(cut, services)
+
+
+def assert_whole(clone: Path, tracking: str) -> None:
+    """Every stage is recorded, the champion registered on the server, and there is nothing left to do."""
+    again = command(clone, "dvc", "repro")
+    assert "Data and pipelines are up to date" in again.stdout, again.stdout + again.stderr
+    stages = set(yaml.safe_load((clone / "dvc.lock").read_text())["stages"])
+    assert {"prepare", "train@judge", "encode", "evaluate@ldm", "promote", "report"} <= stages
+    promoted = json.loads((clone / "promoted.json").read_text())
+    client = MlflowClient(tracking)
+    assert client.get_model_version_by_alias("tiny", "champion").version == promoted["version"]
+    runs = client.search_runs([client.get_experiment_by_name(clone.name).experiment_id])
+    assert {"vae", "judge", "ldm", "dcgan", "wgan_gp"} == {run.info.run_name for run in runs}

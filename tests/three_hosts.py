@@ -1,6 +1,6 @@
 """Three hosts on one machine, as network namespaces on a bridge: a Ray head and two workers, each with an address.
 
-They share a file system, but what they run is told only what nodes of a cluster share: storage and tracker by address.
+The head's host has the project, the others do not see its folders: what they need must travel, or lie in storage.
 Needs root, iproute2 and kernels that allow namespaces; `refusal` tells why not.
 """
 
@@ -12,14 +12,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 NETWORK = "10.199.77"
 GATEWAY = f"{NETWORK}.1"
 BRIDGE = "lf-bridge"
 HOSTS = {"head": 10, "one": 11, "two": 12}  # last part of the address
-PATIENCE = 120  # seconds
+PATIENCE = 240  # seconds
+HIDE = 'for folder in $HIDDEN; do mount -t tmpfs none "$folder" || exit; done; exec "$@"'  # from one mount namespace
 
 
 def refusal() -> str:
@@ -81,20 +82,23 @@ def on(host: str, command: list[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def node(host: str, folder: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen]:
-    """A Ray node that lives as long as the block; the head is the first. `folder` is Ray's, with a short path."""
-    own = {"GLOO_SOCKET_IFNAME": f"lf-{host}-i", "LATENT_FOUNDRY_CACHE": f"{folder}-{host}"}
+def node(host: str, folder: Path, hidden: Path) -> Iterator[None]:
+    """A Ray node that lives as long as the block; the head is the first. `folder` is Ray's, with a short path; nodes
+    but the head have their own there, and find nothing in `hidden`."""
+    own = {"GLOO_SOCKET_IFNAME": f"lf-{host}-i", "LATENT_FOUNDRY_CACHE": f"{folder}/cache"}
     is_head = host == "head"
     command = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--node-ip-address={address(host)}"]
     command += ["--object-store-memory=80000000", f"--num-cpus={0 if is_head else 1}"]
     if is_head:
         command += ["--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={folder}"]
     else:
-        command += [f"--address={address('head')}:6379"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(on(host, command), env={**os.environ, **environment, **own}, **quiet)
+        command = ["sh", "-c", HIDE, "sh", *command, f"--address={address('head')}:6379"]
+        own["HIDDEN"] = f"{folder} {hidden}"
+    with log_of(folder, host).open("a") as log:
+        environment = {**os.environ, **own}
+        process = subprocess.Popen(on(host, command), env=environment, cwd="/", stdout=log, stderr=subprocess.STDOUT)
     try:
-        yield process
+        yield
     finally:
         process.terminate()
         try:
@@ -104,15 +108,20 @@ def node(host: str, folder: Path, environment: Mapping[str, str]) -> Iterator[su
             process.wait()
 
 
-def wait_for_nodes(count: int, environment: Mapping[str, str]) -> None:
+def log_of(folder: Path, host: str) -> Path:
+    """What a node's start says."""
+    return folder / f"{host}.log"
+
+
+def wait_for_nodes(count: int, folder: Path) -> None:
     """Until the head knows so many nodes alive. Raises TimeoutError."""
     script = f"import ray; ray.init('{address('head')}:6379', logging_level='error'); "
     script += "print(sum(n['Alive'] for n in ray.nodes()))"
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        command = on("head", [sys.executable, "-c", script])
-        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+        done = subprocess.run(on("head", [sys.executable, "-c", script]), capture_output=True, text=True)
         if done.stdout.strip().endswith(str(count)):
             return
         time.sleep(1)
-    raise TimeoutError(f"not {count} nodes: {done.stdout[-500:]} {done.stderr[-1500:]}")
+    logs = "".join(path.read_text()[-1500:] for path in sorted(folder.glob("*.log")))
+    raise TimeoutError(f"not {count} nodes: {done.stdout[-500:]} {done.stderr[-1500:]}\n{logs}")

@@ -124,6 +124,7 @@ class Sampling:
     extractor: ExtractorConfig
     judge: Path | None
     captions: generation.Captions | None = None
+    weights: Path | None = None  # of the extractor, where they are a file or folder rather than a name
 
     @property
     def parts(self) -> range:
@@ -131,7 +132,8 @@ class Sampling:
 
     def worker(self, sampler: tuple[Sampler, Strict] | None = None, eyes: Eyes | None = None) -> Callable[[int], Piece]:
         """Samples one batch and looks at it. A sampler with its settings, and eyes, that are open may be lent."""
-        eyes = eyes or Eyes.open(self.extractor, self.judge, default_device())
+        weights = {"weights": str(self.weights)} if self.weights else {}
+        eyes = eyes or Eyes.open(self.extractor.model_copy(update=weights), self.judge, default_device())
         return functools.partial(self._sample, *(sampler or self.open(default_device())), eyes)
 
     def open(self, device: str) -> tuple[Sampler, Strict]:

@@ -5,6 +5,9 @@ set -euo pipefail
 folder=$1
 shift
 : "${REPOSITORY:?a git address}" "${REVISION:?a branch, tag or commit}"
+# a volume's root is another user's, which git would refuse
+export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0
+GIT_CONFIG_VALUE_0=$(realpath --canonicalize-missing "$folder")
 if [ ! -d "$folder/.git" ]; then # a repetition takes up what is there
     git clone --quiet "$REPOSITORY" "$folder"
 fi

@@ -13,7 +13,7 @@ from pathlib import Path
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from components.errors import InputError, TrainingError
+from components.errors import DataError, InputError, TrainingError
 from components.training import State
 from infra.config import ClusterConfig
 from infra.progress import Reports, console
@@ -86,11 +86,27 @@ def _fit(job: Job, cluster: ClusterConfig, storage: str | Path, run: Store, trac
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     nodes = NodeWatch() if cluster.elastic else contextlib.nullcontext()
     with reports, nodes:
-        result = trainer.fit()
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _mendable(error, run) from None
     if result.return_value is not None:
         raise TrainingError(f"{job.name}: {result.return_value}")
     with result.checkpoint.as_directory() as folder:
         return read_state(Path(folder), "cpu")
+
+
+def _mendable(error: ray.train.TrainingFailedError, run: Store) -> Exception:
+    """What a user can mend, in one line: storage that is gone or full, inputs that are not whole. Otherwise `error`."""
+    failures = getattr(error, "worker_failures", {}).values() or [getattr(error, "controller_failure", None)]
+    for failure in failures:
+        cause = getattr(failure, "_base_exc", failure)  # Ray 2.60: a worker's own exception in its wrapper
+        if isinstance(cause, InputError):
+            return cause
+        if isinstance(cause, OSError):
+            told = str(cause).splitlines()[0]
+            return DataError(f"{run}: {told}; what was stored stays, the same command goes on from it")
+    return error
 
 
 def _lock_folder(storage: str | Path) -> Path:

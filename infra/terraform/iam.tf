@@ -20,9 +20,10 @@ data "aws_iam_policy_document" "bucket" {
     actions   = ["s3:ListBucket"]
     resources = [aws_s3_bucket.data.arn]
     condition {
-      test     = "StringLike"
+      # HeadBucket and HeadObject name no prefix; without this right S3 answers 403, not 404, of what is not there yet
+      test     = "StringLikeIfExists"
       variable = "s3:prefix"
-      values   = [for prefix in each.value : prefix]
+      values   = concat(each.value, [for prefix in each.value : trimsuffix(prefix, "/*")])
     }
   }
   statement { # whether the bucket is there, and where

@@ -5,11 +5,13 @@ diffusers' own recipe for unconditional training as the outside peer.
     python -m tests.benchmarks.fashion_mnist_quality 1800         # so many seconds each
 
 Seconds of the clock on whatever this process may use; the latent model's include its autoencoder's, a quarter. The
-images are read from ../shared/data/fashion-mnist if that is there, else from their official address.
+images are read from ../shared/data/fashion-mnist if that is there, else from their official address. What is measured
+is kept in .cache/fashion_mnist_quality, so that the table can be finished later.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -164,7 +166,10 @@ def main(argv: list[str] | None = None) -> None:
     yardstick = quality.Yardstick(judge, data["test"], PROTOCOL)
     rows = torch.randperm(len(data["train"]), generator=torch.Generator().manual_seed(0))[: PROTOCOL.num_samples]
     floor = yardstick.of_images(data["train"].columns["image"][rows], None)
-    table = {name: quality.rounded(run(data["train"], yardstick, seconds)) for name, run in MODELS.items()}
+    table = {}
+    for name, run in MODELS.items():
+        measure = functools.partial(run, data["train"], yardstick, seconds)
+        table[name] = quality.kept(FOLDER / f"{name}_{seconds:.0f}.json", measure)
     emit(
         "fashion_mnist_quality",
         round(table["ldm"]["frechet_distance"] / table["diffusers"]["frechet_distance"], 3),

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -198,9 +199,63 @@ class TestImage:
         copied = re.findall(r"^COPY (?:--\S+ )?(\S+) ", text, re.MULTILINE)
         assert set(copied) == allowed
 
+    def test_what_it_copies_is_in_git(self):
+        text = (ROOT / "infra/docker/Dockerfile").read_text()
+        for pattern in re.findall(r"^COPY (?:--\S+ )?(.+) \S+$", text, re.MULTILINE):
+            listed = subprocess.run(["git", "ls-files", *pattern.split()], cwd=ROOT, capture_output=True, text=True)
+            assert listed.stdout.split(), f"{pattern}: no file of the repository"
+
+    def test_manifests_call_what_it_has(self, objects):
+        """Programs of the image by their place in it, in every command of a pod or a job."""
+        called = set(re.findall(r"/opt/latent-foundry/([\w.]+)", json.dumps(objects)))
+        assert called == {"checkout.sh", "repro.sh"}
+        for name in called:
+            assert os.access(ROOT / "infra/docker" / name, os.R_OK)
+
     @pytest.mark.parametrize("script", ["checkout.sh", "repro.sh"])
     def test_scripts_are_bash(self, script):
         subprocess.run(["bash", "-n", ROOT / "infra/docker" / script], check=True)
+
+
+class TestMake:
+    """The targets around the cluster, with programs that write down how they were called."""
+
+    @pytest.fixture
+    def make(self, tmp_path):
+        log, venv = tmp_path / "log", tmp_path / "venv"
+        (venv / "bin").mkdir(parents=True)
+        (tmp_path / "there").mkdir()
+        said = f'echo "$(basename "$0") $* $LATENT_FOUNDRY_CLUSTER" >> {log}\n'
+        there = 'if [ "$1" = exec ]; then exec bash -c "$3"; fi\n'
+        for name, rest in {"uv": "", "python": "", "dvc": '[ "$1" != pull ]\n', "ray": there}.items():
+            (venv / "bin" / name).write_text(f"#!/bin/sh\n{said}{rest}")
+            (venv / "bin" / name).chmod(0o755)
+        (venv / ".installed").touch()
+
+        def run(*arguments: str) -> list[str]:
+            command = ["make", *arguments, f"VENV={venv}", f"REMOTE={tmp_path}/there"]
+            environment = os.environ | {"HOME": str(tmp_path)}
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            return [line.rstrip() for line in log.read_text().splitlines() if not line.startswith("uv")]
+
+        return run
+
+    def test_up_makes_the_token_first(self, make):
+        assert make("cluster-up") == ["ray get-auth-token --generate", "ray up --yes ray_cluster.yaml"]
+
+    def test_repro_joins_the_cluster_even_where_nothing_could_be_pulled(self, make, tmp_path):
+        calls = make("cluster-repro", "TARGETS=train@vae")
+        assert [call for call in calls if not call.startswith("ray exec")] == [
+            f"ray rsync-up ray_cluster.yaml {ROOT}/ {tmp_path}/there/",
+            "dvc pull --quiet --allow-missing",
+            "python -m pipelines.repro train@vae {address: auto}",
+            "dvc push",
+            f"ray rsync-down ray_cluster.yaml {tmp_path}/there/dvc.lock {ROOT}/dvc.lock",
+        ]
+
+    def test_down_asks_nothing(self, make):
+        assert make("cluster-down") == ["ray down --yes ray_cluster.yaml"]
 
 
 class TestTerraform:
@@ -223,3 +278,12 @@ class TestTerraform:
     def test_no_policy_allows_everything(self):
         text = (ROOT / "infra/terraform/iam.tf").read_text()
         assert not re.search(r'actions\s*=\s*\[\s*"(\*|s3:\*|ec2:\*|iam:\*)"', text)
+
+    def test_what_is_not_in_the_bucket_yet_is_missing_rather_than_forbidden(self):
+        """A listing right that asks for a prefix is not there for HeadObject and HeadBucket, which have none."""
+        (text,) = re.findall(
+            r'statement \{\s+actions\s+= \["s3:ListBucket"\].*?\n  \}',
+            (ROOT / "infra/terraform/iam.tf").read_text(),
+            re.DOTALL,
+        )
+        assert re.search(r'test\s+= "StringLikeIfExists"', text) and '"s3:prefix"' in text

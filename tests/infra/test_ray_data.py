@@ -1,9 +1,13 @@
 """Encoding a data set on Ray Data: the same bytes from any number of actors, and true whole-set statistics."""
 
+import contextlib
+
 import numpy as np
 import pytest
+import ray
 import safetensors.torch
 import torch
+from ray.util import placement_group, remove_placement_group
 
 from components import run_folder
 from components.data import Dataset, verify, write_manifest, write_shards
@@ -60,8 +64,19 @@ def encode(root, name: str, num_workers: int, text=None):
     return Dataset(root / name)
 
 
+@contextlib.contextmanager
+def held(num_cpus: int):
+    """Takes CPUs from the session for the time of the block."""
+    group = placement_group([{"CPU": num_cpus}])
+    ray.get(group.ready())
+    yield
+    remove_placement_group(group)
+
+
 def test_any_number_of_actors_writes_the_same_bytes(ray_session, prepared):
-    one, two = encode(prepared, "one", 1), encode(prepared, "two", 2)
+    one = encode(prepared, "one", 1)
+    with held(2):  # the actors have every CPU that is left, as on a cluster as large as cluster.num_workers
+        two = encode(prepared, "two", 2)
     verify(two.folder)
     files = sorted(path.name for path in one.folder.iterdir())
     assert files == sorted(path.name for path in two.folder.iterdir())

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from components.errors import InputError
+from components.errors import DataError, InputError
 from infra.config import ClusterConfig
 from infra.ray_map import crew
 from pipelines.train import ROOT
@@ -42,3 +42,9 @@ def test_two_workers_share_one_piece_of_work_after_another_and_are_not_niced(ray
     processes = {process for _, process in first}
     assert len(processes) == 2 and os.getpid() not in processes
     assert {process for _, process in second} == processes
+
+
+def test_a_missing_bucket_is_told_before_a_cluster_is_asked(s3, tmp_path):
+    cluster = ClusterConfig(address="127.0.0.1:9", num_workers=2, storage_path="s3://nowhere/ray")
+    with pytest.raises(DataError, match="there is no such bucket"), crew(cluster, tmp_path):
+        pass

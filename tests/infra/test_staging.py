@@ -71,6 +71,11 @@ def test_a_folder_goes_there_and_back_and_is_sent_once(s3, folder, tmp_path):
     assert len(keys(s3) - first) == 2, "the new file and the new listing alone"
 
 
+def test_a_file_goes_there_as_a_folder_of_its_own(s3, folder, tmp_path):
+    staged = stage(folder / "a", STORAGE)
+    assert files_of(fetch(staged, tmp_path / "node")) == {"a": b"1" * 5000}
+
+
 def test_the_hash_is_of_the_content_alone(s3, folder, tmp_path):
     other = write(tmp_path / "elsewhere", **dict(reversed(files_of(folder).items())))
     os.utime(other / "a", (0, 0))
@@ -275,19 +280,21 @@ def test_an_encoder_reads_staged_folders_and_leaves_its_shards_in_the_bucket(s3,
 
 @dataclass(frozen=True)
 class Order:
-    """As evaluation sends them: folders among its fields."""
+    """As evaluation sends them: paths among its fields."""
 
     run: Path
     absent: Path | None
     count: int
 
     def worker(self):
-        return lambda part: (self.run / "a").read_bytes() * (self.count + part)
+        path = self.run / "a" if self.run.is_dir() else self.run
+        return lambda part: path.read_bytes() * (self.count + part)
 
 
-def test_an_orders_folders_travel_with_it(s3, tmp_path, monkeypatch):
+def test_an_orders_paths_travel_with_it(s3, tmp_path, monkeypatch):
     monkeypatch.setenv(staging.CACHE, str(tmp_path / "node"))
     order = Order(write(tmp_path / "run", a=b"x"), None, 2)
-    sent = pickle.dumps(Travelling.of(order.worker, STORAGE, 1 << 30))
+    of_a_file = Order(tmp_path / "run/a", None, 2)
+    sent = [pickle.dumps(Travelling.of(one.worker, STORAGE, 1 << 30)) for one in (order, of_a_file)]
     shutil.rmtree(tmp_path / "run")  # the worker's machine has no such folder
-    assert pickle.loads(sent)()(1) == b"xxx"
+    assert [pickle.loads(one)()(1) for one in sent] == [b"xxx", b"xxx"]

@@ -1,6 +1,7 @@
 """A stage that submits itself to a cluster: what it refuses, what its job is named by, and one on a head."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from components import run_folder
 from components.data import read_manifest, verify
@@ -21,10 +23,11 @@ from infra import ray_jobs
 from infra.config import ClusterConfig
 from infra.ray_data import Encoder
 from infra.store import Store
-from pipelines import remote
+from pipelines import evaluate, remote
 from pipelines.params import Params, load
 from tests.clones import ROOT, command, environment, make_clone, tiny_params
 from tests.infra.ray_head import ray_head
+from tests.pipelines.measured import PARAMS
 
 AWAY = {"address": "http://127.0.0.1:9", "storage_path": "s3://bucket/ray"}
 
@@ -45,6 +48,30 @@ def test_storage_and_tracker_must_be_reachable_from_there():
         remote.run(params(storage_path=".cache/ray"), "pipelines.encode", [], [], [])
     with pytest.raises(ConfigError, match=r"tracking\.uri: .* expected an MLflow server"):
         remote.refuse_local_tracker(params())
+
+
+def test_what_a_stage_reads_must_lie_below_the_project():
+    with pytest.raises(ConfigError, match=r"/weights/inception\.pth: .* expected a path below the project"):
+        remote.run(params(), "pipelines.evaluate", [], [Path("/weights/inception.pth")], [])
+
+
+def test_an_evaluation_sends_all_that_it_reads(described_project, tmp_path, monkeypatch):
+    monkeypatch.chdir(described_project)
+    (tmp_path / "net.pth").write_bytes(b"")
+    content = {**PARAMS, "cluster": AWAY}
+    content["evaluate"] = PARAMS["evaluate"] | {
+        "lpips": str(tmp_path / "net.pth"),
+        "clip_score": "openai/a-name-on-a-hub",
+    }
+    monkeypatch.setattr(evaluate, "load", lambda: Params(**content))
+    sent = []
+    monkeypatch.setattr(remote, "run", lambda params, *order: sent.append(order))
+    evaluate.main(["samplers.dcgan"])
+    ((module, arguments, inputs, outputs),) = sent
+    assert (module, arguments) == ("pipelines.evaluate", ["samplers.dcgan"])
+    folders = ["runs/dcgan", "runs/judge", "reference", "data/images/train", "data/images/test"]
+    assert [str(path) for path in inputs] == [*folders, str(tmp_path / "net.pth")]
+    assert [str(path) for path in outputs] == ["samples/dcgan", "metrics/dcgan.json"]
 
 
 def test_a_head_that_does_not_answer_is_told():
@@ -166,6 +193,30 @@ def test_a_stage_on_a_head_interrupted_and_taken_up_again(s3, endpoint, tmp_path
     taken = command(clone, *verb)
     assert taken.returncode == 0, taken.stderr
     assert sha256_folder(clone / "data/latents") == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_evaluation_on_a_head_measures_what_it_measures_here(s3, endpoint, measured_project, tmp_path):
+    clone = tmp_path / "project"
+    shutil.copytree(measured_project, clone)
+    here = json.loads((clone / "metrics/ldm.json").read_text())
+    for made in ("metrics", "samples"):
+        shutil.rmtree(clone / made)
+    aws = {"AWS_ENDPOINT_URL": endpoint, "LATENT_FOUNDRY_CACHE": str(tmp_path / "node")}
+    with ray_head(aws) as address:
+        cluster = {"address": address, "storage_path": "s3://bucket/ray"}
+        (clone / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "cluster": cluster}))
+        verb = [sys.executable, "-m", "pipelines.evaluate", "samplers.ldm"]
+        settings = environment(ROOT)
+        done = subprocess.run(verb, cwd=clone, env=settings, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    there = json.loads((clone / "metrics/ldm.json").read_text())
+    assert there["protocol"] == here["protocol"]
+    for found, expected in zip(there["candidates"], here["candidates"], strict=True):
+        for figure in ("frechet_distance", "kid", "precision", "recall", "label_agreement"):
+            assert found[figure] == pytest.approx(expected[figure], rel=1e-4, abs=1e-6), figure
+    assert {path.name for path in (clone / "samples/ldm").iterdir()} >= {"0-grid.png", "1-nearest.png"}
 
 
 def _folder(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,12 +11,14 @@ import types
 from pathlib import Path
 
 import pytest
+import ray.train
 import torch
 from mlflow import MlflowClient
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from components import run_folder
 from components.data import Dataset, batches
-from components.errors import InputError, TrainingError
+from components.errors import DataError, InputError, TrainingError
 from components.families import FAMILIES
 from components.means import NonFiniteError
 from components.order import global_batch
@@ -23,6 +26,7 @@ from components.training import State, fit
 from infra import ray_train, tracking
 from infra.config import ClusterConfig, TrackingConfig
 from infra.ray_train import driver, worker
+from infra.store import Store
 from tests.components.helpers import assert_same, no_wrap, one_exact_thread
 from tests.infra.ray_train.jobs import make_job, write_images
 
@@ -185,3 +189,24 @@ def test_what_workers_return_ends_the_run_in_one_line(ray_session, images, tmp_p
     monkeypatch.setattr(driver, "TorchTrainer", Ended)
     with pytest.raises(TrainingError, match="^vae: autoencode/loss became nan$"):
         run(make_job(images), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (OSError("cannot reach the bucket\nthe rest"), r"run: cannot reach the bucket; .* the same command goes on"),
+        (DataError("x.npy: shard is truncated"), r"^x\.npy: shard is truncated$"),
+    ],
+)
+def test_what_a_user_can_mend_is_told_in_one_line(tmp_path, failure, told):
+    run = Store.open(tmp_path / "run")
+    wrapped = UserExceptionWithTraceback(failure, "Traceback of a worker")
+    for error in (ray.train.ControllerError(failure), ray.train.WorkerGroupError("of 2", {1: wrapped})):
+        found = driver._mendable(error, run)
+        assert isinstance(found, InputError) and "\n" not in str(found)
+        assert re.search(told, str(found))
+
+
+def test_what_nobody_can_mend_keeps_its_traceback(tmp_path):
+    error = ray.train.WorkerGroupError("of 2", {0: UserExceptionWithTraceback(KeyError("x"), "Traceback of a worker")})
+    assert driver._mendable(error, Store.open(tmp_path)) is error
