@@ -17,7 +17,7 @@ from components.interchange.text_encoders import read
 from components.nets.text_encoders import FrozenText
 from components.sampling import Blend, Request, drive
 from components.training import TrainingConfig, fit
-from tests.components.families.test_contract import PROVENANCE, player
+from tests.components.families.contract import PROVENANCE, player
 from tests.components.helpers import (
     CAPTION_LENGTH,
     CAPTIONS,
