@@ -175,7 +175,11 @@ def plot(table: dict[str, dict[str, list[dict]]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        len(table), len(REMEDIES), figsize=(2.2 * len(REMEDIES), 2.4 * len(table)), squeeze=False
+        len(table),
+        len(REMEDIES),
+        figsize=(2.2 * len(REMEDIES), 2.6 * len(table)),
+        squeeze=False,
+        layout="constrained",
     )
     for row, (places, cells) in zip(axes, table.items(), strict=True):
         for axis, (remedy, runs) in zip(row, cells.items(), strict=True):
@@ -184,7 +188,6 @@ def plot(table: dict[str, dict[str, list[dict]]], path: Path) -> None:
             axis.scatter(*points[:1000].T, s=1, color="#0072b2", rasterized=True)
             axis.set_title(f"{remedy}\n{[run['modes'] for run in runs]} of {len(centres)}", fontsize=7)
             axis.set(xticks=[], yticks=[], xlim=(-5, 5), ylim=(-5, 5), aspect="equal")
-    figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
 
