@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def restore(device: torch.device) -> State | None:
 
 def newest_whole(run: Store, device: torch.device | str, last: str | None = None) -> State | None:
     """The newest state in a run's storage that is whole, none newer than the folder `last`; None if there is none."""
-    names = [name for name in run.names() if name.startswith("checkpoint_")]
+    names = [name for name in run.names() if re.match(r"checkpoint_\d", name)]  # not Ray's list of them, a file beside
     for name in reversed(names):  # Ray names them by time
         if last is not None and name > last:
             continue

@@ -7,6 +7,7 @@ import torch
 from components.errors import DataError
 from components.training import State
 from infra.ray_train import checkpoints
+from infra.store import Store
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
@@ -28,3 +29,12 @@ def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, monkeypatch, capl
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: newest)
     assert checkpoints.restore(torch.device("cpu")).step == 2
     assert "going back to the checkpoint before" in caplog.text
+
+
+def test_rays_own_list_beside_the_checkpoints_is_none(tmp_path, caplog):
+    folder = tmp_path / "checkpoint_2026-01-01_00-00-01"
+    folder.mkdir()
+    checkpoints.write_state(folder, State(1, {}, {}, {}))
+    (tmp_path / "checkpoint_manager_snapshot.json").write_text("{}")
+    assert checkpoints.newest_whole(Store.open(tmp_path), "cpu").step == 1
+    assert not caplog.text
