@@ -6,11 +6,11 @@ import asyncio
 import functools
 import os
 import time
-from collections.abc import AsyncIterator
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from infra.champions import Shelf, folder_here
 from infra.config import ServeConfig
 from infra.openai_api import ImageOrder, ServedModel, Source, Update
 
+T = TypeVar("T")
+
 
 class SamplerReplica:
     """A sampler folder in memory and the engine that runs its trajectories."""
@@ -36,7 +38,7 @@ class SamplerReplica:
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
         self.model, self.config = model, config
         folder = Path(model.folder) if shelf is None else folder_here(model, shelf)
-        self.family = run_folder.load(folder, self.device).family
+        self.family = in_passing(lambda: run_folder.load(folder, self.device).family)
         self.engine = Engine(
             self.family.calls,
             max_rows=config.max_rows,
@@ -115,6 +117,16 @@ class SamplerReplica:
         # Serve calls this after the last request; a replica whose __init__ failed has no engine
         if hasattr(self, "engine"):
             self.engine.stop(timeout=5)
+
+
+def in_passing(function: Callable[[], T]) -> T:
+    """What a function returns, computed in a thread that then ends.
+
+    libgomp keeps a team of threads for every thread that ever computed, and lets none wait actively once all of them
+    outnumber the cores (gomp_throttled_spin_count_var in its env.c): with another thread's team beside the engine's,
+    forwards on two cores took twice as long."""
+    with ThreadPoolExecutor(1) as passing:
+        return passing.submit(function).result()
 
 
 async def encoded(images: Tensor, order: ImageOrder) -> bytes:

@@ -12,6 +12,12 @@ from pipelines import paths
 from pipelines.params import Params
 
 
+def told(settings: dict) -> str:
+    """A candidate's settings in a few words; what is not set is left out."""
+    named = {name.removeprefix("num_").replace("_", " "): value for name, value in settings.items()}
+    return ", ".join(f"{name} {value}" for name, value in named.items() if value is not None) or "nothing to set"
+
+
 def read_json(path: Path, writer: str) -> dict:
     """Raises InputError if the file is missing or no JSON object; `writer` is the stage that writes it."""
     try:

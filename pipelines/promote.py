@@ -31,7 +31,7 @@ from infra.ray_map import crew
 from infra.registry import Entry, Registry, Version
 from pipelines import bench, cli, lineage, paths
 from pipelines.evaluate import pictures
-from pipelines.measurements import read_metrics
+from pipelines.measurements import read_metrics, told
 from pipelines.params import TRAINED, Params, load
 from pipelines.policy import Candidate, decide, label, objections
 from pipelines.train import ROOT
@@ -257,8 +257,8 @@ def go_to(params: Params, registry: Registry, number: str, why: str) -> dict[str
 
 def describe(promoted: dict[str, Any], report: Path) -> str:
     """The champion and its figures, for a terminal."""
-    settings = ", ".join(f"{name} {value}" for name, value in promoted["settings"].items()) or "no settings"
-    lines = [f"champion: {promoted['sampler']} ({settings}), registered as {promoted['model']} v{promoted['version']}"]
+    model = f"{promoted['model']} v{promoted['version']}"
+    lines = [f"champion: {promoted['sampler']} ({told(promoted['settings'])}), registered as {model}"]
     figures = promoted["figures"]
     for name, value in figures.items():
         if value is None or isinstance(value, list):

@@ -23,7 +23,7 @@ from components.pictures import data_uri
 from components.plots import COLOURS, Line, Point, curves, trade_off
 from infra import tracking
 from pipelines import cli, lineage, paths
-from pipelines.measurements import read_json, read_metrics
+from pipelines.measurements import read_json, read_metrics, told
 from pipelines.params import TRAINED, Params, load
 from pipelines.report_pictures import (
     autoencoder_pictures,
@@ -42,14 +42,6 @@ NONE = "\N{EN DASH}"  # in place of a figure
 _LOOKS = "watch"  # as the training loop's history names what was found at checkpoints
 
 Context = dict[str, Any]
-
-
-def told(settings: dict) -> str:
-    """Settings in a few words."""
-    return (
-        ", ".join(f"{name.removeprefix('num_').replace('_', ' ')} {value}" for name, value in settings.items())
-        or "nothing to set"
-    )
 
 
 def candidate_rows(metrics: dict[str, dict], promoted: dict) -> list[Context]:

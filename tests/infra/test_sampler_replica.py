@@ -4,6 +4,7 @@ import time
 import pytest
 from ray.exceptions import RayTaskError
 
+from components import run_folder
 from components.engine import DeadlineExceeded, EngineFull, EngineStopped
 from infra import ray_serve
 from infra.autoscaling import LOAD, replicas_for_load
@@ -47,6 +48,21 @@ def test_a_stuck_engine_fails_the_health_check_and_tells_who_waits(model):
         replica.check_health()
     with pytest.raises(EngineStopped):
         replica._submit(orders[0])
+
+
+def test_no_thread_computes_beside_the_engines(model, monkeypatch):
+    """Each that ever did would keep a team of OpenMP threads, which slows the engine's down."""
+    loaded_by = []
+
+    def load(*args):
+        loaded_by.append(threading.current_thread())
+        return read(*args)
+
+    read = run_folder.load
+    monkeypatch.setattr(run_folder, "load", load)
+    SamplerReplica(model, CONFIG).engine.stop(timeout=60)
+    (thread,) = loaded_by
+    assert thread is not threading.current_thread() and not thread.is_alive()
 
 
 @pytest.mark.parametrize(
