@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from components.data import MANIFEST, verify
-from components.errors import ConfigError, InputError, SamplerError
+from components.errors import InputError, SamplerError
 from components.files import sha256, whole_folder, write_json, write_whole
 from components.images import encode_png, grid
 from components.metrics import generation
@@ -43,7 +43,7 @@ from pipelines.bench import (
     sampling,
 )
 from pipelines.measurements import read_json
-from pipelines.params import Params, SamplerBlock, load, name_of
+from pipelines.params import Params, SamplerBlock, load, name_in, name_of
 from pipelines.train import ROOT
 
 _GRID_SIDE = 48  # pixels: an image is shown at least about this large in a grid
@@ -225,11 +225,9 @@ def inputs(params: Params, key: str) -> list[Path]:
 def main(argv: list[str]) -> None:
     key = cli.one_argument(argv, "python -m pipelines.evaluate samplers.NAME")
     params = load()
-    if not key.startswith("samplers.") or name_of(key) not in params.samplers:
-        known = ", ".join(f"samplers.{name}" for name in params.samplers)
-        raise ConfigError(f"no sampler {key!r} in params.yaml; expected one of {known}")
+    name = name_in(params, "samplers", key)
     if remote.is_away(params.cluster):
-        outputs = [paths.SAMPLES / name_of(key), paths.METRICS / f"{name_of(key)}.json"]
+        outputs = [paths.SAMPLES / name, paths.METRICS / f"{name}.json"]
         remote.run(params, "pipelines.evaluate", [key], inputs(params, key), outputs)
         return
     print(table(evaluate(params, key, default_device())))

@@ -26,7 +26,7 @@ from components.training import TrainingConfig
 from infra.config import ClusterConfig, ServeConfig, TrackingConfig
 
 DEFAULT = Path("params.yaml")
-WHERE = ("cluster", "tracking", "serve")  # the blocks that the environment may change
+WHERE = ("cluster", "tracking", "serve")  # blocks that say where, not what; the environment may change them
 VARIABLE = "LATENT_FOUNDRY_"
 TRAINED = ("autoencoders", "judges", "samplers")  # the groups whose blocks `pipelines.train` takes
 
@@ -194,6 +194,16 @@ def train_block(params: Params, key: str) -> TrainBlock:
         return getattr(params, group)[name]
     keys = [f"{group}.{name}" for group in TRAINED for name in getattr(params, group)]
     raise ConfigError(f"no block {key!r} in params.yaml; expected one of {', '.join(keys)}")
+
+
+def name_in(params: Params, group: str, key: str) -> str:
+    """The run folder's name for a key of one group: `samplers.dcgan` -> `dcgan`. Raises ConfigError listing the keys
+    there are."""
+    blocks = getattr(params, group)
+    if not key.startswith(f"{group}.") or name_of(key) not in blocks:
+        known = ", ".join(f"{group}.{name}" for name in blocks)
+        raise ConfigError(f"no {group.removesuffix('s')} {key!r} in params.yaml; expected one of {known}")
+    return name_of(key)
 
 
 def name_of(key: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from components import run_folder
 from components.data import Dataset, verify
-from components.errors import ConfigError, InputError
+from components.errors import InputError
 from components.families.vae import VAE
 from components.files import write_json
 from components.images import from_uint8
@@ -19,7 +19,7 @@ from components.metrics.reconstruction import reconstruction_figures
 from components.metrics.work import default_device
 from pipelines import cli, paths
 from pipelines.bench import open_eyes
-from pipelines.params import Params, load, name_of
+from pipelines.params import Params, load, name_in
 
 
 def load_vae(folder: Path, device: str = "cpu") -> VAE:
@@ -62,10 +62,7 @@ def reconstruct(params: Params, name: str, device: str) -> dict:
 def main(argv: list[str]) -> None:
     key = cli.one_argument(argv, "python -m pipelines.reconstruct autoencoders.NAME")
     params = load()
-    if not key.startswith("autoencoders.") or name_of(key) not in params.autoencoders:
-        known = ", ".join(f"autoencoders.{name}" for name in params.autoencoders)
-        raise ConfigError(f"no autoencoder {key!r} in params.yaml; expected one of {known}")
-    result = reconstruct(params, name_of(key), default_device())
+    result = reconstruct(params, name_in(params, "autoencoders", key), default_device())
     told = {name: result[name] for name in ("psnr", "ssim", "reconstruction_fd") if result[name] is not None}
     print(f"{key}: {'  '.join(f'{name} {value:.4g}' for name, value in told.items())}")
 

@@ -18,13 +18,12 @@ from components.errors import ConfigError
 from components.files import write_whole
 from infra import ray_session
 from pipelines import cli
-from pipelines.params import DEFAULT, load
+from pipelines.params import DEFAULT, WHERE, load
 
 ROOT = Path(__file__).resolve().parent.parent
 DVC = (sys.executable, "-m", "dvc")
 PRESET = "--preset"
 BEFORE = Path("params.before.yaml")  # what a preset replaced
-WHERE = ("cluster", "tracking", "serve")  # blocks that say where to compute, not what
 
 
 def apply(preset: Path, target: Path, before: Path) -> bool:

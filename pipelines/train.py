@@ -100,8 +100,8 @@ def main(argv: list[str]) -> None:
     if remote.is_away(params.cluster):
         remote.refuse_local_tracker(params)
         block = train_block(params, key)
-        watch = getattr(block, "watch", None)
-        inputs = [block.data, *((watch.judge, watch.held_out) if watch else ()), *_others(block, job.config)]
+        watched = (block.watch.judge, block.watch.held_out) if block.watch else ()
+        inputs = [block.data, *watched, *_others(block, job.config)]
         remote.run(params, "pipelines.train", [key], list(map(Path, inputs)), [paths.RUNS / job.name])
         return
     check_storage(params.cluster.storage(ROOT))

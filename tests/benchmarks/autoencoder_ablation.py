@@ -16,7 +16,6 @@ import torch
 
 from components.metrics import generation
 from tests.benchmarks import digits, quality
-from tests.benchmarks.common import emit
 
 FOLDER = digits.ROOT / ".cache" / "autoencoder_ablation"
 PERCEPTUAL = {"perceptual": {"judge": "the table's own judge", "weight": 0.1}}
@@ -59,14 +58,11 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(kept(variant, int(seed)), indent=1))
         return
     table = {variant: quality.spread([kept(variant, seed) for seed in digits.SEEDS]) for variant in VARIANTS}
-    best = min(table, key=lambda variant: table[variant]["frechet_distance"])
-    emit(
+    digits.tell(
         "autoencoder_ablation",
-        table[best]["frechet_distance"],
-        f"Fréchet distance of the U-Net on the best autoencoder ({best}), mean of {len(digits.SEEDS)} seeds",
+        table,
+        f"Fréchet distance of the U-Net on the best autoencoder ({{best}}), mean of {len(digits.SEEDS)} seeds",
         "which autoencoder is best",
-        real=round(digits.floor(), 3),
-        table=table,
     )
 
 

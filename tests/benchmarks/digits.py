@@ -12,7 +12,7 @@ from components.metrics.protocol import EvaluateConfig
 from components.training import State, TrainingConfig
 from pipelines import params
 from tests.benchmarks import quality
-from tests.benchmarks.common import Data
+from tests.benchmarks.common import Data, emit
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = (0, 1, 2)
@@ -46,6 +46,13 @@ def yardstick() -> quality.Yardstick:
     train, key = data()["train"], "judges.judge"
     judge, _, _ = trained(key, made(key, train, 0), train, 0)
     return quality.Yardstick(judge, data()["test"], PROTOCOL)
+
+
+def tell(name: str, table: dict[str, dict], what: str, target: str, **more: object) -> None:
+    """One result of a table of variants: the least distance. `what` it is, with the variant in the place of {best}."""
+    best = min(table, key=lambda variant: table[variant]["frechet_distance"])
+    distance = table[best]["frechet_distance"]
+    emit(name, distance, what.format(best=best), target, **more, real=round(floor(), 3), table=table)
 
 
 def floor() -> float:

@@ -10,6 +10,13 @@ from tests.components.families.contract import PROVENANCE, trained
 from tests.components.helpers import one_exact_thread
 
 
+@pytest.fixture(scope="module")
+def exact():
+    """One thread and deterministic algorithms: what is equal is equal to the bit."""
+    with one_exact_thread():
+        yield
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """The run folder of every family, trained for a few steps, with its family and state."""

@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import nn
 
+from components.engine import Engine, Forward
 from components.families import FAMILIES
 from components.families.base import Family, Sampler
 from components.run_folder import Provenance
@@ -67,6 +68,16 @@ def trained(
         save=saved or (lambda state: None),
     )
     return family, state
+
+
+def co_batched(sampler: Sampler, requests: list[Request]) -> tuple[list[torch.Tensor], list[Forward]]:
+    """The images of each request, all advanced by one engine, and its forwards."""
+    forwards: list[Forward] = []
+    engine = Engine(sampler.calls, on_forward=forwards.append)
+    futures = [engine.submit(lambda request=request: sampler.trajectory(request)) for request in requests]
+    images = [future.result(60) for future in futures]
+    engine.stop(timeout=60)
+    return images, forwards
 
 
 def request(sampler: Sampler, seeds: list[int], **settings) -> Request:

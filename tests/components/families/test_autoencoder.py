@@ -16,7 +16,9 @@ from components.metrics.reconstruction import reconstruction_figures
 from components.nets.autoencoder.codebook import Codebook
 from components.training import TrainingConfig, fit, step_player
 from tests.components.families.contract import CONFIG, player
-from tests.components.helpers import IMAGES, Rows, assert_same, build, copied, no_wrap, one_exact_thread, stream
+from tests.components.helpers import IMAGES, Rows, assert_same, build, copied, no_wrap, stream
+
+pytestmark = pytest.mark.usefixtures("exact")
 
 OPTIONS = {
     "perceptual": {"perceptual": {"judge": "runs/judge"}},
@@ -39,12 +41,6 @@ TERMS = {
     "bce": {"reconstruction", "kl", "perceptual", "adversarial"},
     "all": {"reconstruction", "commitment", "perceptual", "adversarial"},
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def exact():
-    with one_exact_thread():
-        yield
 
 
 def autoencoder(option: str, seed: int = 0, **changes):

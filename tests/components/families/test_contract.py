@@ -23,9 +23,10 @@ from tests.components.helpers import (
     build,
     copied,
     no_wrap,
-    one_exact_thread,
     stream,
 )
+
+pytestmark = pytest.mark.usefixtures("exact")
 
 FIGURES = {"accuracy"}  # what a loss tells for the curves only
 PHASES = [(name, phase.name) for name in FAMILIES for phase in build(name).phases]
@@ -33,12 +34,6 @@ PHASES = [(name, phase.name) for name in FAMILIES for phase in build(name).phase
 
 def test_every_family_has_a_tiny_example():
     assert TINY.keys() == FAMILIES.keys()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def exact():
-    with one_exact_thread():
-        yield
 
 
 @pytest.mark.parametrize(("name", "phase"), PHASES)

@@ -10,13 +10,9 @@ from components.config import parse
 from components.errors import ConfigError
 from components.families import FAMILIES
 from tests.components.families.contract import SAMPLERS, fast, request
-from tests.components.helpers import IMAGES, one_exact_thread
+from tests.components.helpers import IMAGES
 
-
-@pytest.fixture(autouse=True, scope="module")
-def exact():
-    with one_exact_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

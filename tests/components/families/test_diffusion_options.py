@@ -11,12 +11,12 @@ import torch
 from components import ema, run_folder
 from components.data import batches
 from components.diffusion.text import texts_of_column, tokens_of_column
-from components.engine import Engine
 from components.errors import DataError, SamplerError
 from components.families import FAMILIES
 from components.run_folder import Provenance
 from components.sampling import Request, Source, drive
 from components.training import Player, TrainingConfig, fit, step_player
+from tests.components.families.contract import co_batched
 from tests.components.helpers import (
     CAPTION_LENGTH,
     CAPTIONS,
@@ -27,8 +27,9 @@ from tests.components.helpers import (
     build,
     copied,
     no_wrap,
-    one_exact_thread,
 )
+
+pytestmark = pytest.mark.usefixtures("exact")
 
 TEXT = {"conditioning": "text", "text": {"length": 16, "width": 8, "layers": 1, "heads": 2}}
 DESCRIBED = LATENTS.model_copy(update={"caption_length": CAPTION_LENGTH})
@@ -54,12 +55,6 @@ VARIANTS = {  # changes of the tiny config, and the data
 CONFIG = TrainingConfig(steps=4, batch_size=6, report_every=2, save_every=2, ema_snapshots=4)
 PROVENANCE = Provenance(data="d", code="c", job="j", seed=0, step=4)
 SEEDS = torch.tensor([5, 6, 7])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def exact():
-    with one_exact_thread():
-        yield
 
 
 def variant(name: str, seed: int = 0):
@@ -144,12 +139,9 @@ def test_loaded_samples_follow_their_seeds_alone_and_together(name, folders):
     assert together.abs().max() <= 1
     assert torch.equal(sampler.sample(asked(sampler, **settings)), together)
     assert (together[0] - together[1]).abs().max() > 1e-5
-    engine = Engine(sampler.calls)
-    parts = list(asked(sampler, **settings).split(1))
-    futures = [engine.submit(lambda part=part: sampler.trajectory(part)) for part in parts]
-    for future, wanted in zip(futures, together, strict=True):
-        assert torch.allclose(future.result(60)[0], wanted, atol=1e-4)
-    engine.stop(timeout=60)
+    packed, _ = co_batched(sampler, list(asked(sampler, **settings).split(1)))
+    for images, wanted in zip(packed, together, strict=True):
+        assert torch.allclose(images[0], wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

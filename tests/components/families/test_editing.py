@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from components.diffusion.solvers import SOLVERS
-from components.engine import Engine
 from components.errors import SamplerError
 from components.families.latent_diffusion import slerp
 from components.sampling import Blend, Request, Source, drive
+from tests.components.families.contract import co_batched
 from tests.components.helpers import IMAGES, build
 
 SEEDS = torch.tensor([3, 4])
@@ -119,11 +119,7 @@ def test_edits_together_equal_alone_through_the_engine(sampler, images):
         settings = sampler.Settings(num_inference_steps=5 + row, solver=solver)
         source = Source(one, strength, mask)
         requests.append(Request(torch.tensor([row]), torch.tensor([row % 3]), settings, source=source))
-    forwards = []
-    engine = Engine(sampler.calls, on_forward=forwards.append)
-    futures = [engine.submit(lambda request=request: sampler.trajectory(request)) for request in requests]
-    together = [future.result(60) for future in futures]
-    engine.stop(timeout=60)
+    together, forwards = co_batched(sampler, requests)
     for request, got in zip(requests, together, strict=True):
         assert (got - sampler.sample(request)).abs().max() < 1e-4
     assert max(forward.num_calls for forward in forwards if forward.net == "encoder") > 1

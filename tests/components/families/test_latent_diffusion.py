@@ -10,13 +10,9 @@ from components.diffusion.objectives import OBJECTIVES
 from components.diffusion.solvers import SOLVERS
 from components.sampling import Request
 from tests.components.families.contract import request
-from tests.components.helpers import LATENTS, build, one_exact_thread, stream
+from tests.components.helpers import LATENTS, build, stream
 
-
-@pytest.fixture(autouse=True, scope="module")
-def exact():
-    with one_exact_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

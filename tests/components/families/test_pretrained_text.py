@@ -11,13 +11,12 @@ from components import run_folder
 from components.data import batches
 from components.diffusion import text
 from components.diffusion.text import texts_of_column
-from components.engine import Engine
 from components.errors import DataError
 from components.interchange.text_encoders import read
 from components.nets.text_encoders import FrozenText
 from components.sampling import Blend, Request, drive
 from components.training import TrainingConfig, fit
-from tests.components.families.contract import PROVENANCE, player
+from tests.components.families.contract import PROVENANCE, co_batched, player
 from tests.components.helpers import (
     CAPTION_LENGTH,
     CAPTIONS,
@@ -27,18 +26,13 @@ from tests.components.helpers import (
     build,
     copied,
     no_wrap,
-    one_exact_thread,
 )
 from tests.components.interchange import folders
 
+pytestmark = pytest.mark.usefixtures("exact")
+
 CONFIG = TrainingConfig(steps=4, batch_size=6, report_every=2, save_every=2)
 SEEDS = torch.tensor([5, 6])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def exact():
-    with one_exact_thread():
-        yield
 
 
 @pytest.fixture(scope="module", params=["clip", "t5"])
@@ -167,11 +161,7 @@ def test_a_run_folder_carries_the_encoder_and_rows_of_all_requests_share_forward
         Request(torch.tensor([row]), None, settings, (caption,), negative_prompts=("a dog",) if row % 2 else None)
         for row, caption in enumerate(CAPTIONS)
     ]
-    forwards = []
-    engine = Engine(sampler.calls, on_forward=forwards.append)
-    futures = [engine.submit(lambda request=request: sampler.trajectory(request)) for request in requests]
-    together = [future.result(60) for future in futures]
-    engine.stop(timeout=60)
+    together, forwards = co_batched(sampler, requests)
     for request, got in zip(requests, together, strict=True):
         # half precision rounds a difference of the last bit up to its own
         assert (got - sampler.sample(request)).abs().max() < 2e-3
