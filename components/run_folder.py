@@ -15,7 +15,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -77,15 +77,21 @@ def write(target: Path, name: str, family: Family, state: State, provenance: Pro
         write_whole(folder / HISTORY, _csv(state.history))
 
 
+def load_json(path: Path, expected: str) -> Any:
+    """The content of a model's file. Raises SamplerError if it is missing or no JSON; `expected`: what its folder
+    should be."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise SamplerError(f"{path}: missing; expected {expected}") from None
+    except ValueError as error:
+        raise SamplerError(f"{path}: not valid JSON ({error})") from None
+
+
 def read_config(folder: Path) -> RunConfig:
     """Raises SamplerError if the folder is no run folder."""
     path = folder / CONFIG
-    try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise SamplerError(f"{path}: missing; expected a run folder as `train` writes it") from None
-    except ValueError as error:
-        raise SamplerError(f"{path}: not valid JSON ({error})") from None
+    content = load_json(path, "a run folder as `train` writes it")
     try:
         return parse(RunConfig, content, str(path))
     except InputError as error:

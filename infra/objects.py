@@ -64,8 +64,7 @@ def ingest(uri: str, folder: Path, shard: int = SHARD) -> Ingested:
 
 
 def read(folder: Path, uri: str) -> dict[int, list[Remote]]:
-    """The objects of a manifest, by shard
-    Raises DataError if it is damaged, or of another place than `uri`."""
+    """The objects of a manifest, by shard. Raises DataError if it is damaged, or of another place than `uri`."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text())

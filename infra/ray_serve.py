@@ -262,8 +262,8 @@ def shelf_of(root: Path, model: str, promoted: str, tracking: TrackingConfig, co
 
 
 def application(shelf: Shelf, config: ServeConfig, keys: tuple[str, ...] = ()) -> serve.Application:
-    """The API. `keys` are the digests of the accepted API keys; none: no key is asked
-    for."""
+    """The API. `keys` are the digests of the accepted API keys; none: no key is
+    asked for."""
     frontend = serve.deployment(Frontend).options(
         name="api",
         ray_actor_options={"num_cpus": 0},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from components.errors import ConfigError, SamplerError
+from components.run_folder import load_json
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
@@ -41,12 +41,7 @@ def refuse_pickles(folder: Path) -> None:
 
 def read_json(path: Path, expected: str) -> dict[str, Any]:
     """Raises SamplerError if there is no mapping; `expected`: what the folder should be."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise SamplerError(f"{path}: missing; expected {expected}") from None
-    except ValueError as error:
-        raise SamplerError(f"{path}: not valid JSON ({error})") from None
+    content = load_json(path, expected)
     if not isinstance(content, dict):
         raise SamplerError(f"{path}: expected a mapping")
     return content
