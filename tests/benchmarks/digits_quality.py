@@ -20,7 +20,7 @@ HEUN = {"solver": "heun", "num_inference_steps": 12, "spacing": "karras", "guida
 
 # changes of the demo's model, and the settings that are sampled with beside the demo's candidates
 OPTIONS: dict[str, tuple[dict, list[dict]]] = {
-    "default": ({}, [{**HEUN, "guidance_interval": [0.2, 5.0]}, {**HEUN, "guidance_rescale": 0.7}]),
+    "default": ({}, [HEUN, {**HEUN, "guidance_rescale": 0.7}]),
     "uniform_times": ({"times": {"density": "uniform"}}, []),
     "min_snr": ({"weighting": {"name": "min_snr"}}, []),
     "learned": ({"weighting": {"name": "learned"}}, []),

@@ -39,7 +39,7 @@ SECONDS = 60.0
 JUDGE_STEPS = 600
 MOST_STEPS = 10**6  # more than anyone makes in that time
 BATCH = 128
-PROTOCOL = EvaluateConfig(num_samples=1000, batch_size=250, resamples=50)
+PROTOCOL = EvaluateConfig(num_samples=500, batch_size=250, resamples=50)
 UNET = {"widths": [64, 128], "attention": [False, True]}
 FLAT = OptimizerConfig(learning_rate=1e-3, warmup=50)  # the number of steps is not known beforehand
 SAMPLING = {"solver": "heun", "num_inference_steps": 12, "spacing": "karras", "guidance_scale": 1.5}
