@@ -8,19 +8,19 @@ from pathlib import Path
 
 import safetensors.torch
 
-from components import run_folder
-from components.data import Manifest, read_manifest, verify, write_manifest
+from components.artifacts import run_folder
+from components.data.dataset import Manifest, read_manifest, verify, write_manifest
 from components.errors import DataError
 from components.families.base import AutoencoderInfo
 from components.files import whole_folder, write_json
 from components.interchange import text_encoders
 from components.nets.text_encoders import EncoderLayout, FrozenText
-from infra import ray_data
-from infra.ray_session import session
-from infra.storage import check_storage
-from pipelines import cli, paths, remote
-from pipelines.params import Params, TextConfig, load
-from pipelines.train import ROOT
+from infra.ray_cluster import encoding
+from infra.ray_cluster.ray_session import session
+from infra.storage.buckets import check_storage
+from pipelines.support import cli, paths, remote
+from pipelines.support.params import Params, TextConfig, load
+from pipelines.support.paths import ROOT
 
 
 def encode(params: Params, autoencoder: Path, images: Path, target: Path) -> Manifest:
@@ -34,7 +34,7 @@ def encode(params: Params, autoencoder: Path, images: Path, target: Path) -> Man
     with whole_folder(target) as folder, session(params.cluster, ROOT):
         cluster, options = params.cluster, params.encode
         layout = None if text is None else write_text(folder, text)
-        shards, statistics = ray_data.encode(
+        shards, statistics = encoding.encode(
             autoencoder, images, folder, options.batch_size, cluster, cluster.storage(ROOT), options.flips, layout
         )
         write_json(folder / paths.AUTOENCODER_INFO, info.model_dump(mode="json"))
@@ -62,7 +62,7 @@ def write_text(folder: Path, text: FrozenText) -> EncoderLayout:
     (layout,) = text.layouts
     write_json(folder / paths.TEXT_INFO, layout.model_dump(mode="json"))
     weights = {name: value.contiguous() for name, value in text.state_dict().items()}
-    safetensors.torch.save_file(weights, folder / ray_data.TEXT_WEIGHTS)
+    safetensors.torch.save_file(weights, folder / encoding.TEXT_WEIGHTS)
     return layout
 
 

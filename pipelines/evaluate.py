@@ -16,40 +16,40 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from components.data import MANIFEST, verify
+from components.artifacts.run_folder import AVERAGES, Run, read_averages
+from components.data.dataset import MANIFEST, verify
+from components.data.images import encode_png, grid
 from components.errors import InputError, SamplerError
+from components.evaluation import generation
+from components.evaluation.measuring import FAILURE_PICTURES, NEIGHBOUR_PICTURES
+from components.evaluation.search import Trial, best, refuse_bad_space, search
+from components.evaluation.tasks import Extractors, Seen, default_device
 from components.files import sha256, whole_folder, write_json, write_whole
-from components.images import encode_png, grid
-from components.metrics import generation
 from components.metrics.frechet import Moments, frechet_distance
-from components.metrics.measuring import FAILURE_PICTURES, NEIGHBOUR_PICTURES
-from components.metrics.search import Trial, best, refuse_bad_space, search
-from components.metrics.work import Eyes, Seen, default_device
-from components.run_folder import AVERAGES, Run, read_averages
-from infra.ray_map import Crew, crew
-from pipelines import cli, paths, remote
-from pipelines.bench import (
+from infra.ray_cluster.worker_pool import WorkerPool, worker_pool
+from pipelines.support import cli, paths, remote
+from pipelines.support.measurement import (
     FIGURES,
-    Bench,
     Measured,
+    Measurement,
     judge_folder,
     load_sampler,
     measure,
     ms_per_image,
-    open_bench,
-    open_eyes,
+    open_extractors,
+    open_measurement,
     row,
     sample,
     sampling,
 )
-from pipelines.measurements import read_json
-from pipelines.params import Params, SamplerBlock, load, name_in, name_of
-from pipelines.train import ROOT
+from pipelines.support.metrics_files import read_json
+from pipelines.support.params import Params, SamplerBlock, load, name_in, name_of
+from pipelines.support.paths import ROOT
 
 _GRID_SIDE = 48  # pixels: an image is shown at least about this large in a grid
 
 
-def read_known(bench: Bench) -> dict:
+def read_known(bench: Measurement) -> dict:
     """What `reference` found of known sets. Raises InputError if images or protocol have changed since, DataError of
     damaged images."""
     content = read_json(paths.KNOWN, "reference")
@@ -62,7 +62,7 @@ def read_known(bench: Bench) -> dict:
     return content
 
 
-def load_block(key: str, block: SamplerBlock, bench: Bench, device: str) -> Run:
+def load_block(key: str, block: SamplerBlock, bench: Measurement, device: str) -> Run:
     """The trained sampler of a block. Raises SamplerError if its run folder is damaged or another family's."""
     folder = paths.RUNS / name_of(key)
     run = load_sampler(folder, bench, device)
@@ -71,7 +71,9 @@ def load_block(key: str, block: SamplerBlock, bench: Bench, device: str) -> Run:
     return run
 
 
-def searched(workers: Crew, params: Params, run: Run, candidate: dict, bench: Bench, eyes: Eyes) -> list[Trial]:
+def searched(
+    workers: WorkerPool, params: Params, run: Run, candidate: dict, bench: Measurement, extractors: Extractors
+) -> list[Trial]:
     """Trials of solver settings, scored against the training images with samples of another seed than the figures':
     the held-out images do not help to choose what they measure."""
     config, seed = params.evaluate.search, params.evaluate.seed
@@ -82,7 +84,7 @@ def searched(workers: Crew, params: Params, run: Run, candidate: dict, bench: Be
     def score(settings: dict) -> tuple[float, float]:
         tried = replace(order, candidate=settings)
         ready = tried.open(device)
-        pieces = sample(workers, tried, ready, eyes)
+        pieces = sample(workers, tried, ready, extractors)
         moments = Moments.of(Seen.joined([piece.seen for piece in pieces]).vectors)
         return frechet_distance(moments, validation), ms_per_image(workers, tried, pieces, ready)
 
@@ -96,7 +98,7 @@ def searched(workers: Crew, params: Params, run: Run, candidate: dict, bench: Be
     return trials
 
 
-def over_training(params: Params, run: Run, candidate: dict, bench: Bench, eyes: Eyes) -> list[dict]:
+def over_training(params: Params, run: Run, candidate: dict, bench: Measurement, extractors: Extractors) -> list[dict]:
     """The distance at each step that averages were kept of, by the narrowest: how quality grew with training."""
     count = params.evaluate.snapshot_samples
     if not count or not (run.folder / AVERAGES).is_file():
@@ -109,7 +111,7 @@ def over_training(params: Params, run: Run, candidate: dict, bench: Bench, eyes:
     for step, nets in narrowest.items():
         for net, weights in nets.items():
             sampler.nets[net].load_state_dict(weights)
-        work = order.worker((sampler, settings), eyes)  # here: workers know the folder's own weights
+        work = order.worker((sampler, settings), extractors)  # here: workers know the folder's own weights
         vectors = Seen.joined([work(part).seen for part in order.parts]).vectors
         distance = frechet_distance(Moments.of(vectors), bench.real.reference.moments)
         found.append({"step": step, "frechet_distance": distance})
@@ -133,24 +135,24 @@ def pictures(measured: Measured) -> dict[str, bytes]:
 def evaluate(params: Params, key: str, device: str) -> dict:
     """Measures all candidates of a block; writes the pictures, then the figures, each whole or not at all."""
     block, name = params.samplers[name_of(key)], name_of(key)
-    eyes = open_eyes(params, device)
-    bench = open_bench(params, eyes)
+    extractors = open_extractors(params, device)
+    bench = open_measurement(params, extractors)
     known = read_known(bench)
     run = load_block(key, block, bench, device)
     first = block.candidates[0]
-    with crew(params.cluster, ROOT) as workers, whole_folder(paths.SAMPLES / name) as folder:
-        trials = searched(workers, params, run, first, bench, eyes)
+    with worker_pool(params.cluster, ROOT) as workers, whole_folder(paths.SAMPLES / name) as folder:
+        trials = searched(workers, params, run, first, bench, extractors)
         found = best(trials)
         candidates = [*block.candidates, *([found.settings] if found else [])]
         measured = []
         for number, candidate in enumerate(candidates):
             order = sampling(params, run.folder, candidate)
-            result = measure(workers, order, order.open(device), bench, eyes)
+            result = measure(workers, order, order.open(device), bench, extractors)
             measured.append({**result.figures, "searched": number == len(block.candidates)})
             for suffix, png in pictures(result).items():
                 (folder / f"{number}{suffix}.png").write_bytes(png)
             print(f"{key} candidate {number}: {row(result.figures)}", flush=True)
-        grown = over_training(params, run, first, bench, eyes)
+        grown = over_training(params, run, first, bench, extractors)
         write_whole(folder / "candidates.csv", plottable(name, measured))
     distances = [figures["frechet_distance"] for figures in measured]
     winner = distances.index(min(distances))

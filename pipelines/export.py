@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from components import run_folder
+from components.artifacts import run_folder
 from components.errors import SamplerError
 from components.files import sha256_folder
 from components.interchange import from_diffusers, to_diffusers
-from components.training import State
-from pipelines import cli, paths
+from components.training.loop import State
+from pipelines.support import cli, paths
 from pipelines.train import code_hash
 
 FORMATS = {"diffusers": to_diffusers.export}

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infra.objects import ingest
-from infra.storage import parse_uri
-from pipelines import cli
+from infra.storage.buckets import parse_uri
+from infra.storage.object_manifest import ingest
+from pipelines.support import cli
 
 RAW = Path("data/raw")
 

@@ -17,12 +17,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from components.errors import InputError
-from infra import ray_session
 from infra.config import ClusterConfig
-from pipelines import cli
-from pipelines.params import VARIABLE, load
+from infra.ray_cluster import ray_session
+from pipelines.support import cli
+from pipelines.support.params import VARIABLE, load
+from pipelines.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item")
 ALONE = ("evaluate",)  # stages that measure times have the machine to themselves
 

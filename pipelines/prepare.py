@@ -6,14 +6,14 @@ import hashlib
 from pathlib import Path
 
 from components import sources
-from components.data import Manifest, Rejected, write_manifest, write_shards
+from components.data.dataset import Manifest, Rejected, write_manifest, write_shards
 from components.errors import DataError, InputError
 from components.files import whole_folder
 from components.sources import DataConfig, Source
-from infra import objects
-from infra.storage import mirror_prefix
-from pipelines.cli import run
-from pipelines.params import load
+from infra.storage import object_manifest
+from infra.storage.buckets import mirror_prefix
+from pipelines.support.cli import run
+from pipelines.support.params import load
 
 TARGET = Path("data/images")
 CACHE = Path(".cache/sources")
@@ -27,7 +27,7 @@ def open_source(config: DataConfig, seed: int, cache: Path) -> Source:
     local = cache / hashlib.sha256(config.source.rstrip("/").encode()).hexdigest()[:16]
     only = None
     if config.objects is not None:
-        only = [item for part in objects.read(config.objects, config.source).values() for item in part]
+        only = [item for part in object_manifest.read(config.objects, config.source).values() for item in part]
     mirror_prefix(config.source, local, only=only)
     return sources.read(config, seed, local)
 

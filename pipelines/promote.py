@@ -21,20 +21,20 @@ from typing import Any
 
 import safetensors.torch
 
-from components import pyfunc, run_folder
+from components.artifacts import pyfunc, run_folder
 from components.errors import InputError
+from components.evaluation import generation
+from components.evaluation.tasks import default_device
 from components.files import sha256_folder, whole_folder, write_json
-from components.metrics import generation
-from components.metrics.work import default_device
-from infra import tracking
-from infra.ray_map import crew
-from infra.registry import Entry, Registry, Version
-from pipelines import bench, cli, lineage, paths
+from infra.ray_cluster.worker_pool import worker_pool
+from infra.tracking import runs
+from infra.tracking.registry import Entry, Registry, Version
 from pipelines.evaluate import pictures
-from pipelines.measurements import read_metrics, told
-from pipelines.params import TRAINED, Params, load
-from pipelines.policy import Candidate, decide, label, objections
-from pipelines.train import ROOT
+from pipelines.support import cli, lineage, measurement, paths
+from pipelines.support.metrics_files import read_metrics, told
+from pipelines.support.params import TRAINED, Params, load
+from pipelines.support.paths import ROOT
+from pipelines.support.policy import Candidate, decide, label, objections
 
 PICTURES = {
     "-grid": "grid.png",
@@ -93,13 +93,13 @@ def read_reigning(
 def measure_again(params: Params, settings: dict, scratch: Path) -> dict:
     """Figures of a fetched champion under the present protocol; its pictures take the place of the old ones."""
     device = default_device()
-    eyes = bench.open_eyes(params, device)
-    measures = bench.open_bench(params, eyes)
-    run = bench.load_sampler(scratch / pyfunc.SAMPLER, measures, device)
+    extractors = measurement.open_extractors(params, device)
+    measures = measurement.open_measurement(params, extractors)
+    run = measurement.load_sampler(scratch / pyfunc.SAMPLER, measures, device)
     ready = generation.open_candidate(run.folder, settings, device, "the champion's settings")
-    order = bench.sampling(params, run.folder, settings)
-    with crew(params.cluster, ROOT) as workers:
-        measured = bench.measure(workers, order, ready, measures, eyes)
+    order = measurement.sampling(params, run.folder, settings)
+    with worker_pool(params.cluster, ROOT) as workers:
+        measured = measurement.measure(workers, order, ready, measures, extractors)
     for suffix, png in pictures(measured).items():
         (scratch / PICTURES[suffix]).write_bytes(png)
     return figures_of(measured.figures)
@@ -111,7 +111,7 @@ def parent_runs(params: Params) -> dict[str, str]:
     for name in [name for group in TRAINED for name in getattr(params, group)]:
         if (paths.RUNS / name / run_folder.CONFIG).is_file():
             job = run_folder.read_config(paths.RUNS / name).provenance.job
-            run = tracking.run_of_job(params.tracking, ROOT, job)
+            run = runs.run_of_job(params.tracking, ROOT, job)
             found |= {name: run.run_id} if run else {}
     return found
 
@@ -234,7 +234,7 @@ def track(params: Params, metrics: dict[str, dict]) -> None:
     """Puts every candidate's figures and grid into the run that trained its sampler."""
     for sampler, measured in metrics.items():
         job = run_folder.read_config(paths.RUNS / sampler).provenance.job
-        run = tracking.run_of_job(params.tracking, ROOT, job)
+        run = runs.run_of_job(params.tracking, ROOT, job)
         if run is None:
             continue
         figures, files = {}, {}
@@ -243,7 +243,7 @@ def track(params: Params, metrics: dict[str, dict]) -> None:
             figures |= {f"candidate_{number}/{name}": value for name, value in plain.items()}
             grid = paths.SAMPLES / sampler / f"{number}-grid.png"
             files |= {f"samples/{number}.png": grid.read_bytes()} if grid.is_file() else {}
-        tracking.log_evaluation(run, figures, files)
+        runs.log_evaluation(run, figures, files)
 
 
 def go_to(params: Params, registry: Registry, number: str, why: str) -> dict[str, Any]:

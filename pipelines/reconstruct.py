@@ -9,17 +9,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from components import run_folder
-from components.data import Dataset, verify
+from components.artifacts import run_folder
+from components.data.dataset import Dataset, verify
+from components.data.images import from_uint8
 from components.errors import InputError
+from components.evaluation.tasks import default_device
 from components.families.vae import VAE
 from components.files import write_json
-from components.images import from_uint8
 from components.metrics.reconstruction import reconstruction_figures
-from components.metrics.work import default_device
-from pipelines import cli, paths
-from pipelines.bench import open_eyes
-from pipelines.params import Params, load, name_in
+from pipelines.support import cli, paths
+from pipelines.support.measurement import open_extractors
+from pipelines.support.params import Params, load, name_in
 
 
 def load_vae(folder: Path, device: str = "cpu") -> VAE:
@@ -40,19 +40,19 @@ def reconstructed(vae: VAE, dataset: Dataset, batch_size: int) -> Iterator[tuple
 
 def reconstruct(params: Params, name: str, device: str) -> dict:
     """Writes the figures, by the extractor of params.evaluate, whole or not at all. What is not finite is None."""
-    vae, eyes = load_vae(paths.RUNS / name, device), open_eyes(params, device)
+    vae, extractors = load_vae(paths.RUNS / name, device), open_extractors(params, device)
     facts = verify(paths.TEST_IMAGES)
     shape = facts.columns["image"].shape
-    eyes.refuse_unless_fits(paths.TEST_IMAGES, shape)
+    extractors.refuse_unless_fits(paths.TEST_IMAGES, shape)
     if shape != vae.data.shape:
         raise InputError(f"{paths.TEST_IMAGES}: images of shape {shape}; {paths.RUNS / name} takes {vae.data.shape}")
     pairs = reconstructed(vae, Dataset(paths.TEST_IMAGES), params.evaluate.batch_size)
-    figures = reconstruction_figures(pairs, lambda images: eyes.extractor.embed(images).vectors)
+    figures = reconstruction_figures(pairs, lambda images: extractors.extractor.embed(images).vectors)
     result = {
         "autoencoder": name,
         "num_images": facts.count,
-        "extractor": eyes.extractor.name,
-        "extractor_hash": eyes.extractor.weights_hash,
+        "extractor": extractors.extractor.name,
+        "extractor_hash": extractors.extractor.weights_hash,
         **{figure: value if math.isfinite(value) else None for figure, value in figures.items()},
     }
     write_json(paths.METRICS / f"{name}.json", result)

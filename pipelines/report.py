@@ -15,17 +15,18 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from components import run_folder
-from components.data import Dataset, verify
+from components.artifacts import run_folder
+from components.data.dataset import Dataset, verify
 from components.errors import InputError
+from components.evaluation.pictures import data_uri
+from components.evaluation.plots import COLOURS, Line, Point, curves, trade_off
 from components.files import write_whole
-from components.pictures import data_uri
-from components.plots import COLOURS, Line, Point, curves, trade_off
-from infra import tracking
-from pipelines import cli, lineage, paths
-from pipelines.measurements import read_json, read_metrics, told
-from pipelines.params import TRAINED, Params, load
-from pipelines.report_pictures import (
+from infra.tracking import runs
+from pipelines.support import cli, lineage, paths
+from pipelines.support.metrics_files import read_json, read_metrics, told
+from pipelines.support.params import TRAINED, Params, load
+from pipelines.support.paths import ROOT
+from pipelines.support.report_pictures import (
     autoencoder_pictures,
     champion_film,
     champion_grid,
@@ -35,9 +36,8 @@ from pipelines.report_pictures import (
     read_grid,
     real_grid,
 )
-from pipelines.train import ROOT
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = Path(__file__).parent / "support/report.html.j2"
 NONE = "\N{EN DASH}"  # in place of a figure
 _LOOKS = "watch"  # as the training loop's history names what was found at checkpoints
 
@@ -215,9 +215,9 @@ def render(context: Context) -> str:
 def track(params: Params, page: str) -> None:
     """Puts the page, with all its plots, into the MLflow run that trained the champion, if this store has it."""
     champion = Path(read_json(paths.PROMOTED, "promote")["run_folder"])
-    run = tracking.run_of_job(params.tracking, ROOT, run_folder.read_config(champion).provenance.job)
+    run = runs.run_of_job(params.tracking, ROOT, run_folder.read_config(champion).provenance.job)
     if run is not None:
-        tracking.log_evaluation(run, {}, {f"report/{paths.REPORT.name}": page.encode()})
+        runs.log_evaluation(run, {}, {f"report/{paths.REPORT.name}": page.encode()})
 
 
 def main(argv: list[str]) -> None:

@@ -16,11 +16,11 @@ import yaml
 
 from components.errors import ConfigError
 from components.files import write_whole
-from infra import ray_session
-from pipelines import cli
-from pipelines.params import DEFAULT, WHERE, load
+from infra.ray_cluster import ray_session
+from pipelines.support import cli
+from pipelines.support.params import DEFAULT, WHERE, load
+from pipelines.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DVC = (sys.executable, "-m", "dvc")
 PRESET = "--preset"
 BEFORE = Path("params.before.yaml")  # what a preset replaced

@@ -8,14 +8,14 @@ import threading
 from pathlib import Path
 
 from components.errors import InputError
-from infra import http_guards, ray_serve, ray_session
-from infra.champions import Champions
 from infra.config import ServeConfig
-from infra.openai_api import ServedModel
-from pipelines import cli, paths
-from pipelines.params import load
-
-ROOT = Path(__file__).resolve().parent.parent
+from infra.ray_cluster import ray_session
+from infra.serving import http_guards, ray_serve
+from infra.serving.model_store import Champions
+from infra.serving.openai_api import ServedModel
+from pipelines.support import cli, paths
+from pipelines.support.params import load
+from pipelines.support.paths import ROOT
 
 
 def example(model: ServedModel, config: ServeConfig) -> str:
@@ -35,15 +35,17 @@ def main(argv: list[str]) -> None:
         raise InputError(f"usage: python -m pipelines.serve, found argument {argv[0]}; params.yaml says how to serve")
     params = load()
     here, promoted = Path.cwd(), str(paths.PROMOTED)
-    shelf = ray_serve.shelf_of(here, params.promote.registered_model, promoted, params.tracking, params.serve)
-    Champions(shelf).first()  # if there is none, nothing need be started to say so
+    model_store = ray_serve.model_store_of(
+        here, params.promote.registered_model, promoted, params.tracking, params.serve
+    )
+    Champions(model_store).first()  # if there is none, nothing need be started to say so
     keys = http_guards.read_keys(params.serve)
     interrupted = threading.Event()
     with ray_session.session(params.cluster, ROOT):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: interrupted.set())
         try:
-            model = ray_serve.start(shelf, params.serve, keys)
+            model = ray_serve.start(model_store, params.serve, keys)
             print(f"{model.id} at http://{params.serve.host}:{params.serve.port}/v1", flush=True)
             print(example(model, params.serve), flush=True)
             interrupted.wait()

@@ -6,19 +6,19 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from components import run_folder
+from components.artifacts import run_folder
 from components.config import Strict, parse
-from components.data import MANIFEST, read_manifest, verify
+from components.data.dataset import MANIFEST, read_manifest, verify
 from components.families import family_class
 from components.families.base import AutoencoderInfo, data_info
 from components.files import sha256, sha256_folder
-from infra import ray_train, tracking
-from infra.ray_session import session
-from infra.storage import check_storage
-from pipelines import cli, paths, remote
-from pipelines.params import Params, TrainBlock, load, name_of, train_block
-
-ROOT = Path(__file__).resolve().parent.parent
+from infra import ray_train
+from infra.ray_cluster.ray_session import session
+from infra.storage.buckets import check_storage
+from infra.tracking import runs
+from pipelines.support import cli, paths, remote
+from pipelines.support.params import Params, TrainBlock, load, name_of, train_block
+from pipelines.support.paths import ROOT
 
 
 def make_job(params: Params, key: str) -> ray_train.Job:
@@ -114,14 +114,14 @@ def main(argv: list[str]) -> None:
     dataset = {"name": job.data.removeprefix(f"{ROOT}/"), "digest": job.data_hash, "source": job.data}
     succeeded = False
     with ThreadPoolExecutor(1) as beside:  # MLflow's import and Ray's start take seconds each, side by side fewer
-        tracked = beside.submit(tracking.open_run, params.tracking, ROOT, job.name, job.hash, described, dataset)
+        tracked = beside.submit(runs.open_run, params.tracking, ROOT, job.name, job.hash, described, dataset)
         try:
             with session(params.cluster, ROOT):
-                logger = tracking.RunLogger(tracked.result())
+                logger = runs.RunLogger(tracked.result())
                 state = ray_train.train(job, params.cluster, params.cluster.storage(ROOT), logger)
             succeeded = True
         finally:
-            tracking.close_run(tracked.result(), succeeded)
+            runs.close_run(tracked.result(), succeeded)
     provenance = run_folder.Provenance(
         data=job.data_hash, code=job.code_hash, job=job.hash, seed=job.seed, step=state.step
     )

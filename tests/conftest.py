@@ -20,7 +20,7 @@ def ray_session():
     """One Ray for the whole test session: four CPUs, shared by every test that asks for it."""
     import ray
 
-    from infra.ray_session import ENVIRONMENT
+    from infra.ray_cluster.ray_session import ENVIRONMENT
 
     # no test of this session gives notice, and its watcher would be one process more for each training
     for name, value in (ENVIRONMENT | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}).items():

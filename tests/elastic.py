@@ -21,7 +21,7 @@ from components.families import FAMILIES
 from components.files import write_json
 from infra import ray_train
 from infra.config import ClusterConfig
-from infra.ray_session import ENVIRONMENT
+from infra.ray_cluster.ray_session import ENVIRONMENT
 from tests.infra.ray_train.jobs import make_job, write_images
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +57,7 @@ class Record:
         if "system/workers" in figures:
             self.steps.append((step, int(figures["system/workers"]), time.time()))
 
-    def looked(self, step: int, figures: dict[str, float]) -> None:
+    def validated(self, step: int, figures: dict[str, float]) -> None:
         pass
 
     def picture(self, name: str, png: bytes) -> None:

@@ -71,7 +71,7 @@ def test_the_graph_knows_the_new_family(followed):
 
 
 def test_remedies_of_the_table_are_keys_of_the_config():
-    from components.families.gan.config import GANConfig
+    from components.gan.config import GANConfig
 
     rows = re.findall(r"^\| (`.*?) \|", GUIDE.read_text(), re.MULTILINE)
     keys = {key for row in rows for key in re.findall(r"`(\w+):", row)}

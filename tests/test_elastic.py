@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from components.data import Dataset, batches
-from components.training import fit
+from components.data.dataset import Dataset, batches
+from components.training.loop import fit
 from tests.components.helpers import no_wrap
 from tests.elastic import STEPS
 from tests.infra.ray_train.jobs import make_job

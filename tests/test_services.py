@@ -6,10 +6,10 @@ import urllib.request
 
 import pytest
 
-from components import run_folder
-from components.data import Dataset, batches
-from components.training import fit
-from pipelines.params import load
+from components.artifacts import run_folder
+from components.data.dataset import Dataset, batches
+from components.training.loop import fit
+from pipelines.support.params import load
 from pipelines.train import make_job
 from tests.clones import command, make_clone, tiny_params
 from tests.components.helpers import assert_same, no_wrap, one_exact_thread

@@ -14,7 +14,7 @@ import yaml
 from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
 
-from infra.ray_session import ENVIRONMENT
+from infra.ray_cluster.ray_session import ENVIRONMENT
 from tests import three_hosts
 from tests.chaos import weights
 from tests.clones import command, environment, make_clone, tiny_params

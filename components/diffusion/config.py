@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from components.config import Strict
 from components.diffusion.schedules import ScheduleConfig
 from components.diffusion.solvers import SOLVERS
-from components.optimizers import OptimizerConfig
+from components.training.optimizers import OptimizerConfig
 
 
 class Times(Strict):

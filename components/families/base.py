@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from components.config import Strict
-from components.data import Batch, Manifest
+from components.data.dataset import Batch, Manifest
 from components.errors import SamplerError
-from components.optimizers import OptimizerConfig
-from components.sampling import Blend, Request, Trajectory, drive, shape_text
+from components.sampling.requests import Blend, Request, shape_text
+from components.sampling.trajectories import Trajectory, drive
+from components.training.optimizers import OptimizerConfig
 
 Losses = dict[str, Tensor]  # "loss" is what is minimised; the other scalars are its terms and figures for the curves
 

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from components.data import Batch
+from components.data.dataset import Batch
+from components.data.images import from_uint8
 from components.families.base import Family, Losses, Phase
-from components.families.gan.base import detached, refuse_unless_doubled
-from components.families.gan.big import Big, BigConfig
-from components.families.gan.standing import WHOLE
-from components.images import from_uint8
+from components.gan.base import detached, refuse_unless_doubled
+from components.gan.big import Big, BigConfig
+from components.gan.standing import WHOLE
 from components.metrics.probe import probe_accuracy
 from components.nets.gan.critic import Sample
 from components.nets.gan.joint import Encoder, JointCritic
-from components.optimizers import OptimizerConfig
+from components.training.optimizers import OptimizerConfig
 
 
 class Config(BigConfig):

@@ -3,7 +3,7 @@ weights are held orthogonal, and variety is traded for quality. Large batches co
 
 from __future__ import annotations
 
-from components.families.gan.big import Big
+from components.gan.big import Big
 
 
 class BigGAN(Big):

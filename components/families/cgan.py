@@ -6,8 +6,8 @@ from typing import Literal
 
 from torch import nn
 
-from components.families.gan.config import ConvConfig
-from components.families.gan.convolutional import ConvolutionalGAN
+from components.gan.config import ConvConfig
+from components.gan.convolutional import ConvolutionalGAN
 
 
 class Config(ConvConfig):

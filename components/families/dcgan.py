@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from components.families.gan.config import ConvConfig
-from components.families.gan.convolutional import ConvolutionalGAN
+from components.gan.config import ConvConfig
+from components.gan.convolutional import ConvolutionalGAN
 
 
 class DCGAN(ConvolutionalGAN):

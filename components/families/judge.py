@@ -8,13 +8,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components.config import Strict
-from components.data import Batch
+from components.data.dataset import Batch
+from components.data.images import from_uint8
+from components.data.randomness import Draws
 from components.errors import DataError
 from components.families.base import DataInfo, Family, Losses, Phase
-from components.images import from_uint8
 from components.nets.classifier import Classifier
-from components.optimizers import OptimizerConfig
-from components.randomness import Draws
+from components.training.optimizers import OptimizerConfig
 
 
 class Config(Strict):

@@ -12,22 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.conditioning.text import Bytes, Embeddings, Projection, TextConditionalUNet, TextEncoder
 from components.config import parse
-from components.data import Batch
+from components.data.dataset import Batch
+from components.data.images import from_uint8
+from components.data.randomness import Draws
 from components.diffusion import schedules, weightings
 from components.diffusion.config import Config, Settings
-from components.diffusion.denoiser import Condition, Denoise, Denoiser, Guidance, keeping, solve
+from components.diffusion.guidance import Condition, Denoise, Denoiser, Guidance, keeping, solve
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS
-from components.diffusion.text import Bytes, Embeddings, Projection, TextConditionalUNet, TextEncoder
 from components.errors import DataError
 from components.families.base import DataInfo, Early, Losses, Phase, Sampler, refuse_unfit, refuse_unless_square
 from components.families.vae import VAE
-from components.images import from_uint8
 from components.nets.text_encoders import EncoderLayout
 from components.nets.unet import ClassConditionalUNet
-from components.randomness import Draws
-from components.sampling import Call, Preview, Request, Trajectory
+from components.sampling.requests import Request
+from components.sampling.trajectories import Call, Preview, Trajectory
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, Table 1
 

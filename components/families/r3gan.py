@@ -5,12 +5,12 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
-from components.families.gan.base import GAN, critic_options, refuse_unless_doubled
-from components.families.gan.config import ConvConfig
-from components.families.gan.losses import LossName
+from components.gan.base import GAN, critic_options, refuse_unless_doubled
+from components.gan.config import ConvConfig
+from components.gan.losses import LossName
 from components.nets.gan.critic import Critic
-from components.nets.gan.r3gan import Generator, Read, Trunk
-from components.optimizers import OptimizerConfig
+from components.nets.gan.r3gan import Generator, Head, Trunk
+from components.training.optimizers import OptimizerConfig
 
 ADAM = OptimizerConfig(name="adam", learning_rate=2e-4, betas=(0.0, 0.99))
 
@@ -40,6 +40,6 @@ class R3GAN(GAN):
         return {
             "generator": Generator(channels, size, config.latent_dim, classes, config.embedding_dim, **sizes),
             "discriminator": Critic(
-                Trunk(channels, size, **sizes), Read, condition="project", num_classes=classes, **critic_options(self)
+                Trunk(channels, size, **sizes), Head, condition="project", num_classes=classes, **critic_options(self)
             ),
         }

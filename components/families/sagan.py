@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from components.families.gan.losses import LossName
-from components.families.gan.residual import ResidualConfig, ResidualGAN
-from components.optimizers import OptimizerConfig
+from components.gan.losses import LossName
+from components.gan.residual import ResidualConfig, ResidualGAN
+from components.training.optimizers import OptimizerConfig
 
 
 class Config(ResidualConfig):

@@ -11,19 +11,20 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from components.conditioning.text import texts_of_column
 from components.config import Strict
-from components.data import Batch
+from components.data.dataset import Batch
 from components.diffusion import config as diffusion
 from components.diffusion import schedules
-from components.diffusion.denoiser import Condition, Denoise, Denoiser, Guidance
-from components.diffusion.text import texts_of_column
+from components.diffusion.guidance import Condition, Denoise, Denoiser, Guidance
 from components.errors import DataError
 from components.families.base import DataInfo, Phase
 from components.families.latent_diffusion import LatentDiffusion, Latents, lerp
 from components.nets.text_encoders import LIBRARIES, Encoded, EncoderLayout, TextEncoders
 from components.nets.unet import UNet2DConditionModel
-from components.optimizers import OptimizerConfig
-from components.sampling import Call, Request
+from components.sampling.requests import Request
+from components.sampling.trajectories import Call
+from components.training.optimizers import OptimizerConfig
 
 AESTHETIC = 6.0, 2.5  # the scores that the refiner is told of what is wanted and what not (its authors' defaults)
 

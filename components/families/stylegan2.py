@@ -10,16 +10,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components.config import Strict
-from components.data import Batch
+from components.data.dataset import Batch
+from components.data.randomness import Draws
 from components.families.base import DataInfo, Losses
-from components.families.gan import penalties
-from components.families.gan.base import GAN, critic_options, refuse_unless_doubled
-from components.families.gan.config import ConvConfig
+from components.gan import penalties
+from components.gan.base import GAN, critic_options, refuse_unless_doubled
+from components.gan.config import ConvConfig
 from components.nets.gan.critic import Critic, Sample
-from components.nets.gan.stylegan2 import Generator, Read, Trunk
-from components.optimizers import OptimizerConfig
-from components.randomness import Draws
-from components.sampling import Call, Request, Trajectory
+from components.nets.gan.stylegan2 import Generator, Head, Trunk
+from components.sampling.requests import Request
+from components.sampling.trajectories import Call, Trajectory
+from components.training.optimizers import OptimizerConfig
 
 ADAM = OptimizerConfig(name="adam", learning_rate=2e-3, betas=(0.0, 0.99))  # Karras et al. 2020, appendix B
 
@@ -65,7 +66,7 @@ class StyleGAN2(GAN):
         trunk = Trunk(channels, size, config.width, config.growing is not None)
         critic = Critic(
             trunk,
-            functools.partial(Read, dim=trunk.channels),
+            functools.partial(Head, dim=trunk.channels),
             condition="project",
             num_classes=self.num_classes,
             **critic_options(self),

@@ -10,22 +10,23 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from components.autoencoding.adversarial import AdversarialConfig, adaptive_weight, hinge
+from components.autoencoding.equivariance import EquivarianceConfig, draw
+from components.autoencoding.perceptual import DISTANCES, PerceptualConfig
 from components.config import Strict
-from components.data import Batch
+from components.data.dataset import Batch
+from components.data.images import from_uint8
+from components.data.randomness import Draws
 from components.errors import SamplerError
-from components.families.autoencoding.adversarial import AdversarialConfig, adaptive_weight, hinge
-from components.families.autoencoding.equivariance import EquivarianceConfig, draw
-from components.families.autoencoding.perceptual import DISTANCES, PerceptualConfig
 from components.families.base import DataInfo, Family, Losses, Phase, Sampler, refuse_unless_square
-from components.images import from_uint8
 from components.metrics.reconstruction import reconstruction_figures
 from components.nets.autoencoder import AutoencoderKL
 from components.nets.autoencoder.codebook import Codebook
 from components.nets.autoencoder.discriminator import PatchDiscriminator
 from components.nets.autoencoder.kl import Reconstruction
-from components.optimizers import OptimizerConfig
-from components.randomness import Draws
-from components.sampling import Call, Request, Trajectory
+from components.sampling.requests import Request
+from components.sampling.trajectories import Call, Trajectory
+from components.training.optimizers import OptimizerConfig
 
 
 class CodebookConfig(Strict):
@@ -69,7 +70,7 @@ class VAE(Sampler):
         self.nets = nn.ModuleDict({"autoencoder": net})
         self.calls = {"decoder": net.decode}
         self.phases = (Phase("autoencode", "autoencoder", self.loss, config.optimizer),)
-        self.looker: tuple[str, nn.Module] | None = None  # what the perceptual loss looks with
+        self.validator: tuple[str, nn.Module] | None = None  # what the perceptual loss looks with
         if config.adversarial:
             self._add_discriminator(config.adversarial)
 
@@ -89,7 +90,7 @@ class VAE(Sampler):
         return {} if asked is None else {"judge": asked.judge} if asked.judge else {"lpips": asked.lpips}
 
     def borrow(self, name: str, net: nn.Module) -> None:
-        self.looker = name, net.requires_grad_(False).eval()
+        self.validator = name, net.requires_grad_(False).eval()
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -104,9 +105,9 @@ class VAE(Sampler):
         }
         loss, seen = terms["reconstruction"], self._as_images(answer.images)
         if config.perceptual:
-            assert self.looker is not None, "nobody lent the network of the perceptual loss"
-            kind, looker = self.looker
-            terms["perceptual"] = DISTANCES[kind](looker.to(images.device), seen, images).mean()
+            assert self.validator is not None, "nobody lent the network of the perceptual loss"
+            kind, validator = self.validator
+            terms["perceptual"] = DISTANCES[kind](validator.to(images.device), seen, images).mean()
             loss = loss + config.perceptual.weight * images[0].numel() * terms["perceptual"]
         figures = {}
         if config.adversarial:

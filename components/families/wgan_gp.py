@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
-from components.families.gan.config import ConvConfig
-from components.families.gan.convolutional import ConvolutionalGAN
-from components.families.gan.losses import LossName
-from components.optimizers import OptimizerConfig
+from components.gan.config import ConvConfig
+from components.gan.convolutional import ConvolutionalGAN
+from components.gan.losses import LossName
+from components.training.optimizers import OptimizerConfig
 
 ADAM = OptimizerConfig(name="adam", learning_rate=1e-4, betas=(0.0, 0.9))  # Gulrajani et al. 2017, Algorithm 1
 

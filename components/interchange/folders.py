@@ -11,8 +11,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from components.artifacts.run_folder import load_json
 from components.errors import ConfigError, SamplerError
-from components.run_folder import load_json
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 

@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.artifacts.run_folder import Run
 from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS
 from components.errors import SamplerError
 from components.families.latent_diffusion import LatentDiffusion
 from components.files import whole_folder, write_json, write_whole
 from components.nets.blocks import norm_groups
-from components.run_folder import Run
 
 VERSION = "0.42.1"  # of diffusers, whose layout this is
 PIPELINE = "StableDiffusionXLPipeline"

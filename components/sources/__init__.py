@@ -16,9 +16,9 @@ from PIL import Image, ImageOps
 from pydantic import Field, ValidationInfo, field_validator
 
 from components.config import Strict
-from components.data import Rejected
+from components.data.dataset import Rejected
+from components.data.randomness import hash64
 from components.errors import DataError
-from components.randomness import hash64
 
 S3 = "s3://"
 _NAMED = ("digits", "fashion_mnist", "folder")

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from components.data import Rejected
+from components.data.dataset import Rejected
 from components.errors import DataError
 from components.sources import S3, DataConfig, Row, Source, split_rank, square
 

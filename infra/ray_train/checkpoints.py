@@ -12,8 +12,8 @@ import torch
 
 from components.errors import DataError
 from components.files import sha256
-from components.training import State
-from infra.store import Store
+from components.training.loop import State
+from infra.storage.store import Store
 
 STATE_FILE, STATE_HASH = "state.pt", "state.sha256"
 logger = logging.getLogger(__name__)

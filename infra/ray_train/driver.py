@@ -14,19 +14,19 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from components.errors import DataError, InputError, TrainingError
-from components.training import State
+from components.training.loop import State
 from infra.config import ClusterConfig
-from infra.progress import Reports, console
-from infra.ray_session import has_gpu
-from infra.ray_train import looks
+from infra.ray_cluster.ray_session import has_gpu
+from infra.ray_train import validation
 from infra.ray_train.checkpoints import newest_whole, read_state
 from infra.ray_train.job import Job
-from infra.ray_train.nodes import NodeWatch
-from infra.ray_train.worker import look_apart, work
-from infra.staging import node_cache
-from infra.storage import is_remote
-from infra.store import Store
-from infra.tracking import RunLogger
+from infra.ray_train.nodes import NodeMonitor
+from infra.ray_train.progress import Reports, console
+from infra.ray_train.worker import validate_apart, work
+from infra.storage.buckets import is_remote
+from infra.storage.staging import node_cache
+from infra.storage.store import Store
+from infra.tracking.runs import RunLogger
 
 
 def train(job: Job, cluster: ClusterConfig, storage: str | Path, tracker: RunLogger) -> State:
@@ -44,7 +44,7 @@ def train(job: Job, cluster: ClusterConfig, storage: str | Path, tracker: RunLog
         if state is None or state.step < job.training.steps:  # a finished run needs no workers to say so
             state = _fit(job, cluster, storage, run, tracker)
             _track(state, tracker)
-    seen = looks.kept(run)
+    seen = validation.kept(run)
     state.history = [{**row, **seen.get(int(row["step"]), {})} for row in state.history]
     return state
 
@@ -78,13 +78,14 @@ def _fit(job: Job, cluster: ClusterConfig, storage: str | Path, run: Store, trac
         ),
         # a look takes no share of the cluster, and its loss is no loss to the training
         validation_config=ray.train.ValidationConfig(
-            functools.partial(look_apart, job=job, reports=reports.queue, run=run), ray_remote_kwargs={"num_cpus": 0}
+            functools.partial(validate_apart, job=job, reports=reports.queue, run=run),
+            ray_remote_kwargs={"num_cpus": 0},
         ),
     )
     if cluster.elastic:
         # a group of the wrong size, planned before a node's end was known, is given up after this long; 60 by default
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
-    nodes = NodeWatch() if cluster.elastic else contextlib.nullcontext()
+    nodes = NodeMonitor() if cluster.elastic else contextlib.nullcontext()
     with reports, nodes:
         try:
             result = trainer.fit()

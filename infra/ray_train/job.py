@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from components import run_folder
+from components.artifacts import run_folder
 from components.config import Strict
+from components.evaluation import pretrained
 from components.families import FAMILIES
 from components.families.base import DataInfo, Family
-from components.metrics import pretrained
-from components.training import TrainingConfig
-from infra.staging import Staged, local, stage
+from components.training.loop import TrainingConfig
+from infra.storage.staging import Staged, local, stage
 
 
 @dataclass(frozen=True)

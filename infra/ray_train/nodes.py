@@ -15,14 +15,14 @@ LOOK_EVERY = 0.5  # seconds
 COORDINATOR = "AutoscalingCoordinator"  # Ray 2.60: the name of its actor, and of that one's namespace
 
 
-class NodeWatch:
+class NodeMonitor:
     """While its block runs, watches the cluster's nodes from the driver."""
 
     def __init__(self) -> None:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> NodeWatch:
+    def __enter__(self) -> NodeMonitor:
         self._thread.start()
         return self
 

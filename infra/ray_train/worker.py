@@ -14,18 +14,18 @@ import torch
 from accelerate import Accelerator
 from ray.util.queue import Queue
 
-from components import sharding
-from components.data import Dataset, batches, row_weight
+from components.data.dataset import Dataset, batches, row_weight
+from components.data.permutation import global_batch
 from components.errors import TrainingError
-from components.means import NonFiniteError
-from components.order import global_batch
-from components.replicas import fingerprint, refuse_desync
-from components.training import State, fit
-from infra.ray_train import looks
+from components.training import sharding
+from components.training.loop import State, fit
+from components.training.metric_averages import NonFiniteError
+from components.training.weight_sync import fingerprint, refuse_desync
+from infra.ray_train import validation
 from infra.ray_train.checkpoints import read_state, restore, write_checkpoint
 from infra.ray_train.job import Job
 from infra.ray_train.preemption import Preemption
-from infra.store import Store
+from infra.storage.store import Store
 
 GIB = 2**30
 ROWS_TOLD = 16  # of a batch that broke the run
@@ -72,7 +72,7 @@ class Worker:
         self.family = job.build()
         self.family.nets.to(self.device)
         self.reporter = Reporter(job, reports, self.device, self.world) if self.rank == 0 else None
-        self.looker = looks.Looker(job, self.device)
+        self.validator = validation.Validator(job, self.device)
         self.preemption = Preemption()
         self.weight = row_weight(job.training.batch_size, self.rank, self.world)
 
@@ -127,7 +127,7 @@ class Worker:
         began = time.monotonic()
         alone = self.world == 1
         if self.reporter and alone:
-            self.reporter.looked(self.run, state.step, *self.looker.look(state))
+            self.reporter.validated(self.run, state.step, *self.validator.look(state))
         checkpoint = write_checkpoint(state) if self.reporter else None
         look = checkpoint is not None and not alone
         ray.train.report(
@@ -139,13 +139,13 @@ class Worker:
         self.preemption.saved(time.monotonic() - began)
 
 
-def look_apart(checkpoint: ray.train.Checkpoint, job: Job, reports: Queue, run: Store) -> dict[str, float]:
+def validate_apart(checkpoint: ray.train.Checkpoint, job: Job, reports: Queue, run: Store) -> dict[str, float]:
     """A look at a stored checkpoint, as a Ray task."""
     torch.set_num_threads(1)  # the workers have the cores
     with checkpoint.as_directory() as folder:
         state = read_state(Path(folder), "cpu")
-    picture, figures = looks.Looker(job, "cpu").look(state)
-    Reporter(job, reports, torch.device("cpu")).looked(run, state.step, picture, figures)
+    picture, figures = validation.Validator(job, "cpu").look(state)
+    Reporter(job, reports, torch.device("cpu")).validated(run, state.step, picture, figures)
     return figures
 
 
@@ -172,10 +172,10 @@ class Reporter:
         rate = (step - self._first) * self._job.training.batch_size / (time.monotonic() - self._began)
         self._queue.put(("figures", step, {**figures, "images_per_second": rate, **self._system()}))
 
-    def looked(self, run: Store, step: int, picture: bytes | None, figures: dict[str, float]) -> None:
+    def validated(self, run: Store, step: int, picture: bytes | None, figures: dict[str, float]) -> None:
         """Hands on a look: figures into the run's storage and to the driver, the picture to the driver."""
-        looks.keep(run, step, figures)
-        self._queue.put(("looked", step, figures))
+        validation.keep(run, step, figures)
+        self._queue.put(("validated", step, figures))
         if picture is not None:
             self._queue.put(("picture", f"previews/{step:07d}.png", picture))
 

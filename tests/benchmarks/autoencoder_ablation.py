@@ -14,7 +14,7 @@ import sys
 
 import torch
 
-from components.metrics import generation
+from components.evaluation import generation
 from tests.benchmarks import digits, quality
 
 FOLDER = digits.ROOT / ".cache" / "autoencoder_ablation"

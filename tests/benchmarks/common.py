@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.data import Dataset, batches, write_manifest, write_shard
+from components.data.dataset import Dataset, batches, write_manifest, write_shard
 from components.families import FAMILIES
 from components.families.base import DataInfo, Family
 from components.files import whole_folder
-from components.training import TrainingConfig, Wrap, fit
-from pipelines import params
-from pipelines.train import ROOT
+from components.training.loop import TrainingConfig, Wrap, fit
+from pipelines.support import params
+from pipelines.support.paths import ROOT
 from tests.components.helpers import no_wrap
 from tests.infra.champion import untrained
 

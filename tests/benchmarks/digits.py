@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from components.evaluation.protocol import EvaluateConfig
 from components.families.base import Family
-from components.metrics.protocol import EvaluateConfig
-from components.training import State, TrainingConfig
-from pipelines import params
+from components.training.loop import State, TrainingConfig
+from pipelines.support import params
 from tests.benchmarks import quality
 from tests.benchmarks.common import Data, emit
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from components.engine import Engine
 from components.families.base import Sampler
-from components.sampling import Request
+from components.sampling.engine import Engine
+from components.sampling.requests import Request
 from tests.benchmarks.common import emit
 from tests.infra.champion import champion_or_untrained, device
 

@@ -3,7 +3,7 @@
 python -m tests.benchmarks.evaluate_sampling_share
 
 The champion is that of promoted.json, or an untrained sampler of the same kind and size, whose time does not depend on
-its weights; so does the judge. Sampling is what no evaluation of 10,000 images can do without; the rest is features,
+its weights; so does the judge. SampleTask is what no evaluation of 10,000 images can do without; the rest is features,
 figures, intervals and pictures.
 """
 
@@ -18,15 +18,16 @@ from pathlib import Path
 import torch
 import yaml
 
-from components import run_folder
-from components.ema import copy_of
+from components.artifacts import run_folder
+from components.evaluation import generation
 from components.families import FAMILIES
 from components.families.base import DataInfo, Family
-from components.metrics import generation
-from components.training import State
-from infra.ray_map import Crew
-from pipelines import bench, params, paths, prepare, reference
-from pipelines.train import ROOT
+from components.training.ema import copy_of
+from components.training.loop import State
+from infra.ray_cluster.worker_pool import WorkerPool
+from pipelines import prepare, reference
+from pipelines.support import measurement, params, paths
+from pipelines.support.paths import ROOT
 from tests.benchmarks.common import emit
 from tests.infra.champion import champion_or_untrained
 
@@ -64,7 +65,7 @@ def main() -> None:
     home = Path.cwd()
     with tempfile.TemporaryDirectory() as temporary:
         loaded, candidate = write_project(Path(temporary))
-        classes = bench.Dataset(paths.TEST_IMAGES).manifest.classes
+        classes = measurement.Dataset(paths.TEST_IMAGES).manifest.classes
         family.data = family.data.model_copy(update={"classes": classes})
         write_run(paths.RUNS / "ldm", "latent_diffusion", family)
         reference.reference(loaded)
@@ -77,10 +78,12 @@ def main() -> None:
 
         generation.generate = timed
         start = time.perf_counter()
-        eyes = bench.open_eyes(loaded, "cuda" if torch.cuda.is_available() else "cpu")
-        measures = bench.open_bench(loaded, eyes)
-        order = bench.sampling(loaded, paths.RUNS / "ldm", candidate)
-        bench.measure(Crew(0), order, order.open(str(next(family.nets.parameters()).device)), measures, eyes)
+        extractors = measurement.open_extractors(loaded, "cuda" if torch.cuda.is_available() else "cpu")
+        measures = measurement.open_measurement(loaded, extractors)
+        order = measurement.sampling(loaded, paths.RUNS / "ldm", candidate)
+        measurement.measure(
+            WorkerPool(0), order, order.open(str(next(family.nets.parameters()).device)), measures, extractors
+        )
         whole = time.perf_counter() - start
         os.chdir(home)
     more = {

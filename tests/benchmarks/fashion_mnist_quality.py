@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.data import batches
+from components.data.dataset import batches
+from components.data.images import from_uint8
+from components.evaluation.protocol import EvaluateConfig
 from components.families.base import Family, Sampler
-from components.images import from_uint8
-from components.metrics.protocol import EvaluateConfig
-from components.optimizers import OptimizerConfig
 from components.sources import DataConfig
-from components.training import TrainingConfig
+from components.training.loop import TrainingConfig
+from components.training.optimizers import OptimizerConfig
 from tests.benchmarks import quality
 from tests.benchmarks.common import Data, as_a_worker, emit
 from tests.benchmarks.gan_digits_table import BATCH as BATCH_SIZE

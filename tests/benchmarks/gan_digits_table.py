@@ -15,9 +15,9 @@ import time
 import torch
 
 from components.families import FAMILIES
-from components.families.gan.base import GAN
-from components.optimizers import OptimizerConfig
-from components.training import TrainingConfig
+from components.gan.base import GAN
+from components.training.loop import TrainingConfig
+from components.training.optimizers import OptimizerConfig
 from tests.benchmarks import digits, quality
 
 FOLDER = digits.ROOT / ".cache" / "gan_digits"

@@ -18,15 +18,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from components.data import Batch, batches
+from components.data.dataset import Batch, batches
+from components.data.randomness import Draws
 from components.families.base import DataInfo
-from components.families.gan import penalties
-from components.families.gan.base import GAN, critic_options
-from components.families.gan.config import GANConfig
+from components.gan import penalties
+from components.gan.base import GAN, critic_options
+from components.gan.config import GANConfig
 from components.nets.gan.critic import Critic, Sample
-from components.optimizers import OptimizerConfig
-from components.randomness import Draws
-from components.training import TrainingConfig, fit
+from components.training.loop import TrainingConfig, fit
+from components.training.optimizers import OptimizerConfig
 from tests.benchmarks.common import emit
 
 ROOT = Path(__file__).resolve().parents[2]

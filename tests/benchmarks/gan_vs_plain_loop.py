@@ -22,12 +22,12 @@ import time
 import torch
 from torch import Tensor
 
-from components import ema
-from components.data import batches
-from components.families.gan import penalties
-from components.families.gan.base import GAN
-from components.images import from_uint8
-from components.training import TrainingConfig
+from components.data.dataset import batches
+from components.data.images import from_uint8
+from components.gan import penalties
+from components.gan.base import GAN
+from components.training import ema
+from components.training.loop import TrainingConfig
 from tests.benchmarks import digits, quality
 from tests.benchmarks.common import emit
 from tests.benchmarks.gan_digits_table import BATCH, SETTINGS

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from components.data import Dataset, batches, write_manifest, write_shard
+from components.data.dataset import Dataset, batches, write_manifest, write_shard
 from components.families.base import DataInfo
 from components.files import whole_folder
 from tests.benchmarks.common import as_a_worker, demo, emit, fit_rate, noise_rows, write_noise

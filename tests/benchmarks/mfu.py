@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from components.data import batches
+from components.data.dataset import batches
 from tests.benchmarks.common import as_a_worker, demo, emit, noise
 
 SIZE, REPEATS = 2048, 7

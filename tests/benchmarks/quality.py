@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components import ema, sources
+from components import sources
 from components.config import Strict
-from components.data import batches
+from components.data.dataset import batches
+from components.data.images import encode_png, from_uint8, grid
+from components.evaluation import generation
+from components.evaluation.protocol import EvaluateConfig
+from components.evaluation.quality import Reference, class_quality, quality
 from components.families import FAMILIES
 from components.families.base import AutoencoderInfo, DataInfo, Family, Sampler
-from components.images import encode_png, from_uint8, grid
-from components.metrics import generation
-from components.metrics.protocol import EvaluateConfig
-from components.metrics.quality import Reference, class_quality, quality
 from components.sources import DataConfig
-from components.training import State, TrainingConfig, fit
-from infra.ray_data import Moments
+from components.training import ema
+from components.training.loop import State, TrainingConfig, fit
+from infra.ray_cluster.encoding import Moments
 from tests.benchmarks.common import Data
 from tests.components.helpers import no_wrap
 

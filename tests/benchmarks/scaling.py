@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from components.data import Column, Manifest, Shard, ShardFile
-from components.order import global_batch, share
-from infra.staging import list_files, stage
+from components.data.dataset import Column, Manifest, Shard, ShardFile
+from components.data.permutation import global_batch, share
+from infra.storage.staging import list_files, stage
 from tests.benchmarks.common import emit
 from tests.infra.s3 import KEY, SECRET
 

@@ -11,11 +11,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from components.training import TrainingConfig
+from components.training.loop import TrainingConfig
 from infra import ray_train
 from infra.config import ClusterConfig
-from infra.ray_session import session
-from pipelines.train import ROOT
+from infra.ray_cluster.ray_session import session
+from pipelines.support.paths import ROOT
 from tests.benchmarks.common import demo, emit, write_noise
 
 STEPS, SKIPPED = 32, 8
@@ -31,7 +31,7 @@ class Rates:
         if "images_per_second" in figures:
             self.seen[step] = step / figures["images_per_second"]  # seconds since the first step, per row
 
-    def looked(self, step: int, figures: dict[str, float]) -> None:
+    def validated(self, step: int, figures: dict[str, float]) -> None:
         pass
 
     def picture(self, name: str, png: bytes) -> None:

@@ -14,17 +14,18 @@ from pathlib import Path
 
 import torch
 
-from components import run_folder
-from components.engine import Engine
-from components.images import encode
-from components.sampling import Request
-from infra import ray_serve, ray_session
-from infra.champions import Shelf
+from components.artifacts import run_folder
+from components.data.images import encode
+from components.sampling.engine import Engine
+from components.sampling.requests import Request
 from infra.config import ClusterConfig, ServeConfig
+from infra.ray_cluster import ray_session
+from infra.serving import ray_serve
+from infra.serving.model_store import ModelStore
 from pipelines.serve import ROOT
 from tests.benchmarks.common import emit
 from tests.infra.local import free_port
-from tests.infra.serving import write_promoted, write_sampler
+from tests.infra.serving_helpers import write_promoted, write_sampler
 
 BODY = b'{"prompt": "one", "seed": 1, "num_inference_steps": 1, "guidance_scale": 1}'
 REPEATS = 200
@@ -54,7 +55,7 @@ def through_serve(folder: Path) -> float:
     request = urllib.request.Request(address, data=BODY, headers={"Content-Type": "application/json"})
     root = write_promoted(folder.parent, folder.name, "1")
     with ray_session.session(ClusterConfig(), ROOT):
-        ray_serve.start(Shelf(root=str(root)), config)
+        ray_serve.start(ModelStore(root=str(root)), config)
         latency = median_ms(lambda: urllib.request.urlopen(request).read())
         ray_serve.stop()
     return latency

@@ -15,20 +15,21 @@ import torch
 from ray import serve
 from starlette.requests import Request
 
-from components import run_folder
-from components.ema import copy_of
-from components.images import encode
-from components.training import State
-from infra import ray_serve, ray_session
-from infra.champions import Shelf
+from components.artifacts import run_folder
+from components.data.images import encode
+from components.training.ema import copy_of
+from components.training.loop import State
 from infra.config import ClusterConfig, ServeConfig
-from pipelines import params, paths
+from infra.ray_cluster import ray_session
+from infra.serving import ray_serve
+from infra.serving.model_store import ModelStore
 from pipelines.serve import ROOT
+from pipelines.support import params, paths
 from tests.benchmarks.serving_load import PATH
 from tests.benchmarks.train_vs_diffusers import Theirs, let_torchvision_import
 from tests.infra.champion import untrained
 from tests.infra.local import free_port
-from tests.infra.serving import write_promoted
+from tests.infra.serving_helpers import write_promoted
 
 MAX_BATCH, WAIT = 16, 0.02  # of @serve.batch: rows, and seconds that a batch waits for more
 ONGOING = 1000
@@ -145,14 +146,14 @@ def served(**peers: serve.Deployment) -> Iterator[tuple[dict[str, str], str]]:
         root = Path(temporary)
         is_champion = (ROOT / paths.PROMOTED).is_file()
         if is_champion:
-            shelf = Shelf(root=str(ROOT), cache=str(root / "served"))
+            model_store = ModelStore(root=str(ROOT), cache=str(root / "served"))
         else:
             write_untrained(root / "runs/ldm")
-            shelf = Shelf(root=str(write_promoted(root, "runs/ldm", "1")))
+            model_store = ModelStore(root=str(write_promoted(root, "runs/ldm", "1")))
         stack.enter_context(ray_session.session(ClusterConfig(num_workers=4), ROOT))
         config = ServeConfig(port=free_port(), max_steps=50, watch_every=0)
         stack.callback(ray_serve.stop)
-        model = ray_serve.start(shelf, config)
+        model = ray_serve.start(model_store, config)
         host = f"http://127.0.0.1:{config.port}"
         for name, peer in peers.items():
             serve.run(peer.bind(model.folder), name=name, route_prefix=f"/{name}")

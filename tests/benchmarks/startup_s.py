@@ -18,10 +18,10 @@ from pathlib import Path
 import psutil
 import yaml
 
-from infra import ray_session
 from infra.config import ClusterConfig
-from pipelines import params
-from pipelines.train import ROOT
+from infra.ray_cluster import ray_session
+from pipelines.support import params
+from pipelines.support.paths import ROOT
 from tests.benchmarks.common import emit
 from tests.clones import command, environment, make_clone
 

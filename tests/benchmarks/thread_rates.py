@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from components.data import Dataset
+from components.data.dataset import Dataset
 from tests.benchmarks.common import as_a_worker, demo, emit, fit_rate, in_turn, write_noise
 from tests.benchmarks.training_options import channels_last
 

@@ -19,12 +19,12 @@ from unittest import mock
 
 import torch
 
-from components import training
-from components.data import Dataset, batches
+from components.data.dataset import Dataset, batches
 from components.files import sha256
-from components.training import State
-from pipelines import params
-from pipelines.train import ROOT
+from components.training import loop
+from components.training.loop import State
+from pipelines.support import params
+from pipelines.support.paths import ROOT
 from tests.benchmarks.common import as_a_worker, demo, emit, write_noise
 
 WARM = 5  # steps before the watch is started
@@ -78,14 +78,14 @@ def fit_watched(watch: Stopwatch, dataset: Dataset, folder: Path) -> tuple[float
 
     patches = {
         (torch.Tensor, "backward"): "backward",
-        (training, "_clipped"): "gradient norm",
-        (training.Means, "add"): "figures",
-        (training, "_average"): "average",
+        (loop, "_clipped"): "gradient norm",
+        (loop.MetricAverages, "add"): "figures",
+        (loop, "_average"): "average",
     }
     with contextlib.ExitStack() as stack:
         for (owner, name), what in patches.items():
             stack.enter_context(mock.patch.object(owner, name, watch.timed(what, getattr(owner, name))))
-        training.fit(
+        loop.fit(
             family,
             stream(),
             config,

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from components.data import Dataset
+from components.data.dataset import Dataset
 from components.families.latent_diffusion import LatentDiffusion
 from tests.benchmarks.common import as_a_worker, demo, emit, fit_rate, in_turn, write_noise
 

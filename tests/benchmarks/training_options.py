@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from components.data import Dataset
-from components.training import Wrap
+from components.data.dataset import Dataset
+from components.training.loop import Wrap
 from tests.benchmarks.common import as_a_worker, demo, emit, fit_rate, in_turn, write_noise
 
 STEPS, WARM, ROUNDS = 4, 1, 3

@@ -4,7 +4,7 @@ import threading
 
 import torch
 
-from components.sampling import Call
+from components.sampling.trajectories import Call
 
 TIMEOUT = 60  # seconds
 

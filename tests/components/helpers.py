@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from components.data import Batch, batches
+from components.data.dataset import Batch, batches
 from components.families import FAMILIES
 from components.families.base import AutoencoderInfo, DataInfo, Family
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from components import run_folder
+from components.artifacts import run_folder
 from components.families import FAMILIES
 from components.families.base import AutoencoderInfo, DataInfo, Sampler
-from infra.champions import read_promoted
-from pipelines import params, paths
+from infra.serving.model_store import read_promoted
 from pipelines.serve import ROOT
+from pipelines.support import params, paths
 
 
 def device() -> torch.device:

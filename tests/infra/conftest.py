@@ -2,7 +2,7 @@ import pytest
 
 from infra.config import ServeConfig
 from tests.infra.local import LocalBackend, free_port, serving
-from tests.infra.serving import write_sampler
+from tests.infra.serving_helpers import write_sampler
 
 
 @pytest.fixture(scope="session")

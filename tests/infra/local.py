@@ -15,14 +15,14 @@ from dataclasses import asdict
 import openai
 import uvicorn
 
-from components import run_folder
-from components.engine import Engine
+from components.artifacts import run_folder
 from components.errors import SamplerError
-from infra import http_api, ray_serve
-from infra.champions import open_model
+from components.sampling.engine import Engine
 from infra.config import ServeConfig
-from infra.openai_api import ServedModel
-from infra.sampler_replica import SamplerReplica
+from infra.serving import http_api, ray_serve
+from infra.serving.model_store import open_model
+from infra.serving.openai_api import ServedModel
+from infra.serving.sampler_replica import SamplerReplica
 
 
 def free_port() -> int:

@@ -15,8 +15,8 @@ import yaml
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 
 from components.config import parse
-from infra.ray_serve import AppConfig
-from infra.ray_session import ENVIRONMENT
+from infra.ray_cluster.ray_session import ENVIRONMENT
+from infra.serving.ray_serve import AppConfig
 from tests.infra.kustomize import apply, build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,7 +150,7 @@ class TestKubeRay:
                 )
 
     def test_the_settings_in_the_environment_are_settings(self, objects):
-        """As pipelines.params takes them."""
+        """As pipelines.support.params takes them."""
         from infra.config import ClusterConfig, TrackingConfig
 
         (settings,) = [item["data"] for item in objects if item["kind"] == "ConfigMap"]

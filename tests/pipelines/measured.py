@@ -8,10 +8,10 @@ import numpy as np
 import torch
 import yaml
 
-from components import run_folder
-from components.data import write_manifest, write_shard
+from components.artifacts import run_folder
+from components.data.dataset import write_manifest, write_shard
 from components.families import FAMILIES
-from components.training import State
+from components.training.loop import State
 from tests.components.helpers import IMAGES, TINY
 
 PARAMS = {

@@ -13,19 +13,20 @@ import yaml
 
 pytest.importorskip("transformers")
 
-from components import run_folder
-from components.data import Dataset, batches, write_manifest, write_shards
-from components.diffusion.text import texts_of_column
+from components.artifacts import run_folder
+from components.artifacts.run_folder import Provenance
+from components.conditioning.text import texts_of_column
+from components.data.dataset import Dataset, batches, write_manifest, write_shards
 from components.errors import DataError, SamplerError
 from components.interchange.text_encoders import read
 from components.nets.text_encoders import FrozenText
-from components.run_folder import Provenance
-from components.sampling import Request
-from components.training import fit
-from infra import ray_data
-from infra.store import Store
-from pipelines import encode, paths
-from pipelines.params import load
+from components.sampling.requests import Request
+from components.training.loop import fit
+from infra.ray_cluster import encoding
+from infra.storage.store import Store
+from pipelines import encode
+from pipelines.support import paths
+from pipelines.support.params import load
 from pipelines.train import make_job
 from tests.components.helpers import CAPTION_LENGTH, CAPTIONS, no_wrap
 from tests.components.interchange import folders
@@ -53,7 +54,7 @@ def project(tmp_path, monkeypatch):
 
 def in_process(autoencoder, images, target, batch_size, cluster, storage, flips, text):
     """ray_data.encode by one actor's work."""
-    encoder = ray_data.Encoder(autoencoder, images, Store.open(target), batch_size, flips, (text, target))
+    encoder = encoding.Encoder(autoencoder, images, Store.open(target), batch_size, flips, (text, target))
     shards, moments = zip(*(encoder._encode(number) for number in range(2)), strict=True)
     return list(shards), moments[0].statistics()
 

@@ -9,15 +9,16 @@ import torch
 import yaml
 from PIL import Image
 
-from components import run_folder
+from components.artifacts import run_folder
 from components.errors import ConfigError, DataError, InputError, SamplerError
-from components.metrics import generation
-from components.metrics.protocol import Protocol
-from components.metrics.quality import CLASS_FIGURES, Reference, class_quality, quality
+from components.evaluation import generation
+from components.evaluation.protocol import Protocol
+from components.evaluation.quality import CLASS_FIGURES, Reference, class_quality, quality
 from infra.config import ClusterConfig
-from infra.ray_map import crew
-from pipelines import bench, evaluate, reference
-from pipelines.params import EvaluateConfig, load
+from infra.ray_cluster.worker_pool import worker_pool
+from pipelines import evaluate, reference
+from pipelines.support import measurement
+from pipelines.support.params import EvaluateConfig, load
 from tests.pipelines.measured import PARAMS, write_images, write_run, write_run_with_averages
 
 
@@ -182,14 +183,14 @@ def test_a_damaged_description_is_made_again(project, capsys):
 
 
 def test_many_workers_describe_and_sample_the_same(project, ray_session):
-    order = bench.sampling(load(), project / "runs/ldm", {"solver": "ddim", "num_inference_steps": 2})
+    order = measurement.sampling(load(), project / "runs/ldm", {"solver": "ddim", "num_inference_steps": 2})
     described = {path.name: path.read_bytes() for path in project.glob("reference/*/*")}
     shutil.rmtree(project / "reference")
     sets = []
     for cluster in (ClusterConfig(), ClusterConfig(num_workers=2)):
-        eyes = bench.open_eyes(load(), "cpu")
-        with crew(cluster, evaluate.ROOT) as workers:
-            pieces = bench.sample(workers, order, order.open("cpu"), eyes)
+        extractors = measurement.open_extractors(load(), "cpu")
+        with worker_pool(cluster, evaluate.ROOT) as workers:
+            pieces = measurement.sample(workers, order, order.open("cpu"), extractors)
         assert len(pieces) == 3
         sets.append(pieces)
     params = load().model_copy(update={"cluster": ClusterConfig(num_workers=2)})

@@ -8,15 +8,16 @@ import json
 import pytest
 import torch
 
-from components import run_folder
+from components.artifacts import run_folder
 from components.config import parse
-from components.engine import Engine
 from components.errors import SamplerError
-from components.sampling import Request
-from components.training import State
+from components.sampling.engine import Engine
+from components.sampling.requests import Request
+from components.training.loop import State
 from infra.ray_train import Job
-from pipelines import export, paths
-from pipelines.params import TrainBlock
+from pipelines import export
+from pipelines.support import paths
+from pipelines.support.params import TrainBlock
 from tests.components.helpers import assert_same
 from tests.components.interchange import folders
 from tests.components.interchange.test_to_diffusers import run

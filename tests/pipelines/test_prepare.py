@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from components import sources
-from components.data import Dataset, verify
+from components.data.dataset import Dataset, verify
 from components.errors import DataError
 from components.files import sha256_folder
 from components.sources import DataConfig

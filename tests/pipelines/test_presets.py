@@ -10,20 +10,21 @@ import pytest
 import torch
 import yaml
 
-from components import run_folder
-from components.data import Dataset, batches, read_manifest, write_manifest
+from components.artifacts import run_folder
+from components.artifacts.run_folder import Provenance
+from components.data.dataset import Dataset, batches, read_manifest, write_manifest
 from components.errors import ConfigError
 from components.families import FAMILIES
 from components.families.base import AutoencoderInfo, DataInfo
 from components.files import write_json
-from components.run_folder import Provenance
-from components.sampling import Request
-from components.training import fit
-from infra import ray_data
-from infra.store import Store
-from pipelines import evaluate, paths, prepare, reference
-from pipelines.params import TRAINED, load
+from components.sampling.requests import Request
+from components.training.loop import fit
+from infra.ray_cluster import encoding
+from infra.storage.store import Store
+from pipelines import evaluate, prepare, reference
 from pipelines.repro import apply
+from pipelines.support import paths
+from pipelines.support.params import TRAINED, load
 from pipelines.train import make_job
 from tests.components.helpers import no_wrap
 
@@ -126,7 +127,7 @@ def train(params, key: str) -> None:
 def encode(autoencoder: Path) -> None:
     """What the stage does, by one actor's work in this process."""
     paths.LATENTS.mkdir(parents=True)
-    encoder = ray_data.Encoder(autoencoder, paths.TRAIN_IMAGES, Store.open(paths.LATENTS.absolute()), 16)
+    encoder = encoding.Encoder(autoencoder, paths.TRAIN_IMAGES, Store.open(paths.LATENTS.absolute()), 16)
     shard, moments = encoder._encode(0)
     run = run_folder.load(autoencoder)
     info = AutoencoderInfo(config=run.config.config, data=run.config.data)

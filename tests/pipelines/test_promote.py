@@ -10,15 +10,16 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
-from components import run_folder
+from components.artifacts import run_folder
 from components.errors import InputError
 from components.files import write_json
-from infra.champions import read_promoted
-from infra.registry import CHAMPION, CONTENT_TAG, Registry
-from infra.tracking import open_run
-from pipelines import bench, evaluate, promote, reference
-from pipelines.measurements import read_metrics
-from pipelines.params import load
+from infra.serving.model_store import read_promoted
+from infra.tracking.registry import CHAMPION, CONTENT_TAG, Registry
+from infra.tracking.runs import open_run
+from pipelines import evaluate, promote, reference
+from pipelines.support import measurement
+from pipelines.support.metrics_files import read_metrics
+from pipelines.support.params import load
 from tests.pipelines.measured import PARAMS, write_run_with_averages
 
 MODEL = "latent-foundry"
@@ -137,7 +138,7 @@ def test_a_champion_that_cannot_be_measured_any_more_falls(project, monkeypatch,
     def refuse(*_):
         raise InputError("other classes")
 
-    monkeypatch.setattr(bench, "load_sampler", refuse)
+    monkeypatch.setattr(measurement, "load_sampler", refuse)
     set_distances(project, ldm=[9.0, 8.0], dcgan=[50.0])
     promoted = run_promote()
     assert (promoted["version"], promoted["candidate"]) == ("2", 1)

@@ -6,8 +6,8 @@ import subprocess
 import pytest
 import ray
 
-from infra import ray_session
 from infra.config import ClusterConfig
+from infra.ray_cluster import ray_session
 from pipelines import repro
 
 

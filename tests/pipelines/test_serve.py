@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from components.errors import SamplerError
-from infra.champions import read_promoted
-from tests.infra.serving import write_sampler
+from infra.serving.model_store import read_promoted
+from tests.infra.serving_helpers import write_sampler
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMOTED = {

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from components import run_folder
+from components.artifacts import run_folder
 from components.errors import SamplerError
-from components.training import State
-from pipelines.params import DEFAULT, TrainBlock, load
-from pipelines.train import ROOT, make_job
+from components.training.loop import State
+from pipelines.support.params import DEFAULT, TrainBlock, load
+from pipelines.support.paths import ROOT
+from pipelines.train import make_job
 from tests.benchmarks.common import write_noise
 from tests.components.helpers import IMAGES, VAE, build, stream
 

@@ -23,7 +23,7 @@ class MinibatchDiscrimination(Strict):
     dim: int = Field(8, ge=1)  # in which each measures
 
 
-class Verdict(NamedTuple):
+class CriticOutput(NamedTuple):
     """Of each group of samples: scores (B,) or (B, S), and features (B, F) before them."""
 
     scores: tuple[Tensor, ...]
@@ -44,7 +44,7 @@ class GroupedCritic(nn.Module):
         """Scores (B,) or (B, S) and features (B, F)."""
         raise NotImplementedError
 
-    def forward(self, *groups: Sample) -> Verdict:
+    def forward(self, *groups: Sample) -> CriticOutput:
         if self.mixes_rows:
             return _verdict([self.judge(group) for group in groups])
         answers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -67,8 +67,8 @@ def _channels_last(gradient: Tensor | None) -> Tensor | None:
     return None if gradient is None else gradient.contiguous(memory_format=torch.channels_last)
 
 
-def _verdict(answers: list[tuple[Tensor, Tensor]]) -> Verdict:
-    return Verdict(tuple(scores for scores, _ in answers), tuple(features for _, features in answers))
+def _verdict(answers: list[tuple[Tensor, Tensor]]) -> CriticOutput:
+    return CriticOutput(tuple(scores for scores, _ in answers), tuple(features for _, features in answers))
 
 
 class Critic(GroupedCritic):

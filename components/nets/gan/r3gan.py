@@ -110,7 +110,7 @@ class Trunk(Sizes):
         return self.blocks[0](x)
 
 
-class Read(nn.Module):
+class Head(nn.Module):
     """Maps at 4x4 -> features (B, dim): an inner product with a 4x4 kernel for each channel."""
 
     def __init__(self, channels: int):

@@ -230,7 +230,7 @@ class Trunk(nn.Module):
         return x
 
 
-class Read(nn.Module):
+class Head(nn.Module):
     """Maps at 4x4 -> features (B, dim)."""
 
     def __init__(self, channels: int, dim: int):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from components.diffusion.denoiser import Denoiser, Guidance, solve
+from components.diffusion.guidance import Denoiser, Guidance, solve
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.schedules import ScheduleConfig, build
 from components.diffusion.solvers import SOLVERS
-from components.sampling import Call, drive
+from components.sampling.trajectories import Call, drive
 
 SIGMAS = torch.tensor([1e-4, 0.01, 0.3, 1.0, 7.0, 80.0, 999.0], dtype=torch.float64)
 

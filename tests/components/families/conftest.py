@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from components import run_folder
+from components.artifacts import run_folder
 from components.families import FAMILIES
 from tests.components.families.contract import PROVENANCE, trained
 from tests.components.helpers import one_exact_thread

@@ -7,12 +7,12 @@ import functools
 import torch
 from torch import nn
 
-from components.engine import Engine, Forward
+from components.artifacts.run_folder import Provenance
 from components.families import FAMILIES
 from components.families.base import Family, Sampler
-from components.run_folder import Provenance
-from components.sampling import Request
-from components.training import Player, State, TrainingConfig, fit
+from components.sampling.engine import Engine, Forward
+from components.sampling.requests import Request
+from components.training.loop import Player, State, TrainingConfig, fit
 from tests.components.helpers import build, no_wrap, stream
 
 SAMPLERS = [name for name, kind in FAMILIES.items() if issubclass(kind, Sampler)]

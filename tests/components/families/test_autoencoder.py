@@ -7,14 +7,14 @@ import copy
 import pytest
 import torch
 
+from components.autoencoding.equivariance import Change, EquivarianceConfig, draw
 from components.config import parse
-from components.data import Batch
+from components.data.dataset import Batch
 from components.errors import ConfigError, SamplerError
 from components.families import FAMILIES
-from components.families.autoencoding.equivariance import Change, EquivarianceConfig, draw
 from components.metrics.reconstruction import reconstruction_figures
 from components.nets.autoencoder.codebook import Codebook
-from components.training import TrainingConfig, fit, step_player
+from components.training.loop import TrainingConfig, fit, step_player
 from tests.components.families.contract import CONFIG, player
 from tests.components.helpers import IMAGES, Rows, assert_same, build, copied, no_wrap, stream
 

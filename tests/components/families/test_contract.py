@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from components.config import parse
-from components.data import Batch
+from components.data.dataset import Batch
 from components.errors import ConfigError, DataError, SamplerError
 from components.families import FAMILIES, family_class
-from components.training import fit, step_player
+from components.training.loop import fit, step_player
 from tests.components.families.contract import CONFIG, SAMPLERS, Counted, player, stored, trained
 from tests.components.helpers import (
     IMAGES,

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from components import run_folder
+from components.artifacts import run_folder
 from components.errors import SamplerError
 from components.families import FAMILIES
 from tests.components.families.contract import PROVENANCE, trained

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from components import run_folder
+from components.artifacts import run_folder
 from components.config import parse
 from components.errors import ConfigError
 from components.families import FAMILIES

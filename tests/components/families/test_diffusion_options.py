@@ -8,14 +8,16 @@ import copy
 import pytest
 import torch
 
-from components import ema, run_folder
-from components.data import batches
-from components.diffusion.text import texts_of_column, tokens_of_column
+from components.artifacts import run_folder
+from components.artifacts.run_folder import Provenance
+from components.conditioning.text import texts_of_column, tokens_of_column
+from components.data.dataset import batches
 from components.errors import DataError, SamplerError
 from components.families import FAMILIES
-from components.run_folder import Provenance
-from components.sampling import Request, Source, drive
-from components.training import Player, TrainingConfig, fit, step_player
+from components.sampling.requests import Request, Source
+from components.sampling.trajectories import drive
+from components.training import ema
+from components.training.loop import Player, TrainingConfig, fit, step_player
 from tests.components.families.contract import co_batched
 from tests.components.helpers import (
     CAPTION_LENGTH,

@@ -8,7 +8,8 @@ import torch
 from components.diffusion.solvers import SOLVERS
 from components.errors import SamplerError
 from components.families.latent_diffusion import slerp
-from components.sampling import Blend, Request, Source, drive
+from components.sampling.requests import Blend, Request, Source
+from components.sampling.trajectories import drive
 from tests.components.families.contract import co_batched
 from tests.components.helpers import IMAGES, build
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from components import run_folder
+from components.artifacts import run_folder
 from components.diffusion.objectives import OBJECTIVES
 from components.diffusion.solvers import SOLVERS
-from components.sampling import Request
+from components.sampling.requests import Request
 from tests.components.families.contract import request
 from tests.components.helpers import LATENTS, build, stream
 

@@ -7,15 +7,16 @@ import torch
 
 pytest.importorskip("transformers")
 
-from components import run_folder
-from components.data import batches
-from components.diffusion import text
-from components.diffusion.text import texts_of_column
+from components.artifacts import run_folder
+from components.conditioning import text
+from components.conditioning.text import texts_of_column
+from components.data.dataset import batches
 from components.errors import DataError
 from components.interchange.text_encoders import read
 from components.nets.text_encoders import FrozenText
-from components.sampling import Blend, Request, drive
-from components.training import TrainingConfig, fit
+from components.sampling.requests import Blend, Request
+from components.sampling.trajectories import drive
+from components.training.loop import TrainingConfig, fit
 from tests.components.families.contract import PROVENANCE, co_batched, player
 from tests.components.helpers import (
     CAPTION_LENGTH,

@@ -11,10 +11,10 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.interchange.from_diffusers import read
-from components.randomness import Draws
-from components.sampling import Request
+from components.sampling.requests import Request
 from tests.components.interchange import folders
 
 PROMPTS = ("a fish", "two cats")

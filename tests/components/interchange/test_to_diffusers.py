@@ -9,13 +9,13 @@ import pytest
 import safetensors.torch
 import torch
 
+from components.artifacts.run_folder import Provenance, Run, RunConfig
+from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.families import FAMILIES
 from components.families.base import AutoencoderInfo, DataInfo
 from components.interchange import to_diffusers
-from components.randomness import Draws
-from components.run_folder import Provenance, Run, RunConfig
-from components.sampling import Request
+from components.sampling.requests import Request
 
 IMAGES = DataInfo(shape=(1, 16, 16), classes=("nought", "one", "two"))
 AUTOENCODER = {"latent_channels": 2, "widths": [32, 64]}

@@ -7,11 +7,11 @@ import torch
 from sklearn.metrics.pairwise import rbf_kernel
 
 from components.errors import ConfigError
+from components.evaluation.measuring import diversity
+from components.evaluation.protocol import SearchConfig
+from components.evaluation.search import best, refuse_bad_space, search
 from components.metrics import classes, intervals
 from components.metrics.kernel import CMMD_SCALE, CMMD_SIGMA, cmmd
-from components.metrics.measuring import diversity
-from components.metrics.protocol import SearchConfig
-from components.metrics.search import best, refuse_bad_space, search
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components import sources
-from components.data import Rejected
+from components.data.dataset import Rejected
 from components.errors import DataError
 from components.sources import folder
 from tests.components.sources.helpers import config_of, items_of, picture, rows_of

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from components.data import read_manifest, write_manifest, write_shards
+from components.data.dataset import read_manifest, write_manifest, write_shards
 from components.families import FAMILIES
 from components.families.base import data_info
 from components.files import whole_folder
-from components.training import TrainingConfig
+from components.training.loop import TrainingConfig
 from infra import ray_train
 
 

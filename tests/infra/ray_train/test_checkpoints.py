@@ -5,9 +5,9 @@ import ray.train
 import torch
 
 from components.errors import DataError
-from components.training import State
+from components.training.loop import State
 from infra.ray_train import checkpoints
-from infra.store import Store
+from infra.storage.store import Store
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):

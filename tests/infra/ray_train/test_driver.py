@@ -16,17 +16,18 @@ import torch
 from mlflow import MlflowClient
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
-from components import run_folder
-from components.data import Dataset, batches
+from components.artifacts import run_folder
+from components.data.dataset import Dataset, batches
+from components.data.permutation import global_batch
 from components.errors import DataError, InputError, TrainingError
 from components.families import FAMILIES
-from components.means import NonFiniteError
-from components.order import global_batch
-from components.training import State, fit
-from infra import ray_train, tracking
+from components.training.loop import State, fit
+from components.training.metric_averages import NonFiniteError
+from infra import ray_train
 from infra.config import ClusterConfig, TrackingConfig
 from infra.ray_train import driver, worker
-from infra.store import Store
+from infra.storage.store import Store
+from infra.tracking import runs
 from tests.components.helpers import assert_same, no_wrap, one_exact_thread
 from tests.infra.ray_train.jobs import make_job, write_images
 
@@ -38,9 +39,9 @@ def images(tmp_path_factory):
 
 def run(job, storage, num_workers=1, sharding="none"):
     dataset = {"name": "d", "digest": "d", "source": "d"}
-    tracked = tracking.open_run(TrackingConfig(), storage, job.name, job.hash, {}, dataset)
+    tracked = runs.open_run(TrackingConfig(), storage, job.name, job.hash, {}, dataset)
     cluster = ClusterConfig(num_workers=num_workers, threads_per_worker=1, sharding=sharding)
-    return ray_train.train(job, cluster, storage, tracking.RunLogger(tracked)), tracked
+    return ray_train.train(job, cluster, storage, runs.RunLogger(tracked)), tracked
 
 
 def in_process(job) -> State:
@@ -120,7 +121,7 @@ def test_two_workers_train_on_the_same_global_batches(ray_session, images, tmp_p
 
 @pytest.mark.slow
 def test_weights_spread_over_two_workers_end_whole_in_the_run_folder(ray_session, images, tmp_path):
-    """The same run, by FSDP2 over gloo: components alone is tests/components/test_sharding.py."""
+    """The same run, by FSDP2 over gloo: components alone is tests/components/training/test_sharding.py."""
     job = make_job(images)
     spread, _ = run(job, tmp_path, num_workers=2, sharding="fsdp2")
     for row, other in zip(in_process(job).history, spread.history, strict=True):

@@ -1,0 +1,1 @@
+"""What steers a net, and how a request says it."""

@@ -1,0 +1,160 @@
+"""Conditioning on texts: by a small transformer over their bytes, trained from scratch with the U-Net, or by a frozen
+pretrained encoder, whose embeddings of the data's captions lie beside the latents.
+
+A text is (L,) UTF-8 bytes, zeros where it has ended, or its embedding (L, W); the empty one stands for "no text".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from components.data.dataset import Batch
+from components.errors import SamplerError
+from components.nets.blocks import Attention, FeedForward
+from components.nets.text_encoders import LIBRARIES, EncoderLayout, FrozenText
+from components.nets.unet import Uncertainty, UNet2DConditionModel
+from components.sampling.trajectories import Call, Trajectory
+
+VOCABULARY = 256  # bytes
+EMBEDDED = "text"  # the column of embeddings beside latents
+
+
+def tokens_of(texts: Sequence[str], length: int) -> Tensor:
+    """(B, length) int64. Raises SamplerError of a text that is longer or holds a zero byte."""
+    rows = [list(text.encode()) for text in texts]
+    for text, row in zip(texts, rows, strict=True):
+        if len(row) > length:
+            raise SamplerError(f"prompt: at most {length} bytes, found {len(row)}: {text[:40]!r}...")
+        if 0 in row:
+            raise SamplerError(f"prompt: holds a zero byte: {text[:40]!r}")
+    return torch.tensor([row + [0] * (length - len(row)) for row in rows], dtype=torch.int64).reshape(-1, length)
+
+
+def tokens_of_column(captions: Tensor, length: int) -> Tensor:
+    """Stored captions (B, any) uint8 -> (B, length) int64; what is longer is cut."""
+    cut = captions[:, :length].long()
+    return F.pad(cut, (0, length - cut.shape[1]))
+
+
+def texts_of_column(captions: Tensor) -> tuple[str, ...]:
+    """Stored captions (B, any) uint8 as texts; a character that was cut is left out."""
+    return tuple(bytes(row).rstrip(b"\0").decode(errors="ignore") for row in captions.cpu().numpy())
+
+
+class Bytes:
+    """Texts of up to `length` bytes, for the encoder that is trained along."""
+
+    nets: Mapping[str, nn.Module] = {}
+    libraries: tuple[str, ...] = ()
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def trained(self, batch: Batch, dropped: Tensor) -> Tensor:
+        """The captions of a batch, (B, L) int64; `dropped` (B,) ones are empty."""
+        return tokens_of_column(batch.columns["caption"], self.length).masked_fill(dropped[:, None], 0)
+
+    def asked(self, texts: Sequence[str]) -> Trajectory:
+        """The texts of a request, likewise, on the CPU. Raises SamplerError of one that is too long."""
+        yield from ()
+        return tokens_of(texts, self.length)
+
+    def captions(self, columns: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Stored captions as a request may have them."""
+        return texts_of_column(columns["caption"][:, : self.length])
+
+
+class Embeddings:
+    """Texts as a frozen encoder tells them; training reads what is stored and never runs it."""
+
+    libraries = LIBRARIES
+
+    def __init__(self, layout: EncoderLayout):
+        self.net = FrozenText(layout)
+        self.nets: Mapping[str, nn.Module] = {"text": self.net}
+
+    def trained(self, batch: Batch, dropped: Tensor) -> Tensor:
+        """The captions of a batch, (B, L, W); `dropped` (B,) ones are the empty text's."""
+        return torch.where(dropped[:, None, None], self.net.nothing, batch.columns[EMBEDDED].float())
+
+    def asked(self, texts: Sequence[str]) -> Trajectory:
+        """The texts of a request, likewise; empty ones cost no row. What is too long is cut."""
+        found = self.net.nothing.repeat(len(texts), 1, 1)
+        rows = [row for row, text in enumerate(texts) if text]
+        if rows:
+            packed = yield Call("text", self.net.tokens([texts[row] for row in rows]))
+            found[rows] = self.net.unpack(packed).context
+        return found
+
+    def captions(self, columns: Mapping[str, Tensor]) -> tuple[str, ...]:
+        return texts_of_column(columns["caption"])
+
+
+class TextBlock(nn.Module):
+    """Self-attention and feed-forward, each normalised first and residual."""
+
+    recomputable = True
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.ff(self.norm2(x))
+
+
+class TextEncoder(nn.Module):
+    """Bytes (B, L) int64 -> (B, L, context_dim): a transformer (Vaswani et al. 2017) with learnt places."""
+
+    def __init__(self, length: int, width: int, layers: int, heads: int, context_dim: int):
+        super().__init__()
+        self.bytes = nn.Embedding(VOCABULARY, width)
+        self.places = nn.Parameter(torch.randn(length, width) / 10)
+        self.blocks = nn.ModuleList(TextBlock(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Linear(width, context_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.bytes(tokens) + self.places
+        for block in self.blocks:
+            x = block(x)
+        return self.project(self.norm(x))
+
+
+class Projection(nn.Module):
+    """Embeddings (B, L, W) of a frozen encoder -> (B, L, context_dim): the part of it that is trained."""
+
+    def __init__(self, width: int, context_dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Linear(width, context_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.project(self.norm(tokens))
+
+
+class TextConditionalUNet(nn.Module):
+    """A U-Net that attends to a text, and what makes a context of the text's bytes or embeddings; `uncertainty` as in
+    ClassConditionalUNet."""
+
+    def __init__(self, channels: int, context_dim: int, text: nn.Module, uncertainty: bool = False, **layout):
+        super().__init__()
+        self.text = text
+        self.unet = UNet2DConditionModel(channels, context_dim=context_dim, num_classes=0, **layout)
+        self.uncertainty = Uncertainty() if uncertainty else None
+
+    def forward(self, x: Tensor, level: Tensor, tokens: Tensor, uncertain: bool = False):
+        answer = self.denoise(x, level, self.text(tokens))
+        return (answer, self.uncertainty(level)) if uncertain else answer
+
+    def denoise(self, x: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """With the text encoded once for all steps: context (B, L, context_dim)."""
+        return self.unet(x, level, None, context)

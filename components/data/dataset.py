@@ -1,0 +1,243 @@
+"""Data sets: shards of fixed-size rows with a manifest, and the batches drawn from them.
+
+A data set is a folder: manifest.json beside one .npy file per shard and column. Equal input gives equal bytes, which
+DVC's cache needs; shards are memory-mapped, so a set may be larger than memory. Where images come from is the matter
+of components/sources, where a folder lies that of pipelines.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+from components.config import Strict
+from components.data.permutation import global_batch, share
+from components.data.randomness import Draws
+from components.errors import DataError
+from components.files import sha256, write_json
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class Column(Strict):
+    """Shape and type of one row of a column."""
+
+    shape: tuple[int, ...]
+    dtype: Literal["uint8", "int64", "float16", "float32"]
+
+
+class ShardFile(Strict):
+    path: str  # relative to the manifest
+    sha256: str
+
+
+class Shard(Strict):
+    rows: int = Field(gt=0)
+    files: dict[str, ShardFile]  # by column
+
+
+class Rejected(Strict):
+    """An input file that was left out, and why."""
+
+    path: str
+    reason: str
+
+
+class Manifest(Strict):
+    """What a data set holds. `value_range` is that of the image column as stored; `statistics` are facts about the
+    whole set that later stages need, such as a latent's mean and spread per channel."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    count: int = Field(gt=0)
+    columns: dict[str, Column]
+    value_range: tuple[float, float]
+    classes: tuple[str, ...] = ()
+    statistics: dict[str, tuple[float, ...]] = {}
+    source: dict[str, str | int | float] = {}
+    rejected: tuple[Rejected, ...] = ()
+    shards: tuple[Shard, ...]
+
+
+def write_shard(folder: Path, number: int, columns: dict[str, np.ndarray]) -> Shard:
+    """Writes one shard, all columns with equally many rows, and returns its manifest entry."""
+    (rows,) = {len(values) for values in columns.values()}
+    files = {}
+    for name, values in columns.items():
+        path = folder / f"{number:05d}.{name}.npy"
+        np.save(path, np.ascontiguousarray(values), allow_pickle=False)
+        files[name] = ShardFile(path=path.name, sha256=sha256(path))
+    return Shard(rows=rows, files=files)
+
+
+def write_shards(folder: Path, rows: Iterable[dict[str, np.ndarray]], rows_per_shard: int) -> list[Shard]:
+    """Packs single rows (name -> array) into shards; memory holds one shard at a time."""
+    shards: list[Shard] = []
+    pending: list[dict[str, np.ndarray]] = []
+    for row in rows:
+        pending.append(row)
+        if len(pending) == rows_per_shard:
+            shards.append(write_shard(folder, len(shards), _stack(pending)))
+            pending = []
+    if pending:
+        shards.append(write_shard(folder, len(shards), _stack(pending)))
+    return shards
+
+
+def _stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def write_manifest(folder: Path, shards: list[Shard], **facts) -> Manifest:
+    """Completes a data set whose shards are written. `facts` are the Manifest's other fields; columns are read off
+    the first shard."""
+    columns = {}
+    for name, file in shards[0].files.items():
+        array = np.load(folder / file.path, mmap_mode="r")
+        columns[name] = Column(shape=array.shape[1:], dtype=str(array.dtype))
+    manifest = Manifest(count=sum(shard.rows for shard in shards), columns=columns, shards=tuple(shards), **facts)
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises DataError if the folder holds no data set of a version that we read."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder}: no {MANIFEST} here; expected a data set as `prepare` or `encode` writes it"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(f"{path}: expected schema_version {SCHEMA_VERSION}")
+    try:
+        return Manifest(**content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{path}: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def verify(folder: Path) -> Manifest:
+    """Checks every shard against the manifest's sha256. Raises DataError naming the first missing or altered one."""
+    manifest = read_manifest(folder)
+    for shard in manifest.shards:
+        for file in shard.files.values():
+            path = folder / file.path
+            if not path.is_file():
+                raise DataError(f"{path}: shard is missing; {MANIFEST} lists it with {shard.rows} rows")
+            if sha256(path) != file.sha256:
+                raise DataError(f"{path}: shard is truncated or altered; its sha256 is not the manifest's")
+    return manifest
+
+
+class Dataset:
+    """Random access to the rows of a data set folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        self._starts = np.cumsum([0, *(shard.rows for shard in self.manifest.shards)])
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def take(self, rows: np.ndarray | Tensor) -> dict[str, Tensor]:
+        """Rows by number, in the order asked: column name -> (len(rows), *shape), as stored."""
+        rows = np.asarray(rows)
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        found = {
+            name: np.empty((len(rows), *column.shape), column.dtype) for name, column in self.manifest.columns.items()
+        }
+        for shard in np.unique(shards):
+            places = np.flatnonzero(shards == shard)
+            for name, values in found.items():
+                values[places] = self._map(int(shard), name)[rows[places] - self._starts[shard]]
+        return {name: torch.from_numpy(values) for name, values in found.items()}
+
+    def shard_rows(self, number: int) -> np.ndarray:
+        """The row numbers of one shard."""
+        return np.arange(self._starts[number], self._starts[number + 1])
+
+    def chunks(self, size: int) -> Iterator[dict[str, Tensor]]:
+        """All rows in stored order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.take(np.arange(start, min(start + size, len(self))))
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - open maps of one long-lived set, bounded
+    def _map(self, shard: int, column: str) -> np.ndarray:
+        return np.load(self.folder / self.manifest.shards[shard].files[column].path, mmap_mode="r", allow_pickle=False)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a global batch. `weight` makes the mean over ranks of weighted means the global mean; `ahead`
+    is what phases have made of it before any of them moves, by their names."""
+
+    columns: dict[str, Tensor]
+    draws: Draws
+    weight: float = 1.0
+    step: int = 0  # of training, from 0
+    ahead: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Batch:
+        columns = {name: values.to(device, non_blocking=True) for name, values in self.columns.items()}
+        return Batch(columns, self.draws.to(device), self.weight, self.step)
+
+    def split(self, parts: int) -> list[tuple[Batch, float]]:
+        """Up to `parts` batches of about as many rows each, with each one's share of the rows."""
+        rows = len(self.draws.keys)
+        cuts = [rows * part // parts for part in range(parts + 1)]
+        return [
+            (
+                replace(
+                    self,
+                    columns={name: values[a:b] for name, values in self.columns.items()},
+                    draws=Draws(self.draws.keys[a:b]),
+                    weight=1.0,
+                ),
+                (b - a) / rows,
+            )
+            for a, b in pairwise(cuts)
+            if a < b
+        ]
+
+
+def row_weight(batch_size: int, rank: int, world: int) -> float:
+    """What a mean over a rank's rows weighs in the mean over ranks that equals the mean over the global batch."""
+    part = share(batch_size, rank, world)
+    return (part.stop - part.start) * world / batch_size
+
+
+def batches(
+    dataset: Dataset, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0, start: int = 0
+) -> Iterator[Batch]:
+    """The endless stream of training batches from global batch `start` on, as `rank` of `world` sees it.
+
+    `batch_size` is global: batch k holds the same rows, with the same draws, at any world size. Raises DataError if a
+    rank would get no row.
+    """
+    if batch_size < world:
+        raise DataError(
+            f"batch_size {batch_size} is smaller than the number of workers {world}; expected a row for each"
+        )
+    part = share(batch_size, rank, world)
+    places = torch.arange(batch_size)[part]
+    weight = row_weight(batch_size, rank, world)
+    step = start
+    while True:
+        rows = global_batch(step, batch_size, len(dataset), seed, part)
+        yield Batch(dataset.take(rows), Draws.of(seed, step, places), weight, step)
+        step += 1

@@ -1,0 +1,127 @@
+"""From a network to (x, sigma) -> x0, guided, as coroutines that yield network calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from components.diffusion.objectives import OBJECTIVES
+from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS, Schedule
+from components.diffusion.solvers import Solver
+from components.sampling.trajectories import Call, Preview, Trajectory, offering
+
+Denoise = Callable[[Tensor, float], Generator[Call, Tensor, Tensor]]
+Condition = Mapping[str, Tensor]  # what steers the net, by the name of its input, a row an image
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How far to extrapolate away from a worse answer.
+
+    scale:     1 is none, and costs no row
+    interval:  noise levels sigma above the first and up to the second get it, others cost no row (Kynkaanniemi et al.
+               2024, section 3); None: all
+    rescale:   share of the result whose spread is brought back to that of the better answer (Lin et al. 2024, section
+               3.4)
+    guide:     the net that gives the worse answer to the same question (Karras et al. 2024a); None: the same net to
+               another question
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+    guide: str | None = None
+
+    def applies(self, sigma: float) -> bool:
+        return self.scale != 1 and (self.interval is None or self.interval[0] < sigma <= self.interval[1])
+
+    def combine(self, better: Tensor, worse: Tensor) -> Tensor:
+        """Answers of a net, (B, C, H, W) each."""
+        guided = worse + self.scale * (better - worse)
+        if self.rescale == 0:
+            return guided
+        spread, wanted = (answer.flatten(1).std(1)[:, None, None, None] for answer in (guided, better))
+        return torch.lerp(guided, guided * (wanted / spread), self.rescale)
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """What a trained net means: its objective and the schedule that its noise levels are told in."""
+
+    objective: str
+    schedule: Schedule
+    net: str = "unet"
+
+    def level(self, sigma: Tensor) -> Tensor:
+        """The number that tells the net the noise level: time in [0, NUM_TRAIN_TIMESTEPS - 1]."""
+        return self.schedule.time(sigma) * (NUM_TRAIN_TIMESTEPS - 1)
+
+    def ask(self, net: str, x: Tensor, sigma: float, condition: Condition) -> Generator[Call, Tensor, Tensor]:
+        """A net's own answer for x (B, C, H, W)."""
+        sigmas = torch.full((len(x),), sigma, device=x.device, dtype=torch.float64)
+        _, _, c_in = self._coefficients(sigma)
+        return (yield Call(net, {"x": c_in * x, "level": self.level(sigmas).float(), **condition}))
+
+    def denoised(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
+        """x0, from a net's answer."""
+        c_skip, c_out, _ = self._coefficients(sigma)
+        return c_skip * x + c_out * answer
+
+    def _coefficients(self, sigma: float) -> tuple[float, ...]:
+        return tuple(float(c) for c in OBJECTIVES[self.objective](torch.tensor(sigma, dtype=torch.float64)))
+
+    def call(self, x: Tensor, sigma: float, condition: Condition) -> Generator[Call, Tensor, Tensor]:
+        """One evaluation: x (B, C, H, W) under a condition of B rows -> x0 (B, C, H, W)."""
+        return self.denoised(x, sigma, (yield from self.ask(self.net, x, sigma, condition)))
+
+    def guided(self, towards: Condition, away: Condition, guidance: Guidance) -> Denoise:
+        """Guidance away from what the condition `away` gives (classifier-free: Ho and Salimans 2022, equation 6, with
+        scale = 1 + w; both questions share one call), or from what another net gives. Equal conditions cost no second
+        row."""
+        if guidance.guide is None and all(torch.equal(towards[name], away[name]) for name in towards):
+            guidance = replace(guidance, scale=1.0)
+        both = {name: torch.cat([towards[name], away[name]]) for name in towards}
+
+        def denoise(x: Tensor, sigma: float) -> Generator[Call, Tensor, Tensor]:
+            if not guidance.applies(sigma):
+                return (yield from self.call(x, sigma, towards))
+            if guidance.guide is None:
+                better, worse = (yield from self.ask(self.net, torch.cat([x, x]), sigma, both)).chunk(2)
+            else:
+                better = yield from self.ask(self.net, x, sigma, towards)
+                worse = yield from self.ask(guidance.guide, x, sigma, towards)
+            return self.denoised(x, sigma, guidance.combine(better, worse))
+
+        return denoise
+
+
+def solve(
+    solver: Solver, denoise: Denoise, preview: Callable[[Tensor, float], Preview | None] = lambda x0, sigma: None
+) -> Trajectory:
+    """Answers each question of a solver by a denoiser, handing the network calls on to whoever drives. Each call after
+    the first offers `preview` of the latest x0 and the level that it was estimated from."""
+    try:
+        x, sigma = next(solver)
+        known = None
+        while True:
+            x0 = yield from offering(denoise(x, sigma), known)
+            known = preview(x0, sigma)
+            x, sigma = solver.send(x0)
+    except StopIteration as stop:
+        return stop.value
+
+
+def keeping(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
+    """A denoiser that knows a part: where `mask` (broadcast to x) is 0 its estimate is `known`.
+
+    A solver that starts from known + sigma * noise then holds that part at the known images under noise of each level
+    (RePaint: Lugmayr et al. 2022, equation 8; in the latent space: Avrahami et al. 2023, section 4.1), whatever its
+    order: the estimate is where a solver's history comes from, too (Wang et al. 2023, equation 13)."""
+
+    def partly(x: Tensor, sigma: float) -> Generator[Call, Tensor, Tensor]:
+        return torch.lerp(known, (yield from denoise(x, sigma)), mask)
+
+    return partly

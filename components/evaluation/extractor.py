@@ -1,0 +1,67 @@
+"""Feature extractors: what turns images into the vectors that distances between sets of images are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from components.artifacts.run_folder import Run
+from components.errors import SamplerError
+from components.families.judge import Judge
+from components.files import sha256
+
+
+class Features(NamedTuple):
+    """Of N images. `vectors`: (N, D) float64. `logits`: (N, num_classes) float64, or None from an extractor that knows
+    no classes."""
+
+    vectors: Tensor
+    logits: Tensor | None
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """`embed` takes images (N, C, H, W) in [-1, 1], of `shape` or, where that is None, of any; `weights_hash` is the
+    sha256 of its weights; `resize` says how images come to the size that the network takes."""
+
+    name: str
+    weights_hash: str
+    shape: tuple[int, int, int] | None  # channels, height, width
+    embed: Callable[[Tensor], Features]
+    resize: str = "none"
+    libraries: tuple[str, ...] = ()  # beyond torch, whose versions figures depend on
+
+
+def judge_extractor(run: Run, name: str) -> Extractor:
+    """The trained classifier of a run folder, on the device it was loaded to. Raises SamplerError if it is no judge."""
+    if not isinstance(run.family, Judge):
+        raise SamplerError(f"{run.folder}: expected a trained judge, found family {run.config.family!r}")
+    net = run.family.nets["classifier"]
+    device = next(net.parameters()).device
+
+    @torch.inference_mode()
+    def embed(images: Tensor) -> Features:
+        vectors = net.features(images.to(device))
+        # float64 on the CPU: the covariances of float32 features lose the digits that small distances live in
+        return Features(vectors.double().cpu(), net.logits(vectors).double().cpu())
+
+    return Extractor(name, sha256(run.folder / "classifier.safetensors"), run.config.data.shape, embed)
+
+
+def extract(extractor: Extractor, batches: Iterable[Tensor]) -> Features:
+    """The features of all images of an iterable of batches, in order."""
+    return joined([extractor.embed(images) for images in batches])
+
+
+def joined(parts: list[Features]) -> Features:
+    logits = None if parts[0].logits is None else torch.cat([part.logits for part in parts])
+    return Features(torch.cat([part.vectors for part in parts]), logits)
+
+
+def label_agreement(logits: Tensor, labels: Tensor) -> float:
+    """The share of images that the classifier gives the label asked for. `logits`: (N, num_classes), `labels`: (N,)."""
+    return float((logits.argmax(1) == labels.to(logits.device)).double().mean())

@@ -1,0 +1,167 @@
+"""Sampling for evaluation: the set of images that a seed stands for, how long an image takes, what it costs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from components.artifacts import run_folder
+from components.conditioning.text import texts_of_column
+from components.config import Strict, parse
+from components.data.dataset import Dataset
+from components.data.images import from_uint8, to_uint8
+from components.errors import SamplerError
+from components.families.base import Sampler
+from components.sampling.requests import Request
+from components.sampling.trajectories import drive
+
+AVERAGE = "ema_sigma_rel"  # a candidate's key beside its solver settings: the width of the average of weights
+GRID_COLUMNS = 10
+_GRID_ROWS = 10  # without classes
+_MOST_CLASSES = 20  # rows of a grid with classes
+_CHUNK = 4096  # rows read at once
+_SINGLES = 5  # images timed one by one, after one to warm up
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One batch. `images` are those that a viewer gets: quantised to 256 levels, NCHW in [-1, 1], on the CPU."""
+
+    images: Tensor
+    labels: Tensor | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Texts that a sampler of texts is asked for, one after the other and again from the first; `labels`: the classes
+    of the images that they describe, where these have any."""
+
+    texts: tuple[str, ...]
+    labels: tuple[int, ...] | None = None
+
+    @staticmethod
+    def of(dataset: Dataset) -> Captions | None:
+        """Those of a data set's images, or None."""
+        if "caption" not in dataset.manifest.columns:
+            return None
+        texts: list[str] = []
+        labels: list[int] = []
+        for chunk in dataset.chunks(_CHUNK):
+            texts += texts_of_column(chunk["caption"])
+            labels += chunk["label"].tolist() if "label" in chunk else []
+        return Captions(tuple(texts), tuple(labels) or None)
+
+    def take(self, numbers: Iterable[int]) -> tuple[str, ...]:
+        return tuple(self.texts[number % len(self.texts)] for number in numbers)
+
+
+def wanted_labels(sampler: Sampler, captions: Captions | None, count: int) -> Tensor | None:
+    """(count,) the classes that the first images of a set should show, or None where nobody says."""
+    if sampler.texts and captions is not None and captions.labels is not None:
+        return torch.tensor(captions.labels)[torch.arange(count) % len(captions.labels)]
+    return sampler.cycled_labels(count)
+
+
+def weights_and_settings(candidate: dict) -> tuple[float | None, dict]:
+    """The averaging length that a candidate samples with, None for the training's own, and its solver settings."""
+    return candidate.get(AVERAGE), {name: value for name, value in candidate.items() if name != AVERAGE}
+
+
+def open_candidate(folder: Path, candidate: dict, device: torch.device | str, where: str) -> tuple[Sampler, Strict]:
+    """The sampler and the settings that one candidate of a run folder stands for. Raises ConfigError naming `where` of
+    settings that the sampler does not have, SamplerError of a folder that cannot sample, or not with such weights."""
+    length, chosen = weights_and_settings(candidate)
+    run = run_folder.load(folder, device, length)
+    return sampler_of(run), parse(run.family.Settings, chosen, where)
+
+
+def sampler_of(run: run_folder.Run) -> Sampler:
+    if not isinstance(run.family, Sampler):
+        raise SamplerError(f"{run.folder}: holds a {run.config.family}, which does not generate images")
+    return run.family
+
+
+def seeds(count: int, seed: int) -> Tensor:
+    """(count,) int64, one an image; sets of different seeds share none."""
+    return torch.arange(count) + (seed << 32)
+
+
+def request(
+    sampler: Sampler, settings: Strict, start: int, stop: int, seed: int, captions: Captions | None = None
+) -> Request:
+    """Images `start` to `stop` of the set that a seed stands for, labels cycling through the classes, or prompts
+    through the captions."""
+    labels = sampler.cycled_labels(stop)
+    prompts = captions.take(range(start, stop)) if sampler.texts and captions is not None else None
+    return Request(seeds(stop, seed)[start:], None if labels is None else labels[start:], settings, prompts)
+
+
+def requests(
+    sampler: Sampler, settings: Strict, count: int, seed: int, batch_size: int, captions: Captions | None = None
+) -> Iterator[Request]:
+    """The first `count` images of a set, in batches."""
+    for start in range(0, count, batch_size):
+        yield request(sampler, settings, start, min(start + batch_size, count), seed, captions)
+
+
+def generate(sampler: Sampler, request: Request) -> Generated:
+    """Samples one batch and takes the time."""
+    _synchronise()
+    start = time.perf_counter()
+    images = sampler.sample(request)
+    _synchronise()
+    seconds = time.perf_counter() - start
+    return Generated(from_uint8(to_uint8(images).cpu()), request.labels, seconds)
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def grid_request(sampler: Sampler, settings: Strict, seed: int, captions: Captions | None = None) -> Request:
+    """A grid of GRID_COLUMNS images a row; a row is a class where the sampler is conditional, or a caption."""
+    rows = min(sampler.num_classes, _MOST_CLASSES) if sampler.conditional else _GRID_ROWS
+    labels = torch.arange(rows).repeat_interleave(GRID_COLUMNS) if sampler.conditional else None
+    prompts = None
+    if sampler.texts and captions is not None:
+        prompts = captions.take(row for row in range(rows) for _ in range(GRID_COLUMNS))
+    return Request(seeds(rows * GRID_COLUMNS, seed), labels, settings, prompts)
+
+
+def ms_per_image(batches: list[tuple[int, float]]) -> float:
+    """The median over the largest batches, each told by its number of images and its seconds."""
+    largest = max(size for size, _ in batches)
+    return 1000 * statistics.median(seconds / size for size, seconds in batches if size == largest)
+
+
+def ms_single(sampler: Sampler, settings: Strict, seed: int, captions: Captions | None = None) -> float:
+    """Milliseconds of an image that is sampled alone: the median of a few."""
+    one_by_one = [
+        generate(sampler, request) for request in requests(sampler, settings, 1 + _SINGLES, seed, 1, captions)
+    ]
+    return ms_per_image([(1, piece.seconds) for piece in one_by_one[1:]])
+
+
+def network_evaluations(sampler: Sampler, settings: Strict, captions: Captions | None = None) -> int:
+    """How many rows an image sends through networks: a guided step counts twice, a decoder once."""
+    rows: list[int] = []
+
+    def counting(answer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def counted(**inputs: Tensor) -> Tensor:
+            rows.append(len(next(iter(inputs.values()))))
+            return answer(**inputs)
+
+        return counted
+
+    calls: Mapping[str, Callable[..., Tensor]] = {name: counting(answer) for name, answer in sampler.calls.items()}
+    one = request(sampler, settings, 0, 1, 0, captions).to(next(sampler.nets.parameters()).device)
+    drive(sampler.trajectory(one), calls)
+    return sum(rows)

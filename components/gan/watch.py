@@ -1,0 +1,85 @@
+"""What GAN training is watched for: modes that the generator drops, images that the discriminator learns by heart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from components.data.images import from_uint8
+from components.families.base import Family
+from components.metrics.modes import mode_coverage, ndb
+from components.metrics.neighbours import Inside, Manifold
+from components.sampling.requests import Request
+
+if TYPE_CHECKING:
+    from components.gan.base import GAN
+
+_BINS = 50  # of NDB; at most a tenth of the real images, so that their shares mean something
+_NEIGHBOURS = 5
+_ROWS = 256  # at once, and the number of generated images
+
+
+@torch.inference_mode()
+def watch(
+    family: GAN, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor] | None, judge: Family | None
+) -> dict[str, float]:
+    """Figures of the family's weights; columns as in a data set. `judge` is a trained classifier of the classes.
+
+    classes_hit and label_entropy of generated images, recall of held-out (else training) images, ndb, by the judge;
+    accuracy_train, accuracy_held_out and accuracy_fake: the share of each that the discriminator judges rightly.
+    """
+    family.nets.eval()
+    device = next(family.nets.parameters()).device
+    labels = family.cycled_labels(_ROWS)
+    fakes = family.sample(Request(torch.arange(_ROWS, device=device) + (1 << 40), labels, family.Settings()))
+    figures = accuracies(family, fakes, labels, train, held_out)
+    if judge is None:
+        return figures
+    classifier = judge.nets["classifier"].eval()
+    reals = from_uint8((held_out or train)["image"]).to(device)
+    real_features, fake_features = features(classifier, reals), features(classifier, fakes)
+    figures |= mode_coverage(classifier.logits(fake_features).argmax(1), len(judge.data.classes))
+    real_features, fake_features = real_features.double().cpu(), fake_features.double().cpu()
+    inside = Inside.of(fake_features, Manifold.of(real_features, _NEIGHBOURS), _NEIGHBOURS)
+    figures["recall"] = float(inside.recalled().double().mean())
+    bins = max(2, min(_BINS, len(real_features) // 10))
+    figures["ndb"] = ndb(real_features, fake_features, bins, torch.Generator().manual_seed(0))
+    return figures
+
+
+def features(classifier, images: Tensor) -> Tensor:
+    return torch.cat([classifier.features(part) for part in images.split(_ROWS)])
+
+
+def accuracies(
+    family: GAN,
+    fakes: Tensor,
+    labels: Tensor | None,
+    train: Mapping[str, Tensor],
+    held_out: Mapping[str, Tensor] | None,
+) -> dict[str, float]:
+    """Where a loss gives scores no zero, that of training images and fakes lies halfway between their means."""
+    real = scores(family, from_uint8(train["image"][:_ROWS]), train.get("label"))
+    fake = scores(family, fakes, labels)
+    # `verdict` may look at means, so the rest is placed by the same ones
+    zero = (real - family.loss.verdict(real, fake)).mean()
+    found = {"accuracy_train": (real > zero), "accuracy_fake": (fake <= zero)}
+    if held_out is not None:
+        found["accuracy_held_out"] = scores(family, from_uint8(held_out["image"][:_ROWS]), held_out.get("label")) > zero
+    return {name: float(right.double().mean()) for name, right in found.items()}
+
+
+def scores(family: GAN, images: Tensor, labels: Tensor | None) -> Tensor:
+    """(N,) of images (N, C, H, W). Norms go by these images, as in a
+    training step, and what a forward moves is thrown away."""
+    images = images.to(next(family.nets.parameters()).device)
+    sample = family.known(images, None if labels is None else labels[: len(images)].to(images.device))
+    critic = family.nets["discriminator"]
+    buffers = {name: value.clone() for name, value in critic.named_buffers()}
+    (found,) = functional_call(critic.train(), buffers, (sample,)).scores
+    critic.eval()
+    return family.of_images(found)

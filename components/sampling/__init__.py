@@ -1,0 +1,1 @@
+"""Requests, the trajectories that answer them, and the engine that packs many trajectories' calls."""

@@ -1,0 +1,355 @@
+"""Continuous batching of trajectories, step by step.
+
+An engine holds the trajectories of many requests at once and answers their pending calls to one network by one
+forward, whatever their solver, number of steps, guidance, seed or class. Trajectories join and leave between any two
+forwards. It knows neither HTTP nor Ray: a trajectory goes in, a `concurrent.futures.Future` comes out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from components.sampling.trajectories import Call, Trajectory
+
+IDLE_BEAT = 0.2  # seconds between heartbeats of an engine with nothing to do
+LATE = "the deadline passed before the image was finished"
+
+
+class EngineFull(Exception):
+    """Slots and queue are taken; nothing was accepted."""
+
+
+class DeadlineExceeded(Exception):
+    """The trajectory was not at its end in time."""
+
+
+class EngineStopped(Exception):
+    """The engine's thread has ended; what it held is lost and it accepts no more."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What one forward did: `rows` of it were asked for by `num_calls` trajectories, `padding` were added."""
+
+    net: str
+    rows: int
+    padding: int
+    num_calls: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """Rows that advance, rows that wait, and how many of each there is room for."""
+
+    active: int
+    waiting: int
+    slots: int
+    queue: int
+
+
+@dataclass(eq=False)
+class _Task:
+    """A trajectory in the engine. `rows` is an estimate until its first call is known."""
+
+    start: Callable[[], Trajectory]
+    rows: int
+    group: Hashable
+    deadline: float
+    future: Future[Tensor]
+    trajectory: Trajectory | None = None
+    call: Call | None = None
+    arrival: int = 0  # order in which calls came up: the oldest is answered first
+    show_at: list[float] = field(default_factory=list)  # shares of the way, the next one last
+    on_preview: Callable[[float, Tensor], None] | None = None
+    previews: list[Future[Tensor]] = field(default_factory=list)
+    charged: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.charged = self.rows
+
+    @property
+    def signature(self) -> tuple:
+        """Calls of equal signature can share a forward."""
+        inputs = self.call.inputs.items()
+        return self.call.net, tuple((name, tensor.shape[1:], tensor.dtype) for name, tensor in inputs)
+
+
+class Engine:
+    """A thread that advances trajectories together.
+
+    nets:         what answers the calls, by Call.net; rows in, as many rows out
+    max_rows:     rows in one forward, unless a single call has more
+    slots:        rows of trajectories that advance at the same time; more than `max_rows` take turns
+    queue:        rows that may wait for a slot; beyond them `submit` raises EngineFull
+    buckets:      sizes that a forward's rows are padded up to, for compiled nets and CUDA graphs; none: no padding
+    on_forward:   told about every forward, on the engine's thread
+    """
+
+    def __init__(
+        self,
+        nets: Mapping[str, Callable[..., Tensor]],
+        *,
+        max_rows: int = 64,
+        slots: int = 256,
+        queue: int = 256,
+        buckets: Sequence[int] = (),
+        on_forward: Callable[[Forward], None] = lambda forward: None,
+    ):
+        self.nets, self.max_rows, self.slots, self.queue = nets, max_rows, slots, queue
+        self.buckets = sorted(buckets)
+        self.on_forward = on_forward
+        self._lock = threading.Condition()
+        self._waiting: deque[_Task] = deque()  # under the lock
+        self._rows = 0  # of all tasks, under the lock
+        self._stopping = self._draining = False  # under the lock
+        self._active: list[_Task] = []  # the thread's own, until it is given up
+        self._given_up = False
+        self._arrivals = itertools.count()
+        self._beat = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        start: Callable[[], Trajectory],
+        rows: int = 1,
+        *,
+        group: Hashable = None,
+        deadline: float = float("inf"),
+        num_previews: int = 0,
+        on_preview: Callable[[float, Tensor], None] | None = None,
+    ) -> Future[Tensor]:
+        """Accepts a trajectory; the future gets what it returns, or what it raises.
+
+        start:         makes it, on the engine's thread
+        rows:          the most rows of its calls
+        group:         trajectories of one group share one turn; None is a group of its own
+        deadline:      a time.monotonic(), after which the future gets DeadlineExceeded
+        num_previews:  how many, spread evenly over the way; a trajectory that offers fewer shows fewer
+        on_preview:    told the share of the way and the images so far, on the engine's thread, never after the end
+
+        Cancelling the future frees the rows before the next forward. Raises EngineFull, or EngineStopped.
+        """
+        show_at = [part / (num_previews + 1) for part in range(num_previews, 0, -1)]
+        group = object() if group is None else group
+        task = _Task(start, rows, group, deadline, Future(), show_at=show_at, on_preview=on_preview)
+        with self._lock:
+            if self._stopping or not self._thread.is_alive():
+                raise EngineStopped("the engine has stopped")
+            if self._rows + rows > self.slots + self.queue:
+                raise EngineFull(f"{self._rows} rows are in the engine; it holds {self.slots + self.queue}")
+            self._rows += rows
+            self._waiting.append(task)
+            self._lock.notify()
+        return task.future
+
+    def load(self) -> Load:
+        with self._lock:
+            waiting = sum(task.charged for task in self._waiting)
+            return Load(self._rows - waiting, waiting, self.slots, self.queue)
+
+    def silence(self) -> float:
+        """Seconds since the thread's last sign of life, infinite when it has ended. A forward is one long silence."""
+        alive = self._thread.is_alive() and not self._given_up
+        return time.monotonic() - self._beat if alive else float("inf")
+
+    def stop(self, drain: bool = False, timeout: float | None = None) -> None:
+        """Ends the thread: at once, failing what it holds with EngineStopped, or after finishing what was accepted."""
+        with self._lock:
+            self._stopping, self._draining = True, drain
+            self._lock.notify()
+        self._thread.join(timeout)
+
+    def give_up(self) -> None:
+        """Fails everything with EngineStopped without waiting for the thread, which may never come back. The engine
+        accepts no more and its silence is infinite."""
+        self._given_up = True
+        self._abandon()
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode():
+                while self._wait_for_work():
+                    self._admit()
+                    self._drop_gone()
+                    if self._active:
+                        self._advance(self._choose())
+        finally:
+            self._abandon()
+
+    def _wait_for_work(self) -> bool:
+        """False when the thread shall end."""
+        with self._lock:
+            while True:
+                self._beat = time.monotonic()
+                work = bool(self._waiting or self._active)
+                if self._stopping:
+                    return work and self._draining
+                if work:
+                    return True
+                self._lock.wait(IDLE_BEAT)
+
+    def _admit(self) -> None:
+        """Starts waiting trajectories in order of arrival while there are slots."""
+        active = sum(task.charged for task in self._active)
+        with self._lock:
+            gone = [task for task in self._waiting if _gone(task)]
+            self._waiting = deque(task for task in self._waiting if task not in gone)
+            started = []
+            while self._waiting and (active == 0 or active + self._waiting[0].rows <= self.slots):
+                started.append(self._waiting.popleft())
+                active += started[-1].rows
+        for task in gone:
+            self._leave(task, DeadlineExceeded(LATE))
+        for task in started:
+            self._active.append(task)
+            self._step(task, None)
+
+    def _drop_gone(self) -> None:
+        # again, because a trajectory that leaves cancels its previews
+        while gone := [task for task in self._active if _gone(task)]:
+            for task in gone:
+                self._leave(task, DeadlineExceeded(LATE))
+
+    def _choose(self) -> list[_Task]:
+        """The calls of the next forward: those that can share one with the oldest call, every group's first call before
+        any group's second, older before newer. So each group advances in every round, however many others have."""
+        by_age = sorted(self._active, key=lambda task: task.arrival)
+        signature, turns = by_age[0].signature, Counter()
+        candidates = []
+        for task in by_age:
+            if task.signature == signature:
+                candidates.append((turns[task.group], task.arrival, task))
+                turns[task.group] += 1
+        chosen, rows = [], 0
+        for _, _, task in sorted(candidates, key=lambda candidate: candidate[:2]):
+            if not chosen or rows + task.charged <= self.max_rows:
+                chosen.append(task)
+                rows += task.charged
+        return chosen
+
+    def _advance(self, tasks: list[_Task]) -> None:
+        """Answers the calls of `tasks` by one forward. If it raises, each is answered alone, so that a call that cannot
+        be answered fails its own trajectory only."""
+        try:
+            answers = self._forward([task.call for task in tasks])
+        except Exception as error:
+            if len(tasks) == 1:
+                self._leave(tasks[0], error)
+            else:
+                for task in tasks:
+                    self._beat = time.monotonic()
+                    self._advance([task])
+            return
+        for task, answer in zip(tasks, answers, strict=True):
+            self._step(task, answer)
+
+    def _forward(self, calls: list[Call]) -> tuple[Tensor, ...]:
+        began = time.perf_counter()
+        counts = [_rows(call) for call in calls]
+        rows = sum(counts)
+        padding = next((size for size in self.buckets if size >= rows), rows) - rows
+        inputs = {name: _pack([call.inputs[name] for call in calls], padding) for name in calls[0].inputs}
+        answer = self.nets[calls[0].net](**inputs)
+        if len(answer) != rows + padding:
+            raise ValueError(f"{calls[0].net}: {rows + padding} rows in, {len(answer)} out; expected as many")
+        answers = answer[:rows].split(counts)
+        self.on_forward(Forward(calls[0].net, rows, padding, len(calls), time.perf_counter() - began))
+        return answers
+
+    def _step(self, task: _Task, answer: Tensor | None) -> None:
+        """Starts a trajectory or sends it an answer, up to its next call or its end."""
+        try:
+            if task.trajectory is None:
+                task.trajectory = task.start()
+            task.call = task.trajectory.send(answer)
+            self._charge(task, _rows(task.call))
+            task.arrival = next(self._arrivals)
+            self._show(task)
+        except StopIteration as stop:
+            self._leave(task, stop.value)
+        except Exception as error:
+            self._leave(task, error)
+
+    def _show(self, task: _Task) -> None:
+        """Starts the preview that a call offers, if one is due; it advances like any trajectory of its group."""
+        preview = task.call.preview
+        if not task.show_at or preview is None or preview.progress < task.show_at[-1]:
+            return
+        while task.show_at and preview.progress >= task.show_at[-1]:
+            task.show_at.pop()
+        shown = _Task(preview.start, task.charged, task.group, task.deadline, Future())
+        task.previews.append(shown.future)
+
+        def tell(future: Future[Tensor]) -> None:
+            # a preview that failed is left out: the image may still come
+            if not future.cancelled() and future.exception() is None:
+                task.on_preview(preview.progress, future.result())
+
+        shown.future.add_done_callback(tell)
+        with self._lock:
+            self._rows += shown.charged
+        self._active.append(shown)
+        self._step(shown, None)
+
+    def _charge(self, task: _Task, rows: int) -> None:
+        if rows != task.charged:
+            with self._lock:
+                self._rows += rows - task.charged
+                task.charged = rows
+
+    def _leave(self, task: _Task, outcome: Tensor | Exception) -> None:
+        """Frees the rows, then tells the future; one that was cancelled meanwhile is told nothing."""
+        if task in self._active:
+            self._active.remove(task)
+        with self._lock:
+            self._rows -= task.charged
+        if task.trajectory is not None:
+            task.trajectory.close()
+        for preview in task.previews:
+            preview.cancel()
+        _tell(task.future, outcome)
+
+    def _abandon(self) -> None:
+        """The thread ends: nobody may wait for it."""
+        with self._lock:
+            self._stopping, self._draining = True, False
+            tasks: Iterable[_Task] = [*self._active, *self._waiting]
+            self._active, self._waiting, self._rows = [], deque(), 0
+        for task in tasks:
+            _tell(task.future, EngineStopped("the engine has stopped"))
+
+
+def _rows(call: Call) -> int:
+    return len(next(iter(call.inputs.values())))
+
+
+def _pack(tensors: list[Tensor], padding: int) -> Tensor:
+    """Rows of all tensors, then the last row `padding` times over."""
+    if padding:
+        tensors = [*tensors, tensors[-1][-1:].expand(padding, *tensors[-1].shape[1:])]
+    return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+
+
+def _gone(task: _Task) -> bool:
+    return task.future.cancelled() or time.monotonic() > task.deadline
+
+
+def _tell(future: Future[Tensor], outcome: Tensor | Exception) -> None:
+    # a future is done already if the engine was given up and its thread came back nevertheless
+    if future.done() or not future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

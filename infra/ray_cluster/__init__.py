@@ -1,0 +1,1 @@
+"""Ray sessions, submitted jobs, and work spread over workers."""

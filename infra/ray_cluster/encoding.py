@@ -1,0 +1,157 @@
+"""Work over a whole data set on a Ray cluster: the only module that knows Ray Data.
+
+A task is one shard: an actor of a pool reads it, computes, and writes the new shard itself, so that no rows pass
+through the driver and the result does not depend on who did what when.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import ray.data
+import torch
+
+from components.artifacts.run_folder import load, load_weights
+from components.conditioning.text import EMBEDDED, texts_of_column
+from components.data.dataset import Dataset, Shard, read_manifest, write_shard
+from components.data.images import from_uint8
+from components.nets.text_encoders import EncoderLayout, FrozenText
+from infra.config import ClusterConfig
+from infra.ray_cluster.ray_session import has_gpu
+from infra.storage.buckets import is_remote
+from infra.storage.staging import Staged, local, stage
+from infra.storage.store import Store
+
+TEXT_WEIGHTS = "text.safetensors"  # of a text encoder, beside the shards
+
+
+class Moments(NamedTuple):
+    """Sums over the rows of a set, per channel, from which whole-set statistics follow in any order of shards."""
+
+    count: float
+    mean: np.ndarray
+    mean_square: np.ndarray
+    variance: np.ndarray  # of the posterior
+
+    def statistics(self) -> dict[str, tuple[float, ...]]:
+        """Mean and total spread of a latent channel, sqrt(var(mean) + mean(std^2)): what a draw from the posterior of
+        a random image spreads by."""
+        mean = self.mean / self.count
+        spread = np.sqrt(self.mean_square / self.count - mean**2 + self.variance / self.count)
+        return {"channel_mean": tuple(mean.tolist()), "channel_std": tuple(spread.tolist())}
+
+
+class Encoder:
+    """An actor that holds the autoencoder and turns shards of images into shards of posteriors; with a text encoder,
+    told by its layout and the folder of its weights, captions into embeddings too."""
+
+    def __init__(
+        self,
+        autoencoder: Path | Staged,
+        images: Path | Staged,
+        target: Store,
+        batch_size: int,
+        flips: bool = False,
+        text: tuple[EncoderLayout, Path | Staged] | None = None,
+    ):
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._net = load(local(autoencoder), self._device).family.nets["autoencoder"]
+        self._images, self._target, self._batch_size = Dataset(local(images)), target, batch_size
+        self._flips, self._text = flips, None
+        if text is not None:
+            self._text = FrozenText(text[0]).eval().to(self._device)
+            load_weights(self._text, local(text[1]) / TEXT_WEIGHTS)
+
+    def __call__(self, numbers: dict[str, np.ndarray]) -> dict[str, list]:
+        shards = [self._encode(int(number)) for number in numbers["shard"]]
+        return {
+            "number": numbers["shard"],
+            "shard": [shard.model_dump_json() for shard, _ in shards],
+            "moments": [np.concatenate([[moments.count], *moments[1:]]) for _, moments in shards],
+        }
+
+    def _encode(self, number: int) -> tuple[Shard, Moments]:
+        rows = self._images.take(self._images.shard_rows(number))
+        columns = self._columns(rows["image"])
+        others = {name: values.numpy() for name, values in rows.items() if name != "image"}
+        texts = {} if self._text is None else {EMBEDDED: self._embeddings(rows["caption"])}
+        with self._target.filled_from_disk() as folder:
+            shard = write_shard(folder, number, columns | others | texts)
+        mean, std = (
+            np.concatenate([values for name, values in columns.items() if name.startswith(which)])
+            for which in ("mean", "std")
+        )
+        exact, places = mean.astype(np.float64), (0, 2, 3)
+        count = mean.size / mean.shape[1]
+        variance = (std.astype(np.float64) ** 2).sum(places)
+        return shard, Moments(count, exact.sum(places), (exact**2).sum(places), variance)
+
+    def _columns(self, images: torch.Tensor) -> dict[str, np.ndarray]:
+        """Posteriors of the images, and of their mirror images where these are wanted."""
+        ways = {"": images} | ({"_flipped": images.flip(-1)} if self._flips else {})
+        found = {}
+        for ending, seen in ways.items():
+            mean, std = (parts.cpu().numpy() for parts in self._posteriors(seen))
+            found |= {f"mean{ending}": mean, f"std{ending}": std}
+        return found
+
+    @torch.inference_mode()
+    def _posteriors(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        encoded = [self._net.encode(from_uint8(part.to(self._device))) for part in images.split(self._batch_size)]
+        means, stds = zip(*encoded, strict=True)
+        return torch.cat(means), torch.cat(stds)
+
+    @torch.inference_mode()
+    def _embeddings(self, captions: torch.Tensor) -> np.ndarray:
+        """Of stored captions (N, any): (N, length, width) float16."""
+        texts = texts_of_column(captions)
+        parts = [texts[start : start + self._batch_size] for start in range(0, len(texts), self._batch_size)]
+        return np.concatenate([self._text.encoded(part).context.half().cpu().numpy() for part in parts])
+
+
+def encode(
+    autoencoder: Path,
+    images: Path,
+    target: Path,
+    batch_size: int,
+    cluster: ClusterConfig,
+    storage: str = "",
+    flips: bool = False,
+    text: EncoderLayout | None = None,
+) -> tuple[list[Shard], dict[str, tuple[float, ...]]]:
+    """Writes one shard of posteriors into `target` for every shard of `images`; returns the manifest entries in order
+    and the channel statistics of the whole set. `storage`: s3://bucket/prefix that inputs and shards go through, where
+    nodes do not see these folders; `flips`: each row also holds the mirrored image's; `text`: what embeds the captions,
+    its weights in `target` already."""
+    num_shards = len(read_manifest(images).shards)
+    inputs, made = (autoencoder.resolve(), images.resolve()), Store.open(target.resolve())
+    inputs += () if text is None else (target.resolve(),)
+    if is_remote(storage):
+        inputs = tuple(stage(folder, storage, cluster.cache_bytes) for folder in inputs)
+        made = Store.open(storage) / "encoded" / "-".join(staged.hash[:16] for staged in inputs)
+    autoencoder_at, images_at, *text_at = inputs
+    arguments = (autoencoder_at, images_at, made, batch_size, flips, (text, *text_at) if text_at else None)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of its execution plan otherwise
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    done = (
+        # a block a shard from the start: a repartition would be tasks, which actors on every CPU leave no room for
+        ray.data.from_items([{"shard": number} for number in range(num_shards)], override_num_blocks=num_shards)
+        .map_batches(
+            Encoder,
+            fn_constructor_args=arguments,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(cluster.max_workers, num_shards)),
+            num_cpus=1,
+            num_gpus=int(has_gpu(cluster.use_gpu)),
+        )
+        .take_all()
+    )
+    if not made.is_local:
+        made.copy_to(target)
+    done.sort(key=lambda row: row["number"])
+    total = np.sum([row["moments"] for row in done], axis=0)
+    moments = Moments(total[0], *np.split(total[1:], 3))
+    return [Shard.model_validate_json(row["shard"]) for row in done], moments.statistics()

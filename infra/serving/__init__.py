@@ -1,0 +1,1 @@
+"""The endpoint: HTTP API, replicas, roll-out, autoscaling, page."""

@@ -1,0 +1,289 @@
+"""The OpenAI Images API in front of samplers: what a request may say, how it is checked, and how errors are told.
+
+Knows neither HTTP nor Ray: `orders` turns a request into images to be made, an ApiError holds the answer otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, Literal, NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from components.artifacts.run_folder import RunConfig
+from components.conditioning.classes import class_of
+from components.config import Strict
+from components.errors import SamplerError
+from components.families import family_class
+from components.families.base import Sampler
+from infra.config import ServeConfig
+
+MAX_SEED = 2**53 - 1  # what every JSON parser reads exactly
+ALIASES = {"sampler": "solver"}  # names that other servers give to our settings
+
+
+class ServedModel(Strict):
+    """A version of a sampler. `folder` is absolute; `settings` are its defaults; `figures` are for display; `hash`
+    tells contents apart. `conditional`, `texts` and `edits` are the sampler's own (components/families/base.py)."""
+
+    name: str
+    version: str
+    folder: str
+    run: RunConfig
+    settings: dict[str, Any] = Field({})
+    figures: dict[str, Any] = Field({})
+    hash: str = ""
+    conditional: bool = False
+    texts: bool = False
+    edits: bool = False
+
+    @property
+    def kind(self) -> type[Sampler]:
+        return family_class(self.run.family)
+
+    @property
+    def id(self) -> str:
+        """The name that stays this version's own, whoever reigns."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def key(self) -> str:
+        """What tells it from every other content, as letters, digits, - and _."""
+        content = self.hash or self.run.provenance.job
+        return re.sub(r"[^A-Za-z0-9_-]", "_", f"{self.name}-{self.version}-{content[:12]}")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """That a prompt may name; none where prompts are texts or mean nothing."""
+        return self.run.data.classes if self.conditional and not self.texts else ()
+
+    @property
+    def guided(self) -> bool:
+        """Whether it can be led away from something."""
+        return "guidance_scale" in self.kind.Settings.model_fields
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width of what it makes."""
+        autoencoder = self.run.data.autoencoder
+        return (autoencoder.data if autoencoder else self.run.data).shape
+
+    @property
+    def size(self) -> str:
+        _, height, width = self.image_shape
+        return f"{width}x{height}"
+
+
+Served = tuple[ServedModel, ...]  # what requests may ask for, the champion first
+
+
+def names(served: Served) -> dict[str, ServedModel]:
+    """What a request may call each of them: its id, and the champion by the model's name alone."""
+    return {served[0].name: served[0], **{model.id: model for model in served}}
+
+
+def find(name: str | None, served: Served) -> ServedModel:
+    """The model that a request names, the champion if it names none. Raises ApiError listing those there are."""
+    known = names(served)
+    if name and name not in known:
+        expected = " or ".join(map(repr, known))
+        message = f"model: no {name[:80]!r} here; expected {expected}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+    return known[name] if name else served[0]
+
+
+class Source(Strict):
+    """An image to start from, at the sampler's own size: uint8 pixels, channels first. `mask`: a byte a pixel, 255
+    where to redraw; empty for everywhere. `strength` in (0, 1]: how much noise is put on it."""
+
+    pixels: bytes
+    strength: float
+    mask: bytes = b""
+
+
+class SampleRequest(Strict):
+    """One image to be made by the version with the key `model`. `group` is shared by the images of one request."""
+
+    model: str
+    seed: int
+    settings: dict[str, Any]
+    group: str
+    label: int | None = None
+    negative_label: int | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    source: Source | None = None
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+    output_compression: int = 100
+    num_previews: int = 0
+
+
+class Update(NamedTuple):
+    """An encoded image on its way: an estimate at `progress` in [0, 1], or the image itself."""
+
+    progress: float
+    image: bytes
+    final: bool = False
+
+
+class Backend(Protocol):
+    """What makes the images."""
+
+    async def served(self) -> Served:
+        """The models that orders may be for. Raises ApiError while there is none."""
+
+    async def generate(self, order: SampleRequest) -> bytes:
+        """The encoded image. Raises ApiError; cancelling it ends the work."""
+
+    def stream(self, order: SampleRequest) -> AsyncIterator[Update | None]:
+        """None when the order is accepted, then previews, then the image. Raises ApiError; closing it ends the work."""
+
+    async def check(self, model: ServedModel) -> dict[str, int]:
+        """The load of one engine. Raises ApiError if no image can be made at the moment."""
+
+
+class ApiError(Exception):
+    """An answer in OpenAI's error schema."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.retry_after = status, retry_after
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+class ImageRequest(BaseModel):
+    """What every request may say. A sampler's own settings (num_inference_steps, guidance_scale, ...) may stand beside
+    these fields; those that it does not have are ignored, as is everything else."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    n: int | None = Field(1, ge=1)
+    size: str | None = "auto"
+    response_format: Literal["b64_json"] | None = None
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)  # of the first image; each further one has the next
+    output_format: Literal["png", "jpeg", "webp"] | None = "png"
+    output_compression: int | None = Field(100, ge=0, le=100)
+    stream: bool | None = False
+    partial_images: int | None = Field(0, ge=0, le=3)
+    user: str | None = None
+
+
+class PromptedRequest(ImageRequest):
+    prompt: str
+    negative_prompt: str | None = None  # what guidance leads away from
+
+
+class GenerationRequest(PromptedRequest):
+    """`POST /v1/images/generations`."""
+
+
+class EditRequest(PromptedRequest):
+    """`POST /v1/images/edits`, beside its files. Without a mask the image is varied towards the prompt; with one, what
+    the mask leaves transparent is redrawn. `strength`: see Source; 1 with a mask if not told, 0.6 without."""
+
+    strength: float | None = Field(None, gt=0, le=1)
+
+
+class VariationRequest(ImageRequest):
+    """`POST /v1/images/variations`, beside its file."""
+
+    strength: float | None = Field(None, gt=0, le=1)
+
+
+def orders(
+    request: ImageRequest, model: ServedModel, limits: ServeConfig, source: Source | None = None
+) -> list[SampleRequest]:
+    """The images that a request asks of a model. Raises ApiError naming the field that cannot be met."""
+    count = request.n or 1
+    if count > limits.max_images:
+        raise ApiError(400, f"n: at most {limits.max_images} images a request, found {count}", param="n")
+    if request.size not in (None, "auto", model.size):
+        raise ApiError(400, f"size: expected {model.size!r} or 'auto', found {request.size[:80]!r}", param="size")
+    first = secrets.randbelow(2**31) if request.seed is None else request.seed
+    common = {
+        "model": model.key,
+        "settings": _settings(request, model, limits),
+        **_steering(request, model, limits),
+        "source": source,
+        "group": uuid.uuid4().hex,
+        "output_format": request.output_format or "png",
+        "output_compression": 100 if request.output_compression is None else request.output_compression,
+        "num_previews": (request.partial_images or 0) if request.stream else 0,
+    }
+    return [SampleRequest(seed=first + number, **common) for number in range(count)]
+
+
+def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
+    """What the prompts mean to the model: texts or classes. A negative prompt is ignored like any setting where there
+    is no guidance."""
+    if not isinstance(request, PromptedRequest):
+        return {}
+    given = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or None}
+    for param, text in given.items():
+        if text is not None and len(text) > limits.max_prompt_length:
+            message = f"{param}: at most {limits.max_prompt_length} characters, found {len(text)}"
+            raise ApiError(400, message, param=param)
+    if not model.guided:
+        given["negative_prompt"] = None
+    if model.texts:
+        return given
+    labels = {"prompt": "label", "negative_prompt": "negative_label"}
+    return {
+        labels[param]: _class(param, text, model.classes)
+        for param, text in given.items()
+        if text is not None and model.classes
+    }
+
+
+def _class(param: str, text: str, classes: tuple[str, ...]) -> int:
+    try:
+        return class_of(text, classes)
+    except SamplerError as error:
+        message = f"{param}: {str(error).removeprefix('prompt: ')}"
+        raise ApiError(400, message, param=param, code="unknown_class") from None
+
+
+def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
+    """The model's default settings under the request's own."""
+    given = {ALIASES.get(name, name): value for name, value in request.model_extra.items() if value is not None}
+    known = {name: given[name] for name in given if name in model.kind.Settings.model_fields}
+    try:
+        chosen = model.kind.Settings(**{**model.settings, **known})
+    except ValidationError as error:
+        raise invalid(error.errors()) from None
+    if reason := model.kind.why_not(model.kind.Config(**model.run.config), chosen):
+        raise ApiError(400, reason, param=reason.partition(":")[0])
+    settings = chosen.model_dump(mode="json")
+    steps = settings.get("num_inference_steps", 1)
+    if steps > limits.max_steps:
+        raise ApiError(
+            400, f"num_inference_steps: at most {limits.max_steps}, found {steps}", param="num_inference_steps"
+        )
+    return settings
+
+
+def invalid(errors: list[dict]) -> ApiError:
+    """The first thing wrong with a body; `errors` as pydantic lists them."""
+    error = errors[0]
+    if error["type"] == "json_invalid":
+        return ApiError(400, "body: not valid JSON", code="invalid_json")
+    path = ".".join(str(part) for part in error["loc"] if part != "body")
+    found = "" if error["type"] == "missing" else f", found {str(error['input'])[:80]!r}"
+    return ApiError(400, f"{path or 'body'}: {error['msg']}{found}", param=path or None, code="invalid_value")

@@ -1,0 +1,77 @@
+"""From one set of served versions to the next without a gap: the next is started beside the present one (surge, load,
+warm-up), requests are turned over to it (swap), and what is no longer wanted ends after its last request (drain).
+
+Knows neither Ray nor registry: it is given functions.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from infra.serving.openai_api import Served, ServedModel
+
+logger = logging.getLogger(__name__)
+GRACE = 5.0  # seconds from the swap to the end of what is left, for requests that chose it just before
+
+
+class Rollout:
+    """start:     brings a version up, and returns when it has made an image; raises if it cannot
+    stop:      ends one by its key, after what it has accepted
+    running:   keys of those that are up or coming up
+    announce:  told what is served from now on
+    """
+
+    def __init__(
+        self,
+        start: Callable[[ServedModel], None],
+        stop: Callable[[str], None],
+        running: Callable[[], set[str]],
+        announce: Callable[[Served], None],
+        grace: float = GRACE,
+    ):
+        self.start, self.stop, self.running, self.announce = start, stop, running, announce
+        self.grace = grace
+        self.served: Served = ()
+        self._failed: set[str] = set()
+        self._unwanted_since: dict[str, float] = {}
+
+    def step(self, wanted: Served) -> None:
+        """Brings about what is wanted, the champion first. A version that cannot be started is left out and not tried
+        again while it is wanted: the champion before it stays. Raises RuntimeError if there is none before it."""
+        self._failed &= {model.key for model in wanted}
+        champion, *others = (model if self._is_up(model) else None for model in wanted)
+        if champion is None and self.served:
+            champion = self.served[0]
+        if champion is None:
+            raise RuntimeError(f"{wanted[0].id} could not be started, and there is nothing before it to serve")
+        beside = (model for model in others if model and model.key != champion.key)
+        served = (champion, *beside)
+        if served != self.served:
+            logger.warning("serving %s", ", ".join(model.id for model in served))
+            self.served = served
+            self.announce(served)
+        self._drain()
+
+    def _is_up(self, model: ServedModel) -> bool:
+        if model in self.served:
+            return True
+        if model.key in self._failed:
+            return False
+        try:
+            self.start(model)
+        except Exception:
+            logger.exception("%s could not be started", model.id)
+            self._failed.add(model.key)
+            self.stop(model.key)
+            return False
+        return True
+
+    def _drain(self) -> None:
+        now, kept = time.monotonic(), {model.key for model in self.served}
+        unwanted = self.running() - kept
+        self._unwanted_since = {key: self._unwanted_since.get(key, now) for key in unwanted}
+        for key, since in self._unwanted_since.items():
+            if now - since >= self.grace:
+                self.stop(key)

@@ -1,0 +1,73 @@
+"""Images that a client sends: decoded within limits, and brought to the size that a sampler works at."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from components.sources import square
+from components.sources.folder import eight_bit, on_white
+from infra.serving.openai_api import ApiError, ServedModel, Source
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+# SDEdit keeps an image and makes it look like the data between 0.3 and 0.6 (Meng et al. 2022, section 3)
+EDIT_STRENGTH, VARIATION_STRENGTH = 0.6, 0.5
+REDRAW_STRENGTH = 1.0  # behind a mask nothing of the image is to be kept
+
+
+def open_image(data: bytes, param: str, max_pixels: int) -> Image.Image:
+    """The first frame, upright. Raises ApiError if it is no PNG, JPEG or WebP, damaged, or of too many pixels."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            if opened.width * opened.height > max_pixels:
+                found = f"{opened.width}x{opened.height}"
+                raise ApiError(400, f"{param}: at most {max_pixels} pixels, found {found}", param=param)
+            return eight_bit(ImageOps.exif_transpose(opened))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's ways to say so
+        message = f"{param}: expected a whole PNG, JPEG or WebP image ({type(error).__name__})"
+        raise ApiError(400, message, param=param, code="invalid_image") from None
+
+
+def source(
+    image: bytes, mask: bytes | None, strength: float | None, model: ServedModel, max_pixels: int, redraws: bool
+) -> Source:
+    """What a sampler starts from. `redraws`: whether transparent pixels, of the mask or of the image without a mask,
+    are to be redrawn; they are composited on white otherwise. The shorter side is resized and the centre cropped.
+
+    Raises ApiError if the model edits nothing, or of files that cannot be used.
+    """
+    if not model.edits:
+        raise ApiError(400, f"image: {model.id} draws from noise alone and cannot start from an image", param="image")
+    opened = open_image(image, "image", max_pixels)
+    channels, side, _ = model.image_shape
+    redrawn = b""
+    if mask is not None:
+        redrawn = _redrawn(_mask(mask, opened.size, max_pixels), side)
+    elif redraws and opened.has_transparency_data and (_alpha(opened) == 0).any():
+        redrawn = _redrawn(opened, side)
+    usual = REDRAW_STRENGTH if redrawn else EDIT_STRENGTH if redraws else VARIATION_STRENGTH
+    pixels = square(on_white(opened), side, channels).tobytes()
+    return Source(pixels=pixels, strength=strength or usual, mask=redrawn)
+
+
+def _mask(data: bytes, size: tuple[int, int], max_pixels: int) -> Image.Image:
+    opened = open_image(data, "mask", max_pixels)
+    if opened.size != size:
+        (width, height), (found_width, found_height) = size, opened.size
+        message = f"mask: expected {width}x{height} like the image, found {found_width}x{found_height}"
+        raise ApiError(400, message, param="mask")
+    if not opened.has_transparency_data:
+        raise ApiError(400, "mask: expected an alpha channel, whose transparent pixels are redrawn", param="mask")
+    return opened
+
+
+def _alpha(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGBA").getchannel("A"))
+
+
+def _redrawn(image: Image.Image, side: int) -> bytes:
+    """A byte a pixel: the share of it that is wholly transparent, 255 for all."""
+    transparent = Image.fromarray(np.where(_alpha(image) == 0, 255, 0).astype(np.uint8))
+    return ImageOps.fit(transparent, (side, side), Image.Resampling.BOX).tobytes()

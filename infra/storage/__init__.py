@@ -1,0 +1,1 @@
+"""Local and S3 storage: buckets, stores, staged inputs, manifests of object versions."""

@@ -1,0 +1,211 @@
+"""params.yaml, typed: the only module that knows the file's layout.
+
+Blocks that say what to compute (`data`, `autoencoders`, `judges`, `samplers`, ...) are stage parameters of dvc.yaml;
+`cluster`, `tracking` and `serve` say where to compute and are not, so changing them reruns nothing. The environment may
+change their keys: LATENT_FOUNDRY_CLUSTER="{address: auto, num_workers: 8}".
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, field_validator
+
+from components.artifacts import run_folder
+from components.config import Strict, parse
+from components.errors import ConfigError
+from components.evaluation.generation import AVERAGE, weights_and_settings
+from components.evaluation.protocol import EvaluateConfig
+from components.families import family_class
+from components.families.base import Sampler
+from components.sources import DataConfig
+from components.training.loop import TrainingConfig
+from infra.config import ClusterConfig, ServeConfig, TrackingConfig
+
+DEFAULT = Path("params.yaml")
+WHERE = ("cluster", "tracking", "serve")  # blocks that say where, not what; the environment may change them
+VARIABLE = "LATENT_FOUNDRY_"
+TRAINED = ("autoencoders", "judges", "samplers")  # the groups whose blocks `pipelines.train` takes
+
+
+class WatchBlock(Strict):
+    """What looks at a training's checkpoints compare with: a judge's run folder, and images that are not trained on."""
+
+    judge: str
+    held_out: str
+
+
+class TrainBlock(Strict):
+    """One model: its family, the data set folder it trains on, the family's own Config, and the loop's. `start`: a run
+    folder to go on from, whose weights and model it has where `model` says nothing else."""
+
+    family: str
+    data: str
+    model: Any = {}
+    training: TrainingConfig
+    watch: WatchBlock | None = None
+    start: str | None = None
+
+    def whole_model(self) -> Any:
+        """`model`, on that of `start`. Raises SamplerError if that is no run folder."""
+        if self.start is None or not isinstance(self.model, dict):
+            return self.model
+        return {**run_folder.read_config(Path(self.start)).config, **self.model}
+
+
+class SamplerBlock(TrainBlock):
+    """A model that generates. Each of `candidates` is one setting of the family's Settings, measured on its own; the
+    first is the default. Beside Settings it may say `ema_sigma_rel`: weights averaged over another length than the
+    training's own."""
+
+    candidates: tuple[dict[str, Any], ...] = ({},)
+
+
+class TextConfig(Strict):
+    """A pretrained text encoder, by the path of a folder that transformers saved or by its name on the hub. `length`:
+    the most tokens of a text; what is longer is cut."""
+
+    encoder: str = Field(min_length=1)
+    length: int = Field(77, ge=3)
+
+
+class EncodeConfig(Strict):
+    """How `encode` runs the autoencoder over the images. `autoencoder`: its run folder, or a sampler's which holds one;
+    by default the first of params.autoencoders. `text`: what embeds the captions, for samplers with model.text.encoder
+    pretrained."""
+
+    autoencoder: str | None = None
+    batch_size: int = Field(256, gt=0)
+    flips: bool = False  # the mirrored images, too, for samplers with model.flips
+    text: TextConfig | None = None
+
+
+class PromoteConfig(Strict):
+    """Which candidate reigns: the lowest `metric` among those that pass the guards, unless the reigning champion's
+    interval reaches as low. A sampler without a figure does not pass a bound on it."""
+
+    metric: Literal["frechet_distance", "kid", "cmmd"] = "frechet_distance"
+    min_improvement: float = Field(0.0, ge=0, lt=1)  # below the champion's interval, as a share of its figure
+    max_ms_per_image: float | None = Field(None, gt=0)
+    batch_size: int | None = Field(None, ge=1)  # of that time: 1, or evaluate.batch_size, which is the default
+    min_label_agreement: float | None = Field(None, ge=0, le=1)
+    min_recall: float | None = Field(None, ge=0, le=1)
+    refuse_collapsed: bool = True  # samplers that draw only a part of the data (components/metrics/modes.py)
+    min_classes_hit: int | None = Field(None, ge=1)  # classes that come at least a tenth as often as equal shares
+    min_label_entropy: float | None = Field(None, ge=0, le=1)  # 1: all classes come equally often
+    max_memorised: float | None = Field(None, ge=0, le=1)  # share of samples that copy a training image
+    registered_model: str = Field("latent-foundry", min_length=1)
+
+
+class Params(Strict):
+    seed: int = 0
+    data: DataConfig
+    autoencoders: dict[str, TrainBlock]
+    judges: dict[str, TrainBlock]
+    encode: EncodeConfig = EncodeConfig()
+    samplers: dict[str, SamplerBlock]
+    evaluate: EvaluateConfig = EvaluateConfig()
+    promote: PromoteConfig = PromoteConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @field_validator("samplers", "autoencoders", "judges")
+    @classmethod
+    def _names(cls, blocks: dict[str, TrainBlock]) -> dict[str, TrainBlock]:
+        for name in blocks:
+            if not name.replace("_", "").isalnum():
+                raise ValueError(
+                    f"a block's name is also a folder and a stage: letters, digits and _ only, not {name!r}"
+                )
+        return blocks
+
+
+def load(path: Path = DEFAULT) -> Params:
+    """Reads and checks the whole file, each family's own blocks included. Raises ConfigError, one clear line."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not found; run from the project's root") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    params = parse(Params, _with_environment(content), str(path))
+    for group in TRAINED:
+        for name, block in getattr(params, group).items():
+            _check_family(block, f"{path}.{group}.{name}")
+    _check_time(params, str(path))
+    return params
+
+
+def _with_environment(content: Any) -> Any:
+    """The file's content with the keys that the environment sets. Raises ConfigError for what is no mapping."""
+    changed = dict(content) if isinstance(content, dict) else content
+    for block in WHERE:
+        name = f"{VARIABLE}{block.upper()}"
+        if not os.environ.get(name) or not isinstance(changed, dict):
+            continue
+        try:
+            keys = yaml.safe_load(os.environ[name])
+        except yaml.YAMLError:
+            keys = None
+        if not isinstance(keys, dict):
+            raise ConfigError(f"{name}: expected {{key: value}} for the block {block}, found {os.environ[name]!r}")
+        changed[block] = {**(changed.get(block) or {}), **keys}
+    return changed
+
+
+def _check_time(params: Params, where: str) -> None:
+    measured = (1, params.evaluate.batch_size)
+    if params.promote.batch_size not in (None, *measured):
+        raise ConfigError(
+            f"{where}.promote.batch_size: times are measured alone (1) and at evaluate.batch_size ({measured[1]}), "
+            f"found {params.promote.batch_size}"
+        )
+
+
+def _check_family(block: TrainBlock, where: str) -> None:
+    kind = family_class(block.family, f"{where}.family")
+    config = parse(kind.Config, block.whole_model(), f"{where}.model")
+    if kind.early_nets(config) and not block.training.ema_snapshots:
+        raise ConfigError(f"{where}.training.ema_snapshots: expected above 0, because model.guide is a snapshot")
+    if isinstance(block, SamplerBlock):
+        if not issubclass(kind, Sampler):
+            raise ConfigError(f"{where}.family: {block.family!r} does not generate images; it cannot be a sampler")
+        if not block.candidates:
+            raise ConfigError(f"{where}.candidates: empty; expected at least one setting, [{{}}] for the defaults")
+        for number, candidate in enumerate(block.candidates):
+            length, settings = weights_and_settings(candidate)
+            chosen = parse(kind.Settings, settings, f"{where}.candidates.{number}")
+            if reason := kind.why_not(config, chosen):
+                raise ConfigError(f"{where}.candidates.{number}.{reason}")
+            if length is not None and not block.training.ema_snapshots:
+                raise ConfigError(
+                    f"{where}.candidates.{number}.{AVERAGE}: needs training.ema_snapshots above 0 in its block"
+                )
+
+
+def train_block(params: Params, key: str) -> TrainBlock:
+    """The block that a key such as `samplers.dcgan` names. Raises ConfigError listing the keys there are."""
+    group, _, name = key.partition(".")
+    if group in TRAINED and name in getattr(params, group):
+        return getattr(params, group)[name]
+    keys = [f"{group}.{name}" for group in TRAINED for name in getattr(params, group)]
+    raise ConfigError(f"no block {key!r} in params.yaml; expected one of {', '.join(keys)}")
+
+
+def name_in(params: Params, group: str, key: str) -> str:
+    """The run folder's name for a key of one group: `samplers.dcgan` -> `dcgan`. Raises ConfigError listing the keys
+    there are."""
+    blocks = getattr(params, group)
+    if not key.startswith(f"{group}.") or name_of(key) not in blocks:
+        known = ", ".join(f"{group}.{name}" for name in blocks)
+        raise ConfigError(f"no {group.removesuffix('s')} {key!r} in params.yaml; expected one of {known}")
+    return name_of(key)
+
+
+def name_of(key: str) -> str:
+    """The run folder's name for a key: `samplers.dcgan` -> `dcgan`."""
+    return key.partition(".")[2]

@@ -1,0 +1,123 @@
+"""The pictures of the report: real beside generated images, what an autoencoder keeps, how an image comes about."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from components.config import parse
+from components.data.dataset import Dataset
+from components.errors import InputError
+from components.evaluation import generation
+from components.evaluation.pictures import (
+    data_uri,
+    film_strip,
+    grid_uri,
+    interpolations,
+    read,
+    rows_by_class,
+    strips,
+    walks,
+)
+from components.families.base import Sampler
+from pipelines.reconstruct import load_vae
+from pipelines.support import paths
+from pipelines.support.metrics_files import read_json
+
+Context = dict
+_COLUMNS = 10  # images in a row of pictures
+_PAIRS = 5  # interpolations shown
+_STEPS = 10  # images of one interpolation
+_FRAMES = 8  # of a film strip
+_FILMED = 5  # images whose way is shown
+_WALKS = 3  # ways between samples, of a kind
+
+
+def read_grid(sampler: str, number: int) -> bytes:
+    path = paths.SAMPLES / sampler / f"{number}-grid.png"
+    if not path.is_file():
+        raise InputError(f"{path}: missing; expected what `python -m pipelines.evaluate samplers.{sampler}` writes")
+    return path.read_bytes()
+
+
+def champion_picture(name: str) -> bytes | None:
+    """One of the pictures that promote put beside the champion, if it has it."""
+    path = paths.CHAMPION / name
+    return path.read_bytes() if path.is_file() else None
+
+
+def champion_grid() -> bytes:
+    png = champion_picture("grid.png")
+    if png is None:
+        raise InputError(f"{paths.CHAMPION / 'grid.png'}: missing; expected what `python -m pipelines.promote` writes")
+    return png
+
+
+def class_rows(dataset: Dataset, champion: Sampler) -> list[Context]:
+    """For each class of a conditional champion: real images and generated ones."""
+    if not champion.conditional:
+        return []
+    side = dataset.manifest.columns["image"].shape[1]
+    names, real = dataset.manifest.classes, rows_by_class(dataset, _COLUMNS)
+    png = champion_grid()
+    num_rows = min(len(names), 20)  # as many classes as components.evaluation.generation puts into a grid
+    return [
+        {"name": name, "real": grid_uri(read(dataset, rows), _COLUMNS) if len(rows) else None, "made": data_uri(strip)}
+        for name, rows, strip in zip(names, real, strips(png, num_rows, side), strict=False)
+    ]
+
+
+def real_grid(dataset: Dataset) -> str:
+    """Ten rows of held-out images, a class a row."""
+    rows = [found for found in rows_by_class(dataset, _COLUMNS) if len(found) == _COLUMNS]
+    shown = torch.cat(rows[:_COLUMNS]) if rows else torch.arange(min(len(dataset), _COLUMNS**2))
+    return grid_uri(read(dataset, shown), _COLUMNS)
+
+
+def autoencoder_pictures(name: str, dataset: Dataset) -> Context:
+    """What an autoencoder makes of held-out images, and the figures that `reconstruct` found."""
+    vae = load_vae(paths.RUNS / name)
+    measured = read_json(paths.METRICS / f"{name}.json", f"reconstruct autoencoders.{name}")
+    firsts = [rows[0] for rows in rows_by_class(dataset, 1) if len(rows)]
+    shown = torch.stack(firsts)[:_COLUMNS] if firsts else torch.arange(min(len(dataset), _COLUMNS))
+    images = read(dataset, shown)
+    pairs = images[: 2 * (len(images) // 2)].unflatten(0, (-1, 2))[:_PAIRS]
+    return {
+        "name": name,
+        "reconstructions": grid_uri(torch.cat([images, vae.reconstruct(images)]), len(images)),
+        "interpolations": grid_uri(interpolations(vae, pairs[:, 0], pairs[:, 1], _STEPS), _STEPS)
+        if len(pairs)
+        else None,
+        "measured": measured,
+    }
+
+
+def champion_film(champion: Sampler, settings: dict) -> Context | None:
+    """How a few images come about: a row an image, from the first estimate to the last. None of a sampler that makes
+    them in one step."""
+    chosen = parse(champion.Settings, settings, f"{paths.PROMOTED}.settings")
+    captions = generation.Captions.of(Dataset(paths.TEST_IMAGES)) if champion.texts else None
+    request = generation.request(champion, chosen, 0, _FILMED, 0, captions)
+    frames = film_strip(champion, request, _FRAMES)
+    if frames is None:
+        return None
+    images, progress = frames
+    return {"picture": grid_uri(images.transpose(0, 1).flatten(0, 1), images.shape[0]), "progress": progress}
+
+
+def champion_walks(champion: Sampler, settings: dict) -> list[Context]:
+    """Between what a champion draws from two seeds, of two classes, of two captions; none of one that knows no way."""
+    if not champion.edits:
+        return []
+    chosen = parse(champion.Settings, settings, f"{paths.PROMOTED}.settings")
+    captions = generation.Captions.of(Dataset(paths.TEST_IMAGES)) if champion.texts else None
+    first = generation.request(champion, chosen, 0, _WALKS, 0, captions)
+    last = {"seeds": replace(first, seeds=first.seeds + _WALKS)}
+    if champion.conditional:
+        last["classes"] = replace(first, labels=(first.labels + 1) % champion.num_classes)
+    if first.prompts is not None:
+        last["captions"] = replace(first, prompts=(*first.prompts[1:], first.prompts[0]))
+    return [
+        {"between": name, "picture": grid_uri(walks(champion, first, to, _STEPS), _STEPS)} for name, to in last.items()
+    ]

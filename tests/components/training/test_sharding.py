@@ -1,0 +1,95 @@
+"""FSDP2 on two processes over gloo: a net spread over both trains to the weights of one that is whole, and is stored
+and continued whole."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from components.training import sharding
+from components.training.loop import TrainingConfig, fit
+
+ROOT = Path(__file__).resolve().parents[3]
+STEPS = 4
+
+
+def pair_of(rank: int, world: int, start, spread: bool):
+    """Trains the toy family of test_training_options on this rank's rows of each batch."""
+    from tests.components.training.test_loop_options import Mean, stream
+
+    family = Mean()
+
+    def part():
+        for batch in stream(start.step if start else 0):
+            share = slice(rank * 10 // world, (rank + 1) * 10 // world)
+            yield type(batch)(
+                {name: values[share] for name, values in batch.columns.items()},
+                type(batch.draws)(batch.draws.keys[share]),
+            )
+
+    def wrap(net, optimizer):
+        if spread:
+            from torch.distributed.device_mesh import init_device_mesh
+
+            sharding.shard(net, optimizer, init_device_mesh("cpu", (world,)))
+        return net, optimizer
+
+    saved = []
+    config = TrainingConfig(
+        steps=STEPS, batch_size=10, save_every=2, clip_norm=0.5, ema_snapshots=1, precision="float32"
+    )
+    state = fit(
+        family,
+        part(),
+        config,
+        start=start,
+        wrap=wrap,
+        report=lambda step, f: f,
+        save=lambda s: saved.append(copy.deepcopy(s)),
+    )
+    return family, state, saved
+
+
+def on_one_of_two(rank: int, folder: str) -> None:
+    import torch.distributed as distributed
+
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    try:
+        family, state, saved = pair_of(rank, 2, None, spread=True)
+        weight = family.nets["net"][0].weight
+        assert sharding.is_spread(weight)
+        assert weight.to_local().numel() < weight.numel(), "each holds a part"
+        _, continued, _ = pair_of(rank, 2, saved[0], spread=True)
+        if rank == 0:
+            torch.save([vars(state), vars(continued)], Path(folder) / "states.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_a_net_spread_over_two_workers_trains_as_a_whole_one(tmp_path):
+    here = "tests.components.training.test_sharding"
+    script = f"import sys; from {here} import *; on_one_of_two(int(sys.argv[1]), sys.argv[2])"
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(rank), tmp_path], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors[-3000:]
+    spread, continued = torch.load(tmp_path / "states.pt", weights_only=True)
+    _, whole, _ = pair_of(0, 1, None, spread=False)
+    for state in (spread, continued):
+        assert state["step"] == STEPS
+        for key, value in whole.nets["net"].items():
+            assert torch.allclose(state["nets"]["net"][key], value, atol=1e-6), key
+            assert torch.allclose(state["average"]["net"][key], whole.average["net"][key], atol=1e-6), key
+        moments = state["optimizers"]["learn"]["state"][0]["exp_avg"]
+        assert torch.allclose(moments, whole.optimizers["learn"]["state"][0]["exp_avg"], atol=1e-6)
+        assert state["snapshots"][-1]["step"] == STEPS

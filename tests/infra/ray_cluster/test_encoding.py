@@ -1,0 +1,123 @@
+"""Encoding a data set on Ray Data: the same bytes from any number of actors, and true whole-set statistics."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import ray
+import safetensors.torch
+import torch
+from ray.util import placement_group, remove_placement_group
+
+from components.artifacts import run_folder
+from components.data.dataset import Dataset, verify, write_manifest, write_shards
+from components.families.base import DataInfo, data_info
+from components.families.vae import VAE
+from components.files import sha256, whole_folder
+from components.interchange import text_encoders
+from components.training.ema import copy_of
+from components.training.loop import State
+from infra.config import ClusterConfig
+from infra.ray_cluster import encoding
+from infra.storage.store import Store
+from tests.components.interchange import folders
+
+CAPTIONS = ("a cat", "a dog", "", "two birds")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """70 random images with captions in three shards, an untrained autoencoder and text encoder."""
+    root = tmp_path_factory.mktemp("encode")
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 1, 8, 8), dtype=np.uint8)
+    captions = [np.frombuffer(text.encode().ljust(10, b"\0"), np.uint8) for text in CAPTIONS]
+    rows = (
+        {"image": image, "label": np.asarray(number % 3), "caption": captions[number % len(captions)]}
+        for number, image in enumerate(pixels)
+    )
+    with whole_folder(root / "images") as working:
+        write_manifest(working, write_shards(working, rows, 30), value_range=(0, 255), classes=("a", "b", "c"))
+    torch.manual_seed(0)
+    family = VAE(VAE.Config(widths=(8, 8), latent_channels=3), DataInfo(shape=(1, 8, 8), classes=("a", "b", "c")))
+    average = copy_of(dict(family.nets))
+    provenance = run_folder.Provenance(data="d", code="c", job="j", seed=0, step=1)
+    run_folder.write(root / "vae", "vae", family, State(1, average, {}, average), provenance)
+    return root
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A tiny text encoder of transformers."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("text") / "clip"
+    folders.clip(folder)
+    return text_encoders.read(str(folder), 8, "here")
+
+
+def encode(root, name: str, num_workers: int, text=None):
+    with whole_folder(root / name) as folder:
+        if text is not None:
+            safetensors.torch.save_file(text.state_dict(), folder / encoding.TEXT_WEIGHTS)
+        cluster, layout = ClusterConfig(num_workers=num_workers), text and text.layouts[0]
+        shards, statistics = encoding.encode(root / "vae", root / "images", folder, 16, cluster, text=layout)
+        write_manifest(folder, shards, value_range=(0, 255), statistics=statistics)
+    return Dataset(root / name)
+
+
+@contextlib.contextmanager
+def held(num_cpus: int):
+    """Takes CPUs from the session for the time of the block."""
+    group = placement_group([{"CPU": num_cpus}])
+    ray.get(group.ready())
+    yield
+    remove_placement_group(group)
+
+
+def test_any_number_of_actors_writes_the_same_bytes(ray_session, prepared):
+    one = encode(prepared, "one", 1)
+    with held(2):  # the actors have every CPU that is left, as on a cluster as large as cluster.num_workers
+        two = encode(prepared, "two", 2)
+    verify(two.folder)
+    files = sorted(path.name for path in one.folder.iterdir())
+    assert files == sorted(path.name for path in two.folder.iterdir())
+    assert [sha256(one.folder / name) for name in files] == [sha256(two.folder / name) for name in files]
+
+
+def test_rows_keep_their_order_and_labels_and_statistics_are_those_of_draws(ray_session, prepared, text):
+    latents, images = encode(prepared, "again", 2, text), Dataset(prepared / "images")
+    rows = latents.take(np.arange(70))
+    found, expected = rows["text"].float(), text.encoded((CAPTIONS * 18)[:70]).context
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)  # half precision
+    assert torch.equal(rows["label"], images.take(np.arange(70))["label"])
+    family = run_folder.load(prepared / "vae").family
+    with torch.inference_mode():
+        mean, std = family.nets["autoencoder"].encode(images.take(np.arange(70))["image"].float() / 127.5 - 1)
+    torch.testing.assert_close(rows["mean"], mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rows["std"], std, rtol=1e-4, atol=1e-5)
+
+    statistics = latents.manifest.statistics
+    torch.manual_seed(0)
+    draws = torch.cat([mean + std * torch.randn_like(std) for _ in range(200)])
+    np.testing.assert_allclose(statistics["channel_mean"], draws.mean((0, 2, 3)), atol=0.01)
+    np.testing.assert_allclose(statistics["channel_std"], draws.std((0, 2, 3)), rtol=0.01)
+
+
+def test_mirrored_images_are_encoded_beside_the_others(prepared, tmp_path):
+    """One actor's work, in this process."""
+    plain, both = tmp_path / "plain", tmp_path / "both"
+    for folder, flips in ((plain, False), (both, True)):
+        folder.mkdir()
+        encoder = encoding.Encoder(prepared / "vae", prepared / "images", Store.open(folder), 16, flips)
+        shard, moments = encoder._encode(0)
+        write_manifest(folder, [shard], value_range=(0, 255), statistics=moments.statistics())
+    rows, without = (Dataset(folder).take(np.arange(30)) for folder in (both, plain))
+    assert rows.keys() == {"mean", "std", "mean_flipped", "std_flipped", "label", "caption"}
+    assert torch.equal(rows["mean"], without["mean"])
+    images = Dataset(prepared / "images").take(np.arange(30))["image"].float() / 127.5 - 1
+    with torch.inference_mode():
+        mean, std = run_folder.load(prepared / "vae").family.nets["autoencoder"].encode(images.flip(-1))
+    torch.testing.assert_close(rows["mean_flipped"], mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rows["std_flipped"], std, rtol=1e-4, atol=1e-5)
+    assert data_info(Dataset(both).manifest).flips and not data_info(Dataset(plain).manifest).flips
+    center = torch.cat([rows["mean"], rows["mean_flipped"]]).mean((0, 2, 3))
+    np.testing.assert_allclose(Dataset(both).manifest.statistics["channel_mean"], center, rtol=1e-4, atol=1e-6)

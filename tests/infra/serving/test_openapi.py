@@ -1,0 +1,85 @@
+"""Whatever is sent, the API answers, and never with a failure of its own."""
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+
+from components.data.images import encode
+from infra.config import ServeConfig
+from infra.serving import http_api
+from infra.serving.openai_api import Update
+from tests.infra.local import ask, served_model
+
+HEALTH = list(HealthCheck)
+
+
+class Ready:
+    """A backend that has every image already."""
+
+    def __init__(self, model):
+        import torch
+
+        self.model, self.image = model, encode(torch.zeros(model.image_shape))
+
+    async def served(self):
+        return (self.model,)
+
+    async def generate(self, order):
+        return self.image
+
+    async def stream(self, order):
+        yield None
+        yield Update(1.0, self.image, final=True)
+
+    async def check(self, model):
+        return {}
+
+
+@pytest.fixture(scope="module")
+def api(folder):
+    app = http_api.build(Ready(served_model(folder)), ServeConfig(allowed_hosts=("*",)))
+    return schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_nothing_makes_the_server_fail(api, mode):
+    """Bodies and parameters that fit the description of each route, and ones that do not."""
+    statuses = set()
+    operations = (found.ok() for found in api.get_all_operations())
+    for operation in (found for found in operations if found.method == "post" or mode is GenerationMode.POSITIVE):
+
+        @given(case=operation.as_strategy(generation_mode=mode))
+        @settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=HEALTH)
+        def ask(case):
+            answer = case.call()
+            statuses.add(answer.status_code)
+            case.validate_response(answer, checks=[not_a_server_error])
+            if answer.status_code >= 400:
+                assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+        ask()
+    assert (200 in statuses) == (mode is GenerationMode.POSITIVE) and 400 in statuses
+
+
+def test_docs_describe_every_route_and_load_nothing_from_elsewhere(run, tmp_path):
+    from tests.infra.chromium import EXECUTABLE, Page
+
+    address = run()
+    status, headers, page = ask(address, "/docs")
+    assert status == 200 and "default-src 'none'" in headers["Content-Security-Policy"]
+    assert b"http://" not in page and b"https://" not in page
+    if EXECUTABLE is None:
+        pytest.skip("no Chromium here")
+    shown = Page(f"{address}/docs", tmp_path / "profile")
+    try:
+        shown.resize(380, 800)
+        shown.wait_for("document.querySelectorAll('details').length >= 8")
+        text = shown.evaluate("document.body.textContent")
+        assert all(field in text for field in ("/v1/images/edits", "negative_prompt", "partial_images", "multipart"))
+        assert shown.evaluate("document.documentElement.scrollWidth") <= 380
+        assert [url for url in shown.requests if not url.startswith((address, "data:", "about:"))] == []
+        assert shown.problems == []
+    finally:
+        shown.close()

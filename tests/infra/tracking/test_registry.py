@@ -1,0 +1,150 @@
+"""The registry against a real SQLite store: a version that loads anywhere, and a promotion that is killed anywhere."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from components.artifacts import pyfunc, run_folder
+from components.data.images import to_uint8
+from components.evaluation.generation import open_candidate
+from components.families import FAMILIES
+from components.sampling.requests import Request
+from infra.config import TrackingConfig
+from infra.tracking.registry import Entry, Registry, requirements
+from tests.infra.serving_helpers import write_sampler
+
+MODEL = "digits"
+SETTINGS = {"solver": "ddim", "num_inference_steps": 2, "guidance_scale": 1.5, "spacing": "schedule"}
+
+
+def entry(folder: Path, content: str = "a" * 64) -> Entry:
+    candidate = {"sampler": "ldm", "settings": SETTINGS, "figures": {"frechet_distance": 1.0}, "protocol": {}}
+    return Entry(folder, content, "job", candidate, {"grid.png": b"png"}, {"sampler": "ldm"})
+
+
+def promote(root: Path, folder: Path, content: str) -> str:
+    registry = Registry(TrackingConfig(), root, MODEL)
+    version, _ = registry.register(entry(folder, content))
+    registry.move(version, "better")
+    return version.number
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory):
+    root = tmp_path_factory.mktemp("registered")
+    promote(root, write_sampler(root / "runs/ldm"), "a" * 64)
+    return root
+
+
+def test_a_version_names_the_libraries_that_its_networks_need():
+    pytest.importorskip("transformers")
+    plain = [line.partition("==")[0] for line in requirements(FAMILIES["latent_diffusion"])]
+    assert "torch" in plain and "transformers" not in plain
+    assert [line.partition("==")[0] for line in requirements(FAMILIES["stable_diffusion"])] == [*plain, "transformers"]
+
+
+CLEAN = """
+import json, sys
+import mlflow, numpy, pandas
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/digits@champion")
+rows = pandas.DataFrame({"seed": [3, 4], "label": [0, 2]})
+images = model.predict(rows)
+other = model.predict(rows, params={"num_inference_steps": 5})
+unlabelled = model.predict(rows[["seed"]])
+import components
+print(json.dumps({
+    "shape": images.shape, "pixels": images.tolist(), "where": components.__file__,
+    "other": bool((images != other).any()), "unlabelled": bool((images != unlabelled).any()),
+    "modules": sorted({name.partition(".")[0] for name in sys.modules}),
+    "signature": str(model.metadata.signature),
+}))
+"""
+
+
+def test_the_champion_loads_and_samples_in_a_clean_process(registered, tmp_path):
+    uri = f"sqlite:///{registered}/mlflow.db"
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", CLEAN, uri], cwd=tmp_path, env=kept | quiet, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["shape"] == [2, 16, 16, 1]
+    assert not {"ray", "infra", "pipelines", "dvc"} & set(told["modules"])
+    assert not told["where"].startswith(str(Path(pyfunc.__file__).parent))
+    assert told["other"] and told["unlabelled"]
+    assert "uint8" in told["signature"] and "num_inference_steps" in told["signature"]
+
+    import torch
+
+    sampler, settings = open_candidate(registered / "runs/ldm", SETTINGS, "cpu", "")
+    here = to_uint8(sampler.sample(Request(torch.tensor([3, 4]), torch.tensor([0, 2]), settings)))
+    assert torch.equal(torch.tensor(told["pixels"], dtype=torch.uint8), here.permute(0, 2, 3, 1))
+
+
+def test_a_version_is_fetched_whole(registered, tmp_path):
+    registry = Registry(TrackingConfig(), registered, MODEL)
+    folder = registry.fetch(registry.champion(), tmp_path / "champion")
+    assert (folder / "grid.png").read_bytes() == b"png"
+    assert json.loads((folder / "candidate.json").read_text())["settings"] == SETTINGS
+    run_folder.load(folder / "sampler")
+
+
+def test_nobody_reigns_in_an_empty_store(tmp_path):
+    registry = Registry(TrackingConfig(), tmp_path, MODEL)
+    assert registry.champion() is None and registry.versions() == []
+
+
+def in_child(work) -> int:
+    """Runs work in a fork, which shares the imports and no connection to the store; returns its process id."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = work() or 0
+        finally:
+            os._exit(code)
+    return child
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_killed_at_any_point_the_alias_points_at_a_version_that_loads(tmp_path, seed):
+    import mlflow.pyfunc  # noqa: F401 - so that children need not
+
+    folder = write_sampler(tmp_path / "runs/ldm")
+
+    def check() -> int:
+        registry = Registry(TrackingConfig(), tmp_path, MODEL)
+        version = registry.champion()
+        fetched = registry.fetch(version, tmp_path / f"fetched{os.getpid()}")
+        pyfunc.RegisteredSampler(fetched).predict({"seed": [1], "label": [0]})
+        return int(version.number)
+
+    def finish(child: int) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    started = time.monotonic()
+    assert finish(in_child(lambda: int(promote(tmp_path, folder, "0" * 64)) - 1)) == 0
+    whole = time.monotonic() - started
+    points, reigning, outcomes = random.Random(seed), 1, set()
+    for trial in range(1, 9):
+        child = in_child(lambda: int(promote(tmp_path, folder, str(trial) * 64)))  # noqa: B023 - runs in this turn
+        time.sleep(points.uniform(0.3, 1.1) * whole * 0.9)
+        os.kill(child, signal.SIGKILL)
+        ended = finish(child)
+        now = finish(in_child(check))
+        assert now >= reigning, f"trial {trial}: the alias went from {reigning} to {now} (child {ended})"
+        outcomes.add(now > reigning)
+        reigning = now
+    # whatever was left half-done, the next promotion ends well
+    last = finish(in_child(lambda: int(promote(tmp_path, folder, "f" * 64))))
+    assert finish(in_child(check)) == last > 0

@@ -1,0 +1,161 @@
+"""params.yaml at the door: everything wrong ends in one line that says where."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.errors import ConfigError
+from pipelines.support.params import load, name_of, train_block
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture()
+def content() -> dict:
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def refusal(content: dict, tmp_path: Path) -> str:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_shipped_file_is_valid():
+    params = load(ROOT / "params.yaml")
+    assert train_block(params, "samplers.ldm").family == "latent_diffusion"
+    assert name_of("samplers.ldm") == "ldm"
+
+
+def test_every_preset_is_valid():
+    for path in sorted((ROOT / "presets").glob("*.yaml")):
+        load(path)
+
+
+def test_a_number_of_workers_may_be_a_range(content, tmp_path):
+    path = tmp_path / "params.yaml"
+    content["cluster"]["num_workers"] = [2, 8]
+    path.write_text(yaml.safe_dump(content))
+    cluster = load(path).cluster
+    assert (cluster.elastic, cluster.max_workers) == (True, 8)
+    content["cluster"]["num_workers"] = [8, 2]
+    assert "expected [min, max] with min <= max" in refusal(content, tmp_path)
+    content["cluster"] |= {"num_workers": [1, 2], "max_failures": 0}
+    assert "needs max_failures above 0" in refusal(content, tmp_path)
+    content["cluster"]["num_workers"] = 0
+    assert "num_workers" in refusal(content, tmp_path)
+
+
+def test_unknown_key_is_named(content, tmp_path):
+    content["samplers"]["dcgan"]["training"]["stepz"] = 3
+    assert "samplers.dcgan.training.stepz: unknown key" in refusal(content, tmp_path)
+
+
+def test_wrong_type_is_named_with_what_was_found(content, tmp_path):
+    content["samplers"]["dcgan"]["training"]["steps"] = "many"
+    message = refusal(content, tmp_path)
+    assert "samplers.dcgan.training.steps" in message
+    assert "'many'" in message
+
+
+def test_impossible_value_is_refused(content, tmp_path):
+    content["samplers"]["ldm"]["training"]["batch_size"] = 0
+    assert "samplers.ldm.training.batch_size" in refusal(content, tmp_path)
+
+
+def test_a_familys_own_block_is_checked(content, tmp_path):
+    content["samplers"]["ldm"]["model"]["objective"] = "guess"
+    assert "samplers.ldm.model.objective" in refusal(content, tmp_path)
+
+
+def test_fields_that_do_not_fit_together_are_refused(content, tmp_path):
+    content["samplers"]["ldm"]["model"]["attention"] = [True]
+    assert "widths has 2 entries and attention 1" in refusal(content, tmp_path)
+
+
+def test_candidates_are_checked_against_the_familys_settings(content, tmp_path):
+    content["samplers"]["dcgan"]["candidates"] = [{"guidance_scale": 2}]
+    assert "samplers.dcgan.candidates.0.guidance_scale: unknown key" in refusal(content, tmp_path)
+
+
+def test_another_averaging_length_needs_snapshots(content, tmp_path):
+    block = content["samplers"]["ldm"]
+    block["candidates"][0]["ema_sigma_rel"] = 0.1
+    assert "samplers.ldm.candidates.0.ema_sigma_rel: needs training.ema_snapshots" in refusal(content, tmp_path)
+    block["training"]["ema_snapshots"] = 4
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    load(path)
+
+
+def test_a_sampler_without_candidates_is_refused(content, tmp_path):
+    content["samplers"]["dcgan"]["candidates"] = []
+    assert "samplers.dcgan.candidates: empty" in refusal(content, tmp_path)
+
+
+def test_a_time_that_nobody_measures_is_refused(content, tmp_path):
+    content["promote"]["batch_size"] = 7
+    assert "promote.batch_size: times are measured alone (1) and at" in refusal(content, tmp_path)
+
+
+def test_an_unknown_family_lists_the_known_ones(content, tmp_path):
+    content["samplers"]["dcgan"]["family"] = "dcgam"
+    message = refusal(content, tmp_path)
+    assert "samplers.dcgan.family" in message
+    assert "wgan_gp" in message
+
+
+def test_a_classifier_is_no_sampler(content, tmp_path):
+    content["samplers"]["dcgan"] = {**content["judges"]["judge"]}
+    assert "cannot be a sampler" in refusal(content, tmp_path)
+
+
+def test_a_number_that_yaml_reads_as_text_is_repaired(content, tmp_path):
+    content["samplers"]["ldm"]["model"]["optimizer"] = {"learning_rate": "1e-4"}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    load(path)
+
+
+def test_not_yaml_and_not_there(tmp_path):
+    path = tmp_path / "params.yaml"
+    with pytest.raises(ConfigError, match="not found"):
+        load(path)
+    path.write_text("a: [1")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load(path)
+    path.write_text("just text")
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        load(path)
+
+
+def test_an_unknown_block_lists_the_blocks():
+    with pytest.raises(ConfigError, match=r"samplers\.wgan_gp"):
+        train_block(load(ROOT / "params.yaml"), "samplers.nothing")
+
+
+def test_the_environment_changes_where_and_nothing_else(monkeypatch):
+    monkeypatch.setenv("LATENT_FOUNDRY_CLUSTER", "{address: auto, num_workers: [2, 8]}")
+    changed = load(ROOT / "params.yaml")
+    assert (changed.cluster.address, changed.cluster.num_workers) == ("auto", (2, 8))
+    monkeypatch.delenv("LATENT_FOUNDRY_CLUSTER")
+    plain = load(ROOT / "params.yaml")
+    assert plain.cluster.address == "local"
+    assert changed.model_dump(exclude={"cluster"}) == plain.model_dump(exclude={"cluster"})
+    monkeypatch.setenv("LATENT_FOUNDRY_SAMPLERS", "{}")
+    assert load(ROOT / "params.yaml") == plain
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [("auto", "LATENT_FOUNDRY_CLUSTER: expected {key: value}"), ("{adress: auto}", "cluster.adress: unknown key")],
+)
+def test_what_the_environment_says_is_checked(monkeypatch, value, told):
+    monkeypatch.setenv("LATENT_FOUNDRY_CLUSTER", value)
+    with pytest.raises(ConfigError, match=told):
+        load(ROOT / "params.yaml")
