@@ -70,7 +70,7 @@ class VAE(Sampler):
         self.nets = nn.ModuleDict({"autoencoder": net})
         self.calls = {"decoder": net.decode}
         self.phases = (Phase("autoencode", "autoencoder", self.loss, config.optimizer),)
-        self.validator: tuple[str, nn.Module] | None = None  # what the perceptual loss looks with
+        self.perceptual_net: tuple[str, nn.Module] | None = None  # what the perceptual loss looks with
         if config.adversarial:
             self._add_discriminator(config.adversarial)
 
@@ -90,7 +90,7 @@ class VAE(Sampler):
         return {} if asked is None else {"judge": asked.judge} if asked.judge else {"lpips": asked.lpips}
 
     def borrow(self, name: str, net: nn.Module) -> None:
-        self.validator = name, net.requires_grad_(False).eval()
+        self.perceptual_net = name, net.requires_grad_(False).eval()
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -105,9 +105,9 @@ class VAE(Sampler):
         }
         loss, seen = terms["reconstruction"], self._as_images(answer.images)
         if config.perceptual:
-            assert self.validator is not None, "nobody lent the network of the perceptual loss"
-            kind, validator = self.validator
-            terms["perceptual"] = DISTANCES[kind](validator.to(images.device), seen, images).mean()
+            assert self.perceptual_net is not None, "nobody lent the network of the perceptual loss"
+            kind, perceptual_net = self.perceptual_net
+            terms["perceptual"] = DISTANCES[kind](perceptual_net.to(images.device), seen, images).mean()
             loss = loss + config.perceptual.weight * images[0].numel() * terms["perceptual"]
         figures = {}
         if config.adversarial:

@@ -19,7 +19,7 @@ STEPS = 4
 
 def pair_of(rank: int, world: int, start, spread: bool):
     """Trains the toy family of test_training_options on this rank's rows of each batch."""
-    from tests.components.training.test_loop_options import Mean, stream
+    from tests.components.training.test_options import Mean, stream
 
     family = Mean()
 
