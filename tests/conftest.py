@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["tests.infra.s3"]
 # fixtures of a whole session that cost seconds: all tests of one run in one process
 COSTLY = ("ray_session", "measured_project", "described_project")
-LONG = ("tests/test_", "tests/pipelines/", "tests/infra/")  # begun first, so that no process is left with one at the end
+LONG = ("tests/test_", "tests/pipelines/", "tests/infra/")  # begun first: no process is left with one at the end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
