@@ -14,7 +14,7 @@ from components.data.dataset import Dataset, verify
 from components.data.images import from_uint8
 from components.errors import InputError
 from components.evaluation.tasks import default_device
-from components.families.vae import VAE
+from components.families.vae import Model as VAE
 from components.files import write_json
 from components.metrics.reconstruction import reconstruction_figures
 from pipelines.support import cli, paths

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from components.artifacts.run_folder import Run
 from components.errors import SamplerError
-from components.families.judge import Judge
+from components.families.judge import Model as Judge
 from components.files import sha256
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from components.data.dataset import Dataset
 from components.data.images import encode_png, from_uint8, grid
 from components.families.base import Sampler
-from components.families.vae import VAE
+from components.families.vae import Model as VAE
 from components.sampling.requests import Blend, Request
 from components.sampling.trajectories import drive
 

@@ -1,4 +1,4 @@
-"""Registry of the model families: the files of this folder. `family: dcgan` is the module `dcgan`, and its class `Model`.
+"""Registry of the model families: the files of this folder. `family: dcgan` is the class `Model` of `dcgan.py`.
 
 A family is imported when it is asked for, so that a program loads only the networks it works with.
 """
@@ -28,7 +28,7 @@ def family_class(name: str, where: str = "family") -> type[Family]:
     such family."""
     known = family_names()
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1)
+        nearest = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         raise ConfigError(f"{where}: expected one of {', '.join(known)}, found {name!r}{hint}")
     return importlib.import_module(f"{__name__}.{name}").Model

@@ -7,8 +7,8 @@ sampler, how images come about. It knows no cluster, no tracker and no path.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,21 @@ def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None, te
     )
 
 
+@dataclass(frozen=True)
+class Tiny:
+    """Test configuration of a family, `TINY` in its file: contract tests train and sample it in a second.
+
+    `data`: the kind of data set that it takes, as tests/components/helpers.py makes them, or one of its own.
+    `settings`: quick ones of a sampler. `prepare` changes the newly built family, where training does not begin with a
+    fresh one.
+    """
+
+    config: Mapping[str, Any]
+    data: Literal["images", "latents", "captioned latents"] | DataInfo = "images"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Family], None] | None = None
+
+
 class Early(NamedTuple):
     """A net that is another's average at a share of the run, from snapshots that the training keeps."""
 
@@ -94,7 +109,8 @@ class Early(NamedTuple):
 
 
 class Family:
-    """A model and how it is trained. Subclasses fill `nets` and `phases` in their __init__(config, data)."""
+    """A model and how it is trained, the class `Model` of a family's file. Subclasses fill `nets` and `phases` in their
+    __init__(config, data)."""
 
     Config: ClassVar[type[Strict]]
 
@@ -180,6 +196,11 @@ class Sampler(Family):
     def image_shape(self) -> tuple[int, ...]:
         """Of what it makes, channels first."""
         return self.data.shape if self.data.autoencoder is None else self.data.autoencoder.data.shape
+
+
+def family_name(family: type[Family]) -> str:
+    """The name that params.yaml knows a family by: its module's."""
+    return family.__module__.rpartition(".")[2]
 
 
 def refuse_unless_square(shape: tuple[int, int, int], multiple: int, name: str) -> None:

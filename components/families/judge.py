@@ -12,7 +12,7 @@ from components.data.dataset import Batch
 from components.data.images import from_uint8
 from components.data.randomness import Draws
 from components.errors import DataError
-from components.families.base import DataInfo, Family, Losses, Phase
+from components.families.base import DataInfo, Family, Losses, Phase, Tiny
 from components.nets.classifier import Classifier
 from components.training.optimizers import OptimizerConfig
 
@@ -26,7 +26,7 @@ class Config(Strict):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, weight_decay=0.01, schedule="cosine", warmup=20)
 
 
-class Judge(Family):
+class Model(Family):
     Config = Config
     kept = ("classifier",)
 
@@ -56,3 +56,6 @@ def augment(images: Tensor, draws: Draws, shift: float, rotate: float) -> Tensor
     matrix = torch.stack([angle.cos(), -angle.sin(), moves[:, 0], angle.sin(), angle.cos(), moves[:, 1]], dim=1)
     where = F.affine_grid(matrix.view(-1, 2, 3), list(images.shape), align_corners=False)
     return F.grid_sample(images, where, padding_mode="border", align_corners=False)
+
+
+TINY = Tiny({"width": 4, "feature_dim": 6})

@@ -23,8 +23,8 @@ from components.diffusion.guidance import Condition, Denoise, Denoiser, Guidance
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS
 from components.errors import DataError
-from components.families.base import DataInfo, Early, Losses, Phase, Sampler, refuse_unfit, refuse_unless_square
-from components.families.vae import VAE
+from components.families.base import DataInfo, Early, Losses, Phase, Sampler, Tiny, refuse_unfit, refuse_unless_square
+from components.families.vae import Model as VAE
 from components.nets.text_encoders import EncoderLayout
 from components.nets.unet import ClassConditionalUNet
 from components.sampling.requests import Request
@@ -88,7 +88,7 @@ class Pixels:
         return images.clamp(-1, 1)
 
 
-class LatentDiffusion(Sampler):
+class Model(Sampler):
     Config = Config
     Settings = Settings
     kept = ("unet", "autoencoder")
@@ -336,3 +336,6 @@ def _refuse_unless_described(config: Config, data: DataInfo) -> None:
         )
     if config.flips and data.autoencoder is not None and not data.flips:
         raise DataError("latent_diffusion: flips needs latents of mirrored images too; expected encode.flips: true")
+
+
+TINY = Tiny({"widths": (8, 16), "heads": 2, "context_dim": 8}, data="latents", settings={"num_inference_steps": 4})

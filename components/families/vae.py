@@ -18,7 +18,7 @@ from components.data.dataset import Batch
 from components.data.images import from_uint8
 from components.data.randomness import Draws
 from components.errors import SamplerError
-from components.families.base import DataInfo, Family, Losses, Phase, Sampler, refuse_unless_square
+from components.families.base import DataInfo, Family, Losses, Phase, Sampler, Tiny, refuse_unless_square
 from components.metrics.reconstruction import reconstruction_figures
 from components.nets.autoencoder import AutoencoderKL
 from components.nets.autoencoder.codebook import Codebook
@@ -55,7 +55,7 @@ class Settings(Strict):
     """A plain autoencoder has nothing to set."""
 
 
-class VAE(Sampler):
+class Model(Sampler):
     Config = Config
     Settings = Settings
     kept = ("autoencoder",)
@@ -204,3 +204,6 @@ RECONSTRUCTION = {
     "l1": lambda decoded, images: (decoded - images).abs(),
     "bce": _bce,
 }
+
+
+TINY = Tiny({"latent_channels": 2, "widths": [4, 8]})

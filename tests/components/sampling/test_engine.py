@@ -10,7 +10,7 @@ from components.diffusion.guidance import Denoiser, Guidance, solve
 from components.diffusion.schedules import FlowSchedule
 from components.diffusion.solvers import SOLVERS
 from components.families.base import DataInfo
-from components.families.dcgan import DCGAN
+from components.families.dcgan import Model as DCGAN
 from components.nets.unet import ClassConditionalUNet
 from components.sampling.engine import DeadlineExceeded, Engine, EngineFull, EngineStopped
 from components.sampling.requests import Request
