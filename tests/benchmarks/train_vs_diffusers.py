@@ -58,7 +58,7 @@ class Theirs(nn.Module):
         super().__init__()
         from diffusers import UNet2DConditionModel
 
-        config, num_classes = family.config, family.num_classes + 1
+        config, num_classes = family.config.backbone, family.num_classes + 1
         kinds = ["CrossAttn" if attend else "" for attend in config.attention]
         self.context = nn.Embedding(num_classes, config.context_dim)
         self.unet = UNet2DConditionModel(
@@ -75,6 +75,13 @@ class Theirs(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
         return self.unet(x, timesteps, self.context(labels)[:, None], class_labels=labels).sample
+
+
+def their_weights(family: LatentDiffusion) -> dict[str, Tensor]:
+    """The weights of ours as Theirs names them."""
+    ours = family.nets["denoiser"].state_dict()
+    names = {key: key.replace("conditioner.context", "context").replace("backbone", "unet") for key in ours}
+    return {names[key]: value for key, value in ours.items()}
 
 
 def their_rate(family: LatentDiffusion, dataset: Dataset, batch_size: int, precision: str) -> float:
@@ -145,7 +152,7 @@ def sides(dataset: Dataset) -> dict[str, Callable[[], float]]:
 def main() -> None:
     let_torchvision_import()
     family, info, _ = demo("ldm")
-    counts = [sum(p.numel() for p in net.parameters()) for net in (family.nets["unet"], Theirs(family))]
+    counts = [sum(p.numel() for p in net.parameters()) for net in (family.nets["denoiser"], Theirs(family))]
     assert counts[0] == counts[1], "the two sides must train equally many parameters"
     with tempfile.TemporaryDirectory() as temporary:
         rates = in_turn(sides(write_noise(Path(temporary) / "latents", info, 1438)), ROUNDS)
