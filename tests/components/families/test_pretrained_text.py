@@ -79,7 +79,7 @@ def test_training_moves_all_but_the_encoder_and_never_runs_it(encoder, monkeypat
     losses["loss"].backward()
     gradients = {name: parameter.grad for name, parameter in moving.raw.named_parameters()}
     assert all(gradient is not None for gradient in gradients.values())
-    assert gradients["text.project.weight"].abs().max() > 0
+    assert gradients["conditioner.text.project.weight"].abs().max() > 0
     assert moving.net.calls == 1 and moving.net.outside == []
     assert_same(copied(family.nets["text"]), before)
 
