@@ -25,7 +25,7 @@ repro-parallel: setup
 	python -m pipelines.parallel --stages $(or $(STAGES),2) $(TARGETS)
 
 test: setup
-	python -m pytest tests
+	python -m pytest tests --numprocesses 2 --dist loadgroup
 
 lint: setup
 	ruff check .

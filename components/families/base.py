@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch, Manifest
+from components.data.media import Medium, medium
 from components.errors import SamplerError
 from components.sampling.requests import Blend, Request, shape_text
 from components.sampling.trajectories import Trajectory, drive
@@ -48,9 +49,11 @@ class Phase:
 
 class DataInfo(Strict):
     """What a family must know of its data: the shape of a row, the classes, facts about the whole set, and, for
-    latents, the autoencoder that they come from and the text encoder that the captions went through, if one did."""
+    latents, the autoencoder that they come from and the text encoder that the captions went through, if one did.
+    `medium`: of the rows or, for latents, of what they decode to."""
 
-    shape: tuple[int, int, int]  # channels, height, width
+    shape: tuple[int, ...]  # channels first
+    medium: str = "image"
     classes: tuple[str, ...] = ()
     caption_length: int = 0  # bytes a row; 0 for a set without captions
     flips: bool = False  # whether it holds latents of the mirrored images too
@@ -67,10 +70,12 @@ class AutoencoderInfo(Strict):
 
 
 def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None, text: dict | None = None) -> DataInfo:
-    """Reads off a manifest what its families need. The row is the column `image`, or `mean` for latents."""
-    column = manifest.columns["image" if "image" in manifest.columns else "mean"]
+    """Reads off a manifest what its families need. The row is the medium's column, or `mean` for latents."""
+    name = medium(manifest.medium).column
+    column = manifest.columns[name if name in manifest.columns else "mean"]
     return DataInfo(
         shape=column.shape,
+        medium=manifest.medium,
         classes=manifest.classes,
         caption_length=manifest.columns["caption"].shape[0] if "caption" in manifest.columns else 0,
         flips="mean_flipped" in manifest.columns,
@@ -95,10 +100,16 @@ class Family:
 
     nets: nn.ModuleDict  # by the name that Phase.net and Call.net use
     phases: tuple[Phase, ...]
+    data: DataInfo
     kept: tuple[str, ...]  # the nets that make the trained model; their average goes into the run folder
     pretrained: tuple[str, ...] = ()  # nets that are never trained here; kept, but not averaged
     libraries: tuple[str, ...] = ()  # beyond torch, that own a part of its nets
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
+
+    @property
+    def medium(self) -> Medium:
+        """Of its rows or, where it works on latents, of what they decode to."""
+        return medium(self.data.medium)
 
     @classmethod
     def early_nets(cls, config: Strict) -> Mapping[str, Early]:
@@ -130,7 +141,6 @@ class Sampler(Family):
     """A family that generates images."""
 
     Settings: ClassVar[type[Strict]]
-    data: DataInfo
     calls: Mapping[str, Callable[..., Tensor]]  # what answers the calls of its trajectories, by Call.net
     # of a built sampler these may depend on its config
     conditional: bool = False  # whether labels steer it
@@ -167,8 +177,8 @@ class Sampler(Family):
         return len(self.data.classes)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Of what it makes: channels, height, width."""
+    def image_shape(self) -> tuple[int, ...]:
+        """Of what it makes, channels first."""
         return self.data.shape if self.data.autoencoder is None else self.data.autoencoder.data.shape
 
 

@@ -1,0 +1,25 @@
+"""Shapes of rows of any rank: the channel comes first in a row, the row first in a batch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """A value a row, (B,) -> (B, 1, ..., 1), to go with `like` (B, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """A value a channel, (C,) -> (C, 1, ..., 1), to go with `like` (B, C, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 2))
+
+
+def all_but_channels(ndim: int) -> tuple[int, ...]:
+    """The axes of a batch (B, C, ...) that a figure of each channel is taken over."""
+    return (0, *range(2, ndim))
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """A shape for messages: 1x16x16."""
+    return "x".join(map(str, shape))
