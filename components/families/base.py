@@ -17,8 +17,9 @@ from components.config import Strict
 from components.data.dataset import Batch, Manifest
 from components.data.media import Medium, medium
 from components.errors import SamplerError
-from components.sampling.requests import Blend, Request, shape_text
+from components.sampling.requests import Blend, Request
 from components.sampling.trajectories import Trajectory, drive
+from components.shapes import shape_text
 from components.training.optimizers import OptimizerConfig
 
 Losses = dict[str, Tensor]  # "loss" is what is minimised; the other scalars are its terms and figures for the curves
@@ -65,6 +66,7 @@ class DataInfo(Strict):
 class AutoencoderInfo(Strict):
     """How to build the autoencoder of a latent data set."""
 
+    family: str = "vae"
     config: dict
     data: DataInfo
 
@@ -127,18 +129,27 @@ class Family:
         raise NotImplementedError
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor | None:
-        """Images to look at during training, (N, C, H, W) in [-1, 1], or None. `columns`: rows of the training set."""
+        """Rows to look at during training, (N, C, ...) in [-1, 1], or None. `columns`: rows of the training set."""
         return None
 
-    def watch(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Family) -> Mapping[str, float]:
+    def watch(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge) -> Mapping[str, float]:
         """Figures of a checkpoint beside its losses. `train`, `held_out`: rows of the training set and of images that
         are not trained on; `judge`: a classifier of them. Averaged nets hold their average, others their live weights.
         """
         return {}
 
 
+class Judge(Family):
+    """A family that tells the data's classes apart: evaluation's feature extractor and classifier by default.
+
+    `nets["classifier"]` has `features`, rows (B, C, ...) in [-1, 1] -> (B, D), and `logits`, those -> (B, num_classes).
+    """
+
+    kept = ("classifier",)
+
+
 class Sampler(Family):
-    """A family that generates images."""
+    """A family that generates rows of a medium."""
 
     Settings: ClassVar[type[Strict]]
     calls: Mapping[str, Callable[..., Tensor]]  # what answers the calls of its trajectories, by Call.net
@@ -154,7 +165,7 @@ class Sampler(Family):
         return None
 
     def trajectory(self, request: Request) -> Trajectory:
-        """The coroutine that makes the images of a request: (B, C, H, W) in [-1, 1]."""
+        """The coroutine that makes the rows of a request: (B, C, ...) in [-1, 1]."""
         raise NotImplementedError
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
@@ -182,23 +193,34 @@ class Sampler(Family):
         return self.data.shape if self.data.autoencoder is None else self.data.autoencoder.data.shape
 
 
-def refuse_unless_square(shape: tuple[int, int, int], multiple: int, name: str) -> None:
-    """Raises SamplerError unless height and width are equal and divisible by `multiple`."""
+def refuse_unless_planar(shape: tuple[int, ...], multiple: int, name: str) -> None:
+    """Raises SamplerError, naming the family, unless rows are channels, height and width, and both sides divisible by
+    `multiple`."""
+    if len(shape) != 3:
+        raise SamplerError(f"{name}: expected rows of channels, height and width, found {shape_text(shape)}")
     _, height, width = shape
-    if height != width or height % multiple:
-        raise SamplerError(
-            f"{name}: expected square images whose side is a multiple of {multiple}, found {height}x{width}"
-        )
+    if height % multiple or width % multiple:
+        found = f"found {height}x{width}"
+        raise SamplerError(f"{name}: expected a height and width that are multiples of {multiple}, {found}")
+
+
+def refuse_unless_square(shape: tuple[int, ...], name: str) -> None:
+    """Raises SamplerError, naming the family, unless rows are channels, height and width, the sides equal."""
+    refuse_unless_planar(shape, 1, name)
+    _, height, width = shape
+    if height != width:
+        raise SamplerError(f"{name}: expected square images, found {height}x{width}")
 
 
 def refuse_unfit(sampler: Sampler, request: Request) -> None:
     """Raises SamplerError naming the first thing in a request that the sampler does not take."""
     if request.source is not None:
         if not sampler.edits:
-            raise SamplerError("source: this sampler draws from noise alone and edits no images")
+            raise SamplerError(f"source: this sampler draws from noise alone and edits no {sampler.medium.plural}")
         found = tuple(request.source.images.shape[1:])
         if found != sampler.image_shape:
-            raise SamplerError(f"source: expected images {shape_text(sampler.image_shape)}, found {shape_text(found)}")
+            expected = f"{sampler.medium.plural} {shape_text(sampler.image_shape)}"
+            raise SamplerError(f"source: expected {expected}, found {shape_text(found)}")
     if reason := sampler.why_not(sampler.config, request.settings):
         raise SamplerError(reason)
     is_guided = sampler.conditional and "guidance_scale" in sampler.Settings.model_fields
