@@ -10,10 +10,10 @@ from pathlib import Path
 from torch import Tensor
 
 from components.artifacts import run_folder
-from components.autoencoding.base import Autoencoder
 from components.data.dataset import Dataset, verify
 from components.errors import InputError
 from components.evaluation.tasks import default_device
+from components.families.base import Autoencoder
 from components.files import write_json
 from components.metrics.reconstruction import reconstruction_figures
 from pipelines.support import cli, paths

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from components.data.dataset import Dataset
-from components.families.base import Sampler
+from components.families.base import Autoencoder, Sampler
 from components.sampling.requests import Blend, Request
 from components.sampling.trajectories import drive
 from components.shapes import per_row
-
-if TYPE_CHECKING:
-    from components.autoencoding.base import Autoencoder
 
 
 def rows_by_class(dataset: Dataset, columns: int) -> list[Tensor]:

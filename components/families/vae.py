@@ -11,13 +11,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components.autoencoding.adversarial import AdversarialConfig, adaptive_weight, hinge
-from components.autoencoding.base import Autoencoder
 from components.autoencoding.equivariance import EquivarianceConfig, draw
 from components.autoencoding.perceptual import DISTANCES, PerceptualConfig
 from components.config import Strict
 from components.data.dataset import Batch
 from components.errors import SamplerError
-from components.families.base import DataInfo, Losses, Phase, refuse_unless_planar
+from components.families.base import Autoencoder, DataInfo, Losses, Phase, refuse_unless_planar
 from components.nets.autoencoder import AutoencoderKL
 from components.nets.autoencoder.codebook import Codebook
 from components.nets.autoencoder.discriminator import PatchDiscriminator
