@@ -15,10 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from components import sampling
 from components.artifacts import run_folder
 from components.data.media import Medium
-from components.families.base import Sampler
+from components.sampling import requests
 from components.sampling.engine import Engine
 from components.sampling.requests import Request
 from components.sampling.trajectories import Trajectory
@@ -88,7 +87,7 @@ class SamplerReplica:
             prompts=None if order.prompt is None else (order.prompt,),
             negative_labels=None if order.negative_label is None else torch.tensor([order.negative_label]),
             negative_prompts=None if order.negative_prompt is None else (order.negative_prompt,),
-            source=order.source and opened(order.source, self.family),
+            source=order.source and opened(order.source, self.family.medium, self.family.image_shape),
         )
         return self.family.trajectory(request.to(self.device))
 
@@ -137,11 +136,10 @@ async def encoded(medium: Medium, rows: Tensor, order: SampleRequest) -> bytes:
     return await asyncio.to_thread(medium.encode, rows[0], order.output_format, order.output_compression)
 
 
-def opened(source: Source, sampler: Sampler) -> sampling.Source:
-    """A source as the sampler takes it, of one row."""
-    medium, shape = sampler.medium, sampler.image_shape
+def opened(source: Source, medium: Medium, shape: tuple[int, ...]) -> requests.Source:
+    """A source as samplers take it, of one row of `shape`."""
     stored = torch.frombuffer(bytearray(source.pixels), dtype=medium.stored_dtype()).reshape(1, *shape)
     mask = None
     if source.mask:
         mask = torch.frombuffer(bytearray(source.mask), dtype=torch.uint8).reshape(1, 1, *shape[1:]).float() / 255
-    return sampling.Source(medium.to_floats(stored), source.strength, mask)
+    return requests.Source(medium.to_floats(stored), source.strength, mask)

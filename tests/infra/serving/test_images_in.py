@@ -179,7 +179,7 @@ def test_a_cut_off_image_is_refused(drawing):
 
 def test_a_source_arrives_as_it_was_sent():
     grid = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
-    arrived = opened(Upload(pixels=grid.tobytes(), strength=0.3, mask=b"\xff" * 128 + b"\0" * 128), grid.shape)
+    arrived = opened(Upload(pixels=grid.tobytes(), strength=0.3, mask=b"\xff" * 128 + b"\0" * 128), MEDIUM, grid.shape)
     assert (MEDIUM.to_stored(arrived.images)[0].numpy() == grid).all() and arrived.strength == 0.3
     assert arrived.mask[0, 0, 0, 0] == 1 and arrived.mask[0, 0, -1, -1] == 0
 
