@@ -9,7 +9,8 @@ from PIL import Image, ImageOps
 
 from components.sources import square
 from components.sources.folder import eight_bit, on_white
-from infra.serving.openai_api import ApiError, ServedModel, Source
+from infra.serving.api_error import ApiError
+from infra.serving.openai_api import ServedModel, Source
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 # SDEdit keeps an image and makes it look like the data between 0.3 and 0.6 (Meng et al. 2022, section 3)
