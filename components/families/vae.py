@@ -166,7 +166,7 @@ class VAE(Sampler):
         """The decoder's output as images in [-1, 1]; under `bce` it is a logit."""
         return decoded.tanh() if self.config.reconstruction == "bce" else decoded.clamp(-1, 1)
 
-    def trajectory(self, request: Request) -> Trajectory:
+    def _trajectory(self, request: Request) -> Trajectory:
         """Decodes draws from the prior, the autoencoder as a generator of its own."""
         return (yield from self.decode(Draws.of_seeds(request.seeds).normal("latent", self.latent_shape)))
 

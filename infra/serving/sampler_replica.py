@@ -15,17 +15,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from components import sampling
 from components.artifacts import run_folder
 from components.data.images import encode, from_uint8
 from components.sampling.engine import Engine
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request, Source
 from components.sampling.trajectories import Trajectory
 from infra.config import ServeConfig
 from infra.serving import serve_metrics
 from infra.serving.autoscaling import LOAD
 from infra.serving.model_store import ModelStore, folder_here
-from infra.serving.openai_api import SampleRequest, ServedModel, Source, Update
+from infra.serving.openai_api import SampleRequest, ServedModel, SourceImage, Update
 
 T = TypeVar("T")
 
@@ -80,21 +79,13 @@ class SamplerReplica:
         return self.engine.submit(start, group=order.group, deadline=deadline, **options)
 
     def trajectory(self, order: SampleRequest) -> Trajectory:
-        request = Request(
-            torch.tensor([order.seed]),
-            None if order.label is None else torch.tensor([order.label]),
-            self.family.Settings(**order.settings),
-            prompts=None if order.prompt is None else (order.prompt,),
-            negative_labels=None if order.negative_label is None else torch.tensor([order.negative_label]),
-            negative_prompts=None if order.negative_prompt is None else (order.negative_prompt,),
-            source=order.source and opened(order.source, self.family.image_shape),
-        )
-        return self.family.trajectory(request.to(self.device))
+        settings, steered = self.family.Settings(**order.settings), conditions(order, self.family.image_shape)
+        return self.family.trajectory(Request(torch.tensor([order.seed]), settings, steered).to(self.device))
 
     def _specimen(self) -> SampleRequest:
         """An order with the model's default settings."""
         settings = self.family.Settings(**self.model.settings).model_dump(mode="json")
-        steered = {"prompt": ""} if self.model.texts else {"label": 0 if self.model.classes else None}
+        steered = {"prompt": ""} if "prompt" in self.model.accepts else {"label": 0 if self.model.classes else None}
         return SampleRequest(model=self.model.key, seed=0, settings=settings, group="specimen", **steered)
 
     def check_health(self) -> None:
@@ -136,10 +127,21 @@ async def encoded(images: Tensor, order: SampleRequest) -> bytes:
     return await asyncio.to_thread(encode, images[0], order.output_format, order.output_compression)
 
 
-def opened(source: Source, shape: tuple[int, int, int]) -> sampling.Source:
+def conditions(order: SampleRequest, shape: tuple[int, ...]) -> Conditions:
+    """What steers an order, as samplers take it: one row. `shape`: of the sampler's images, channels first."""
+    given = {name: getattr(order, name) for name in ("label", "negative_label", "prompt", "negative_prompt")}
+    rows = {
+        name: (value,) if isinstance(value, str) else torch.tensor([value])
+        for name, value in given.items()
+        if value is not None
+    }
+    return Conditions(**rows, source=order.source and opened(order.source, shape))
+
+
+def opened(source: SourceImage, shape: tuple[int, ...]) -> Source:
     """A source as samplers take it, of one row. `shape`: channels, height, width."""
     pixels = torch.frombuffer(bytearray(source.pixels), dtype=torch.uint8).reshape(1, *shape)
     mask = None
     if source.mask:
         mask = torch.frombuffer(bytearray(source.mask), dtype=torch.uint8).reshape(1, 1, *shape[1:]).float() / 255
-    return sampling.Source(from_uint8(pixels), source.strength, mask)
+    return Source(from_uint8(pixels), source.strength, mask)
