@@ -15,7 +15,6 @@ import torch
 
 from components.artifacts import run_folder
 from components.config import parse
-from components.data.images import to_uint8
 from components.evaluation.generation import sampler_of
 from components.sampling.requests import Conditions, Request
 
@@ -25,7 +24,8 @@ _BATCH = 64  # rows sampled at once
 
 class RegisteredSampler:
     """`predict` takes rows of `seed` and, where the sampler is conditional, `label`, a class number, or where it takes
-    texts, `prompt`; `params` change settings for the call. Returns (N, H, W, C) uint8."""
+    texts, `prompt`; `params` change settings for the call. Returns the medium's arrays: images are (N, H, W, C)
+    uint8."""
 
     def __init__(self, folder: Path):
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,7 +46,7 @@ class RegisteredSampler:
             given["prompt"] = tuple(str(prompt) for prompt in model_input["prompt"])
         request = Request(seeds, settings, Conditions(**given))
         parts = [sampler.sample(part) for part in request.split(_BATCH)]
-        return to_uint8(torch.cat(parts)).permute(0, 2, 3, 1).cpu().numpy()
+        return sampler.medium.arrays(torch.cat(parts))
 
 
 def _plain(value: Any) -> Any:

@@ -25,6 +25,7 @@ from components.nets.text_encoders import LIBRARIES, Encoded, EncoderLayout, Tex
 from components.nets.unet import UNet2DConditionModel
 from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call
+from components.shapes import per_row
 from components.training.optimizers import OptimizerConfig
 
 AESTHETIC = 6.0, 2.5  # the scores that the refiner is told of what is wanted and what not (its authors' defaults)
@@ -132,7 +133,7 @@ class StableDiffusion(LatentDiffusion):
         kept = ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
         found = net.encoded(kept)
         if self.config.zeros_for_nothing:
-            found = Encoded(*(part.masked_fill(dropped.view(-1, *[1] * (part.ndim - 1)), 0) for part in found))
+            found = Encoded(*(part.masked_fill(per_row(dropped, part), 0) for part in found))
         return self._condition(found, self.config.backbone, None)
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:

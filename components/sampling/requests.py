@@ -11,6 +11,7 @@ from torch import Tensor
 
 from components.config import Strict
 from components.errors import SamplerError
+from components.shapes import shape_text
 
 BLEND = "blend"  # what a sampler accepts beside the names of Conditions
 
@@ -47,8 +48,8 @@ class Rows:
 
 @dataclass(frozen=True)
 class Source(Rows):
-    """Images to start from instead of noise, at the sampler's own size. `images`: (B, C, H, W) in [-1, 1]. `strength`
-    in (0, 1]: how far up in noise the start lies; small keeps the images, 1 keeps hardly anything. `mask`: (B, 1, H, W)
+    """Images to start from instead of noise, at the sampler's own size. `images`: (B, C, ...) in [-1, 1]. `strength`
+    in (0, 1]: how far up in noise the start lies; small keeps the images, 1 keeps hardly anything. `mask`: (B, 1, ...)
     in [0, 1], 1 where to redraw, 0 where the images' own pixels stay; None redraws everything.
 
     Raises SamplerError of a strength or shapes that cannot be.
@@ -121,21 +122,23 @@ REFUSALS = {
     "prompt": "this sampler takes no texts",
     "negative_label": "this sampler is not guided away from classes",
     "negative_prompt": "this sampler is not guided away from texts",
-    "source": "this sampler draws from noise alone and edits no images",
+    "source": "this sampler draws from noise alone and edits no {rows}",
     BLEND: "this sampler knows no way between two seeds",
 }
 
 
-def refuse_unaccepted(accepts: Collection[str], shape: tuple[int, ...], num_classes: int, request: Request) -> None:
-    """Raises SamplerError naming the first thing in a request that a sampler of images of `shape` does not take.
-    `accepts`: names of Conditions, and `blend`."""
+def refuse_unaccepted(
+    accepts: Collection[str], rows: str, shape: tuple[int, ...], num_classes: int, request: Request
+) -> None:
+    """Raises SamplerError naming the first thing in a request that a sampler does not take. `accepts`: names of
+    Conditions, and `blend`; `rows`, `shape`: what it makes, as images of 3x64x64."""
     given, blend = request.conditions.parts(), request.blend
     for name, value in {**given, **({} if blend is None else {BLEND: blend})}.items():
         if name not in accepts:
-            raise SamplerError(f"{name}: {REFUSALS[name]}")
+            raise SamplerError(f"{name}: {REFUSALS[name].format(rows=rows)}")
         if name == "source" and tuple(value.images.shape[1:]) != shape:
             found = shape_text(value.images.shape[1:])
-            raise SamplerError(f"source: expected images {shape_text(shape)}, found {found}")
+            raise SamplerError(f"source: expected {rows} {shape_text(shape)}, found {found}")
     towards = {} if blend is None else {f"{BLEND}: {name}": value for name, value in blend.parts().items()}
     for name in towards:
         if (plain := name.removeprefix(f"{BLEND}: ")) in REFUSALS and plain not in accepts:
@@ -148,8 +151,3 @@ def refuse_unaccepted(accepts: Collection[str], shape: tuple[int, ...], num_clas
         if name.endswith("label") and ((value < 0) | (value > largest)).any():
             known = f"class numbers 0 to {num_classes - 1}"
             raise SamplerError(f"{name}: expected {known}, found {value.tolist()}")
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """A shape for messages: 1x16x16."""
-    return "x".join(map(str, shape))

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from components.artifacts import run_folder
-from components.data.images import encode, from_uint8
+from components.data.media import Medium
+from components.families.base import Sampler
 from components.sampling.engine import Engine
 from components.sampling.requests import Conditions, Request, Source
 from components.sampling.trajectories import Trajectory
@@ -53,7 +54,7 @@ class SamplerReplica:
     async def generate(self, order: SampleRequest) -> bytes:
         """The encoded image. Raises what the engine raises; cancelling the call frees its rows."""
         images = await asyncio.wrap_future(self._submit(order))
-        return await encoded(images, order)
+        return await encoded(self.family.medium, images, order)
 
     async def stream(self, order: SampleRequest) -> AsyncIterator[Update | None]:
         """None when accepted, then previews, then the image."""
@@ -68,8 +69,8 @@ class SamplerReplica:
             yield None
             while preview := await arrived.get():
                 progress, images = preview
-                yield Update(progress, await encoded(images, order))
-            yield Update(1.0, await encoded(future.result(), order), final=True)
+                yield Update(progress, await encoded(self.family.medium, images, order))
+            yield Update(1.0, await encoded(self.family.medium, future.result(), order), final=True)
         finally:
             future.cancel()
 
@@ -79,7 +80,7 @@ class SamplerReplica:
         return self.engine.submit(start, group=order.group, deadline=deadline, **options)
 
     def trajectory(self, order: SampleRequest) -> Trajectory:
-        settings, steered = self.family.Settings(**order.settings), conditions(order, self.family.image_shape)
+        settings, steered = self.family.Settings(**order.settings), conditions(order, self.family)
         return self.family.trajectory(Request(torch.tensor([order.seed]), settings, steered).to(self.device))
 
     def _specimen(self) -> SampleRequest:
@@ -122,26 +123,27 @@ def in_passing(function: Callable[[], T]) -> T:
         return passing.submit(function).result()
 
 
-async def encoded(images: Tensor, order: SampleRequest) -> bytes:
-    """The only image of an order as a file, made beside the event loop."""
-    return await asyncio.to_thread(encode, images[0], order.output_format, order.output_compression)
+async def encoded(medium: Medium, rows: Tensor, order: SampleRequest) -> bytes:
+    """The only row of an order as a file, made beside the event loop."""
+    return await asyncio.to_thread(medium.encode, rows[0], order.output_format, order.output_compression)
 
 
-def conditions(order: SampleRequest, shape: tuple[int, ...]) -> Conditions:
-    """What steers an order, as samplers take it: one row. `shape`: of the sampler's images, channels first."""
+def conditions(order: SampleRequest, sampler: Sampler) -> Conditions:
+    """What steers an order, as samplers take it: one row."""
     given = {name: getattr(order, name) for name in ("label", "negative_label", "prompt", "negative_prompt")}
     rows = {
         name: (value,) if isinstance(value, str) else torch.tensor([value])
         for name, value in given.items()
         if value is not None
     }
-    return Conditions(**rows, source=order.source and opened(order.source, shape))
+    source = order.source and opened(order.source, sampler.medium, sampler.image_shape)
+    return Conditions(**rows, source=source)
 
 
-def opened(source: SourceImage, shape: tuple[int, ...]) -> Source:
-    """A source as samplers take it, of one row. `shape`: channels, height, width."""
-    pixels = torch.frombuffer(bytearray(source.pixels), dtype=torch.uint8).reshape(1, *shape)
+def opened(source: SourceImage, medium: Medium, shape: tuple[int, ...]) -> Source:
+    """A source as samplers take it, of one row of `shape`."""
+    stored = torch.frombuffer(bytearray(source.pixels), dtype=medium.stored_dtype()).reshape(1, *shape)
     mask = None
     if source.mask:
         mask = torch.frombuffer(bytearray(source.mask), dtype=torch.uint8).reshape(1, 1, *shape[1:]).float() / 255
-    return Source(from_uint8(pixels), source.strength, mask)
+    return Source(medium.to_floats(stored), source.strength, mask)

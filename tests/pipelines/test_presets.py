@@ -38,7 +38,7 @@ SLICE = 48
 def test_every_model_of_a_preset_fits_its_data(path):
     params = load(path)
     data, described = params.data, {"classes": ("a", "b", "c"), "caption_length": 60}
-    images = DataInfo(shape=(data.channels, data.image_size, data.image_size), **described)
+    images = DataInfo(shape=data.shape, **described)
     (block,) = params.autoencoders.values()
     with torch.device("meta"):  # shapes alone
         vae = FAMILIES["vae"](FAMILIES["vae"].Config(**block.model), images)

@@ -28,7 +28,7 @@ def test_every_sampler_refuses_what_it_does_not_accept(name, condition):
     sampler = build(name)
     blend = Blend(SEEDS, torch.zeros(2)) if condition == BLEND else None
     conditions = Conditions(**{condition: GIVEN[condition]} if condition in GIVEN else {})
-    request = Request(SEEDS, sampler.Settings(), conditions, blend)
+    request = Request(SEEDS, conditions, Conditions(label=sampler.Settings(), prompt=blend))
     if condition in sampler.accepts:
         sampler.trajectory(request)
         return
@@ -49,7 +49,7 @@ def test_every_sampler_refuses_what_it_does_not_accept(name, condition):
 def test_values_that_do_not_fit_are_refused(conditions, message):
     request = Request(SEEDS, None, Conditions(**conditions))
     with pytest.raises(SamplerError, match=message):
-        refuse_unaccepted({"label", "prompt", "source"}, (1, 16, 16), 3, request)
+        refuse_unaccepted({"label", "prompt", "source"}, "images", (1, 16, 16), 3, request)
 
 
 def test_rows_are_taken_in_any_order():
