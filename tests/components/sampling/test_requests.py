@@ -28,7 +28,7 @@ def test_every_sampler_refuses_what_it_does_not_accept(name, condition):
     sampler = build(name)
     blend = Blend(SEEDS, torch.zeros(2)) if condition == BLEND else None
     conditions = Conditions(**{condition: GIVEN[condition]} if condition in GIVEN else {})
-    request = Request(SEEDS, conditions, Conditions(label=sampler.Settings(), prompt=blend))
+    request = Request(SEEDS, sampler.Settings(), conditions, blend)
     if condition in sampler.accepts:
         sampler.trajectory(request)
         return
