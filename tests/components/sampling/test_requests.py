@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from components.errors import SamplerError
+from components.families import family_class, family_names
 from components.families.base import Sampler
 from components.sampling.requests import BLEND, Blend, Conditions, Request, Source, refuse_unaccepted
-from tests.components.helpers import TINY, build
+from tests.components.helpers import build
 
 SEEDS = torch.tensor([1, 2])
 GIVEN = {
@@ -19,7 +20,7 @@ GIVEN = {
 
 
 def families():
-    return [name for name in TINY if issubclass(type(build(name)), Sampler)]
+    return [name for name in family_names() if issubclass(family_class(name), Sampler)]
 
 
 @pytest.mark.parametrize("name", families())
