@@ -264,25 +264,6 @@ def family_name(family: type[Family]) -> str:
     return family.__module__.rpartition(".")[2]
 
 
-def refuse_unless_planar(shape: tuple[int, ...], multiple: int, name: str) -> None:
-    """Raises SamplerError, naming the family, unless rows are channels, height and width, and both sides divisible by
-    `multiple`."""
-    if len(shape) != 3:
-        raise SamplerError(f"{name}: expected rows of channels, height and width, found {shape_text(shape)}")
-    _, height, width = shape
-    if height % multiple or width % multiple:
-        found = f"found {height}x{width}"
-        raise SamplerError(f"{name}: expected a height and width that are multiples of {multiple}, {found}")
-
-
-def refuse_unless_square(shape: tuple[int, ...], name: str) -> None:
-    """Raises SamplerError, naming the family, unless rows are channels, height and width, the sides equal."""
-    refuse_unless_planar(shape, 1, name)
-    _, height, width = shape
-    if height != width:
-        raise SamplerError(f"{name}: expected square images, found {height}x{width}")
-
-
 def refuse_unfit(sampler: Sampler, request: Request) -> None:
     """Raises SamplerError naming the first thing in a request that the sampler does not take."""
     if request.source is not None:
