@@ -21,7 +21,6 @@ from components.errors import SamplerError
 from components.metrics.reconstruction import reconstruction_figures
 from components.sampling.requests import Conditions, Request, refuse_unaccepted
 from components.sampling.trajectories import Call, Trajectory, drive
-from components.shapes import shape_text
 from components.training.optimizers import OptimizerConfig
 
 Losses = dict[str, Tensor]  # "loss" is what is minimised; the other scalars are its terms and figures for the curves
@@ -281,22 +280,3 @@ class Autoencoder(Sampler):
 def family_name(family: type[Family]) -> str:
     """The name that params.yaml knows a family by: its module's."""
     return family.__module__.rpartition(".")[2]
-
-
-def refuse_unless_planar(shape: tuple[int, ...], multiple: int, name: str) -> None:
-    """Raises SamplerError, naming the family, unless rows are channels, height and width, and both sides divisible by
-    `multiple`."""
-    if len(shape) != 3:
-        raise SamplerError(f"{name}: expected rows of channels, height and width, found {shape_text(shape)}")
-    _, height, width = shape
-    if height % multiple or width % multiple:
-        found = f"found {height}x{width}"
-        raise SamplerError(f"{name}: expected a height and width that are multiples of {multiple}, {found}")
-
-
-def refuse_unless_square(shape: tuple[int, ...], name: str) -> None:
-    """Raises SamplerError, naming the family, unless rows are channels, height and width, the sides equal."""
-    refuse_unless_planar(shape, 1, name)
-    _, height, width = shape
-    if height != width:
-        raise SamplerError(f"{name}: expected square images, found {height}x{width}")

@@ -25,7 +25,8 @@ from components.diffusion.guidance import Condition, Denoise, Guidance, Precondi
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS
 from components.errors import DataError
-from components.families.base import DataInfo, Early, Losses, Phase, Sampler, Tiny, refuse_unless_planar
+from components.families import family_class
+from components.families.base import DataInfo, Early, Losses, Phase, Sampler, Tiny
 from components.nets.text_encoders import EncoderLayout
 from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call, Preview, Trajectory
@@ -40,8 +41,6 @@ class Latents:
     """The space of an autoencoder's latents, with their mean and spread by channel: the data set's, unless told."""
 
     def __init__(self, data: DataInfo, moments: tuple[Sequence[float], Sequence[float]] | None = None):
-        from components.families import family_class  # which knows this family too
-
         kind = family_class(data.autoencoder.family)
         self.autoencoder = kind(kind.Config(**data.autoencoder.config), data.autoencoder.data)
         self.nets = {"autoencoder": self.autoencoder.nets["autoencoder"]}
@@ -104,7 +103,7 @@ class Model(Sampler):
         self.config, self.data = config, data
         self.accepts = frozenset({"source", BLEND, *STEERING[config.conditioning]})
         _refuse_unless_described(config, data)
-        refuse_unless_planar(data.shape, config.backbone.multiple, "latent_diffusion")
+        config.backbone.refuse_unfit(data.shape, "latent_diffusion")
         self.space = Pixels(data) if data.autoencoder is None else Latents(data)
         self.autoencoder = self.space.autoencoder
         denoiser = build_denoiser(config, data)

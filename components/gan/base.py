@@ -12,7 +12,7 @@ from components.config import Strict
 from components.data.dataset import Batch
 from components.data.randomness import Draws
 from components.errors import DataError, SamplerError
-from components.families.base import DataInfo, Family, Losses, Phase, Sampler, family_name, refuse_unless_square
+from components.families.base import DataInfo, Family, Losses, Phase, Sampler, family_name
 from components.gan import penalties
 from components.gan.augment import adaptive, diffaugment, next_probability
 from components.gan.config import GANConfig
@@ -23,6 +23,7 @@ from components.nets.gan.critic import CriticOutput, Sample
 from components.nets.gan.layers import doublings, spectral_normalise
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call, Trajectory
+from components.shapes import refuse_unless_square
 
 
 class Settings(Strict):
