@@ -43,7 +43,7 @@ def project(tmp_path):
 def test_the_champion(project):
     model = read_promoted(project / "promoted.json")
     assert model.folder == str(project / "runs" / "ldm")
-    assert model.id == "latent-foundry@7" and model.edits
+    assert model.id == "latent-foundry@7" and "source" in model.accepts
     assert model.settings == {"num_inference_steps": 3} and model.size == "16x16"
 
 
