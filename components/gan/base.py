@@ -33,6 +33,7 @@ class GAN(Sampler):
     Settings = Settings
     Config = GANConfig
     kept = ("generator",)
+    conditional = False  # whether labels steer it
     labels_optional = False  # of a conditional family: whether it can do without classes
 
     def __init__(self, config: GANConfig, data: DataInfo):
@@ -54,6 +55,10 @@ class GAN(Sampler):
         self.lookahead = remedies.lookahead(config)
         self.needs_reals = bool(self.loss.paired or config.feature_matching or config.unroll)  # the generator's loss
         self.phases = self.training_phases()
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        return frozenset({"label"} if self.conditional else ())
 
     def networks(self) -> dict[str, nn.Module]:
         """New networks by name: `generator` and `discriminator`, and what else the family trains."""
@@ -157,9 +162,10 @@ class GAN(Sampler):
         return self.generator_inputs(Draws.of_seeds(request.seeds), "sample", self.requested_condition(request))
 
     def requested_condition(self, request: Request) -> dict[str, Tensor]:
-        return {} if request.labels is None or not self.conditional else {"label": request.labels}
+        label = request.conditions.label
+        return {} if label is None else {"label": label}
 
-    def trajectory(self, request: Request) -> Trajectory:
+    def _trajectory(self, request: Request) -> Trajectory:
         return (yield Call("generator", self.sampling_inputs(request)))
 
     # -- figures ------------------------------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from components.errors import SamplerError
-from components.families.base import family_name, refuse_unless_square
+from components.families.base import family_name
 from components.nets.gan import dcgan, residual
 from components.nets.gan.critic import Condition, Critic
 from components.nets.gan.layers import doublings
+from components.shapes import refuse_unless_square
 
 if TYPE_CHECKING:
     from components.gan.base import GAN
