@@ -19,28 +19,25 @@ from PIL import Image
 
 from components.artifacts import run_folder
 from components.artifacts.pyfunc import CANDIDATE, SAMPLER, RegisteredSampler
-from components.data.dataset import Dataset, batches, read_manifest, write_manifest
+from components.data.dataset import Dataset, batches, read_manifest
 from components.data.media import medium
 from components.errors import SamplerError
 from components.families import family_class
-from components.families.base import AutoencoderInfo, DataInfo, data_info
+from components.families.base import data_info
 from components.sampling.engine import Engine
 from components.sampling.requests import Request, Source
 from components.sources import DataConfig
 from components.sources import Source as Rows
-from components.training.loop import TrainingConfig, fit
-from infra.ray_cluster.encoding import Encoder, Moments
-from infra.storage.store import Store
 from pipelines import evaluate, reconstruct, reference
 from pipelines.prepare import prepare, summary
 from tests import toys
 from tests.components.helpers import one_exact_thread
+from tests.pipelines.in_process import encode, train
 
 CLASSES = ("low", "high")
 SHAPES = {"series": (1, 24), "clip": (3, 4, 4, 6)}
 FAMILIES = {"vae": "toy_autoencoder", "judge": "toy_judge", "gen": "toy_generator"}
 FAMILIES |= {"ldm": "toy_diffusion", "pixels": "toy_diffusion"}
-TRAINING = TrainingConfig(steps=4, batch_size=8, report_every=2, save_every=4)
 SETTINGS = {"num_inference_steps": 3, "guidance_scale": 1.5}
 
 
@@ -70,42 +67,6 @@ def params() -> dict:
     }
 
 
-def train(root: Path, name: str, info: DataInfo, data: Path) -> None:
-    """A short training, and its run folder."""
-    kind = family_class(FAMILIES[name])
-    torch.manual_seed(0)
-    family = kind(kind.Config(), info)
-    if info.autoencoder is not None:
-        run_folder.load_weights(family.nets["autoencoder"], root / "runs/vae/autoencoder.safetensors")
-    functions = {"wrap": lambda net, optimizer: (net, optimizer), "report": lambda step, figures: figures}
-    stream = batches(Dataset(data), TRAINING.batch_size)
-    state = fit(family, stream, TRAINING, start=None, save=lambda state: None, **functions)
-    assert all(math.isfinite(value) for report in state.history for value in report.values())
-    provenance = run_folder.Provenance(data="d", code="c", job="j", seed=0, step=TRAINING.steps)
-    run_folder.write(root / "runs" / name, FAMILIES[name], family, state, provenance)
-
-
-def encode(root: Path) -> DataInfo:
-    """data/latents as the stage writes it, by the actor of its pool."""
-    images, target = root / "data/images/train", root / "data/latents"
-    target.mkdir()
-    encoder = Encoder(root / "runs/vae", images, Store.open(target), 5)
-    facts = read_manifest(images)
-    parts = [encoder._encode(number) for number in range(len(facts.shards))]
-    moments = Moments(*(sum(values) for values in zip(*(part for _, part in parts), strict=True)))
-    write_manifest(
-        target,
-        [shard for shard, _ in parts],
-        medium=facts.medium,
-        value_range=facts.value_range,
-        classes=facts.classes,
-        statistics=moments.statistics(),
-    )
-    config = run_folder.read_config(root / "runs/vae")
-    of = AutoencoderInfo(family=config.family, config=config.config, data=config.data)
-    return data_info(read_manifest(target), of)
-
-
 class Project(NamedTuple):
     root: Path
     medium: str
@@ -129,8 +90,8 @@ def project(request, tmp_path_factory):
         images = root / "data/images/train"
         info = data_info(read_manifest(images))
         for model in ("vae", "judge", "gen", "pixels"):
-            train(root, model, info, images)
-        train(root, "ldm", encode(root), root / "data/latents")
+            train(root, model, FAMILIES[model], {}, info, images)
+        train(root, "ldm", FAMILIES["ldm"], {}, encode(root), root / "data/latents")
         reference.main([])
         for sampler in ("ldm", "pixels", "gen"):
             evaluate.main([f"samplers.{sampler}"])
