@@ -36,6 +36,7 @@ class GAN(Sampler):
     Settings = Settings
     Config = GANConfig
     kept = ("generator",)
+    conditional = False  # whether labels steer it
     labels_optional = False  # of a conditional variant: whether it can do without classes
 
     def __init__(self, config: GANConfig, data: DataInfo):
@@ -47,6 +48,10 @@ class GAN(Sampler):
         self.loss = LOSSES[config.loss]
         self.adopt(**self.players())
         self.phases = self.moves()
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        return frozenset({"label"} if self.conditional else ())
 
     def players(self) -> dict[str, nn.Module]:
         """The nets by name: generator and discriminator, and what else the variant trains."""
@@ -236,8 +241,8 @@ class GAN(Sampler):
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
-    def trajectory(self, request: Request) -> Trajectory:
-        label = {} if request.labels is None or not self.conditional else {"label": request.labels}
+    def _trajectory(self, request: Request) -> Trajectory:
+        label = {} if request.conditions.label is None else {"label": request.conditions.label}
         return (yield Call("generator", self.inputs(Draws.of_seeds(request.seeds), "sample", label)))
 
     def of_images(self, scores: Tensor) -> Tensor:
