@@ -25,7 +25,7 @@ from components.errors import SamplerError
 from components.families import family_class
 from components.families.base import data_info
 from components.sampling.engine import Engine
-from components.sampling.requests import Request, Source
+from components.sampling.requests import Conditions, Request, Source
 from components.sources import DataConfig
 from components.sources import Source as Rows
 from pipelines import evaluate, reconstruct, reference
@@ -130,7 +130,7 @@ def test_samples_are_rows_alone_as_in_a_batch(project, name):
     sampler = project.sampler(name)
     settings = sampler.Settings(**(SETTINGS if FAMILIES[name] == "toy_diffusion" else {}))
     requests = [
-        Request(torch.tensor([seed]), torch.tensor([seed % 2]) if sampler.conditional else None, settings)
+        Request(torch.tensor([seed]), settings, Conditions(torch.tensor([seed % 2]) if sampler.conditional else None))
         for seed in (3, 4, 3)
     ]
     engine = Engine(sampler.calls)
@@ -150,19 +150,23 @@ def test_what_a_mask_keeps_stays(project, name):
     mask = torch.zeros(2, 1, *shape[1:])
     mask[..., : shape[-1] // 2] = 1
     settings = sampler.Settings(**SETTINGS)
-    made = sampler.sample(Request(torch.arange(2), torch.arange(2), settings, source=Source(given, 0.8, mask)))
+    made = sampler.sample(
+        Request(torch.arange(2), settings, Conditions(torch.arange(2), source=Source(given, 0.8, mask)))
+    )
     kept = mask.expand_as(given) == 0
     torch.testing.assert_close(made[kept], given[kept], rtol=0, atol=1e-6)
     assert not torch.allclose(made[~kept], given[~kept], atol=1e-2)
     with pytest.raises(SamplerError, match=f"source: expected {medium(project.medium).plural} "):
-        sampler.sample(Request(torch.arange(2), torch.arange(2), settings, source=Source(given[..., :-1], 0.8)))
+        sampler.sample(
+            Request(torch.arange(2), settings, Conditions(torch.arange(2), source=Source(given[..., :-1], 0.8)))
+        )
 
 
 def test_every_solver_schedule_and_weighting_takes_the_shape(project):
     sampler, kind = project.sampler("pixels"), family_class("toy_diffusion")
     for solver in ("ddpm", "heun", "plms", "dpmpp_2m", "unipc"):
         settings = sampler.Settings(solver=solver, guidance_rescale=0.7, **SETTINGS)
-        made = sampler.sample(Request(torch.arange(2), torch.arange(2), settings))
+        made = sampler.sample(Request(torch.arange(2), settings, Conditions(torch.arange(2))))
         assert made.shape == (2, *SHAPES[project.medium]) and made.isfinite().all()
     stream = batches(Dataset(project.root / "data/images/train"), 6)
     for change in ({"weighting": {"name": "min_snr"}}, {"weighting": {"name": "learned"}}, {"objective": "edm"}):

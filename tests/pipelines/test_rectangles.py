@@ -17,7 +17,7 @@ from components.data.dataset import Dataset, read_manifest
 from components.errors import SamplerError
 from components.families import family_class
 from components.families.base import data_info
-from components.sampling.requests import Request, Source
+from components.sampling.requests import Conditions, Request, Source
 from infra.config import ServeConfig
 from pipelines import evaluate, prepare, reconstruct, reference
 from pipelines.support.report_pictures import autoencoder_pictures, champion_film
@@ -101,7 +101,9 @@ def test_an_edit_keeps_what_the_mask_leaves(project):
     mask = torch.zeros(2, 1, *SHAPE[1:])
     mask[..., :8] = 1
     settings = sampler.Settings(num_inference_steps=2)
-    made = sampler.sample(Request(torch.arange(2), torch.arange(2), settings, source=Source(given, 0.8, mask)))
+    made = sampler.sample(
+        Request(torch.arange(2), settings, Conditions(torch.arange(2), source=Source(given, 0.8, mask)))
+    )
     assert made.shape == given.shape and torch.allclose(made[..., 8:], given[..., 8:])
 
 
