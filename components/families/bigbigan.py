@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from components.data.dataset import Batch
-from components.data.images import from_uint8
 from components.families.base import Family, Losses, Phase
 from components.gan.base import detached, refuse_unless_doubled
 from components.gan.big import Big, BigConfig
@@ -62,7 +61,7 @@ class BigBiGAN(Big):
 
     def encode(self, net: nn.Module, batch: Batch) -> Sample:
         """The real rows of a step with their codes by `net`, the encoder."""
-        images = from_uint8(batch.columns["image"])
+        images = self.medium.rows(batch.columns)
         return {"images": images, "codes": net(images)}
 
     def encoded(self, net: nn.Module, batch: Batch) -> Sample:
@@ -100,7 +99,7 @@ class BigBiGAN(Big):
             return figures
         with torch.inference_mode():
             device, encoder = next(self.nets.parameters()).device, self.nets["encoder"]
-            images, others = (from_uint8(columns["image"]).to(device) for columns in (train, held_out))
+            images, others = (self.medium.rows(columns).to(device) for columns in (train, held_out))
             features, other_features = encoder.features(images), encoder.features(others)
             figures["reconstruction"] = float((self.reconstruct(others) - others).square().mean())
         if "label" in train:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch
-from components.data.images import from_uint8
 from components.data.randomness import Draws
 from components.errors import DataError, SamplerError
 from components.families.base import DataInfo, Family, Losses, Phase, Sampler, refuse_unless_square
@@ -90,7 +89,7 @@ class GAN(Sampler):
     # -- what the players see -----------------------------------------------------------------------------------------
 
     def real_sample(self, batch: Batch) -> Sample:
-        return self.known(from_uint8(batch.columns["image"]), batch.columns.get("label"))
+        return self.known(self.medium.rows(batch.columns), batch.columns.get("label"))
 
     def known(self, images: Tensor, labels: Tensor | None) -> Sample:
         """Images with all that the discriminator is told beside them."""
@@ -263,7 +262,7 @@ def weights_of(net: nn.Module) -> list[Tensor]:
 def refuse_unless_doubled(family: GAN) -> None:
     """Raises SamplerError unless images are square with a side of 8, 16, 32, ..."""
     name = type(family).__name__.lower()
-    refuse_unless_square(family.data.shape, 1, name)
+    refuse_unless_square(family.data.shape, name)
     try:
         doublings(family.data.shape[1])
     except ValueError as error:

@@ -34,7 +34,7 @@ def untrained() -> Sampler:
     config = params.load(ROOT / params.DEFAULT)
     vae = FAMILIES["vae"].Config(**config.autoencoders["vae"].model)
     classes = tuple(str(number) for number in range(10))
-    images = DataInfo(shape=(1, config.data.image_size, config.data.image_size), classes=classes)
+    images = DataInfo(shape=config.data.shape, classes=classes)
     latent_shape = FAMILIES["vae"](vae, images).latent_shape
     channels = latent_shape[0]
     data = DataInfo(

@@ -14,7 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # seen by every stage through the modules that it names, and without influence on what they compute
 INCIDENTAL = {"components/__init__.py", "components/config.py", "components/errors.py", "components/files.py"}
 # how trained models sample: evaluate's matter, a training only previews with it
-SAMPLING_ONLY = {"components/sampling/requests.py", "components/sampling/trajectories.py", "components/data/images.py"}
+SAMPLING_ONLY = {
+    "components/sampling/requests.py",
+    "components/sampling/trajectories.py",
+    "components/data/media/base.py",
+}
 # figures beside the curves: they decide no weight
 WATCHING_ONLY = {
     f"components/metrics/{name}.py"

@@ -38,7 +38,7 @@ SLICE = 48
 def test_every_model_of_a_preset_fits_its_data(path):
     params = load(path)
     data, described = params.data, {"classes": ("a", "b", "c"), "caption_length": 60}
-    images = DataInfo(shape=(data.channels, data.image_size, data.image_size), **described)
+    images = DataInfo(shape=data.shape, **described)
     (block,) = params.autoencoders.values()
     with torch.device("meta"):  # shapes alone
         vae = FAMILIES["vae"](FAMILIES["vae"].Config(**block.model), images)
@@ -86,7 +86,7 @@ def shrunk(content: dict) -> dict:
     content["autoencoders"]["vae"]["model"] |= {"widths": [4, 8]}
     content["judges"]["judge"]["model"] = {"width": 8, "feature_dim": 8}
     ldm = content["samplers"]["ldm"]
-    ldm["model"] |= {"widths": [8, 8], "attention": [False, True], "context_dim": 8, "heads": 2}
+    ldm["model"] |= {"backbone": {"widths": [8, 8], "context_dim": 8, "heads": 2}}
     ldm["model"]["text"] |= {"width": 8, "layers": 1, "heads": 2}
     ldm["training"] = {**training, "ema_snapshots": 8}
     for candidate in ldm["candidates"]:

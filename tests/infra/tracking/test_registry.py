@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from components.artifacts import pyfunc, run_folder
-from components.data.images import to_uint8
+from components.data.media.image import MEDIUM
 from components.evaluation.generation import open_candidate
 from components.families import FAMILIES
 from components.sampling.requests import Request
@@ -87,7 +87,7 @@ def test_the_champion_loads_and_samples_in_a_clean_process(registered, tmp_path)
     import torch
 
     sampler, settings = open_candidate(registered / "runs/ldm", SETTINGS, "cpu", "")
-    here = to_uint8(sampler.sample(Request(torch.tensor([3, 4]), torch.tensor([0, 2]), settings)))
+    here = MEDIUM.to_stored(sampler.sample(Request(torch.tensor([3, 4]), torch.tensor([0, 2]), settings)))
     assert torch.equal(torch.tensor(told["pixels"], dtype=torch.uint8), here.permute(0, 2, 3, 1))
 
 
