@@ -14,6 +14,7 @@ from torch import Tensor
 from components.evaluation import generation
 from components.families.latent_diffusion import LatentDiffusion
 from components.sampling.engine import Engine, Forward
+from components.sampling.trajectories import drive
 from tests.benchmarks.rates import settle
 from tests.gpu import models
 from tests.gpu.models import DEMO, MIDDLE
@@ -58,13 +59,15 @@ def lowered(family: LatentDiffusion, part: Part) -> dict[str, Net]:
     return {name: low(net) for name, net in family.calls.items()}
 
 
+@torch.inference_mode()
 def inputs(part: Part, family: LatentDiffusion, rows: int) -> dict[str, Tensor]:
-    """What the net is asked, `rows` rows of it."""
-    return {
-        "x": torch.randn(rows, *family.data.shape, device=part.device),
-        "level": torch.linspace(0, 999, rows, device=part.device),
-        "label": torch.arange(rows, device=part.device) % len(models.CLASSES),
-    }
+    """What a request of `rows` images asks the net first."""
+    settings = family.Settings(guidance_scale=1.0)
+    trajectory = family.trajectory(generation.request(family, settings, 0, rows, seed=0).to(part.device))
+    call = next(trajectory)
+    while call.net != models.net_name(family):
+        call = trajectory.send(family.calls[call.net](**call.inputs))
+    return {name: value.clone() for name, value in call.inputs.items()}
 
 
 @torch.inference_mode()
@@ -157,8 +160,6 @@ def bare_loop(part: Part, family: LatentDiffusion, calls: Mapping[str, Net], ste
 @torch.inference_mode()
 def one_trajectory(part: Part, family: LatentDiffusion, calls: Mapping[str, Net], chosen: dict) -> float:
     """Seconds of the same images as one request."""
-    from components.sampling.trajectories import drive
-
     request = generation.request(family, family.Settings(**chosen), 0, NUM_IMAGES, seed=0).to(part.device)
     settle()
     began = time.perf_counter()

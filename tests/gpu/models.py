@@ -63,7 +63,9 @@ def unet(size: Size, device: torch.device, channels_last: bool = False) -> Laten
 
 
 def config(size: Size) -> dict:
-    return {"widths": size.widths, "attention": size.attention, "layers": size.layers, "heads": size.heads}
+    """The family's, as a block of params.yaml."""
+    names = ("widths", "attention", "layers", "heads")
+    return {"backbone": {"name": "unet", **{name: getattr(size, name) for name in names}}}
 
 
 def net_name(family: LatentDiffusion) -> str:

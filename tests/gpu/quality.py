@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from components.data.dataset import batches
-from components.data.images import encode_png, from_uint8, grid, to_uint8
+from components.data.media.image import MEDIUM
 from components.evaluation import generation
 from components.evaluation.extractor import label_agreement
 from components.families.base import DataInfo, Family, Sampler
@@ -150,7 +150,7 @@ def seen(part: Part, judge: Judge, images: Tensor, labels: Tensor) -> tuple[Tens
     net, vectors, logits = judge.nets["classifier"], [], []
     for rows in images.split(1000):
         pixels = rows.to(part.device)
-        vectors.append(net.features(from_uint8(pixels) if pixels.dtype == torch.uint8 else pixels))
+        vectors.append(net.features(MEDIUM.to_floats(pixels) if pixels.dtype == torch.uint8 else pixels))
         logits.append(net.logits(vectors[-1]))
     return torch.cat(vectors).double().cpu(), label_agreement(torch.cat(logits).cpu(), labels)
 
@@ -160,13 +160,13 @@ def sampled(part: Part, family: Sampler, judge: Judge, reference: Tensor) -> dic
     settings = family.Settings(**SAMPLING | ({"num_inference_steps": 3} if part.toy else {}))
     count, rows = (40, 20) if part.toy else (NUM_SAMPLES, 500)
     picture = family.sample(generation.grid_request(family, settings, seed=0))
-    (part.out / "samples.png").write_bytes(encode_png(grid(picture, generation.GRID_COLUMNS), 3))
+    (part.out / "samples.png").write_bytes(MEDIUM.preview(picture, generation.GRID_COLUMNS, 3))
     settle()
     began = time.perf_counter()
     images = [family.sample(asked) for asked in generation.requests(family, settings, count, 1, rows)]
     settle()
     seconds = time.perf_counter() - began
-    quantised = from_uint8(to_uint8(torch.cat(images)).cpu())
+    quantised = MEDIUM.to_floats(MEDIUM.to_stored(torch.cat(images)).cpu())
     vectors, agreement = seen(part, judge, quantised, family.cycled_labels(count))
     return {
         "frechet_distance": frechet_distance(Moments.of(vectors), Moments.of(reference)),

@@ -105,10 +105,8 @@ def ours(
 
 def theirs(part: Part, size: Size, precision: str) -> float:
     torch.backends.cudnn.benchmark = False
-    family, threads = models.unet(size, torch.device("cpu")), torch.get_num_threads()
-    rate = their_rate(family, models.latents(size), size.batch_size, *steps(part), precision)
-    torch.set_num_threads(threads)  # theirs takes all cores
-    return rate
+    family = models.unet(size, torch.device("cpu"))
+    return their_rate(family, models.latents(size), size.batch_size, *steps(part), precision)
 
 
 def against_diffusers(part: Part, name: str, size: Size) -> None:
@@ -150,6 +148,23 @@ def peak_share(part: Part, size: Size, option: dict) -> dict:
 
 
 def _peak_share(part: Part, size: Size, option: dict) -> dict:
+    flops, taken, parameters = forward_backward(part, size, option)
+    peak = 1e12 * part.found["peak_tflops"]["bfloat16"]
+    rate = ours(part, size, **{**option, "precision": "bfloat16"})
+    return {
+        "forward_backward": flops / taken / peak,
+        "loop": flops / size.batch_size * rate / peak,
+        "tflops": flops / taken / 1e12,
+        "gflop_per_row": flops / size.batch_size / 1e9,
+        "batch_size": size.batch_size,
+        "images_per_second": rate,
+        "parameters": parameters,
+        "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if part.on_gpu else 0.0,
+    }
+
+
+def forward_backward(part: Part, size: Size, option: dict) -> tuple[int, float, int]:
+    """FLOPs and seconds of one forward and backward pass in bfloat16, and how many parameters there are."""
     family = models.unet(size, part.device, option.get("channels_last", False))
     net, (phase,) = family.nets[models.net_name(family)], family.phases
     batch = next(batches(models.latents(size), size.batch_size)).to(part.device)
@@ -163,22 +178,7 @@ def _peak_share(part: Part, size: Size, option: dict) -> dict:
     with FlopCounterMode(display=False) as counter:
         step()
     times = sorted(seconds(step) for _ in range(3 if part.toy else 8))
-    taken = times[len(times) // 2]
-    peak = 1e12 * part.found["peak_tflops"]["bfloat16"]
-    parameters = sum(weight.numel() for weight in net.parameters())
-    del family, net, phase, batch
-    rate = ours(part, size, **{**option, "precision": "bfloat16"})
-    flops = counter.get_total_flops()
-    return {
-        "forward_backward": flops / taken / peak,
-        "loop": flops / size.batch_size * rate / peak,
-        "tflops": flops / taken / 1e12,
-        "gflop_per_row": flops / size.batch_size / 1e9,
-        "batch_size": size.batch_size,
-        "images_per_second": rate,
-        "parameters": parameters,
-        "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if part.on_gpu else 0.0,
-    }
+    return counter.get_total_flops(), times[len(times) // 2], sum(weight.numel() for weight in net.parameters())
 
 
 def compiled(part: Part, size: Size, option: dict, mode: str) -> dict:
