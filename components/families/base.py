@@ -7,8 +7,8 @@ sampler, how images come about. It knows no cluster, no tracker and no path.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,21 @@ def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None, te
     )
 
 
+@dataclass(frozen=True)
+class Tiny:
+    """Test configuration of a family, `TINY` in its file: contract tests train and sample it in a second.
+
+    `data`: the kind of data set that it takes, as tests/components/helpers.py makes them, or one of its own.
+    `settings`: quick ones of a sampler. `prepare` changes the newly built family, where training does not begin with a
+    fresh one.
+    """
+
+    config: Mapping[str, Any]
+    data: Literal["images", "latents", "captioned latents"] | DataInfo = "images"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Family], None] | None = None
+
+
 class Early(NamedTuple):
     """A net that is another's average at a share of the run, from snapshots that the training keeps."""
 
@@ -98,7 +113,8 @@ class Early(NamedTuple):
 
 
 class Family:
-    """A model and how it is trained. Subclasses fill `nets` and `phases` in their __init__(config, data)."""
+    """A model and how it is trained, the class `Model` of a family's file. Subclasses fill `nets` and `phases` in their
+    __init__(config, data)."""
 
     Config: ClassVar[type[Strict]]
 
@@ -241,6 +257,11 @@ class Autoencoder(Sampler):
         rows = self.medium.rows(columns)[:20].to(next(self.nets.parameters()).device)
         pairs = zip(rows.split(10), self.reconstruct(rows).split(10), strict=True)
         return torch.cat([line for pair in pairs for line in pair])
+
+
+def family_name(family: type[Family]) -> str:
+    """The name that params.yaml knows a family by: its module's."""
+    return family.__module__.rpartition(".")[2]
 
 
 def refuse_unless_planar(shape: tuple[int, ...], multiple: int, name: str) -> None:

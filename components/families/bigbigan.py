@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from components.data.dataset import Batch
-from components.families.base import Family, Losses, Phase
+from components.families.base import Family, Losses, Phase, Tiny
 from components.gan.base import detached, refuse_unless_doubled
 from components.gan.big import Big, BigConfig
 from components.gan.standing import WHOLE
@@ -23,7 +23,7 @@ class Config(BigConfig):
     encoder: OptimizerConfig = OptimizerConfig(name="adam", learning_rate=2e-4, betas=(0.0, 0.999))
 
 
-class BigBiGAN(Big):
+class Model(Big):
     Config = Config
     kept = ("generator", "encoder")
 
@@ -106,3 +106,6 @@ class BigBiGAN(Big):
             labels, other_labels = (columns["label"].to(device) for columns in (train, held_out))
             figures["probe_accuracy"] = probe_accuracy(features.clone(), labels, other_features.clone(), other_labels)
         return figures
+
+
+TINY = Tiny({"latent_dim": 7, "width": 4})

@@ -12,7 +12,7 @@ from components.data.dataset import Batch
 from components.data.randomness import Draws
 from components.errors import DataError
 from components.families import base
-from components.families.base import DataInfo, Losses, Phase, refuse_unless_planar
+from components.families.base import DataInfo, Losses, Phase, Tiny, refuse_unless_planar
 from components.nets.classifier import Classifier
 from components.training.optimizers import OptimizerConfig
 
@@ -26,7 +26,7 @@ class Config(Strict):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, weight_decay=0.01, schedule="cosine", warmup=20)
 
 
-class Judge(base.Judge):
+class Model(base.Judge):
     Config = Config
 
     def __init__(self, config: Config, data: DataInfo):
@@ -58,3 +58,6 @@ def augment(images: Tensor, draws: Draws, shift: float, rotate: float) -> Tensor
     matrix = torch.stack([*turn[0], moves[:, 0], *turn[1], moves[:, 1]], dim=1)
     where = F.affine_grid(matrix.view(-1, 2, 3), list(images.shape), align_corners=False)
     return F.grid_sample(images, where, padding_mode="border", align_corners=False)
+
+
+TINY = Tiny({"width": 4, "feature_dim": 6})

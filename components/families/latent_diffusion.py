@@ -25,7 +25,7 @@ from components.diffusion.guidance import Condition, Denoise, Guidance, Precondi
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS
 from components.errors import DataError
-from components.families.base import DataInfo, Early, Losses, Phase, Sampler, refuse_unfit, refuse_unless_planar
+from components.families.base import DataInfo, Early, Losses, Phase, Sampler, Tiny, refuse_unfit, refuse_unless_planar
 from components.nets.text_encoders import EncoderLayout
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call, Preview, Trajectory
@@ -92,7 +92,7 @@ class Pixels:
         return images.clamp(-1, 1)
 
 
-class LatentDiffusion(Sampler):
+class Model(Sampler):
     Config = Config
     Settings = Settings
     kept = ("denoiser", "autoencoder")
@@ -348,3 +348,10 @@ def _refuse_unless_described(config: Config, data: DataInfo) -> None:
         )
     if config.flips and data.autoencoder is not None and not data.flips:
         raise DataError("latent_diffusion: flips needs latents of mirrored images too; expected encode.flips: true")
+
+
+TINY = Tiny(
+    {"backbone": {"widths": (8, 16), "heads": 2, "context_dim": 8}},
+    data="latents",
+    settings={"num_inference_steps": 4},
+)

@@ -16,7 +16,7 @@ from components.autoencoding.perceptual import DISTANCES, PerceptualConfig
 from components.config import Strict
 from components.data.dataset import Batch
 from components.errors import SamplerError
-from components.families.base import Autoencoder, DataInfo, Losses, Phase, refuse_unless_planar
+from components.families.base import Autoencoder, DataInfo, Losses, Phase, Tiny, refuse_unless_planar
 from components.nets.autoencoder import AutoencoderKL
 from components.nets.autoencoder.codebook import Codebook
 from components.nets.autoencoder.discriminator import PatchDiscriminator
@@ -46,7 +46,7 @@ class Config(Strict):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup=50)
 
 
-class VAE(Autoencoder):
+class Model(Autoencoder):
     Config = Config
 
     def __init__(self, config: Config, data: DataInfo):
@@ -167,3 +167,6 @@ RECONSTRUCTION = {
     "l1": lambda decoded, images: (decoded - images).abs(),
     "bce": _bce,
 }
+
+
+TINY = Tiny({"latent_channels": 2, "widths": [4, 8]})

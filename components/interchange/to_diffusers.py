@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from components.artifacts.run_folder import Run
 from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS
 from components.errors import SamplerError
-from components.families.latent_diffusion import LatentDiffusion
+from components.families.latent_diffusion import Model as LatentDiffusion
 from components.files import whole_folder, write_json, write_whole
 from components.nets.blocks import norm_groups
 

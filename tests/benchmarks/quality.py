@@ -20,7 +20,7 @@ from components.data.media.image import MEDIUM
 from components.evaluation import generation
 from components.evaluation.protocol import EvaluateConfig
 from components.evaluation.quality import Reference, class_quality, quality
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import AutoencoderInfo, DataInfo, Family, Sampler
 from components.sources import DataConfig
 from components.training import ema
@@ -47,7 +47,7 @@ def read(config: DataConfig, seed: int = 0) -> dict[str, Data]:
 def made(name: str, model: dict, info: DataInfo, seed: int) -> Family:
     """A family with initial weights that are a function of the seed."""
     torch.manual_seed(seed)
-    kind = FAMILIES[name]
+    kind = family_class(name)
     return kind(kind.Config(**model), info)
 
 

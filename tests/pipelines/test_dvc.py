@@ -7,7 +7,7 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from components.families import FAMILIES
+from components.families import family_class
 from pipelines.support.params import TRAINED, load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +108,7 @@ def imported(path: Path, found: set[str]) -> set[str]:
 def test_a_training_depends_on_all_the_code_that_decides_its_result(stages, params):
     for group in TRAINED:
         for name, block in getattr(params, group).items():
-            module = FAMILIES[block.family].__module__.replace(".", "/") + ".py"
+            module = family_class(block.family).__module__.replace(".", "/") + ".py"
             needed = imported(ROOT / module, {module}) | imported(ROOT / "components/training/loop.py", set())
             declared = dependencies(stages[f"train@{name}"])
             if block.data == "data/latents":  # the autoencoder comes with the latents, and with them its code

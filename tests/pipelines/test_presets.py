@@ -14,7 +14,7 @@ from components.artifacts import run_folder
 from components.artifacts.run_folder import Provenance
 from components.data.dataset import Dataset, batches, read_manifest, write_manifest
 from components.errors import ConfigError
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import AutoencoderInfo, DataInfo
 from components.files import write_json
 from components.sampling.requests import Request
@@ -41,13 +41,13 @@ def test_every_model_of_a_preset_fits_its_data(path):
     images = DataInfo(shape=data.shape, **described)
     (block,) = params.autoencoders.values()
     with torch.device("meta"):  # shapes alone
-        vae = FAMILIES["vae"](FAMILIES["vae"].Config(**block.model), images)
+        vae = family_class("vae")(family_class("vae").Config(**block.model), images)
     ones = dict.fromkeys(("channel_mean", "channel_std"), (1.0,) * vae.latent_shape[0])
     of = AutoencoderInfo(config=block.model, data=images)
     latents = DataInfo(shape=vae.latent_shape, statistics=ones, autoencoder=of, **described)
     for group in TRAINED:
         for block in getattr(params, group).values():
-            kind = FAMILIES[block.family]
+            kind = family_class(block.family)
             with torch.device("meta"):
                 kind(kind.Config(**block.model), latents if block.data == str(paths.LATENTS) else images)
 

@@ -11,7 +11,7 @@ from components.artifacts import run_folder
 from components.data.dataset import Dataset
 from components.data.media.image import MEDIUM
 from components.errors import ConfigError, InputError
-from components.families.vae import VAE
+from components.families.vae import Model as VAE
 from components.metrics.frechet import Moments, frechet_distance
 from pipelines import reconstruct
 from tests.pipelines.measured import PARAMS, write_images

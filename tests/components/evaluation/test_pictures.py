@@ -7,9 +7,9 @@ import torch
 
 from components.data.dataset import Dataset
 from components.evaluation.pictures import film_strip, interpolations, rows_by_class, walks
-from components.families.vae import VAE
+from components.families.vae import Model as VAE
 from components.sampling.requests import Request
-from tests.components.helpers import TINY, build
+from tests.components.helpers import build, tiny, tiny_data
 from tests.pipelines.measured import write_images
 
 
@@ -22,7 +22,7 @@ def dataset(tmp_path):
 @pytest.fixture
 def vae():
     torch.manual_seed(0)
-    config, data = TINY["vae"]
+    config, data = tiny("vae").config, tiny_data("vae")
     family = VAE(VAE.Config(**config), data)
     family.nets.eval()
     return family

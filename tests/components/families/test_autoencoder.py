@@ -11,7 +11,7 @@ from components.autoencoding.equivariance import Change, EquivarianceConfig, dra
 from components.config import parse
 from components.data.dataset import Batch
 from components.errors import ConfigError, SamplerError
-from components.families import FAMILIES
+from components.families import family_class
 from components.metrics.reconstruction import reconstruction_figures
 from components.nets.autoencoder.codebook import Codebook
 from components.training.loop import TrainingConfig, fit, step_player
@@ -232,7 +232,7 @@ def test_watched_figures_of_reconstructions():
 )
 def test_a_perceptual_loss_wants_one_network(block):
     with pytest.raises(ConfigError, match="expected either judge, a run folder, or lpips"):
-        parse(FAMILIES["vae"].Config, {"perceptual": block}, "model")
+        parse(family_class("vae").Config, {"perceptual": block}, "model")
 
 
 def test_a_discriminator_that_images_cannot_bear_is_refused():
