@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from components.evaluation import generation
-from components.families.latent_diffusion import LatentDiffusion
+from components.families import latent_diffusion
 from components.sampling.engine import Engine, Forward
 from components.sampling.trajectories import drive
 from tests.benchmarks.rates import settle
@@ -46,7 +46,7 @@ def run(part: Part) -> None:
         part.measure(f"clients.{name}.bfloat16", lambda f=family, c=nets["bfloat16"]: clients(part, f, c), needs=3)
 
 
-def lowered(family: LatentDiffusion, part: Part) -> dict[str, Net]:
+def lowered(family: latent_diffusion.Model, part: Part) -> dict[str, Net]:
     """The family's calls in bfloat16."""
 
     def low(net: Net) -> Net:
@@ -60,7 +60,7 @@ def lowered(family: LatentDiffusion, part: Part) -> dict[str, Net]:
 
 
 @torch.inference_mode()
-def inputs(part: Part, family: LatentDiffusion, rows: int) -> dict[str, Tensor]:
+def inputs(part: Part, family: latent_diffusion.Model, rows: int) -> dict[str, Tensor]:
     """What a request of `rows` images asks the net first."""
     settings = family.Settings(guidance_scale=1.0)
     trajectory = family.trajectory(generation.request(family, settings, 0, rows, seed=0).to(part.device))
@@ -87,7 +87,7 @@ def rows_of(part: Part) -> tuple[int, ...]:
     return ROWS[:4] if part.toy else ROWS
 
 
-def curve(part: Part, family: LatentDiffusion, calls: Mapping[str, Net]) -> dict[int, float]:
+def curve(part: Part, family: latent_diffusion.Model, calls: Mapping[str, Net]) -> dict[int, float]:
     net = calls[models.net_name(family)]
     return {rows: milliseconds(net, inputs(part, family, rows), 2 if part.toy else 15) for rows in rows_of(part)}
 
@@ -107,7 +107,7 @@ class Timed:
         return answer
 
 
-def overhead(part: Part, family: LatentDiffusion, calls: Mapping[str, Net]) -> dict[str, float]:
+def overhead(part: Part, family: latent_diffusion.Model, calls: Mapping[str, Net]) -> dict[str, float]:
     """Sixteen images of one row each through the engine: percent of the wall time outside networks that are waited for;
     and, unwaited, percent over the bare loop of as many forwards of 16 rows, and over one trajectory of 16 rows."""
     settings = {"num_inference_steps": 3 if part.toy else STEPS, "guidance_scale": 1.0}
@@ -126,7 +126,7 @@ def overhead(part: Part, family: LatentDiffusion, calls: Mapping[str, Net]) -> d
     return found
 
 
-def through_engine(part: Part, family: LatentDiffusion, nets: Mapping[str, Net], chosen: dict) -> float:
+def through_engine(part: Part, family: latent_diffusion.Model, nets: Mapping[str, Net], chosen: dict) -> float:
     """Seconds of NUM_IMAGES requests of one image, from submission to the last image."""
     requests = [
         generation.request(family, family.Settings(**chosen), number, number + 1, seed=0).to(part.device)
@@ -145,7 +145,7 @@ def through_engine(part: Part, family: LatentDiffusion, nets: Mapping[str, Net],
 
 
 @torch.inference_mode()
-def bare_loop(part: Part, family: LatentDiffusion, calls: Mapping[str, Net], steps: int) -> float:
+def bare_loop(part: Part, family: latent_diffusion.Model, calls: Mapping[str, Net], steps: int) -> float:
     """Seconds of as many forwards of NUM_IMAGES rows, with Euler's step between them, and the decoder's."""
     net, asked = calls[models.net_name(family)], inputs(part, family, NUM_IMAGES)
     settle()
@@ -158,7 +158,7 @@ def bare_loop(part: Part, family: LatentDiffusion, calls: Mapping[str, Net], ste
 
 
 @torch.inference_mode()
-def one_trajectory(part: Part, family: LatentDiffusion, calls: Mapping[str, Net], chosen: dict) -> float:
+def one_trajectory(part: Part, family: latent_diffusion.Model, calls: Mapping[str, Net], chosen: dict) -> float:
     """Seconds of the same images as one request."""
     request = generation.request(family, family.Settings(**chosen), 0, NUM_IMAGES, seed=0).to(part.device)
     settle()
@@ -195,7 +195,7 @@ class Graphed:
         return answer.clone()
 
 
-def graphs(part: Part, family: LatentDiffusion, calls: Mapping[str, Net]) -> dict:
+def graphs(part: Part, family: latent_diffusion.Model, calls: Mapping[str, Net]) -> dict:
     """The curve and the engine's overhead with one CUDA graph a bucket, and whether answers are the same."""
     name = models.net_name(family)
     graphed = Graphed(calls[name])
@@ -215,7 +215,7 @@ def graphs(part: Part, family: LatentDiffusion, calls: Mapping[str, Net]) -> dic
     }
 
 
-def clients(part: Part, family: LatentDiffusion, calls: Mapping[str, Net]) -> dict[str, float]:
+def clients(part: Part, family: latent_diffusion.Model, calls: Mapping[str, Net]) -> dict[str, float]:
     """Images a second of CLIENTS at once, each of whom asks for the next image when the last has come; the same
     requests one after the other; and rows a forward."""
     asked = 1 if part.toy else ASKED

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from components.families import latent_diffusion
 from components.families.base import AutoencoderInfo, DataInfo
-from components.families.latent_diffusion import LatentDiffusion
 from tests.benchmarks.rates import Data, noise
 from tests.gpu.part import Part
 
@@ -51,11 +51,11 @@ def info(size: Size) -> DataInfo:
     )
 
 
-def unet(size: Size, device: torch.device, channels_last: bool = False) -> LatentDiffusion:
+def unet(size: Size, device: torch.device, channels_last: bool = False) -> latent_diffusion.Model:
     """Its family, with the weights of seed 0 of the device's own generator."""
     torch.manual_seed(0)
     with device:
-        family = LatentDiffusion(LatentDiffusion.Config(**config(size)), info(size))
+        family = latent_diffusion.Model(latent_diffusion.Model.Config(**config(size)), info(size))
     family.nets.to(device)
     if channels_last:
         family.nets.to(memory_format=torch.channels_last)
@@ -68,7 +68,7 @@ def config(size: Size) -> dict:
     return {"backbone": {"name": "unet", **{name: getattr(size, name) for name in names}}}
 
 
-def net_name(family: LatentDiffusion) -> str:
+def net_name(family: latent_diffusion.Model) -> str:
     """Of the net that is trained, as calls name it."""
     return family.phases[0].net
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from components.evaluation import generation
+from components.families import family_names
 from components.families.base import Family, Sampler
 from components.training.loop import Player, State, TrainingConfig, fit, step_player
-from tests.components.helpers import TINY, assert_same, build, no_wrap, stream
+from tests.components.helpers import assert_same, build, no_wrap, stream
 from tests.gpu.part import SHOWN, Part
 
 TOLERANCES = {"loss": 1e-4, "gradient": 1e-3, "weights": 5e-3, "sample": 1e-3}  # |found - wanted| / |wanted|, Euclidean
@@ -27,14 +28,14 @@ def run(part: Part) -> None:
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA begins; what deterministic algorithms ask for
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     part.tell("tolerances", TOLERANCES)
-    for name in TINY:
+    for name in family_names():
         part.measure(f"families.{name}", lambda name=name: compared(name, part.device), needs=2)
-    for name in TINY:
+    for name in family_names():
         part.measure(f"resume.{name}", lambda name=name: resumed(name, part.device), needs=2)
     told = [found for found in part.found["families"].values() if isinstance(found, dict)]
-    part.tell("passed", f"{sum(found['pass'] for found in told)} of {len(TINY)} families")
+    part.tell("passed", f"{sum(found['pass'] for found in told)} of {len(family_names())} families")
     exact = [name for name, found in part.found["resume"].items() if isinstance(found, dict) and found["resumes"]]
-    part.tell("resumes", f"{len(exact)} of {len(TINY)} families bit for bit")
+    part.tell("resumes", f"{len(exact)} of {len(family_names())} families bit for bit")
 
 
 def compared(name: str, device: torch.device) -> dict:

@@ -15,9 +15,9 @@ from components.data.dataset import batches
 from components.data.media.image import MEDIUM
 from components.evaluation import generation
 from components.evaluation.extractor import label_agreement
+from components.families import judge as judge_family
+from components.families import latent_diffusion
 from components.families.base import DataInfo, Family, Sampler
-from components.families.judge import Judge
-from components.families.latent_diffusion import LatentDiffusion
 from components.metrics.frechet import Moments, frechet_distance
 from components.sources.fashion_mnist import CLASSES, parse_idx
 from components.training.loop import TrainingConfig, fit
@@ -40,8 +40,8 @@ SAMPLING = {"solver": "heun", "num_inference_steps": 18, "spacing": "karras", "g
 def run(part: Part) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     train, test = split(part, "train"), split(part, "t10k")
-    judge = Judge(Judge.Config(width=32, feature_dim=64), train.info)
-    part.measure("judge", lambda: trained(part, judge, train, JUDGE_BATCH, JUDGE_SECONDS))
+    judge = judge_family.Model(judge_family.Config(width=32, feature_dim=64), train.info)
+    part.measure("judge", lambda: trained(part, judge, train, 32 if part.toy else JUDGE_BATCH, JUDGE_SECONDS))
     reference, accuracy = seen(part, judge, test.columns["image"], test.columns["label"])
     count = min(NUM_SAMPLES, len(train))
     floor, _ = seen(part, judge, train.columns["image"][:count], train.columns["label"][:count])
@@ -65,9 +65,9 @@ def chosen(part: Part) -> dict:
     return OPTIONS[best]
 
 
-def denoiser(part: Part, size: Size, data: DataInfo, option: dict) -> LatentDiffusion:
+def denoiser(part: Part, size: Size, data: DataInfo, option: dict) -> latent_diffusion.Model:
     torch.manual_seed(0)
-    family = LatentDiffusion(LatentDiffusion.Config(**models.config(size), optimizer=OPTIMIZER), data)
+    family = latent_diffusion.Model(latent_diffusion.Model.Config(**models.config(size), optimizer=OPTIMIZER), data)
     if option.get("channels_last"):
         family.nets.to(memory_format=torch.channels_last)
     return family
@@ -144,7 +144,7 @@ def fitted(part: Part, family: Family, data: Data, batch_size: int, steps: int, 
 
 
 @torch.inference_mode()
-def seen(part: Part, judge: Judge, images: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+def seen(part: Part, judge: judge_family.Model, images: Tensor, labels: Tensor) -> tuple[Tensor, float]:
     """Of images (N, C, H, W), uint8 or in [-1, 1]: features (N, D) float64, and the share whose class is seen."""
     judge.nets.to(part.device)
     net, vectors, logits = judge.nets["classifier"], [], []
@@ -155,7 +155,7 @@ def seen(part: Part, judge: Judge, images: Tensor, labels: Tensor) -> tuple[Tens
     return torch.cat(vectors).double().cpu(), label_agreement(torch.cat(logits).cpu(), labels)
 
 
-def sampled(part: Part, family: Sampler, judge: Judge, reference: Tensor) -> dict:
+def sampled(part: Part, family: Sampler, judge: judge_family.Model, reference: Tensor) -> dict:
     """Figures of NUM_SAMPLES samples, and a picture of ten of each class."""
     settings = family.Settings(**SAMPLING | ({"num_inference_steps": 3} if part.toy else {}))
     count, rows = (40, 20) if part.toy else (NUM_SAMPLES, 500)

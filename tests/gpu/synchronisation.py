@@ -16,9 +16,10 @@ import torch
 
 from components.data.dataset import Batch
 from components.evaluation import generation
+from components.families import family_names
 from components.families.base import Sampler
 from components.training.loop import TrainingConfig, fit
-from tests.components.helpers import TINY, no_wrap, stream
+from tests.components.helpers import no_wrap, stream
 from tests.gpu.parity import BATCH, placed
 from tests.gpu.part import Part
 
@@ -28,9 +29,9 @@ FIRST, LAST = 3, 7  # the steps that are watched, the second not included
 
 def run(part: Part) -> None:
     torch.set_warn_always(True)
-    for name in TINY:
+    for name in family_names():
         part.measure(f"steps.{name}", lambda name=name: of_steps(name, part), needs=1)
-    for name in TINY:
+    for name in family_names():
         part.measure(f"samples.{name}", lambda name=name: of_a_sample(name, part), needs=1)
     places = Counter()
     for found in part.found["steps"].values():

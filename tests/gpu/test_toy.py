@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.components.helpers import TINY
+from components.families import family_names
 from tests.gpu.__main__ import SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,8 +22,8 @@ def test_every_part_runs_at_toy_size(tmp_path):
     found = json.loads((tmp_path / "results.json").read_text())
     assert set(SECONDS) <= found.keys()
     assert '"failed: ' not in json.dumps(found), done.stdout
-    assert found["parity"]["passed"] == f"{len(TINY)} of {len(TINY)} families"
-    assert found["parity"]["resumes"] == f"{len(TINY)} of {len(TINY)} families bit for bit"
+    assert found["parity"]["passed"] == f"{len(family_names())} of {len(family_names())} families"
+    assert found["parity"]["resumes"] == f"{len(family_names())} of {len(family_names())} families bit for bit"
     assert found["quality"]["samples"]["count"] == 40
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "samples.png"}
 
