@@ -24,9 +24,9 @@ from starlette.middleware.cors import CORSMiddleware
 
 from infra.config import ServeConfig
 from infra.serving import uploads
+from infra.serving.api_error import ApiError
 from infra.serving.http_guards import Guard
 from infra.serving.openai_api import (
-    ApiError,
     Backend,
     EditRequest,
     GenerationRequest,

@@ -22,6 +22,7 @@ from components.errors import SamplerError
 from components.families import family_class
 from components.families.base import Sampler
 from infra.config import ServeConfig
+from infra.serving.api_error import ApiError
 
 MAX_SEED = 2**53 - 1  # what every JSON parser reads exactly
 AS_CLASS = {"prompt": "label", "negative_prompt": "negative_label"}
@@ -147,28 +148,6 @@ class Backend(Protocol):
 
     async def check(self, model: ServedModel) -> dict[str, int]:
         """The load of one engine. Raises ApiError if no image can be made at the moment."""
-
-
-class ApiError(Exception):
-    """An answer in OpenAI's error schema."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        kind: str = "invalid_request_error",
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: int | None = None,
-    ):
-        super().__init__(message)
-        self.status, self.retry_after = status, retry_after
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
 class ImageRequest(BaseModel):

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from components.data.media.image import eight_bit, fitted, on_white
-from infra.serving.openai_api import ApiError, ServedModel, SourceImage
+from infra.serving.api_error import ApiError
+from infra.serving.openai_api import ServedModel, SourceImage
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 # SDEdit keeps an image and makes it look like the data between 0.3 and 0.6 (Meng et al. 2022, section 3)

@@ -16,7 +16,7 @@ from components.sampling.requests import Conditions, Request, Source
 from components.training.ema import copy_of
 from components.training.loop import State
 from infra.config import ServeConfig
-from infra.serving.openai_api import ApiError
+from infra.serving.api_error import ApiError
 from infra.serving.openai_api import SourceImage as Upload
 from infra.serving.sampler_replica import opened
 from infra.serving.uploads import open_image, source
