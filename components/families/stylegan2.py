@@ -84,7 +84,7 @@ class Model(GAN):
         """Generator inputs of training: rows of two styles among them (Karras et al. 2019, section 3.1)."""
         layers, folded = self.nets["generator"].num_layers, draws.fold(f"{name} mixing")
         is_mixed = folded.uniform("mixed") < self.config.style_mixing
-        cross = torch.where(is_mixed, 1 + folded.integers("cross", layers - 1), layers)
+        cross = (1 + folded.integers("cross", layers - 1)).masked_fill(~is_mixed, layers)
         second = folded.normal("z2", (self.config.latent_dim,))
         return {**self.generator_inputs(draws, name, condition), "z2": second, "cross": cross}
 
