@@ -22,9 +22,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from components.artifacts import old_runs
 from components.config import Strict, parse
 from components.errors import InputError, SamplerError
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import DataInfo, Family
 from components.files import whole_folder, write_json, write_whole
 from components.training import ema
@@ -93,9 +94,10 @@ def read_config(folder: Path) -> RunConfig:
     path = folder / CONFIG
     content = load_json(path, "a run folder as `train` writes it")
     try:
-        return parse(RunConfig, content, str(path))
+        config = parse(RunConfig, content, str(path))
     except InputError as error:
         raise SamplerError(str(error)) from None
+    return config.model_copy(update={"config": old_runs.upgraded(config.family, config.config)})
 
 
 def _write_averages(path: Path, snapshots: list[dict]) -> None:
@@ -120,9 +122,12 @@ def read_averages(folder: Path) -> list[dict]:
             snapshots = [{**head, "nets": {}} for head in json.loads(file.metadata()["snapshots"])]
             for name in file.keys():  # noqa: SIM118 - a safe_open is no mapping
                 number, net, key = name.split("/", 2)
+                net = old_runs.NETS.get(net, net)
                 snapshots[int(number)]["nets"].setdefault(net, {})[key] = file.get_tensor(name)
     except (SafetensorError, KeyError, ValueError) as error:
         raise SamplerError(f"{path}: not a run's averages ({error})") from None
+    for snapshot in snapshots:
+        snapshot["nets"] = {net: old_runs.renamed(weights) for net, weights in snapshot["nets"].items()}
     return snapshots
 
 
@@ -141,12 +146,8 @@ def load(folder: Path, device: torch.device | str = "cpu", ema_sigma_rel: float 
 
     Raises SamplerError naming the file that is missing, damaged or of another shape."""
     config = read_config(folder)
-    if config.family not in FAMILIES:
-        raise SamplerError(
-            f"{folder / CONFIG}: unknown family {config.family!r}; expected one of {', '.join(FAMILIES)}"
-        )
-    kind = FAMILIES[config.family]
     try:
+        kind = family_class(config.family)
         family = kind(parse(kind.Config, config.config, "config"), config.data)
     except InputError as error:
         raise SamplerError(f"{folder / CONFIG}: {error}") from None
@@ -162,10 +163,11 @@ def load(folder: Path, device: torch.device | str = "cpu", ema_sigma_rel: float 
 
 def load_weights(net: torch.nn.Module, path: Path) -> None:
     """Raises SamplerError if the file is missing, damaged, or holds another network's weights."""
+    path = old_runs.weights_file(path)
     if not path.is_file():
         raise SamplerError(f"{path}: missing; expected the weights that `train` writes")
     try:
-        net.load_state_dict(safetensors.torch.load_file(path))
+        net.load_state_dict(old_runs.renamed(safetensors.torch.load_file(path)))
     except (SafetensorError, RuntimeError) as error:
         raise SamplerError(f"{path}: not this network's weights ({' '.join(str(error).split())[:200]})") from None
 

@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from components.config import Strict
+from components.data.media import Medium, medium
 from components.data.permutation import global_batch, share
 from components.data.randomness import Draws
 from components.errors import DataError
@@ -34,7 +35,7 @@ class Column(Strict):
     """Shape and type of one row of a column."""
 
     shape: tuple[int, ...]
-    dtype: Literal["uint8", "int64", "float16", "float32"]
+    dtype: Literal["uint8", "uint16", "int16", "int64", "float16", "float32"]
 
 
 class ShardFile(Strict):
@@ -55,10 +56,12 @@ class Rejected(Strict):
 
 
 class Manifest(Strict):
-    """What a data set holds. `value_range` is that of the image column as stored; `statistics` are facts about the
-    whole set that later stages need, such as a latent's mean and spread per channel."""
+    """What a data set holds. `medium` is that of its rows or, of latents and features, of what they were made from;
+    `value_range` is that of its column as stored; `statistics` are facts about the whole set that later stages need,
+    such as a latent's mean and spread per channel."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
+    medium: str = "image"  # data sets written before there were others do not say it
     count: int = Field(gt=0)
     columns: dict[str, Column]
     value_range: tuple[float, float]
@@ -154,6 +157,20 @@ class Dataset:
     def __len__(self) -> int:
         return self.manifest.count
 
+    @property
+    def medium(self) -> Medium:
+        """Raises DataError if the manifest names none that there is."""
+        return medium(self.manifest.medium, f"{self.folder / MANIFEST}: medium")
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Of its medium's rows, (C, ...)."""
+        return self.manifest.columns[self.medium.column].shape
+
+    def rows(self, numbers: np.ndarray | Tensor) -> Tensor:
+        """Its medium's rows by number, in the order asked: (len(numbers), C, ...) float32 in [-1, 1]."""
+        return self.medium.rows(self.take(numbers))
+
     def take(self, rows: np.ndarray | Tensor) -> dict[str, Tensor]:
         """Rows by number, in the order asked: column name -> (len(rows), *shape), as stored."""
         rows = np.asarray(rows)
@@ -193,7 +210,9 @@ class Batch:
     ahead: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
-        columns = {name: values.to(device, non_blocking=True) for name, values in self.columns.items()}
+        device = torch.device(device)
+        waits = device.type == "cpu"  # towards it, values are read before a copy that nobody waits for has come
+        columns = {name: values.to(device, non_blocking=not waits) for name, values in self.columns.items()}
         return Batch(columns, self.draws.to(device), self.weight, self.step)
 
     def split(self, parts: int) -> list[tuple[Batch, float]]:

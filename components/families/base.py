@@ -7,17 +7,20 @@ sampler, how images come about. It knows no cluster, no tracker and no path.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch, Manifest
+from components.data.media import Medium, medium
+from components.data.randomness import Draws
 from components.errors import SamplerError
-from components.sampling.requests import Blend, Request, shape_text
-from components.sampling.trajectories import Trajectory, drive
+from components.metrics.reconstruction import reconstruction_figures
+from components.sampling.requests import Conditions, Request, refuse_unaccepted
+from components.sampling.trajectories import Call, Trajectory, drive
 from components.training.optimizers import OptimizerConfig
 
 Losses = dict[str, Tensor]  # "loss" is what is minimised; the other scalars are its terms and figures for the curves
@@ -48,9 +51,11 @@ class Phase:
 
 class DataInfo(Strict):
     """What a family must know of its data: the shape of a row, the classes, facts about the whole set, and, for
-    latents, the autoencoder that they come from and the text encoder that the captions went through, if one did."""
+    latents, the autoencoder that they come from and the text encoder that the captions went through, if one did.
+    `medium`: of the rows or, for latents, of what they decode to."""
 
-    shape: tuple[int, int, int]  # channels, height, width
+    shape: tuple[int, ...]  # channels first
+    medium: str = "image"
     classes: tuple[str, ...] = ()
     caption_length: int = 0  # bytes a row; 0 for a set without captions
     flips: bool = False  # whether it holds latents of the mirrored images too
@@ -62,15 +67,18 @@ class DataInfo(Strict):
 class AutoencoderInfo(Strict):
     """How to build the autoencoder of a latent data set."""
 
+    family: str = "vae"
     config: dict
     data: DataInfo
 
 
 def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None, text: dict | None = None) -> DataInfo:
-    """Reads off a manifest what its families need. The row is the column `image`, or `mean` for latents."""
-    column = manifest.columns["image" if "image" in manifest.columns else "mean"]
+    """Reads off a manifest what its families need. The row is the medium's column, or `mean` for latents."""
+    name = medium(manifest.medium).column
+    column = manifest.columns[name if name in manifest.columns else "mean"]
     return DataInfo(
         shape=column.shape,
+        medium=manifest.medium,
         classes=manifest.classes,
         caption_length=manifest.columns["caption"].shape[0] if "caption" in manifest.columns else 0,
         flips="mean_flipped" in manifest.columns,
@@ -78,6 +86,21 @@ def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None, te
         autoencoder=autoencoder,
         text=text,
     )
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Test configuration of a family, `TINY` in its file: contract tests train and sample it in a second.
+
+    `data`: the kind of data set that it takes, as tests/components/helpers.py makes them, or one of its own.
+    `settings`: quick ones of a sampler. `prepare` changes the newly built family, where training does not begin with a
+    fresh one.
+    """
+
+    config: Mapping[str, Any]
+    data: Literal["images", "latents", "captioned latents"] | DataInfo = "images"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Family], None] | None = None
 
 
 class Early(NamedTuple):
@@ -89,16 +112,23 @@ class Early(NamedTuple):
 
 
 class Family:
-    """A model and how it is trained. Subclasses fill `nets` and `phases` in their __init__(config, data)."""
+    """A model and how it is trained, the class `Model` of a family's file. Subclasses fill `nets` and `phases` in their
+    __init__(config, data)."""
 
     Config: ClassVar[type[Strict]]
 
     nets: nn.ModuleDict  # by the name that Phase.net and Call.net use
     phases: tuple[Phase, ...]
+    data: DataInfo
     kept: tuple[str, ...]  # the nets that make the trained model; their average goes into the run folder
     pretrained: tuple[str, ...] = ()  # nets that are never trained here; kept, but not averaged
     libraries: tuple[str, ...] = ()  # beyond torch, that own a part of its nets
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
+
+    @property
+    def medium(self) -> Medium:
+        """Of its rows or, where it works on latents, of what they decode to."""
+        return medium(self.data.medium)
 
     @classmethod
     def early_nets(cls, config: Strict) -> Mapping[str, Early]:
@@ -116,26 +146,31 @@ class Family:
         raise NotImplementedError
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor | None:
-        """Images to look at during training, (N, C, H, W) in [-1, 1], or None. `columns`: rows of the training set."""
+        """Rows to look at during training, (N, C, ...) in [-1, 1], or None. `columns`: rows of the training set."""
         return None
 
-    def watch(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Family) -> Mapping[str, float]:
+    def watch(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge) -> Mapping[str, float]:
         """Figures of a checkpoint beside its losses. `train`, `held_out`: rows of the training set and of images that
         are not trained on; `judge`: a classifier of them. Averaged nets hold their average, others their live weights.
         """
         return {}
 
 
+class Judge(Family):
+    """A family that tells the data's classes apart: evaluation's feature extractor and classifier by default.
+
+    `nets["classifier"]` has `features`, rows (B, C, ...) in [-1, 1] -> (B, D), and `logits`, those -> (B, num_classes).
+    """
+
+    kept = ("classifier",)
+
+
 class Sampler(Family):
-    """A family that generates images."""
+    """A family that generates rows of a medium."""
 
     Settings: ClassVar[type[Strict]]
-    data: DataInfo
     calls: Mapping[str, Callable[..., Tensor]]  # what answers the calls of its trajectories, by Call.net
-    # of a built sampler these may depend on its config
-    conditional: bool = False  # whether labels steer it
-    texts: bool = False  # whether prompts steer it
-    edits: bool = False  # whether it can start from a request's source, redraw a part of it, and blend
+    accepts: frozenset[str] = frozenset()  # what steers it: names of Conditions, and "blend"; may depend on the config
 
     @classmethod
     def why_not(cls, config: Strict, settings: Strict) -> str | None:
@@ -144,17 +179,24 @@ class Sampler(Family):
         return None
 
     def trajectory(self, request: Request) -> Trajectory:
-        """The coroutine that makes the images of a request: (B, C, H, W) in [-1, 1]."""
+        """The coroutine that makes the rows of a request: (B, C, ...) in [-1, 1]. Raises SamplerError of what the
+        sampler does not take, on whatever way a request comes."""
+        refuse_unaccepted(self.accepts, self.medium.plural, self.image_shape, self.num_classes, request)
+        if reason := self.why_not(self.config, request.settings):
+            raise SamplerError(reason)
+        return self._trajectory(request)
+
+    def _trajectory(self, request: Request) -> Trajectory:
+        """The coroutine itself, of a request that the sampler takes."""
         raise NotImplementedError
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         seeds = torch.arange(20)
-        return self.sample(Request(seeds, self.cycled_labels(len(seeds)), self.Settings()))
+        return self.sample(Request(seeds, self.Settings(), Conditions(label=self.cycled_labels(len(seeds)))))
 
     def sample(self, request: Request) -> Tensor:
         """Images of a request on the spot, on the device of the nets, in evaluation mode. Raises SamplerError of what
         the sampler cannot do."""
-        refuse_unfit(self, request)
         self.nets.eval()
         return drive(self.trajectory(request.to(next(self.nets.parameters()).device)), self.calls)
 
@@ -163,54 +205,78 @@ class Sampler(Family):
         return torch.arange(count) % self.num_classes if self.conditional else None
 
     @property
+    def conditional(self) -> bool:
+        """Whether labels steer it."""
+        return "label" in self.accepts
+
+    @property
+    def texts(self) -> bool:
+        """Whether prompts steer it."""
+        return "prompt" in self.accepts
+
+    @property
+    def edits(self) -> bool:
+        """Whether it can start from a request's source, and redraw a part of it."""
+        return "source" in self.accepts
+
+    @property
     def num_classes(self) -> int:
         return len(self.data.classes)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Of what it makes: channels, height, width."""
+    def image_shape(self) -> tuple[int, ...]:
+        """Of what it makes, channels first."""
         return self.data.shape if self.data.autoencoder is None else self.data.autoencoder.data.shape
 
 
-def refuse_unless_square(shape: tuple[int, int, int], multiple: int, name: str) -> None:
-    """Raises SamplerError unless height and width are equal and divisible by `multiple`."""
-    _, height, width = shape
-    if height != width or height % multiple:
-        raise SamplerError(
-            f"{name}: expected square images whose side is a multiple of {multiple}, found {height}x{width}"
-        )
+class NoSettings(Strict):
+    """Of a sampler that has nothing to set."""
 
 
-def refuse_unfit(sampler: Sampler, request: Request) -> None:
-    """Raises SamplerError naming the first thing in a request that the sampler does not take."""
-    if request.source is not None:
-        if not sampler.edits:
-            raise SamplerError("source: this sampler draws from noise alone and edits no images")
-        found = tuple(request.source.images.shape[1:])
-        if found != sampler.image_shape:
-            raise SamplerError(f"source: expected images {shape_text(sampler.image_shape)}, found {shape_text(found)}")
-    if reason := sampler.why_not(sampler.config, request.settings):
-        raise SamplerError(reason)
-    is_guided = sampler.conditional and "guidance_scale" in sampler.Settings.model_fields
-    if request.negative_labels is not None and not is_guided:
-        raise SamplerError("negative label: this sampler is not guided away from classes")
-    if request.blend is not None:
-        _refuse_unfit_blend(sampler, request.blend, len(request.seeds))
-    if not sampler.texts and (request.prompts is not None or request.negative_prompts is not None):
-        raise SamplerError("prompt: this sampler takes no texts")
-    for name in ("labels", "prompts", "negative_labels", "negative_prompts"):
-        given = getattr(request, name)
-        if given is not None and len(given) != len(request.seeds):
-            raise SamplerError(f"{name}: expected one for each of {len(request.seeds)} seeds, found {len(given)}")
+class Autoencoder(Sampler):
+    """Base of the autoencoders. `nets["autoencoder"]` has `encode`, rows (B, C, ...) in [-1, 1] -> mean and standard
+    deviation of the posterior, (B, *latent_shape) each, and `decode`, latents -> rows, not yet bounded."""
+
+    Settings = NoSettings
+    kept = ("autoencoder",)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of a row's latent, channels first."""
+        raise NotImplementedError
+
+    def bounded(self, decoded: Tensor) -> Tensor:
+        """The decoder's output as rows in [-1, 1]."""
+        return decoded.clamp(-1, 1)
+
+    def decode(self, latents: Tensor) -> Trajectory:
+        """Latents as the encoder gives them -> rows in [-1, 1]."""
+        decoded = yield Call("decoder", {"latents": latents})
+        return self.bounded(decoded)
+
+    def _trajectory(self, request: Request) -> Trajectory:
+        """Decodes draws from the prior, the autoencoder as a generator of its own."""
+        return (yield from self.decode(Draws.of_seeds(request.seeds).normal("latent", self.latent_shape)))
+
+    @torch.inference_mode()
+    def reconstruct(self, rows: Tensor) -> Tensor:
+        """Rows through the posterior mean and back, (B, C, ...) in [-1, 1]."""
+        net = self.nets["autoencoder"].eval()
+        return self.bounded(net.decode(net.encode(rows)[0]))
+
+    def watch(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge) -> dict[str, float]:
+        """psnr, ssim and reconstruction_fd of rows that were not trained on."""
+        rows = self.medium.rows(held_out).to(next(self.nets.parameters()).device)
+        pairs = ((part, self.reconstruct(part)) for part in rows.split(256))
+        return reconstruction_figures(pairs, judge.nets["classifier"].features)
+
+    def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
+        """Lines of ten rows, each above its reconstruction."""
+        rows = self.medium.rows(columns)[:20].to(next(self.nets.parameters()).device)
+        pairs = zip(rows.split(10), self.reconstruct(rows).split(10), strict=True)
+        return torch.cat([line for pair in pairs for line in pair])
 
 
-def _refuse_unfit_blend(sampler: Sampler, blend: Blend, rows: int) -> None:
-    if not sampler.edits:
-        raise SamplerError("blend: this sampler knows no way between two seeds")
-    if blend.labels is not None and not sampler.conditional:
-        raise SamplerError("blend: labels: this sampler is not steered by classes")
-    if blend.prompts is not None and not sampler.texts:
-        raise SamplerError("blend: prompts: this sampler takes no texts")
-    for name, given in vars(blend).items():
-        if given is not None and len(given) != rows:
-            raise SamplerError(f"blend: {name}: expected one for each of {rows} seeds, found {len(given)}")
+def family_name(family: type[Family]) -> str:
+    """The name that params.yaml knows a family by: its module's."""
+    return family.__module__.rpartition(".")[2]

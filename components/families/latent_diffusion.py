@@ -12,24 +12,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.conditioning.text import Bytes, Embeddings, Projection, TextConditionalUNet, TextEncoder
+from components.conditioning.classes import ClassConditioner
+from components.conditioning.text import Bytes, Embeddings, Projection, TextConditioner, TextEncoder
 from components.config import parse
+from components.constants import constant
 from components.data.dataset import Batch
-from components.data.images import from_uint8
+from components.data.media import medium
 from components.data.randomness import Draws
 from components.diffusion import schedules, weightings
 from components.diffusion.config import Config, Settings
-from components.diffusion.guidance import Condition, Denoise, Denoiser, Guidance, keeping, solve
+from components.diffusion.denoiser import Denoiser
+from components.diffusion.guidance import Condition, Denoise, Guidance, Preconditioner, keeping, solve
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS
 from components.errors import DataError
-from components.families.base import DataInfo, Early, Losses, Phase, Sampler, refuse_unfit, refuse_unless_square
-from components.families.vae import VAE
+from components.families import family_class
+from components.families.base import DataInfo, Early, Losses, Phase, Sampler, Tiny
 from components.nets.text_encoders import EncoderLayout
-from components.nets.unet import ClassConditionalUNet
-from components.sampling.requests import Request
+from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call, Preview, Trajectory
+from components.shapes import per_channel, per_row
 
+# by model.conditioning, what steers it
+STEERING = {"none": (), "class": ("label", "negative_label"), "text": ("prompt", "negative_prompt")}
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, Table 1
 
 
@@ -37,7 +42,8 @@ class Latents:
     """The space of an autoencoder's latents, with their mean and spread by channel: the data set's, unless told."""
 
     def __init__(self, data: DataInfo, moments: tuple[Sequence[float], Sequence[float]] | None = None):
-        self.autoencoder = VAE(VAE.Config(**data.autoencoder.config), data.autoencoder.data)
+        kind = family_class(data.autoencoder.family)
+        self.autoencoder = kind(kind.Config(**data.autoencoder.config), data.autoencoder.data)
         self.nets = {"autoencoder": self.autoencoder.nets["autoencoder"]}
         self.calls = {"encoder": self._posterior_mean, **self.autoencoder.calls}
         self.moments = moments or tuple(data.statistics[name] for name in ("channel_mean", "channel_std"))
@@ -50,13 +56,13 @@ class Latents:
         of them."""
         mean, std = batch.columns["mean"], batch.columns["std"]
         if flips:
-            mirrored = _mirrored(batch)
+            mirrored = _mirrored(batch, mean)
             mean = torch.where(mirrored, batch.columns["mean_flipped"], mean)
             std = torch.where(mirrored, batch.columns["std_flipped"], std)
         return mean + std * batch.draws.normal("posterior", mean.shape[1:])
 
     def encode(self, images: Tensor) -> Trajectory:
-        """Images (B, C, H, W) in [-1, 1] into the space."""
+        """Rows (B, C, ...) in [-1, 1] into the space."""
         return (yield Call("encoder", {"images": images}))
 
     def decode(self, latents: Tensor) -> Trajectory:
@@ -72,12 +78,12 @@ class Pixels:
     calls: Mapping[str, nn.Module] = {}
 
     def __init__(self, data: DataInfo):
-        channels = data.shape[0]
+        channels, self.medium = data.shape[0], medium(data.medium)
         self.moments = (0.0,) * channels, (0.5,) * channels  # sigma_data of Karras et al. 2022, Table 1
 
     def clean(self, batch: Batch, flips: bool) -> Tensor:
-        images = from_uint8(batch.columns["image"])
-        return torch.where(_mirrored(batch), images.flip(-1), images) if flips else images
+        rows = self.medium.rows(batch.columns)
+        return torch.where(_mirrored(batch, rows), self.medium.mirrored(rows), rows) if flips else rows
 
     def encode(self, images: Tensor) -> Trajectory:
         yield from ()
@@ -88,41 +94,39 @@ class Pixels:
         return images.clamp(-1, 1)
 
 
-class LatentDiffusion(Sampler):
+class Model(Sampler):
     Config = Config
     Settings = Settings
-    kept = ("unet", "autoencoder")
+    kept = ("denoiser", "autoencoder")
     pretrained = ("autoencoder",)
-    conditional = True
-    edits = True
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data
-        self.conditional, self.texts = (config.conditioning == kind for kind in ("class", "text"))
+        self.accepts = frozenset({"source", BLEND, *STEERING[config.conditioning]})
         _refuse_unless_described(config, data)
-        refuse_unless_square(data.shape, 2 ** (len(config.widths) - 1), "latent_diffusion")
+        config.backbone.refuse_unfit(data.shape, "latent_diffusion")
         self.space = Pixels(data) if data.autoencoder is None else Latents(data)
         self.autoencoder = self.space.autoencoder
-        unet = build_unet(config, data)
-        self.null = 0 if self.texts else unet.null
-        self.wording = _wording(config, data)
-        self.libraries = self.wording.libraries
+        denoiser = build_denoiser(config, data)
+        self.null = 0 if self.texts else denoiser.conditioner.null
+        self.text_inputs = _text_inputs(config, data)
+        self.libraries = self.text_inputs.libraries
         self.early = self.early_nets(config)
-        copies = {name: copy.deepcopy(unet) for name in self.early}
-        fixed = {**self.space.nets, **self.wording.nets}
-        self.nets = nn.ModuleDict({"unet": unet, **fixed, **copies})
+        copies = {name: copy.deepcopy(denoiser) for name in self.early}
+        fixed = {**self.space.nets, **self.text_inputs.nets}
+        self.nets = nn.ModuleDict({"denoiser": denoiser, **fixed, **copies})
         self.pretrained = tuple(fixed)
-        self.kept = ("unet", *self.pretrained, *self.early)
-        self.calls = {**self.space.calls, **self.wording.nets}
-        for name, net in {"unet": unet, **copies}.items():
-            self.calls |= {name: net.denoise, _text_of(name): net.text} if self.texts else {name: net}
+        self.kept = ("denoiser", *self.pretrained, *self.early)
+        self.calls = {**self.space.calls, **self.text_inputs.nets}
+        for name, net in {"denoiser": denoiser, **copies}.items():
+            self.calls |= {name: net.denoise, _text_of(name): net.conditioner.text} if self.texts else {name: net}
         self.schedule = schedules.build(config.schedule)
-        self.denoiser = Denoiser(config.objective, self.schedule)
-        self.phases = (Phase("denoise", "unet", self.loss, config.optimizer),)
+        self.preconditioner = Preconditioner(config.objective, self.schedule)
+        self.phases = (Phase("denoise", "denoiser", self.loss, config.optimizer),)
 
     @classmethod
     def early_nets(cls, config: Config) -> dict[str, Early]:
-        return {} if config.guide is None else {"guide": Early("unet", config.guide.at, config.guide.sigma_rel)}
+        return {} if config.guide is None else {"guide": Early("denoiser", config.guide.at, config.guide.sigma_rel)}
 
     @classmethod
     def why_not(cls, config: Config, settings: Settings) -> str | None:
@@ -135,10 +139,10 @@ class LatentDiffusion(Sampler):
         clean = self.normalise(self.space.clean(batch, self.config.flips))
         noise = draws.normal("noise", self.data.shape)
         sigma = self.schedule.sigma(self.times(draws).double())
-        wide = sigma[:, None, None, None]
+        wide = per_row(sigma, clean)
         coefficients = OBJECTIVES[self.config.objective](wide)
         noisy = coefficients.c_in.float() * (clean + wide.float() * noise)
-        inputs = {"x": noisy, "level": self.denoiser.level(sigma).float(), **self._told(batch)}
+        inputs = {"x": noisy, "level": self.preconditioner.level(sigma).float(), **self._told(batch)}
         wanted = target(clean, noise, wide, OBJECTIVES[self.config.objective])
         if kind == "uniform":
             return {"loss": (net(**inputs) - wanted).square().mean()}
@@ -153,10 +157,10 @@ class LatentDiffusion(Sampler):
         """What the net is told of each row in training: its class (B,), or its text; dropped for a share."""
         dropped = batch.draws.uniform("label_dropout") < self.config.label_dropout
         if self.texts:
-            return {"tokens": self.wording.trained(batch, dropped)}
+            return {"tokens": self.text_inputs.trained(batch, dropped)}
         if not self.conditional:
             return {"label": torch.full_like(dropped, self.null, dtype=torch.int64)}
-        return {"label": torch.where(dropped, self.null, batch.columns["label"])}
+        return {"label": batch.columns["label"].masked_fill(dropped, self.null)}
 
     def times(self, draws: Draws) -> Tensor:
         """(B,) training times in (0, 1)."""
@@ -165,9 +169,8 @@ class LatentDiffusion(Sampler):
             return draws.uniform("time")
         return torch.sigmoid(times.mean + times.std * draws.normal("time", ()))
 
-    def trajectory(self, request: Request) -> Trajectory:
-        refuse_unfit(self, request)
-        settings, source, draws = request.settings, request.source, Draws.of_seeds(request.seeds)
+    def _trajectory(self, request: Request) -> Trajectory:
+        settings, source, draws = request.settings, request.conditions.source, Draws.of_seeds(request.seeds)
         sigmas = self.sigmas(settings, 1.0 if source is None else source.strength)
         noise = draws.normal("start", self.data.shape)
         if request.blend is not None and request.blend.seeds is not None:
@@ -187,7 +190,7 @@ class LatentDiffusion(Sampler):
             start = known + start  # SDEdit: Meng et al. 2022, Algorithm 1
             if source.mask is not None:
                 # a latent is redrawn with any pixel of its cell
-                denoise = keeping(denoise, known, F.adaptive_max_pool2d(source.mask, self.data.shape[1:]))
+                denoise = keeping(denoise, known, _pooled(source.mask, self.data.shape[1:]))
                 finish = functools.partial(self._paste, source.images, source.mask)
         solver = SOLVERS[settings.solver](start, sigmas, lambda step: draws.normal(step, self.data.shape))
 
@@ -199,18 +202,19 @@ class LatentDiffusion(Sampler):
     def _denoise(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, Denoise]:
         """What answers a request's solver."""
         towards, away = yield from self._conditions(request, guidance)
-        return self.denoiser.guided(towards, away, guidance)
+        return self.preconditioner.guided(towards, away, guidance)
 
     def _conditions(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, tuple[Condition, Condition]]:
         """What to go towards, and what the worse answer is asked about."""
         if self.texts:
             return (yield from self._texts(request, guidance))
         null = torch.full_like(request.seeds, self.null)
-        towards = null if request.labels is None or not self.conditional else request.labels
-        away = null if request.negative_labels is None else request.negative_labels
-        if request.blend is not None and request.blend.labels is not None:
+        asked = request.conditions
+        towards = null if asked.label is None else asked.label
+        away = null if asked.negative_label is None else asked.negative_label
+        if request.blend is not None and request.blend.label is not None:
             # linear between the classes' embeddings, which are the rows of the weights that these numbers weigh
-            ends = (towards, request.blend.labels, away)
+            ends = (towards, request.blend.label, away)
             towards, other, away = (F.one_hot(label, self.null + 1).float() for label in ends)
             towards = lerp(towards, other, request.blend.share)
         return {"label": towards}, {"label": towards if guidance.guide is not None else away}
@@ -218,15 +222,16 @@ class LatentDiffusion(Sampler):
     def _texts(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, tuple[Condition, Condition]]:
         """The same of texts: all that a net is asked about goes into one call of what encodes them for it."""
         nothing = ("",) * len(request.seeds)
-        wanted, against = request.prompts or nothing, request.negative_prompts or nothing
-        other = request.blend.prompts if request.blend is not None else None
+        wanted = request.conditions.prompt or nothing
+        against = request.conditions.negative_prompt or nothing
+        other = request.blend.prompt if request.blend is not None else None
         asked = [wanted] if other is None else [wanted, other]
         alike = guidance.guide is None and all(texts == against for texts in asked)
         alone = guidance.scale == 1 or alike or guidance.guide is not None
         groups = asked if alone else [*asked, against]
-        tokens = yield from self.wording.asked([text for group in groups for text in group])
+        tokens = yield from self.text_inputs.asked([text for group in groups for text in group])
         given = {"tokens": tokens.to(request.seeds.device)}
-        own = (yield Call(_text_of("unet"), given)).chunk(len(groups))
+        own = (yield Call(_text_of("denoiser"), given)).chunk(len(groups))
         towards = own[0] if other is None else lerp(*own[:2], request.blend.share)
         if guidance.scale == 1 or alike:
             away = towards
@@ -247,8 +252,8 @@ class LatentDiffusion(Sampler):
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         if not self.texts:
             return super().preview(columns)
-        prompts = self.wording.captions({"caption": columns["caption"][:20]})
-        return self.sample(Request(torch.arange(len(prompts)), None, self.Settings(), prompts=prompts))
+        prompts = self.text_inputs.captions({"caption": columns["caption"][:20]})
+        return self.sample(Request(torch.arange(len(prompts)), self.Settings(), Conditions(prompt=prompts)))
 
     def sigmas(self, settings: Settings, strength: float = 1.0) -> list[float]:
         """The noise levels that a request visits, noisiest first, 0 last: from `strength` of the way up, in as large a
@@ -268,8 +273,8 @@ class LatentDiffusion(Sampler):
         return latents * std + mean
 
     def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (like.new_tensor(values) for values in self.space.moments)
-        return mean[:, None, None], std[:, None, None]
+        mean, std = (constant(tuple(values), like) for values in self.space.moments)
+        return per_channel(mean, like), per_channel(std, like)
 
 
 def slerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
@@ -283,30 +288,38 @@ def slerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
 
 def lerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
     """Points (B, ...) on the lines between two sets of points, `share` (B,) of the way."""
-    return torch.lerp(one, other, share.to(one.dtype).view(-1, *[1] * (one.ndim - 1)))
+    return torch.lerp(one, other, per_row(share.to(one.dtype), one))
 
 
-def _mirrored(batch: Batch) -> Tensor:
-    """Which rows are seen mirrored, (B, 1, 1, 1)."""
-    return (batch.draws.uniform("flip") < 0.5)[:, None, None, None]
+def _pooled(mask: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """A mask (B, 1, ...) brought to fewer cells, each as large as the largest value in it."""
+    pool = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}[len(sides)]
+    return pool(mask, sides)
 
 
-def build_unet(config: Config, data: DataInfo) -> ClassConditionalUNet | TextConditionalUNet:
+def _mirrored(batch: Batch, like: Tensor) -> Tensor:
+    """Which rows are seen mirrored, (B, 1, ..., 1)."""
+    return per_row(batch.draws.uniform("flip") < 0.5, like)
+
+
+def build_denoiser(config: Config, data: DataInfo) -> Denoiser:
     """The net that is trained, with initial weights."""
-    layout = {name: getattr(config, name) for name in ("widths", "attention", "layers", "heads", "context_dim")}
-    layout["uncertainty"] = config.weighting.name == "learned"
-    if config.conditioning == "text":
-        text = config.text
-        if text.encoder == "pretrained":
-            encoder = Projection(_layout(data).width, config.context_dim)
-        else:
-            encoder = TextEncoder(text.length, text.width, text.layers, text.heads, config.context_dim)
-        return TextConditionalUNet(data.shape[0], text=encoder, **layout)
-    return ClassConditionalUNet(data.shape[0], len(data.classes) if config.conditioning == "class" else 0, **layout)
+    conditioner = _conditioner(config, data)
+    backbone = config.backbone.build(data.shape[0], conditioner.rows)
+    return Denoiser(conditioner, backbone, uncertainty=config.weighting.name == "learned")
 
 
-def _wording(config: Config, data: DataInfo) -> Bytes | Embeddings:
-    """What tells texts to the net that is trained."""
+def _conditioner(config: Config, data: DataInfo) -> ClassConditioner | TextConditioner:
+    text, context_dim = config.text, config.backbone.context_dim
+    if config.conditioning != "text":
+        return ClassConditioner(len(data.classes) if config.conditioning == "class" else 0, context_dim)
+    if text.encoder == "pretrained":
+        return TextConditioner(Projection(_layout(data).width, context_dim))
+    return TextConditioner(TextEncoder(text.length, text.width, text.layers, text.heads, context_dim))
+
+
+def _text_inputs(config: Config, data: DataInfo) -> Bytes | Embeddings:
+    """What makes a conditioner's inputs of texts."""
     is_pretrained = config.conditioning == "text" and config.text.encoder == "pretrained"
     return Embeddings(_layout(data)) if is_pretrained else Bytes(config.text.length)
 
@@ -336,3 +349,10 @@ def _refuse_unless_described(config: Config, data: DataInfo) -> None:
         )
     if config.flips and data.autoencoder is not None and not data.flips:
         raise DataError("latent_diffusion: flips needs latents of mirrored images too; expected encode.flips: true")
+
+
+TINY = Tiny(
+    {"backbone": {"widths": (8, 16), "heads": 2, "context_dim": 8}},
+    data="latents",
+    settings={"num_inference_steps": 4},
+)

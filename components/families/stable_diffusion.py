@@ -3,6 +3,7 @@ encoders, as pipelines.export imports it from a folder of diffusers."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Mapping
 from dataclasses import replace
 from typing import Literal
@@ -16,14 +17,17 @@ from components.config import Strict
 from components.data.dataset import Batch
 from components.diffusion import config as diffusion
 from components.diffusion import schedules
-from components.diffusion.guidance import Condition, Denoise, Denoiser, Guidance
+from components.diffusion.denoiser import Denoiser
+from components.diffusion.guidance import Condition, Denoise, Guidance, Preconditioner
 from components.errors import DataError
-from components.families.base import DataInfo, Phase
-from components.families.latent_diffusion import LatentDiffusion, Latents, lerp
+from components.families.base import DataInfo, Family, Phase, Tiny
+from components.families.latent_diffusion import STEERING, Latents, lerp
+from components.families.latent_diffusion import Model as LatentDiffusion
 from components.nets.text_encoders import LIBRARIES, Encoded, EncoderLayout, TextEncoders
 from components.nets.unet import UNet2DConditionModel
-from components.sampling.requests import Request
+from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call
+from components.shapes import per_row
 from components.training.optimizers import OptimizerConfig
 
 AESTHETIC = 6.0, 2.5  # the scores that the refiner is told of what is wanted and what not (its authors' defaults)
@@ -33,6 +37,7 @@ class UNetLayout(Strict):
     """See nets/unet.py; what may differ by resolution has a value for each. `added`: the widths of the pooled text, the
     number of sizes that the net is told, and the width of each."""
 
+    name: Literal["unet"] = "unet"
     widths: tuple[int, ...] = Field(min_length=1)
     attention: tuple[bool, ...]
     layers: int = Field(ge=1)
@@ -41,6 +46,10 @@ class UNetLayout(Strict):
     context_dim: int = Field(ge=1)
     linear: bool = False
     added: tuple[int, int, int] | None = None
+
+    def build(self, channels: int) -> Denoiser:
+        """Of texts and, where it has room for them, sizes, which come in the backbone's own terms."""
+        return Denoiser(None, UNet2DConditionModel(channels, **self.model_dump(exclude={"name"})))
 
     @model_validator(mode="after")
     def _fits(self) -> UNetLayout:
@@ -51,8 +60,8 @@ class UNetLayout(Strict):
 
 
 class Config(Strict):
-    unet: UNetLayout
-    refiner: UNetLayout | None = None  # a second U-Net, for the lower noise levels; it knows the last encoder alone
+    backbone: UNetLayout
+    refiner: UNetLayout | None = None  # a second net's, for the lower noise levels; it knows the last encoder alone
     text: tuple[EncoderLayout, ...] = Field(min_length=1, max_length=2)
     objective: Literal["epsilon", "v", "x0"] = "epsilon"
     schedule: schedules.ScheduleConfig = schedules.ScheduleConfig(name="scaled_linear")
@@ -85,22 +94,10 @@ class Settings(diffusion.Settings):
     refiner_start: float = Field(0.8, gt=0, le=1)
 
 
-class PromptedUNet(nn.Module):
-    """A U-Net that is told a text and, where it has room for them, sizes."""
-
-    def __init__(self, channels: int, layout: UNetLayout):
-        super().__init__()
-        self.unet = UNet2DConditionModel(channels, **dict(layout))
-
-    def forward(self, x: Tensor, level: Tensor, context: Tensor, **added: Tensor) -> Tensor:
-        return self.unet(x, level, None, context, **added)
-
-
-class StableDiffusion(LatentDiffusion):
+class Model(LatentDiffusion):
     Config = Config
     Settings = Settings
-    conditional = False
-    texts = True
+    accepts = frozenset({"source", BLEND, *STEERING["text"]})
     libraries = LIBRARIES
 
     def __init__(self, config: Config, data: DataInfo):
@@ -110,16 +107,16 @@ class StableDiffusion(LatentDiffusion):
         self.space = Latents(data, (config.latent_mean, config.latent_std))
         self.autoencoder = self.space.autoencoder
         text = TextEncoders(config.text)
-        unets = {"unet": PromptedUNet(data.shape[0], config.unet)}
+        denoisers = {"denoiser": config.backbone.build(data.shape[0])}
         if config.refiner is not None:
-            unets["refiner"] = PromptedUNet(data.shape[0], config.refiner)
-        self.nets = nn.ModuleDict({**unets, "text": text, **self.space.nets})
+            denoisers["refiner"] = config.refiner.build(data.shape[0])
+        self.nets = nn.ModuleDict({**denoisers, "text": text, **self.space.nets})
         self.kept = tuple(self.nets)
-        self.pretrained = tuple(name for name in self.nets if name != "unet")
-        self.calls = {**self.space.calls, **unets, "text": text}
+        self.pretrained = tuple(name for name in self.nets if name != "denoiser")
+        self.calls = {**self.space.calls, **denoisers, "text": text}
         self.schedule = schedules.build(config.schedule)
-        self.denoiser = Denoiser(config.objective, self.schedule)
-        self.phases = (Phase("denoise", "unet", self.loss, config.optimizer),)
+        self.preconditioner = Preconditioner(config.objective, self.schedule)
+        self.phases = (Phase("denoise", "denoiser", self.loss, config.optimizer),)
 
     @classmethod
     def early_nets(cls, config: Config) -> dict:
@@ -138,17 +135,17 @@ class StableDiffusion(LatentDiffusion):
         kept = ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
         found = net.encoded(kept)
         if self.config.zeros_for_nothing:
-            found = Encoded(*(part.masked_fill(dropped.view(-1, *[1] * (part.ndim - 1)), 0) for part in found))
-        return self._condition(found, self.config.unet, None)
+            found = Encoded(*(part.masked_fill(per_row(dropped, part), 0) for part in found))
+        return self._condition(found, self.config.backbone, None)
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         prompts = texts_of_column(columns["caption"][:4]) if "caption" in columns else ("",) * 4
-        return self.sample(Request(torch.arange(len(prompts)), None, self.Settings(), prompts=prompts))
+        return self.sample(Request(torch.arange(len(prompts)), self.Settings(), Conditions(prompt=prompts)))
 
     def _denoise(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, Denoise]:
         rows, text = len(request.seeds), self.nets["text"]
-        prompts, against = request.prompts or ("",) * rows, request.negative_prompts
-        other = request.blend.prompts if request.blend is not None else None
+        prompts, against = request.conditions.prompt or ("",) * rows, request.conditions.negative_prompt
+        other = request.blend.prompt if request.blend is not None else None
         texts = [*prompts, *(other or ()), *((against or ("",) * rows) if guidance.scale != 1 else ())]
         found = text.unpack((yield Call("text", text.tokens(texts))))
         wanted, unwanted = (Encoded(*(part[place] for part in found)) for place in (slice(rows), slice(-rows, None)))
@@ -157,11 +154,11 @@ class StableDiffusion(LatentDiffusion):
             wanted = Encoded(*(lerp(*pair, request.blend.share) for pair in ends))
         if against is None and self.config.zeros_for_nothing:
             unwanted = Encoded(*map(torch.zeros_like, unwanted))
-        base = self.denoiser.guided(*self._conditions_of(wanted, unwanted, self.config.unet), guidance)
+        base = self.preconditioner.guided(*self._conditions_of(wanted, unwanted, self.config.backbone), guidance)
         if self.config.refiner is None or request.settings.refiner_start == 1:
             return base
         conditions = self._conditions_of(wanted, unwanted, self.config.refiner)
-        refine = replace(self.denoiser, net="refiner").guided(*conditions, guidance)
+        refine = replace(self.preconditioner, net="refiner").guided(*conditions, guidance)
         return self._relay(base, refine, request.settings.refiner_start)
 
     def _relay(self, base: Denoise, refine: Denoise, share: float) -> Denoise:
@@ -169,7 +166,7 @@ class StableDiffusion(LatentDiffusion):
         cut = round(schedules.NUM_TRAIN_TIMESTEPS * (1 - share))
 
         def denoise(x: Tensor, sigma: float) -> Generator[Call, Tensor, Tensor]:
-            level = float(self.denoiser.level(torch.tensor([sigma], dtype=torch.float64)))
+            level = float(self.preconditioner.level(torch.tensor([sigma], dtype=torch.float64)))
             # times come back from sigma a little off
             return (yield from (base if level > cut - 1e-6 else refine)(x, sigma))
 
@@ -190,3 +187,67 @@ class StableDiffusion(LatentDiffusion):
         last = (height, width) if aesthetic is None else (aesthetic,)
         sizes = context.new_tensor([height, width, 0, 0, *last]).expand(len(context), -1)  # whole, uncropped
         return {"context": context, "pooled": text.pooled, "sizes": sizes}
+
+
+# -- the tiny configuration ------------------------------------------------------------------------------------------
+
+
+def _import_text(family: Family) -> None:
+    """Gives the tiny model what an imported one has: text encoders that are the same whatever the seed, a tokenizer."""
+    text = family.nets["text"]
+    text.tokenizer_0.copy_(torch.frombuffer(bytearray(_LETTERS), dtype=torch.uint8))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in text.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
+
+
+_TINY_UNET = {
+    "widths": (8, 16),
+    "attention": (True, False),
+    "layers": 1,
+    "heads": (2, 2),
+    "depth": (1, 1),
+    "context_dim": 8,
+}
+_TINY_TEXT = {
+    "vocab_size": 258,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 16,
+    "projection_dim": 6,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+}
+# a tokenizer of single letters; what is none is left out
+_LETTERS = json.dumps(
+    {
+        "version": "1.0",
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
+        "model": {"type": "WordLevel", "vocab": {chr(code): code for code in range(97, 123)}, "unk_token": "a"},
+    }
+).encode()
+TINY = Tiny(
+    {
+        "backbone": {**_TINY_UNET, "added": (6, 6, 4)},
+        "refiner": {**_TINY_UNET, "added": (6, 5, 4)},
+        "text": [
+            {
+                "config": _TINY_TEXT,
+                "pooled": True,
+                "penultimate": True,
+                "length": 16,
+                "pad": 0,
+                "tokenizer_bytes": len(_LETTERS),
+            }
+        ],
+        "latent_mean": (0.1, 0.0),
+        "latent_std": (1.2, 0.9),
+        "optimizer": {"learning_rate": 0.01},
+    },
+    data="captioned latents",
+    settings={"num_inference_steps": 4},
+    prepare=_import_text,
+)

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from components.data.images import from_uint8
 from components.families.base import Family
 from components.metrics.modes import mode_coverage, ndb
 from components.metrics.neighbours import Inside, Manifold
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 
 if TYPE_CHECKING:
     from components.gan.base import GAN
@@ -35,12 +34,14 @@ def watch(
     family.nets.eval()
     device = next(family.nets.parameters()).device
     labels = family.cycled_labels(_ROWS)
-    fakes = family.sample(Request(torch.arange(_ROWS, device=device) + (1 << 40), labels, family.Settings()))
+    fakes = family.sample(
+        Request(torch.arange(_ROWS, device=device) + (1 << 40), family.Settings(), Conditions(label=labels))
+    )
     figures = accuracies(family, fakes, labels, train, held_out)
     if judge is None:
         return figures
     classifier = judge.nets["classifier"].eval()
-    reals = from_uint8((held_out or train)["image"]).to(device)
+    reals = family.medium.rows(held_out or train).to(device)
     real_features, fake_features = features(classifier, reals), features(classifier, fakes)
     figures |= mode_coverage(classifier.logits(fake_features).argmax(1), len(judge.data.classes))
     real_features, fake_features = real_features.double().cpu(), fake_features.double().cpu()
@@ -63,13 +64,13 @@ def accuracies(
     held_out: Mapping[str, Tensor] | None,
 ) -> dict[str, float]:
     """Where a loss gives scores no zero, that of training images and fakes lies halfway between their means."""
-    real = scores(family, from_uint8(train["image"][:_ROWS]), train.get("label"))
+    real = scores(family, family.medium.rows(train)[:_ROWS], train.get("label"))
     fake = scores(family, fakes, labels)
-    # `verdict` may look at means, so the rest is placed by the same ones
-    zero = (real - family.loss.verdict(real, fake)).mean()
+    # `realness` may look at means, so the rest is placed by the same ones
+    zero = (real - family.loss.realness(real, fake)).mean()
     found = {"accuracy_train": (real > zero), "accuracy_fake": (fake <= zero)}
     if held_out is not None:
-        found["accuracy_held_out"] = scores(family, from_uint8(held_out["image"][:_ROWS]), held_out.get("label")) > zero
+        found["accuracy_held_out"] = scores(family, family.medium.rows(held_out)[:_ROWS], held_out.get("label")) > zero
     return {name: float(right.double().mean()) for name, right in found.items()}
 
 
@@ -77,9 +78,9 @@ def scores(family: GAN, images: Tensor, labels: Tensor | None) -> Tensor:
     """(N,) of images (N, C, H, W). Norms go by these images, as in a
     training step, and what a forward moves is thrown away."""
     images = images.to(next(family.nets.parameters()).device)
-    sample = family.known(images, None if labels is None else labels[: len(images)].to(images.device))
+    inputs = family.critic_inputs(images, None if labels is None else labels[: len(images)].to(images.device))
     critic = family.nets["discriminator"]
     buffers = {name: value.clone() for name, value in critic.named_buffers()}
-    (found,) = functional_call(critic.train(), buffers, (sample,)).scores
+    (found,) = functional_call(critic.train(), buffers, (inputs,)).scores
     critic.eval()
-    return family.of_images(found)
+    return family.image_scores(found)

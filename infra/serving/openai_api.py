@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,18 +16,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from components.artifacts.run_folder import RunConfig
 from components.conditioning.classes import class_of
 from components.config import Strict
+from components.data.media import Medium, medium
+from components.data.media.image import MEDIUM as IMAGES
 from components.errors import SamplerError
 from components.families import family_class
 from components.families.base import Sampler
 from infra.config import ServeConfig
+from infra.serving.api_error import ApiError
 
 MAX_SEED = 2**53 - 1  # what every JSON parser reads exactly
+AS_CLASS = {"prompt": "label", "negative_prompt": "negative_label"}
 ALIASES = {"sampler": "solver"}  # names that other servers give to our settings
 
 
 class ServedModel(Strict):
     """A version of a sampler. `folder` is absolute; `settings` are its defaults; `figures` are for display; `hash`
-    tells contents apart. `conditional`, `texts` and `edits` are the sampler's own (components/families/base.py)."""
+    tells contents apart. `accepts` says what steers it (Sampler.accepts)."""
 
     name: str
     version: str
@@ -36,9 +40,7 @@ class ServedModel(Strict):
     settings: dict[str, Any] = Field({})
     figures: dict[str, Any] = Field({})
     hash: str = ""
-    conditional: bool = False
-    texts: bool = False
-    edits: bool = False
+    accepts: tuple[str, ...] = ()
 
     @property
     def kind(self) -> type[Sampler]:
@@ -58,23 +60,26 @@ class ServedModel(Strict):
     @property
     def classes(self) -> tuple[str, ...]:
         """That a prompt may name; none where prompts are texts or mean nothing."""
-        return self.run.data.classes if self.conditional and not self.texts else ()
+        return self.run.data.classes if "label" in self.accepts else ()
+
+    def condition(self, field: Literal["prompt", "negative_prompt"]) -> str | None:
+        """The condition that a request's text means to the sampler: the text itself or a class. None if nothing."""
+        return next((name for name in (field, AS_CLASS[field]) if name in self.accepts), None)
 
     @property
-    def guided(self) -> bool:
-        """Whether it can be led away from something."""
-        return "guidance_scale" in self.kind.Settings.model_fields
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width of what it makes."""
+    def image_shape(self) -> tuple[int, ...]:
+        """Of what it makes, channels first."""
         autoencoder = self.run.data.autoencoder
         return (autoencoder.data if autoencoder else self.run.data).shape
 
     @property
+    def medium(self) -> Medium:
+        return medium(self.run.data.medium)
+
+    @property
     def size(self) -> str:
-        _, height, width = self.image_shape
-        return f"{width}x{height}"
+        """As a request and a person say it: of images WIDTHxHEIGHT."""
+        return self.medium.size(self.image_shape)
 
 
 Served = tuple[ServedModel, ...]  # what requests may ask for, the champion first
@@ -95,7 +100,7 @@ def find(name: str | None, served: Served) -> ServedModel:
     return known[name] if name else served[0]
 
 
-class Source(Strict):
+class SourceImage(Strict):
     """An image to start from, at the sampler's own size: uint8 pixels, channels first. `mask`: a byte a pixel, 255
     where to redraw; empty for everywhere. `strength` in (0, 1]: how much noise is put on it."""
 
@@ -115,8 +120,8 @@ class SampleRequest(Strict):
     negative_label: int | None = None
     prompt: str | None = None
     negative_prompt: str | None = None
-    source: Source | None = None
-    output_format: Literal["png", "jpeg", "webp"] = "png"
+    source: SourceImage | None = None
+    output_format: str = "png"  # one of its medium's
     output_compression: int = 100
     num_previews: int = 0
 
@@ -145,28 +150,6 @@ class Backend(Protocol):
         """The load of one engine. Raises ApiError if no image can be made at the moment."""
 
 
-class ApiError(Exception):
-    """An answer in OpenAI's error schema."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        kind: str = "invalid_request_error",
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: int | None = None,
-    ):
-        super().__init__(message)
-        self.status, self.retry_after = status, retry_after
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-
-
 class ImageRequest(BaseModel):
     """What every request may say. A sampler's own settings (num_inference_steps, guidance_scale, ...) may stand beside
     these fields; those that it does not have are ignored, as is everything else."""
@@ -178,7 +161,7 @@ class ImageRequest(BaseModel):
     size: str | None = "auto"
     response_format: Literal["b64_json"] | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED)  # of the first image; each further one has the next
-    output_format: Literal["png", "jpeg", "webp"] | None = "png"
+    output_format: Literal[tuple(IMAGES.formats)] | None = "png"
     output_compression: int | None = Field(100, ge=0, le=100)
     stream: bool | None = False
     partial_images: int | None = Field(0, ge=0, le=3)
@@ -208,9 +191,12 @@ class VariationRequest(ImageRequest):
 
 
 def orders(
-    request: ImageRequest, model: ServedModel, limits: ServeConfig, source: Source | None = None
+    request: ImageRequest, model: ServedModel, limits: ServeConfig, source: SourceImage | None = None
 ) -> list[SampleRequest]:
     """The images that a request asks of a model. Raises ApiError naming the field that cannot be met."""
+    if model.medium is not IMAGES:
+        message = f"model: {model.id} makes {model.medium.plural}; expected a model of {IMAGES.plural}"
+        raise ApiError(400, message, param="model")
     count = request.n or 1
     if count > limits.max_images:
         raise ApiError(400, f"n: at most {limits.max_images} images a request, found {count}", param="n")
@@ -231,25 +217,21 @@ def orders(
 
 
 def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
-    """What the prompts mean to the model: texts or classes. A negative prompt is ignored like any setting where there
-    is no guidance."""
+    """The conditions that the prompts mean to the model: texts or classes. What means nothing to it is ignored, like
+    any setting that it does not have."""
+    found: dict[str, Any] = {}
     if not isinstance(request, PromptedRequest):
-        return {}
-    given = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or None}
-    for param, text in given.items():
-        if text is not None and len(text) > limits.max_prompt_length:
-            message = f"{param}: at most {limits.max_prompt_length} characters, found {len(text)}"
-            raise ApiError(400, message, param=param)
-    if not model.guided:
-        given["negative_prompt"] = None
-    if model.texts:
-        return given
-    labels = {"prompt": "label", "negative_prompt": "negative_label"}
-    return {
-        labels[param]: _class(param, text, model.classes)
-        for param, text in given.items()
-        if text is not None and model.classes
-    }
+        return found
+    for field, text in {"prompt": request.prompt, "negative_prompt": request.negative_prompt or None}.items():
+        if text is None:
+            continue
+        if len(text) > limits.max_prompt_length:
+            message = f"{field}: at most {limits.max_prompt_length} characters, found {len(text)}"
+            raise ApiError(400, message, param=field)
+        name = model.condition(field)
+        if name is not None:
+            found[name] = text if name == field else _class(field, text, model.classes)
+    return found
 
 
 def _class(param: str, text: str, classes: tuple[str, ...]) -> int:
@@ -271,12 +253,18 @@ def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) ->
     if reason := model.kind.why_not(model.kind.Config(**model.run.config), chosen):
         raise ApiError(400, reason, param=reason.partition(":")[0])
     settings = chosen.model_dump(mode="json")
-    steps = settings.get("num_inference_steps", 1)
+    steps = _num_steps(settings)
     if steps > limits.max_steps:
         raise ApiError(
             400, f"num_inference_steps: at most {limits.max_steps}, found {steps}", param="num_inference_steps"
         )
     return settings
+
+
+def _num_steps(settings: Mapping[str, Any]) -> int:
+    """Of a sampler's settings, or of all parts of a composite's, a block each."""
+    blocks = [block for block in settings.values() if isinstance(block, dict)]
+    return settings.get("num_inference_steps", 0) + sum(map(_num_steps, blocks))
 
 
 def invalid(errors: list[dict]) -> ApiError:

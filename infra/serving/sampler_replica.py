@@ -15,17 +15,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from components import sampling
 from components.artifacts import run_folder
-from components.data.images import encode, from_uint8
+from components.data.media import Medium
+from components.families.base import Sampler
 from components.sampling.engine import Engine
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request, Source
 from components.sampling.trajectories import Trajectory
 from infra.config import ServeConfig
 from infra.serving import serve_metrics
 from infra.serving.autoscaling import LOAD
 from infra.serving.model_store import ModelStore, folder_here
-from infra.serving.openai_api import SampleRequest, ServedModel, Source, Update
+from infra.serving.openai_api import SampleRequest, ServedModel, SourceImage, Update
 
 T = TypeVar("T")
 
@@ -47,6 +47,7 @@ class SamplerReplica:
             slots=config.slots,
             queue=config.queue,
             buckets=config.buckets,
+            cache_bytes=config.cache_bytes,
             on_forward=serve_metrics.recorder(lambda: self.engine.load()),
         )
         self._submit(self._specimen()).result()  # warm, and known to work, before it counts as up
@@ -54,7 +55,7 @@ class SamplerReplica:
     async def generate(self, order: SampleRequest) -> bytes:
         """The encoded image. Raises what the engine raises; cancelling the call frees its rows."""
         images = await asyncio.wrap_future(self._submit(order))
-        return await encoded(images, order)
+        return await encoded(self.family.medium, images, order)
 
     async def stream(self, order: SampleRequest) -> AsyncIterator[Update | None]:
         """None when accepted, then previews, then the image."""
@@ -69,8 +70,8 @@ class SamplerReplica:
             yield None
             while preview := await arrived.get():
                 progress, images = preview
-                yield Update(progress, await encoded(images, order))
-            yield Update(1.0, await encoded(future.result(), order), final=True)
+                yield Update(progress, await encoded(self.family.medium, images, order))
+            yield Update(1.0, await encoded(self.family.medium, future.result(), order), final=True)
         finally:
             future.cancel()
 
@@ -80,21 +81,13 @@ class SamplerReplica:
         return self.engine.submit(start, group=order.group, deadline=deadline, **options)
 
     def trajectory(self, order: SampleRequest) -> Trajectory:
-        request = Request(
-            torch.tensor([order.seed]),
-            None if order.label is None else torch.tensor([order.label]),
-            self.family.Settings(**order.settings),
-            prompts=None if order.prompt is None else (order.prompt,),
-            negative_labels=None if order.negative_label is None else torch.tensor([order.negative_label]),
-            negative_prompts=None if order.negative_prompt is None else (order.negative_prompt,),
-            source=order.source and opened(order.source, self.family.image_shape),
-        )
-        return self.family.trajectory(request.to(self.device))
+        settings, steered = self.family.Settings(**order.settings), conditions(order, self.family)
+        return self.family.trajectory(Request(torch.tensor([order.seed]), settings, steered).to(self.device))
 
     def _specimen(self) -> SampleRequest:
         """An order with the model's default settings."""
         settings = self.family.Settings(**self.model.settings).model_dump(mode="json")
-        steered = {"prompt": ""} if self.model.texts else {"label": 0 if self.model.classes else None}
+        steered = {"prompt": ""} if "prompt" in self.model.accepts else {"label": 0 if self.model.classes else None}
         return SampleRequest(model=self.model.key, seed=0, settings=settings, group="specimen", **steered)
 
     def check_health(self) -> None:
@@ -131,15 +124,27 @@ def in_passing(function: Callable[[], T]) -> T:
         return passing.submit(function).result()
 
 
-async def encoded(images: Tensor, order: SampleRequest) -> bytes:
-    """The only image of an order as a file, made beside the event loop."""
-    return await asyncio.to_thread(encode, images[0], order.output_format, order.output_compression)
+async def encoded(medium: Medium, rows: Tensor, order: SampleRequest) -> bytes:
+    """The only row of an order as a file, made beside the event loop."""
+    return await asyncio.to_thread(medium.encode, rows[0], order.output_format, order.output_compression)
 
 
-def opened(source: Source, shape: tuple[int, int, int]) -> sampling.Source:
-    """A source as samplers take it, of one row. `shape`: channels, height, width."""
-    pixels = torch.frombuffer(bytearray(source.pixels), dtype=torch.uint8).reshape(1, *shape)
+def conditions(order: SampleRequest, sampler: Sampler) -> Conditions:
+    """What steers an order, as samplers take it: one row."""
+    given = {name: getattr(order, name) for name in ("label", "negative_label", "prompt", "negative_prompt")}
+    rows = {
+        name: (value,) if isinstance(value, str) else torch.tensor([value])
+        for name, value in given.items()
+        if value is not None
+    }
+    source = order.source and opened(order.source, sampler.medium, sampler.image_shape)
+    return Conditions(**rows, source=source)
+
+
+def opened(source: SourceImage, medium: Medium, shape: tuple[int, ...]) -> Source:
+    """A source as samplers take it, of one row of `shape`."""
+    stored = torch.frombuffer(bytearray(source.pixels), dtype=medium.stored_dtype()).reshape(1, *shape)
     mask = None
     if source.mask:
         mask = torch.frombuffer(bytearray(source.mask), dtype=torch.uint8).reshape(1, 1, *shape[1:]).float() / 255
-    return sampling.Source(from_uint8(pixels), source.strength, mask)
+    return Source(medium.to_floats(stored), source.strength, mask)

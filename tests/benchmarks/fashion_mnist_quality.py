@@ -22,17 +22,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from components.data.dataset import batches
-from components.data.images import from_uint8
+from components.data.media.image import MEDIUM
 from components.evaluation.protocol import EvaluateConfig
 from components.families.base import Family, Sampler
 from components.sources import DataConfig
 from components.training.loop import TrainingConfig
 from components.training.optimizers import OptimizerConfig
 from tests.benchmarks import quality
-from tests.benchmarks.common import Data, as_a_worker, emit
+from tests.benchmarks.common import as_a_worker, emit
+from tests.benchmarks.diffusers_peer import let_torchvision_import
 from tests.benchmarks.gan_digits_table import BATCH as BATCH_SIZE
 from tests.benchmarks.gan_digits_table import SETTINGS
-from tests.benchmarks.train_vs_diffusers import let_torchvision_import
+from tests.benchmarks.rates import Data
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".cache" / "fashion_mnist_quality"
@@ -42,7 +43,7 @@ JUDGE_STEPS = 600
 MOST_STEPS = 10**6  # more than anyone makes in that time
 BATCH = 128
 PROTOCOL = EvaluateConfig(num_samples=500, batch_size=250, resamples=50)
-UNET = {"widths": [64, 128], "attention": [False, True]}
+BACKBONE = {"widths": [64, 128], "attention": [False, True]}
 PIXEL_WIDTHS = [32, 64]  # half: sixteen times the places of the latents would leave too few steps in minutes
 FLAT = OptimizerConfig(learning_rate=1e-3, warmup=50)  # the number of steps is not known beforehand
 SAMPLING = {"solver": "heun", "num_inference_steps": 12, "spacing": "karras", "guidance_scale": 1.5}
@@ -68,7 +69,7 @@ def ldm(train: Data, yardstick: quality.Yardstick, seconds: float) -> dict:
     vae = quality.made("vae", {"optimizer": optimizer}, train.info, 0)
     vae, _, first = quality.trained(vae, train, training(), 0, seconds / 4)
     latents = quality.encoded(vae, train)
-    family = quality.made("latent_diffusion", {**UNET, "optimizer": FLAT}, latents.info, 0)
+    family = quality.made("latent_diffusion", {"backbone": BACKBONE, "optimizer": FLAT}, latents.info, 0)
     family, state, second = quality.trained(family, latents, training(), 0, seconds - first)
     return sampled("ldm", quality.with_autoencoder(family, vae), SAMPLING, yardstick, state.step, first + second)
 
@@ -76,7 +77,7 @@ def ldm(train: Data, yardstick: quality.Yardstick, seconds: float) -> dict:
 def pixels(train: Data, yardstick: quality.Yardstick, seconds: float) -> dict:
     """The DDPM baseline: noise prediction, linear schedule, uniform times (Ho et al. 2020)."""
     classic = {"objective": "epsilon", "schedule": {"name": "linear"}, "times": {"density": "uniform"}}
-    net = {**UNET, "widths": PIXEL_WIDTHS}
+    net = {"backbone": {**BACKBONE, "widths": PIXEL_WIDTHS}}
     family = quality.made("latent_diffusion", {**net, **classic, "optimizer": FLAT}, train.info, 0)
     family, state, took = quality.trained(family, train, training(), 0, seconds)
     unguided = {**SAMPLING, "guidance_scale": 1.0}
@@ -111,7 +112,7 @@ def diffusers_example(train: Data, yardstick: quality.Yardstick, seconds: float)
     noises, optimizer = DDPMScheduler(), torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.95, 0.999))
     began, steps = time.perf_counter(), 0
     for batch in batches(train, BATCH):
-        images = from_uint8(batch.columns["image"].to(quality.device()))
+        images = MEDIUM.to_floats(batch.columns["image"].to(quality.device()))
         noise, times = torch.randn_like(images), torch.randint(0, 1000, (len(images),), device=images.device)
         loss = F.mse_loss(net(noises.add_noise(images, noise, times), times).sample, noise)
         optimizer.zero_grad()

@@ -14,7 +14,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.data.dataset import batches
-from tests.benchmarks.common import as_a_worker, demo, emit, noise
+from tests.benchmarks.common import as_a_worker, demo, emit
+from tests.benchmarks.rates import noise
 
 SIZE, REPEATS = 2048, 7
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -43,7 +44,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     family, info, batch_size = demo("ldm")
     family.nets.to(device)
-    net, (phase,) = family.nets["unet"], family.phases
+    net, (phase,) = family.nets["denoiser"], family.phases
     batch = next(batches(noise(info, batch_size), batch_size)).to(torch.device(device))
 
     def step(dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ from ray import serve
 from starlette.requests import Request
 
 from components.artifacts import run_folder
-from components.data.images import encode
+from components.data.media.image import MEDIUM
 from components.training.ema import copy_of
 from components.training.loop import State
 from infra.config import ClusterConfig, ServeConfig
@@ -25,8 +25,8 @@ from infra.serving import ray_serve
 from infra.serving.model_store import ModelStore
 from pipelines.serve import ROOT
 from pipelines.support import params, paths
+from tests.benchmarks.diffusers_peer import Theirs, let_torchvision_import, their_weights
 from tests.benchmarks.serving_load import PATH
-from tests.benchmarks.train_vs_diffusers import Theirs, let_torchvision_import
 from tests.infra.champion import untrained
 from tests.infra.local import free_port
 from tests.infra.serving_helpers import write_promoted
@@ -47,7 +47,7 @@ class Pipeline:
         family = run_folder.load(Path(folder)).family
         self.family, self.null = family, family.num_classes
         self.unet = Theirs(family)
-        self.unet.load_state_dict(family.nets["unet"].state_dict())
+        self.unet.load_state_dict(their_weights(family))
         self.unet.requires_grad_(False).eval().to(self.device)
         self.vae = autoencoder_of(family).to(self.device)
         self.scheduler = FlowMatchEulerDiscreteScheduler()
@@ -71,7 +71,7 @@ class Pipeline:
                 velocity = away + scales * (towards - away)
             x = self.scheduler.step(velocity, time, x).prev_sample
         images = self.vae.decode(x * self.std + self.mean).sample
-        return [encode(image) for image in images]
+        return [MEDIUM.encode(image, "png") for image in images]
 
 
 def autoencoder_of(family) -> torch.nn.Module:

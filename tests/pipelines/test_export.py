@@ -12,7 +12,7 @@ from components.artifacts import run_folder
 from components.config import parse
 from components.errors import SamplerError
 from components.sampling.engine import Engine
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from components.training.loop import State
 from infra.ray_train import Job
 from pipelines import export
@@ -32,7 +32,7 @@ def runs(tmp_path, monkeypatch):
 def test_a_run_goes_out(runs, tmp_path, capsys):
     made = run(tmp_path)
     family = made.family
-    average = {"unet": family.nets["unet"].state_dict()}
+    average = {"denoiser": family.nets["denoiser"].state_dict()}
     run_folder.write(runs / "ldm", "latent_diffusion", family, State(0, {}, {}, average), made.config.provenance)
     export.main(["ldm", "--to", "diffusers", str(tmp_path / "out")])
     assert json.loads((tmp_path / "out" / "model_index.json").read_text())["unet"] == [
@@ -57,13 +57,13 @@ def test_a_folder_comes_in_as_a_run_that_serves_prompts(runs, tmp_path):
     family = loaded.family
     settings = family.Settings(num_inference_steps=3)
     first, second = (
-        family.sample(Request(torch.tensor([1]), None, settings, prompts=(text,))) for text in ("a fish", "a cat")
+        family.sample(Request(torch.tensor([1]), settings, Conditions(prompt=(text,)))) for text in ("a fish", "a cat")
     )
     assert first.shape == (1, 3, 16, 16)
     assert first.abs().max() <= 1
     assert not torch.equal(first, second)
     direct = export.from_diffusers.read(tmp_path / "model")
-    assert torch.equal(direct.sample(Request(torch.tensor([1]), None, settings, prompts=("a fish",))), first)
+    assert torch.equal(direct.sample(Request(torch.tensor([1]), settings, Conditions(prompt=("a fish",)))), first)
 
 
 def test_an_imported_model_is_served_and_fine_tuned(runs, tmp_path):
@@ -74,7 +74,7 @@ def test_an_imported_model_is_served_and_fine_tuned(runs, tmp_path):
     family = run_folder.load(runs / "sd").family
     asked = ({"guidance_scale": 5.0}, "a fish"), ({"guidance_scale": 1.0, "solver": "heun"}, "a cat")
     requests = [
-        Request(torch.tensor([seed]), None, family.Settings(num_inference_steps=3, **settings), prompts=(text,))
+        Request(torch.tensor([seed]), family.Settings(num_inference_steps=3, **settings), Conditions(prompt=(text,)))
         for seed, (settings, text) in enumerate(asked)
     ]
     engine = Engine(family.calls)
@@ -91,7 +91,7 @@ def test_an_imported_model_is_served_and_fine_tuned(runs, tmp_path):
         training={"steps": 1, "batch_size": 2},
     )
     config = parse(type(family).Config, block.whole_model(), "model")
-    assert config.unet == family.config.unet
+    assert config.backbone == family.config.backbone
     assert config.optimizer.learning_rate == 0.001
     job = Job("tuned", block.family, config, family.data, block.training, 0, "nowhere", "d", "c", start=block.start)
     begun = job.build()

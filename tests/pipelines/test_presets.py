@@ -14,10 +14,10 @@ from components.artifacts import run_folder
 from components.artifacts.run_folder import Provenance
 from components.data.dataset import Dataset, batches, read_manifest, write_manifest
 from components.errors import ConfigError
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import AutoencoderInfo, DataInfo
 from components.files import write_json
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from components.training.loop import fit
 from infra.ray_cluster import encoding
 from infra.storage.store import Store
@@ -38,16 +38,16 @@ SLICE = 48
 def test_every_model_of_a_preset_fits_its_data(path):
     params = load(path)
     data, described = params.data, {"classes": ("a", "b", "c"), "caption_length": 60}
-    images = DataInfo(shape=(data.channels, data.image_size, data.image_size), **described)
+    images = DataInfo(shape=data.shape, **described)
     (block,) = params.autoencoders.values()
     with torch.device("meta"):  # shapes alone
-        vae = FAMILIES["vae"](FAMILIES["vae"].Config(**block.model), images)
+        vae = family_class("vae")(family_class("vae").Config(**block.model), images)
     ones = dict.fromkeys(("channel_mean", "channel_std"), (1.0,) * vae.latent_shape[0])
     of = AutoencoderInfo(config=block.model, data=images)
     latents = DataInfo(shape=vae.latent_shape, statistics=ones, autoencoder=of, **described)
     for group in TRAINED:
         for block in getattr(params, group).values():
-            kind = FAMILIES[block.family]
+            kind = family_class(block.family)
             with torch.device("meta"):
                 kind(kind.Config(**block.model), latents if block.data == str(paths.LATENTS) else images)
 
@@ -86,7 +86,7 @@ def shrunk(content: dict) -> dict:
     content["autoencoders"]["vae"]["model"] |= {"widths": [4, 8]}
     content["judges"]["judge"]["model"] = {"width": 8, "feature_dim": 8}
     ldm = content["samplers"]["ldm"]
-    ldm["model"] |= {"widths": [8, 8], "attention": [False, True], "context_dim": 8, "heads": 2}
+    ldm["model"] |= {"backbone": {"widths": [8, 8], "context_dim": 8, "heads": 2}}
     ldm["model"]["text"] |= {"width": 8, "layers": 1, "heads": 2}
     ldm["training"] = {**training, "ema_snapshots": 8}
     for candidate in ldm["candidates"]:
@@ -157,7 +157,9 @@ def test_a_slice_of_the_emoji_preset_from_files_to_figures(tmp_path, monkeypatch
     assert sampler.texts and not sampler.conditional
     settings = sampler.Settings(num_inference_steps=2)
     prompts = ("red heart", "waving hand")
-    images = sampler.sample(Request(torch.tensor([1, 1]), None, settings, prompts, negative_prompts=("", "blue")))
+    images = sampler.sample(
+        Request(torch.tensor([1, 1]), settings, Conditions(prompt=prompts, negative_prompt=("", "blue")))
+    )
     assert images.shape == (2, 3, 16, 16) and not torch.equal(images[0], images[1])
 
     reference.reference(params)
@@ -168,3 +170,24 @@ def test_a_slice_of_the_emoji_preset_from_files_to_figures(tmp_path, monkeypatch
     assert first["network_evaluations"] == 2 + 2 * 2 + 1
     assert second["network_evaluations"] == 2 + 3 * 2 + 1
     assert (paths.SAMPLES / "ldm/0-grid.png").is_file()
+
+
+def test_the_way_back_and_every_backup_is_kept(tmp_path):
+    target, before = tmp_path / "params.yaml", tmp_path / "params.before.yaml"
+    shipped = (ROOT / "params.yaml").read_text().replace("  address: local\n", "  address: local # this machine\n")
+    target.write_text(shipped)
+    assert apply(PRESETS[0], target, before) == before and before.read_text() == shipped
+    preset = target.read_text()
+    assert "address: local # this machine" in preset and load(target).cluster.address == "local"
+    assert apply(before, target, before) == tmp_path / "params.before.2.yaml"
+    assert target.read_text() == before.read_text() == shipped
+    assert (tmp_path / "params.before.2.yaml").read_text() == preset
+    assert apply(before, target, before) is None
+
+
+def test_a_file_that_says_nothing_of_where_stays_valid(tmp_path):
+    target, before = tmp_path / "params.yaml", tmp_path / "params.before.yaml"
+    target.write_text(PRESETS[0].read_text() + "# otherwise\n")
+    apply(PRESETS[0], target, before)
+    assert target.read_text() == PRESETS[0].read_text()
+    load(target)

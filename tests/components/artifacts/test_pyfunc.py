@@ -11,9 +11,9 @@ import torch
 from components.artifacts import run_folder
 from components.artifacts.pyfunc import CANDIDATE, SAMPLER, RegisteredSampler
 from components.artifacts.run_folder import Provenance
-from components.data.images import to_uint8
+from components.data.media.image import MEDIUM
 from components.errors import SamplerError
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from components.training import ema
 from components.training.loop import State
 from tests.components.helpers import CAPTION_LENGTH, LATENTS, build
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     data = LATENTS.model_copy(update={"caption_length": CAPTION_LENGTH})
     text = {"length": 16, "width": 8, "layers": 1, "heads": 2}
     family = build("latent_diffusion", 0, data, conditioning="text", text=text)
-    average = ema.copy_of({"unet": family.nets["unet"]})
+    average = ema.copy_of({"denoiser": family.nets["denoiser"]})
     provenance = Provenance(data="d", code="c", job="j", seed=0, step=1)
     run_folder.write(root / SAMPLER, "latent_diffusion", family, State(1, {}, {}, average), provenance)
     (root / CANDIDATE).write_text(json.dumps({"settings": SETTINGS}))
@@ -38,8 +38,8 @@ def test_prompts_are_a_column(folder):
     model = RegisteredSampler(folder)
     got = model.predict({"seed": [3, 3], "prompt": ["a cat", "a dog"]})
     sampler = run_folder.load(folder / SAMPLER).family
-    request = Request(torch.tensor([3, 3]), None, sampler.Settings(**SETTINGS), ("a cat", "a dog"))
-    assert np.array_equal(got, to_uint8(sampler.sample(request)).permute(0, 2, 3, 1).numpy())
+    request = Request(torch.tensor([3, 3]), sampler.Settings(**SETTINGS), Conditions(prompt=("a cat", "a dog")))
+    assert np.array_equal(got, MEDIUM.to_stored(sampler.sample(request)).permute(0, 2, 3, 1).numpy())
     assert not np.array_equal(got[0], got[1])
     assert np.array_equal(model.predict({"seed": [3]})[0], model.predict({"seed": [3], "prompt": [""]})[0])
     with pytest.raises(SamplerError, match="at most 16 bytes"):

@@ -8,7 +8,7 @@ import torch
 from components.artifacts import run_folder
 from components.diffusion.objectives import OBJECTIVES
 from components.diffusion.solvers import SOLVERS
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from tests.components.families.contract import request
 from tests.components.helpers import LATENTS, build, stream
 
@@ -31,7 +31,9 @@ def test_labels_and_guidance_steer_latent_diffusion(folders):
 
     def sample(labels, scale):
         labels = None if labels is None else torch.tensor(labels)
-        return sampler.sample(Request(seeds, labels, sampler.Settings(num_inference_steps=3, guidance_scale=scale)))
+        return sampler.sample(
+            Request(seeds, sampler.Settings(num_inference_steps=3, guidance_scale=scale), Conditions(label=labels))
+        )
 
     assert torch.equal(sample(None, 1), sample(None, 5)), "without a class there is nothing to guide towards"
     first, second = sample([0, 1], 1)
@@ -44,7 +46,7 @@ def test_labels_and_guidance_steer_latent_diffusion(folders):
 @pytest.mark.parametrize("schedule", ["flow", "linear", "scaled_linear", "cosine"])
 def test_latent_diffusion_trains_under_every_objective_and_schedule(objective, schedule):
     family = build("latent_diffusion", objective=objective, schedule={"name": schedule})
-    loss = family.loss(family.nets["unet"], next(stream("latent_diffusion", batch_size=20)))["loss"]
+    loss = family.loss(family.nets["denoiser"], next(stream("latent_diffusion", batch_size=20)))["loss"]
     assert torch.isfinite(loss)
     assert 0.1 < float(loss.detach()) < 10, "targets are of about unit scale for normalised latents"
 

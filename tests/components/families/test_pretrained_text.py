@@ -14,7 +14,7 @@ from components.data.dataset import batches
 from components.errors import DataError
 from components.interchange.text_encoders import read
 from components.nets.text_encoders import FrozenText
-from components.sampling.requests import Blend, Request
+from components.sampling.requests import Blend, Conditions, Request
 from components.sampling.trajectories import drive
 from components.training.loop import TrainingConfig, fit
 from tests.components.families.contract import PROVENANCE, co_batched, player
@@ -74,12 +74,12 @@ def test_training_moves_all_but_the_encoder_and_never_runs_it(encoder, monkeypat
     monkeypatch.setattr(FrozenText, "forward", refused)
     moving = player(family, "denoise")
     for name, net in family.nets.items():
-        net.requires_grad_(name == "unet")
+        net.requires_grad_(name == "denoiser")
     losses = family.loss(moving.net, batch)
     losses["loss"].backward()
     gradients = {name: parameter.grad for name, parameter in moving.raw.named_parameters()}
     assert all(gradient is not None for gradient in gradients.values())
-    assert gradients["text.project.weight"].abs().max() > 0
+    assert gradients["conditioner.text.project.weight"].abs().max() > 0
     assert moving.net.calls == 1 and moving.net.outside == []
     assert_same(copied(family.nets["text"]), before)
 
@@ -89,10 +89,10 @@ def steps(encoder: FrozenText) -> tuple[list[float], torch.Tensor]:
     family, losses, gradients = made(encoder, label_dropout=0.4), [], []
     for _, batch in zip(range(3), stream(encoder), strict=False):
         family.nets.zero_grad()
-        loss = family.loss(family.nets["unet"], batch)["loss"]
+        loss = family.loss(family.nets["denoiser"], batch)["loss"]
         loss.backward()
         losses.append(float(loss.detach()))
-        gradients += [parameter.grad.flatten() for parameter in family.nets["unet"].parameters()]
+        gradients += [parameter.grad.flatten() for parameter in family.nets["denoiser"].parameters()]
     return losses, torch.cat(gradients)
 
 
@@ -127,7 +127,7 @@ def test_dropped_captions_are_the_empty_texts_embedding(encoder):
 def sample(family, prompts, negative=None, scale=3.0, **parts):
     settings = family.Settings(num_inference_steps=3, guidance_scale=scale)
     seeds = SEEDS[:1].repeat(1 if prompts is None else len(prompts))
-    return family.sample(Request(seeds, None, settings, prompts, negative_prompts=negative, **parts))
+    return family.sample(Request(seeds, settings, Conditions(prompt=prompts, negative_prompt=negative), **parts))
 
 
 def test_prompts_and_negative_prompts_change_the_image(encoder):
@@ -144,7 +144,7 @@ def test_prompts_and_negative_prompts_change_the_image(encoder):
 def test_a_blend_of_prompts_goes_from_one_to_the_other(encoder):
     family = made(encoder)
     share = torch.linspace(0, 1, 5)
-    path = sample(family, ("a cat",) * 5, blend=Blend(None, share, prompts=("two birds",) * 5))
+    path = sample(family, ("a cat",) * 5, blend=Blend(None, share, prompt=("two birds",) * 5))
     assert torch.allclose(path[:1], sample(family, ("a cat",)), atol=1e-4)
     assert torch.allclose(path[-1:], sample(family, ("two birds",)), atol=1e-4)
     assert (path[1:] - path[:-1]).abs().amax((1, 2, 3)).min() > 1e-5, "each step changes something"
@@ -159,7 +159,11 @@ def test_a_run_folder_carries_the_encoder_and_rows_of_all_requests_share_forward
     assert sampler.libraries == ("transformers",)
     settings = sampler.Settings(num_inference_steps=3)
     requests = [
-        Request(torch.tensor([row]), None, settings, (caption,), negative_prompts=("a dog",) if row % 2 else None)
+        Request(
+            torch.tensor([row]),
+            settings,
+            Conditions(prompt=(caption,), negative_prompt=("a dog",) if row % 2 else None),
+        )
         for row, caption in enumerate(CAPTIONS)
     ]
     together, forwards = co_batched(sampler, requests)
@@ -174,7 +178,7 @@ def test_a_run_folder_carries_the_encoder_and_rows_of_all_requests_share_forward
 def test_a_guide_is_asked_about_the_same_embeddings(encoder):
     family = made(encoder, guide={"at": 0.5})
     with torch.no_grad():
-        family.nets["guide"].text.project.weight.mul_(-1)
+        family.nets["guide"].conditioner.text.project.weight.mul_(-1)
     counts = {}
 
     def counting(name, answer):
@@ -185,11 +189,11 @@ def test_a_guide_is_asked_about_the_same_embeddings(encoder):
         return counted
 
     settings = family.Settings(num_inference_steps=3, guidance="autoguidance")
-    request = Request(SEEDS, None, settings, ("a cat", "a dog"))
+    request = Request(SEEDS, settings, Conditions(prompt=("a cat", "a dog")))
     calls = {name: counting(name, answer) for name, answer in family.calls.items()}
     family.nets.eval()
     images = drive(family.trajectory(request), calls)
-    assert counts == {"text": 2, "unet_text": 2, "guide_text": 2, "unet": 6, "guide": 6, "decoder": 2}
+    assert counts == {"text": 2, "denoiser_text": 2, "guide_text": 2, "denoiser": 6, "guide": 6, "decoder": 2}
     assert (images - sample(family, ("a cat", "a dog"))).abs().max() > 1e-4
 
 

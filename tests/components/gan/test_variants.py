@@ -10,39 +10,38 @@ import torch.nn.functional as F
 
 from components.data.randomness import Draws
 from components.errors import DataError, SamplerError
-from components.families import FAMILIES
-from components.gan.base import GAN, weights_of
-from components.gan.standing import WHOLE, truncated_normal
+from components.families import family_class, family_names
+from components.gan.base import GAN
+from components.gan.remedies import weights_of
+from components.gan.standing_statistics import WHOLE, truncated_normal
 from components.metrics.probe import probe_accuracy
 from components.nets.gan.critic import Critic
 from components.nets.gan.dcgan import Flat, Trunk
 from components.nets.gan.layers import SelfAttention
 from components.nets.gan.residual import part_sizes
 from components.nets.gan.stylegan2 import ModulatedConv, demodulation, enlarge, reduce
-from components.sampling.requests import Request
-from tests.components.helpers import IMAGES, TINY, Rows, build, copied, stream
+from components.sampling.requests import Conditions, Request
+from tests.components.helpers import IMAGES, Rows, build, copied, stream, tiny_data
 
-VARIANTS = [name for name, kind in FAMILIES.items() if issubclass(kind, GAN)]
+VARIANTS = [name for name in family_names() if issubclass(family_class(name), GAN)]
 
 
 def sampled(family, seeds, labels=None, **settings) -> torch.Tensor:
     labels = None if labels is None else torch.tensor(labels)
-    return family.sample(Request(torch.tensor(seeds), labels, family.Settings(**settings)))
+    return family.sample(Request(torch.tensor(seeds), family.Settings(**settings), Conditions(label=labels)))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("shape", [(1, 15, 15), (1, 16, 8), (1, 4, 4)])
 def test_image_shape_that_does_not_fit_is_refused(name, shape):
-    config, data = TINY[name]
-    with pytest.raises(SamplerError, match=f"{shape[1]}"):
-        FAMILIES[name](FAMILIES[name].Config(**config), data.model_copy(update={"shape": shape}))
+    with pytest.raises(SamplerError, match=f"{name}: .*{shape[1]}"):
+        build(name, data=tiny_data(name).model_copy(update={"shape": shape}))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 32, 32)])
 def test_other_sizes_and_colour(name, shape):
-    config, data = TINY[name]
-    family = FAMILIES[name](FAMILIES[name].Config(**config), data.model_copy(update={"shape": shape}))
+    family = build(name, data=tiny_data(name).model_copy(update={"shape": shape}))
     labels = [0, 1] if family.conditional else None
     assert sampled(family, [1, 2], labels).shape == (2, *shape)
 
@@ -50,12 +49,12 @@ def test_other_sizes_and_colour(name, shape):
 @pytest.mark.parametrize("name", ["cgan", "sagan", "biggan"])
 def test_conditional_variants_want_classes(name):
     with pytest.raises(DataError, match=f"{name}: expected labelled images"):
-        FAMILIES[name](FAMILIES[name].Config(), IMAGES.model_copy(update={"classes": ()}))
+        family_class(name)(family_class(name).Config(), IMAGES.model_copy(update={"classes": ()}))
 
 
 @pytest.mark.parametrize("name", ["stylegan2", "r3gan"])
 def test_classes_are_optional(name):
-    family = FAMILIES[name](FAMILIES[name].Config(**TINY[name][0]), IMAGES.model_copy(update={"classes": ()}))
+    family = build(name, data=IMAGES.model_copy(update={"classes": ()}))
     assert not family.conditional
     assert sampled(family, [1, 2]).shape == (2, 1, 16, 16)
     for phase in family.phases:
@@ -63,7 +62,7 @@ def test_classes_are_optional(name):
         assert torch.isfinite(loss)
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if FAMILIES[name].conditional])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if family_class(name).conditional])
 def test_the_class_steers(name):
     family = build(name)
     with torch.no_grad():  # away from initial values that ignore the class
@@ -82,7 +81,7 @@ def critic(condition: str) -> Critic:
 def test_projection_against_its_closed_form():
     net = critic("project")
     images, label = torch.randn(5, 1, 16, 16), torch.tensor([0, 1, 2, 1, 0])
-    features = net.read(net.trunk(images))
+    features = net.head(net.trunk(images))
     expected = (
         features @ net.score.weight[0]
         + net.score.bias
@@ -96,7 +95,7 @@ def test_concatenation_is_a_plane_a_class():
     images, label = torch.randn(2, 1, 16, 16), torch.tensor([2, 0])
     planes = torch.zeros(2, 3, 16, 16)
     planes[0, 2] = planes[1, 0] = 1
-    expected = net.score(net.read(net.trunk(torch.cat([images, planes], 1))))[:, 0]
+    expected = net.score(net.head(net.trunk(torch.cat([images, planes], 1))))[:, 0]
     assert torch.allclose(net({"images": images, "label": label}).scores[0], expected, atol=1e-6)
 
 
@@ -144,15 +143,15 @@ def test_standing_statistics_are_those_of_the_truncation():
     family = build("biggan")
     family.nets.eval()
     before = copied(family.nets["generator"])
-    narrow, wide = (family.standing.statistics(truncation) for truncation in (0.3, WHOLE))
-    assert family.standing.statistics(0.3) is narrow
+    narrow, wide = (family.calls["generator"].statistics(truncation) for truncation in (0.3, WHOLE))
+    assert family.calls["generator"].statistics(0.3) is narrow
     key = next(name for name in narrow if name.startswith("blocks.0.norm1") and name.endswith("var"))
     assert (narrow[key] < wide[key]).all(), "narrower draws vary less"
     for name, value in copied(family.nets["generator"]).items():
         assert torch.equal(value, before[name]), "the net's own statistics stay"
     with torch.no_grad():
         next(family.nets["generator"].parameters()).mul_(2)
-    assert family.standing.statistics(0.3) is not narrow, "other weights, other statistics"
+    assert family.calls["generator"].statistics(0.3) is not narrow, "other weights, other statistics"
 
 
 def test_rows_of_different_truncation_share_a_call():
@@ -161,9 +160,9 @@ def test_rows_of_different_truncation_share_a_call():
     label, levels = torch.tensor([0, 1, 2, 0]), torch.tensor([0.5, WHOLE, 0.5, WHOLE])
     family.nets.eval()
     with torch.inference_mode():
-        together = family.standing(z, levels, label)
+        together = family.calls["generator"](z, levels, label)
         for row in range(4):
-            alone = family.standing(z[row : row + 1], levels[row : row + 1], label[row : row + 1])
+            alone = family.calls["generator"](z[row : row + 1], levels[row : row + 1], label[row : row + 1])
             assert torch.allclose(alone[0], together[row], atol=1e-5)
 
 
@@ -192,7 +191,7 @@ def test_encoder_and_generator_want_the_opposite_of_the_discriminator():
     family = build("bigbigan")
     batch = next(stream("bigbigan"))
     family.nets["discriminator"].requires_grad_(False)  # as in the encoder's phase: spectral norms rest
-    scores = family.nets["discriminator"](family.real_sample(batch)).scores[0]
+    scores = family.nets["discriminator"](family.real_inputs(batch)).scores[0]
     assert scores.shape == (6, 3)
     loss = family.encoder_loss(family.nets["encoder"], batch)["loss"]
     assert float(loss.detach()) == pytest.approx(float(scores.mean().detach()), rel=1e-4), "real pairs are to score low"

@@ -41,9 +41,9 @@ def test_bigbigan_is_watched_by_what_its_discriminator_says_of_images_alone():
             # codes and pairs pass for real whatever is shown
             score.bias.fill_(0.0 if column == 0 else 100.0)
     images = torch.rand(6, 1, 16, 16) * 2 - 1
-    (scores,) = family.nets["discriminator"](family.known(images, None)).scores
-    assert torch.equal(family.of_images(scores), scores[:, 0])
-    assert float(family.of_images(scores).abs().max()) < 50 < float(scores[:, 1:].min())
+    (scores,) = family.nets["discriminator"](family.critic_inputs(images, None)).scores
+    assert torch.equal(family.image_scores(scores), scores[:, 0])
+    assert float(family.image_scores(scores).abs().max()) < 50 < float(scores[:, 1:].min())
 
 
 def test_a_discriminator_that_knows_its_images_by_heart_is_noticed():
@@ -53,10 +53,10 @@ def test_a_discriminator_that_knows_its_images_by_heart_is_noticed():
 
     class ByHeart(torch.nn.Module):
         def forward(self, sample):
-            from components.data.images import to_uint8
+            from components.data.media.image import MEDIUM
             from components.nets.gan.critic import CriticOutput
 
-            rows = [tuple(image.flatten()[:4].tolist()) in known for image in to_uint8(sample["images"])]
+            rows = [tuple(image.flatten()[:4].tolist()) in known for image in MEDIUM.to_stored(sample["images"])]
             return CriticOutput((torch.tensor(rows).float() * 2 - 1,), ())
 
     family.nets["discriminator"] = ByHeart()

@@ -12,16 +12,16 @@ import torch
 from components.artifacts.run_folder import Provenance, Run, RunConfig
 from components.data.randomness import Draws
 from components.errors import SamplerError
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import AutoencoderInfo, DataInfo
 from components.interchange import to_diffusers
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 
 IMAGES = DataInfo(shape=(1, 16, 16), classes=("nought", "one", "two"))
 AUTOENCODER = {"latent_channels": 2, "widths": [32, 64]}
 
 
-def run(tmp_path, autoencoder=AUTOENCODER, images=IMAGES, **config) -> Run:
+def run(tmp_path, autoencoder=AUTOENCODER, images=IMAGES, widths=(32, 64), **config) -> Run:
     """An untrained sampler whose weights are all away from their initial values."""
     data = DataInfo(
         shape=(2, images.shape[1] // 2, images.shape[1] // 2),
@@ -30,8 +30,8 @@ def run(tmp_path, autoencoder=AUTOENCODER, images=IMAGES, **config) -> Run:
         statistics={"channel_mean": (0.3, -0.2), "channel_std": (1.5, 0.8)},
         autoencoder=AutoencoderInfo(config=autoencoder, data=images),
     )
-    config = {"widths": (32, 64), "heads": 2, "context_dim": 8, **config}
-    kind = FAMILIES["latent_diffusion"]
+    config = {"backbone": {"widths": widths, "heads": 2, "context_dim": 8}, **config}
+    kind = family_class("latent_diffusion")
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         family = kind(kind.Config(**config), data)
@@ -45,7 +45,7 @@ def run(tmp_path, autoencoder=AUTOENCODER, images=IMAGES, **config) -> Run:
 
 def ours(sampler: Run, labels: torch.Tensor, **settings) -> torch.Tensor:
     family = sampler.family
-    return family.sample(Request(torch.arange(len(labels)), labels, family.Settings(**settings)))
+    return family.sample(Request(torch.arange(len(labels)), family.Settings(**settings), Conditions(label=labels)))
 
 
 def theirs(sampler: Run, folder, labels: torch.Tensor, scale: float, **how) -> torch.Tensor:
@@ -94,7 +94,8 @@ def test_zero_terminal_snr_and_no_classes_travel(tmp_path):
     to_diffusers.export(sampler, tmp_path / "out")
     labels = torch.tensor([0, 0])
     sigmas = sampler.family.sigmas(sampler.family.Settings(num_inference_steps=9))
-    expected = ours(sampler, labels, solver="euler", num_inference_steps=9, guidance_scale=1.0)
+    settings = sampler.family.Settings(solver="euler", num_inference_steps=9, guidance_scale=1.0)
+    expected = sampler.family.sample(Request(torch.arange(2), settings))
     assert (theirs(sampler, tmp_path / "out", labels, 1.0, sigmas=sigmas) - expected).abs().max() < 1e-3
 
 
@@ -151,7 +152,7 @@ def test_what_diffusers_cannot_express_is_refused(changes, message, tmp_path):
 
 
 def test_other_families_are_refused(tmp_path):
-    family = FAMILIES["vae"](FAMILIES["vae"].Config(**AUTOENCODER), IMAGES)
+    family = family_class("vae")(family_class("vae").Config(**AUTOENCODER), IMAGES)
     provenance = Provenance(data="d", code="c", job="j", seed=0, step=1)
     config = RunConfig(family="vae", config=AUTOENCODER, data=IMAGES, provenance=provenance)
     with pytest.raises(SamplerError, match="a vae; expected latent_diffusion"):

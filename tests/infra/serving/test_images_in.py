@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from components.artifacts import run_folder
-from components.data.images import from_uint8, to_uint8
-from components.sampling.requests import Request, Source
+from components.data.media.image import MEDIUM
+from components.sampling.requests import Conditions, Request, Source
 from components.training.ema import copy_of
 from components.training.loop import State
 from infra.config import ServeConfig
-from infra.serving.openai_api import ApiError
-from infra.serving.openai_api import Source as Upload
+from infra.serving.api_error import ApiError
+from infra.serving.openai_api import SourceImage as Upload
 from infra.serving.sampler_replica import opened
 from infra.serving.uploads import open_image, source
 from tests.components.helpers import CAPTION_LENGTH, LATENTS, build
@@ -53,16 +53,16 @@ def mask() -> Image.Image:
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
-    return from_uint8(torch.from_numpy(np.asarray(image).copy())[None, None])
+    return MEDIUM.to_floats(torch.from_numpy(np.asarray(image).copy())[None, None])
 
 
 def own(folder, label, source=None, steps=4, guidance=2.0, **more) -> np.ndarray:
     """What the sampler itself makes of it."""
     family = run_folder.load(folder).family
     settings = family.Settings(num_inference_steps=steps, guidance_scale=guidance)
-    request = Request(torch.tensor([5]), torch.tensor([label]) if label is not None else None, settings, **more)
-    request = Request(**{**vars(request), "source": source})
-    return to_uint8(family.sample(request))[0, 0].numpy()
+    given = {"label": torch.tensor([label])} if label is not None else {}
+    request = Request(torch.tensor([5]), settings, Conditions(**given, **more, source=source))
+    return MEDIUM.to_stored(family.sample(request))[0, 0].numpy()
 
 
 def differ(one, other) -> int:
@@ -123,7 +123,7 @@ def test_a_negative_prompt_leads_away(run, folder):
     def made(**extra):
         return pixels(client(address).images.generate(prompt="two", extra_body={**FAST, **extra}).data[0])
 
-    away = own(folder, 2, negative_labels=torch.tensor([0]))
+    away = own(folder, 2, negative_label=torch.tensor([0]))
     assert differ(made(negative_prompt="zero"), away) <= 1
     assert differ(made(), away) > 2 and differ(made(), made(negative_prompt="")) == 0
 
@@ -165,7 +165,7 @@ def test_a_body_that_is_no_form(run, drawing):
 
 def test_a_model_that_edits_nothing():
     class Model:
-        id, edits = "gan@1", False
+        id, accepts = "gan@1", ("label",)
 
     with pytest.raises(ApiError, match="gan@1 draws from noise alone"):
         source(b"", None, None, Model, 100, redraws=True)
@@ -179,8 +179,8 @@ def test_a_cut_off_image_is_refused(drawing):
 
 def test_a_source_arrives_as_it_was_sent():
     grid = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
-    arrived = opened(Upload(pixels=grid.tobytes(), strength=0.3, mask=b"\xff" * 128 + b"\0" * 128), grid.shape)
-    assert (to_uint8(arrived.images)[0].numpy() == grid).all() and arrived.strength == 0.3
+    arrived = opened(Upload(pixels=grid.tobytes(), strength=0.3, mask=b"\xff" * 128 + b"\0" * 128), MEDIUM, grid.shape)
+    assert (MEDIUM.to_stored(arrived.images)[0].numpy() == grid).all() and arrived.strength == 0.3
     assert arrived.mask[0, 0, 0, 0] == 1 and arrived.mask[0, 0, -1, -1] == 0
 
 
@@ -196,7 +196,7 @@ def text_folder(tmp_path_factory):
     data = LATENTS.model_copy(update={"caption_length": CAPTION_LENGTH})
     text = {"length": 16, "width": 8, "layers": 1, "heads": 2}
     family = build("latent_diffusion", 0, data, conditioning="text", text=text)
-    average = copy_of({"unet": family.nets["unet"]})
+    average = copy_of({"denoiser": family.nets["denoiser"]})
     provenance = run_folder.Provenance(data="d", code="c", job="j", seed=0, step=1)
     folder = tmp_path_factory.mktemp("runs") / "texts"
     run_folder.write(folder, "latent_diffusion", family, State(1, {}, {}, average), provenance)
@@ -208,12 +208,12 @@ def test_prompts_of_a_sampler_of_texts(text_folder):
     sampler = run_folder.load(text_folder).family
     settings = sampler.Settings(num_inference_steps=4)
     expected = sampler.sample(
-        Request(torch.tensor([5]), None, settings, prompts=("a cat",), negative_prompts=("a dog",))
+        Request(torch.tensor([5]), settings, Conditions(prompt=("a cat",), negative_prompt=("a dog",)))
     )
     with serving(backend, config) as address:
         images = client(address).images
         made = pixels(images.generate(prompt="a cat", extra_body={**FAST, "negative_prompt": "a dog"}).data[0])
-        assert differ(made, to_uint8(expected)[0].movedim(0, -1).squeeze().numpy()) <= 1
+        assert differ(made, MEDIUM.to_stored(expected)[0].movedim(0, -1).squeeze().numpy()) <= 1
         assert differ(made, pixels(images.generate(prompt="a cat", extra_body=FAST).data[0])) > 0
         with pytest.raises(openai.BadRequestError, match="at most 16 bytes"):
             images.generate(prompt="a cat on a sunny day", extra_body=FAST)

@@ -7,7 +7,7 @@ import pytest
 
 from components.artifacts import pyfunc, run_folder
 from components.errors import InputError, SamplerError
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import DataInfo
 from components.files import write_json
 from components.training.ema import copy_of
@@ -34,7 +34,8 @@ def model_store(root, **fields) -> ModelStore:
 def test_promoted_files_are_copied_so_that_no_promotion_changes_them(root):
     champions = Champions(model_store(root))
     (first,) = champions.look()
-    assert first.id == "latent-foundry@1" and first.settings == {"num_inference_steps": 7} and first.edits
+    assert first.id == "latent-foundry@1" and first.settings == {"num_inference_steps": 7}
+    assert "source" in first.accepts
     assert Path(first.folder).is_relative_to(root / ".cache/served")
     shutil.rmtree(root / "runs/a")
     write_sampler(root / "runs/a", seed=1)
@@ -42,7 +43,7 @@ def test_promoted_files_are_copied_so_that_no_promotion_changes_them(root):
     write_promoted(root, "runs/a", "2")
     (second,) = champions.look()
     assert second.version == "2" and second.folder != first.folder
-    weights = [(Path(model.folder) / "unet.safetensors").read_bytes() for model in (first, second)]
+    weights = [(Path(model.folder) / "denoiser.safetensors").read_bytes() for model in (first, second)]
     assert weights[0] != weights[1]
     assert champions.look() == (second,) == champions.first()
 
@@ -59,7 +60,7 @@ def test_versions_beside_need_a_registry(root):
 
 
 def test_what_generates_no_images_is_not_served(tmp_path):
-    kind = FAMILIES["judge"]
+    kind = family_class("judge")
     family = kind(kind.Config(width=8, feature_dim=4), DataInfo(shape=(1, 16, 16), classes=("a", "b")))
     average = copy_of(family.nets)
     provenance = run_folder.Provenance(data="data", code="code", job="job", seed=0, step=1)

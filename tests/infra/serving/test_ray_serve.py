@@ -20,9 +20,9 @@ from PIL import Image
 from ray import serve
 
 from components.artifacts import run_folder
-from components.data.images import to_uint8
+from components.data.media.image import MEDIUM
 from components.errors import SamplerError
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from infra.config import ServeConfig
 from infra.serving import ray_serve
 from infra.serving.model_store import ModelStore
@@ -91,7 +91,9 @@ def test_a_class_by_name_or_number(client):
 def test_the_image_is_the_samplers_own(client, project):
     family = run_folder.load(project / "runs/ldm").family
     settings = family.Settings(solver="heun", num_inference_steps=5, guidance_scale=3.0)
-    expected = to_uint8(family.sample(Request(torch.tensor([11]), torch.tensor([1]), settings)))[0, 0].numpy()
+    expected = MEDIUM.to_stored(
+        family.sample(Request(torch.tensor([11]), settings, Conditions(label=torch.tensor([1]))))
+    )[0, 0].numpy()
     answer = client.images.generate(
         prompt="one",
         model="latent-foundry",
@@ -314,7 +316,9 @@ def test_the_engines_figures_are_exported(address, client):
         with urllib.request.urlopen(exporter, timeout=60) as answer:
             return answer.read().decode()
 
-    wait_for(lambda: re.search(r'^ray_foundry_forward_rows_count\{.*net="unet".*\} [1-9]', exported(), re.MULTILINE))
+    wait_for(
+        lambda: re.search(r'^ray_foundry_forward_rows_count\{.*net="denoiser".*\} [1-9]', exported(), re.MULTILINE)
+    )
     assert "ray_foundry_forward_ms_sum" in exported() and "ray_foundry_waiting_rows" in exported()
 
 
@@ -404,8 +408,8 @@ def test_promotions_and_a_killed_replica_lose_nothing(address, project, promotio
         family = family_of(project / "runs" / ("ldm" if version == "3" else version))
         settings = family.Settings(**DEFAULTS | FAST)
         for image, own_seed in zip(images, (seed, seed + 1), strict=True):
-            request = Request(torch.tensor([own_seed]), torch.tensor([2]), settings)
-            assert np.abs(image.astype(int) - to_uint8(family.sample(request))[0, 0].numpy()).max() <= 1
+            request = Request(torch.tensor([own_seed]), settings, Conditions(label=torch.tensor([2])))
+            assert np.abs(image.astype(int) - MEDIUM.to_stored(family.sample(request))[0, 0].numpy()).max() <= 1
     wait_for(lambda: len(replicas()) == 1)  # those before are gone
 
 

@@ -1,0 +1,94 @@
+"""What a medium is: the contract that data sets, evaluation, previews and serving rely on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from components.errors import DataError
+
+
+class Medium(ABC):
+    """How the rows of one kind of data are stored, shown, and written to files.
+
+    name, plural:  in manifests, in messages and in the API's paths: image, images
+    column:        of a data set, that holds the rows
+    dtype:         of stored rows; `value_range` is what they lie in
+    formats:       MIME type by file format, as a request names it; the first is the default
+    libraries:     that read and write the files
+
+    A row is (C, ...), channels first whatever the rank. As nets take them rows are float32 in [-1, 1].
+    """
+
+    name: ClassVar[str]
+    plural: ClassVar[str]
+    column: ClassVar[str]
+    dtype: ClassVar[str]
+    value_range: ClassVar[tuple[float, float]]
+    formats: ClassVar[Mapping[str, str]]
+    libraries: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def to_floats(self, stored: Tensor) -> Tensor:
+        """Stored values -> float32 in [-1, 1], of the same shape."""
+
+    @abstractmethod
+    def to_stored(self, values: Tensor) -> Tensor:
+        """Floats in [-1, 1] (clamped) -> `dtype`, rounded to the nearest level."""
+
+    def quantised(self, values: Tensor) -> Tensor:
+        """Floats in [-1, 1] as a viewer gets them, on the CPU: through stored values and back."""
+        return self.to_floats(self.to_stored(values).cpu())
+
+    def rows(self, columns: Mapping[str, Tensor]) -> Tensor:
+        """The rows among a data set's columns, (B, C, ...) float32 in [-1, 1]."""
+        return self.to_floats(columns[self.column])
+
+    @abstractmethod
+    def refuse_unfit(self, shape: tuple[int, ...], where: str) -> None:
+        """Raises DataError, naming `where`, of a row's shape that this medium cannot have."""
+
+    @abstractmethod
+    def size(self, shape: tuple[int, ...]) -> str:
+        """A row's extent as a request and a person say it: 64x48, width by height, of an image."""
+
+    @abstractmethod
+    def read(self, path: Path, shape: tuple[int, ...]) -> np.ndarray:
+        """A file as a stored row of `shape`. Raises DataError with the reason, without the path, if it cannot be."""
+
+    @abstractmethod
+    def encode(self, row: Tensor, file_format: str, quality: int = 90) -> bytes:
+        """One row, floats (C, ...), as a file of one of `formats`. `quality` in [0, 100], where the format has one."""
+
+    @abstractmethod
+    def preview(self, rows: Tensor, columns: int, scale: int = 1) -> bytes:
+        """A PNG that shows rows (N, C, ...), `columns` of them beside each other; `scale`: repeats of a pixel."""
+
+    @abstractmethod
+    def preview_scale(self, shape: tuple[int, ...], least: int) -> int:
+        """The whole `scale` at which a preview shows one row at about `least` pixels, or larger."""
+
+    @abstractmethod
+    def strips(self, png: bytes, num_rows: int, shape: tuple[int, ...]) -> list[bytes]:
+        """A preview of `num_rows` lines of rows of `shape`, at any scale, cut into a PNG a line."""
+
+    def mirrored(self, rows: Tensor) -> Tensor:
+        """Rows (B, C, ...), stored or floats, as a mirror shows them. Raises DataError where that means nothing."""
+        raise DataError(f"flips: {self.plural} have no mirror image; expected flips: false")
+
+    def array_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A row's shape in `arrays`."""
+        return shape
+
+    def arrays(self, rows: Tensor) -> np.ndarray:
+        """Rows (N, C, ...) in [-1, 1] as users of numpy expect them: stored values in their usual order of axes."""
+        return self.to_stored(rows).cpu().numpy()
+
+    def stored_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
