@@ -12,7 +12,8 @@ from components.families.base import Family
 from components.training.loop import State, TrainingConfig
 from pipelines.support import params
 from tests.benchmarks import quality
-from tests.benchmarks.common import Data, emit
+from tests.benchmarks.common import emit
+from tests.benchmarks.rates import Data
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = (0, 1, 2)

@@ -29,10 +29,11 @@ from components.sources import DataConfig
 from components.training.loop import TrainingConfig
 from components.training.optimizers import OptimizerConfig
 from tests.benchmarks import quality
-from tests.benchmarks.common import Data, as_a_worker, emit
+from tests.benchmarks.common import as_a_worker, emit
+from tests.benchmarks.diffusers_peer import let_torchvision_import
 from tests.benchmarks.gan_digits_table import BATCH as BATCH_SIZE
 from tests.benchmarks.gan_digits_table import SETTINGS
-from tests.benchmarks.train_vs_diffusers import let_torchvision_import
+from tests.benchmarks.rates import Data
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".cache" / "fashion_mnist_quality"

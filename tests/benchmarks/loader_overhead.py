@@ -21,7 +21,8 @@ import torch
 from components.data.dataset import Dataset, batches, write_manifest, write_shard
 from components.families.base import DataInfo
 from components.files import whole_folder
-from tests.benchmarks.common import as_a_worker, demo, emit, fit_rate, noise_rows, write_noise
+from tests.benchmarks.common import as_a_worker, demo, emit, write_noise
+from tests.benchmarks.rates import fit_rate, noise_rows
 
 LARGE, LIMIT = 2 * 2**30, 1 * 2**30  # bytes on disk, bytes that the process may allocate
 ROWS_PER_SHARD = 2**16

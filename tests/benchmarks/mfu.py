@@ -14,7 +14,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.data.dataset import batches
-from tests.benchmarks.common import as_a_worker, demo, emit, noise
+from tests.benchmarks.common import as_a_worker, demo, emit
+from tests.benchmarks.rates import noise
 
 SIZE, REPEATS = 2048, 7
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -26,7 +26,7 @@ from components.sources import DataConfig
 from components.training import ema
 from components.training.loop import State, TrainingConfig, fit
 from infra.ray_cluster.encoding import Moments
-from tests.benchmarks.common import Data
+from tests.benchmarks.rates import Data
 from tests.components.helpers import no_wrap
 
 TOLD = ("frechet_distance", "frechet_interval", "precision", "recall", "label_agreement", "classes_hit")

@@ -25,8 +25,8 @@ from infra.serving import ray_serve
 from infra.serving.model_store import ModelStore
 from pipelines.serve import ROOT
 from pipelines.support import params, paths
+from tests.benchmarks.diffusers_peer import Theirs, let_torchvision_import
 from tests.benchmarks.serving_load import PATH
-from tests.benchmarks.train_vs_diffusers import Theirs, let_torchvision_import
 from tests.infra.champion import untrained
 from tests.infra.local import free_port
 from tests.infra.serving_helpers import write_promoted

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from components.data.dataset import Dataset
-from tests.benchmarks.common import as_a_worker, demo, emit, fit_rate, in_turn, write_noise
+from tests.benchmarks.common import as_a_worker, demo, emit, write_noise
+from tests.benchmarks.rates import fit_rate, in_turn
 from tests.benchmarks.training_options import channels_last
 
 STEPS, WARM, ROUNDS = 5, 2, 2

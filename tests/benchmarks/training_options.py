@@ -17,7 +17,8 @@ from torch import nn
 
 from components.data.dataset import Dataset
 from components.training.loop import Wrap
-from tests.benchmarks.common import as_a_worker, demo, emit, fit_rate, in_turn, write_noise
+from tests.benchmarks.common import as_a_worker, demo, emit, write_noise
+from tests.benchmarks.rates import fit_rate, in_turn
 
 STEPS, WARM, ROUNDS = 4, 1, 3
 
