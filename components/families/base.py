@@ -60,11 +60,20 @@ class DataInfo(Strict):
     statistics: dict[str, tuple[float, ...]] = {}
     autoencoder: AutoencoderInfo | None = None
     text: dict | None = None  # EncoderLayout of nets/text_encoders.py
+    inputs: dict[str, RunInfo] = {}  # trained runs that the model keeps a part of, by role
 
 
 class AutoencoderInfo(Strict):
     """How to build the autoencoder of a latent data set."""
 
+    config: dict
+    data: DataInfo
+
+
+class RunInfo(Strict):
+    """How to build the model of an input that a run keeps."""
+
+    family: str
     config: dict
     data: DataInfo
 
@@ -83,6 +92,18 @@ def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None, te
         autoencoder=autoencoder,
         text=text,
     )
+
+
+class Role(NamedTuple):
+    """An input of a training: another trained run, or a file of weights, that params.yaml names under `inputs`.
+
+    `families`: of which the run may be, any sampler's where none is named. `kept`: whether the model needs a net of it
+    to sample; DataInfo.inputs then says how to build it, and the net of the role's name goes into the run folder."""
+
+    families: tuple[str, ...] = ()
+    needed: bool = False
+    kept: bool = False
+    is_file: bool = False  # of weights, and no run folder
 
 
 class Early(NamedTuple):
@@ -105,6 +126,7 @@ class Family:
     pretrained: tuple[str, ...] = ()  # nets that are never trained here; kept, but not averaged
     libraries: tuple[str, ...] = ()  # beyond torch, that own a part of its nets
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
+    inputs: Mapping[str, Family | nn.Module] = {}  # frozen, what `receive` was handed; on the device of the nets
 
     @property
     def medium(self) -> Medium:
@@ -117,14 +139,14 @@ class Family:
         return {}
 
     @classmethod
-    def borrows(cls, config: Strict) -> Mapping[str, str]:
-        """Trained networks that a training of this config looks through and does not keep: by `judge`, the run folder
-        of one, or by `lpips`, a file of weights."""
+    def roles(cls, config: Strict) -> Mapping[str, Role]:
+        """The inputs that a training of this config takes beside those of every family, GENERAL_ROLES."""
         return {}
 
-    def borrow(self, name: str, net: nn.Module) -> None:
-        """Receives a network that `borrows` names, before training."""
-        raise NotImplementedError
+    def receive(self, role: str, given: Family | nn.Module) -> None:
+        """Takes the input of a role before training: a run's family with its averaged weights, or a net whose weights
+        are a file. It is frozen, in evaluation mode."""
+        self.inputs = {**self.inputs, role: given}
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor | None:
         """Images to look at during training, (N, C, H, W) in [-1, 1], or None. `columns`: rows of the training set."""
@@ -135,6 +157,16 @@ class Family:
         are not trained on; `judge`: a classifier of them. Averaged nets hold their average, others their live weights.
         """
         return {}
+
+
+# of every family: whose weights and model a training goes on from, and what tells figures of its checkpoints
+START, JUDGE = "start", "judge"
+GENERAL_ROLES = {START: Role(), JUDGE: Role(("judge",))}
+
+
+def roles_of(name: str, kind: type[Family], config: Strict) -> dict[str, Role]:
+    """All inputs that a training of a family may have, by role."""
+    return {**GENERAL_ROLES, START: Role((name,)), **kind.roles(config)}
 
 
 class Sampler(Family):

@@ -18,7 +18,7 @@ from components.data.dataset import Batch
 from components.data.images import from_uint8
 from components.data.randomness import Draws
 from components.errors import SamplerError
-from components.families.base import DataInfo, Family, Losses, Phase, Sampler, refuse_unless_square
+from components.families.base import DataInfo, Family, Losses, Phase, Role, Sampler, refuse_unless_square
 from components.metrics.reconstruction import reconstruction_figures
 from components.nets.autoencoder import AutoencoderKL
 from components.nets.autoencoder.codebook import Codebook
@@ -70,7 +70,6 @@ class VAE(Sampler):
         self.nets = nn.ModuleDict({"autoencoder": net})
         self.calls = {"decoder": net.decode}
         self.phases = (Phase("autoencode", "autoencoder", self.loss, config.optimizer),)
-        self.perceptual_net: tuple[str, nn.Module] | None = None  # what the perceptual loss looks with
         if config.adversarial:
             self._add_discriminator(config.adversarial)
 
@@ -85,12 +84,11 @@ class VAE(Sampler):
         self.phases = (*self.phases, moves)
 
     @classmethod
-    def borrows(cls, config: Config) -> Mapping[str, str]:
-        asked = config.perceptual
-        return {} if asked is None else {"judge": asked.judge} if asked.judge else {"lpips": asked.lpips}
-
-    def borrow(self, name: str, net: nn.Module) -> None:
-        self.perceptual_net = name, net.requires_grad_(False).eval()
+    def roles(cls, config: Config) -> dict[str, Role]:
+        if config.perceptual is None:
+            return {}
+        network = config.perceptual.network
+        return {network: Role(needed=True, families=("judge",), is_file=network == "lpips")}
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -105,9 +103,7 @@ class VAE(Sampler):
         }
         loss, seen = terms["reconstruction"], self._as_images(answer.images)
         if config.perceptual:
-            assert self.perceptual_net is not None, "nobody lent the network of the perceptual loss"
-            kind, perceptual_net = self.perceptual_net
-            terms["perceptual"] = DISTANCES[kind](perceptual_net.to(images.device), seen, images).mean()
+            terms["perceptual"] = self._perceptual(seen, images).mean()
             loss = loss + config.perceptual.weight * images[0].numel() * terms["perceptual"]
         figures = {}
         if config.adversarial:
@@ -123,6 +119,13 @@ class VAE(Sampler):
             terms["kl"] = gaussian_kl(answer.mean, answer.std)
             loss = loss + config.kl_weight * terms["kl"]
         return {"loss": loss, **terms, **figures}
+
+    def _perceptual(self, seen: Tensor, images: Tensor) -> Tensor:
+        """(B,) distances to the eyes of the input that the config names."""
+        network = self.config.perceptual.network
+        assert network in self.inputs, f"the perceptual loss was not handed its {network}"
+        given = self.inputs[network]
+        return DISTANCES[network](given.nets["classifier"] if network == "judge" else given, seen, images)
 
     def _reconstruction(self, net: nn.Module, batch: Batch) -> tuple[Reconstruction, Tensor]:
         """A batch through the net, and the images that it should give."""

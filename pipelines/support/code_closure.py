@@ -73,8 +73,8 @@ def of_family(family: str, root: Path = ROOT) -> list[Path]:
 
 
 def closure(entries: Iterable[str], left_out: Iterable[str] = (), root: Path = ROOT) -> list[Path]:
-    """The files, relative to `root` and sorted, of modules and of all that they import of this project, inside functions
-    too, with the packages that these lie in. Raises ValueError for an entry that is no module."""
+    """The files of modules and of all that they import of this project, inside functions too, with the packages that
+    these lie in; relative to `root`, sorted. Raises ValueError for an entry that is no module."""
     stops = (REGISTRY, *left_out)
     found: dict[str, Path] = {}
     todo = list(entries)
