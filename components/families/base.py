@@ -6,7 +6,7 @@ sampler, how images come about. It knows no cluster, no tracker and no path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -126,7 +126,7 @@ class Family:
     pretrained: tuple[str, ...] = ()  # nets that are never trained here; kept, but not averaged
     libraries: tuple[str, ...] = ()  # beyond torch, that own a part of its nets
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
-    inputs: Mapping[str, Family | nn.Module] = {}  # frozen, what `receive` was handed; on the device of the nets
+    received: Mapping[str, Family | nn.Module] = {}  # inputs by role, frozen, on the device of the nets
 
     @property
     def medium(self) -> Medium:
@@ -146,7 +146,7 @@ class Family:
     def receive(self, role: str, given: Family | nn.Module) -> None:
         """Takes the input of a role before training: a run's family with its averaged weights, or a net whose weights
         are a file. It is frozen, in evaluation mode."""
-        self.inputs = {**self.inputs, role: given}
+        self.received = {**self.received, role: given}
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor | None:
         """Images to look at during training, (N, C, H, W) in [-1, 1], or None. `columns`: rows of the training set."""
@@ -180,9 +180,9 @@ class Sampler(Family):
     edits: bool = False  # whether it can start from a request's source, redraw a part of it, and blend
 
     @classmethod
-    def why_not(cls, config: Strict, settings: Strict) -> str | None:
-        """Why a model of this config cannot sample with these settings: the setting's name, a colon, the reason. None
-        if it can."""
+    def why_not(cls, config: Strict, settings: Strict, inputs: Collection[str] = ()) -> str | None:
+        """Why a model of this config, which keeps a part of the inputs of these roles, cannot sample with these
+        settings: the setting's name, a colon, the reason. None if it can."""
         return None
 
     def trajectory(self, request: Request) -> Trajectory:
@@ -231,7 +231,7 @@ def refuse_unfit(sampler: Sampler, request: Request) -> None:
         found = tuple(request.source.images.shape[1:])
         if found != sampler.image_shape:
             raise SamplerError(f"source: expected images {shape_text(sampler.image_shape)}, found {shape_text(found)}")
-    if reason := sampler.why_not(sampler.config, request.settings):
+    if reason := sampler.why_not(sampler.config, request.settings, sampler.data.inputs):
         raise SamplerError(reason)
     is_guided = sampler.conditional and "guidance_scale" in sampler.Settings.model_fields
     if request.negative_labels is not None and not is_guided:

@@ -123,8 +123,8 @@ class VAE(Sampler):
     def _perceptual(self, seen: Tensor, images: Tensor) -> Tensor:
         """(B,) distances to the eyes of the input that the config names."""
         network = self.config.perceptual.network
-        assert network in self.inputs, f"the perceptual loss was not handed its {network}"
-        given = self.inputs[network]
+        assert network in self.received, f"the perceptual loss was not handed its {network}"
+        given = self.received[network]
         return DISTANCES[network](given.nets["classifier"] if network == "judge" else given, seen, images)
 
     def _reconstruction(self, net: nn.Module, batch: Batch) -> tuple[Reconstruction, Tensor]:

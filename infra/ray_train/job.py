@@ -110,5 +110,5 @@ def _load(path: Path, role: str, expected: Role) -> Family | nn.Module:
 def to_device(family: Family, device: torch.device | str) -> None:
     """Moves a family's nets and its inputs."""
     family.nets.to(device)
-    for given in family.inputs.values():
+    for given in family.received.values():
         (given if isinstance(given, nn.Module) else given.nets).to(device)

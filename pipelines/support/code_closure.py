@@ -5,8 +5,8 @@ A closure names what may decide a result. Modules that do not are left out by ru
 - `components.families` itself is the registry: a stage names its model's family, whose own file is an entry;
 - what only reports, checks, reads params.yaml or says where things lie and run: ALWAYS_LEFT_OUT. What it hands on is a
   parameter or a dependency of the stage already;
-- of trainings, what samples, measures and draws: LEFT_OUT_OF_TRAINING. It makes previews and figures beside the losses;
-  a test traces trainings of every family and finds none of it inside a loss, a step or a batch.
+- of trainings, what samples, measures, draws and reads old run folders: LEFT_OUT_OF_TRAINING. It makes previews and
+  figures beside the losses; a test traces a training of every family and finds none of it in a loss, a step or a batch.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ ALWAYS_LEFT_OUT = (
     "pipelines.support.remote",
 )
 LEFT_OUT_OF_TRAINING = (
+    "components.artifacts.old_runs",
     "components.evaluation",
     "components.metrics",
     "components.sampling",

@@ -92,7 +92,12 @@ def whole_model(params: Params, name: str, trained: bool = False) -> Any:
     source = None if trained else _model_at(params, start)
     if source == name:
         raise ConfigError(f"inputs: {name}/{START}: expected another run than its own")
-    base = run_folder.read_config(start).config if source is None else whole_model(params, source)
+    if source is None:
+        run = run_folder.read_config(start)
+        family, base = run.family, run.config
+    else:
+        family, base = params.models[source].family, whole_model(params, source)
+    _refuse_unless_fits(Role((block.family,)), family, f"inputs: {name}/{START}: {start}")
     return {**base, **block.model}
 
 

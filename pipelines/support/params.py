@@ -210,7 +210,7 @@ def _check_family(params: Params, name: str, block: TrainBlock, where: str) -> N
         for number, candidate in enumerate(block.candidates):
             length, settings = weights_and_settings(candidate)
             chosen = parse(kind.Settings, settings, f"{where}.candidates.{number}")
-            if reason := kind.why_not(config, chosen):
+            if reason := kind.why_not(config, chosen, params.inputs_of(name)):
                 raise ConfigError(f"{where}.candidates.{number}.{reason}")
             if length is not None and not block.training.ema_snapshots:
                 raise ConfigError(
