@@ -31,7 +31,9 @@ def encode(params: Params, name: str, images: Path, target: Path) -> Manifest:
     check_storage(params.cluster.storage(ROOT))
     run = run_folder.load(autoencoder)
     # a sampler's run holds the autoencoder that it was trained on
-    info = run.config.data.autoencoder or AutoencoderInfo(config=run.config.config, data=run.config.data)
+    info = run.config.data.autoencoder or AutoencoderInfo(
+        family=run.config.family, config=run.config.config, data=run.config.data
+    )
     text = None if options.text is None else open_text(options.text, facts, images)
     with whole_folder(target) as folder, session(params.cluster, ROOT):
         cluster = params.cluster
@@ -44,6 +46,7 @@ def encode(params: Params, name: str, images: Path, target: Path) -> Manifest:
         write_manifest(
             folder,
             shards,
+            medium=facts.medium,
             value_range=facts.value_range,
             classes=facts.classes,
             statistics=statistics,

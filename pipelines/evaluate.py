@@ -18,7 +18,7 @@ from torch import Tensor
 
 from components.artifacts.run_folder import AVERAGES, Run, read_averages
 from components.data.dataset import MANIFEST, verify
-from components.data.images import encode_png, grid
+from components.data.media import Medium
 from components.errors import InputError, SamplerError
 from components.evaluation import generation
 from components.evaluation.measuring import FAILURE_PICTURES, NEIGHBOUR_PICTURES
@@ -118,12 +118,12 @@ def over_training(params: Params, run: Run, candidate: dict, bench: Measurement,
     return found
 
 
-def pictures(measured: Measured) -> dict[str, bytes]:
+def pictures(measured: Measured, medium: Medium) -> dict[str, bytes]:
     """By what follows the candidate's number in the file's name."""
-    scale = max(1, _GRID_SIDE // measured.grid.shape[-1])
+    scale = medium.preview_scale(measured.grid.shape[1:], _GRID_SIDE)
 
-    def png(images: Tensor, columns: int) -> bytes:
-        return encode_png(grid(images, columns), scale)
+    def png(rows: Tensor, columns: int) -> bytes:
+        return medium.preview(rows, columns, scale)
 
     found = {"-grid": png(measured.grid, generation.GRID_COLUMNS)}
     found["-nearest"] = png(measured.nearest, min(NEIGHBOUR_PICTURES, len(measured.nearest) // 2))
@@ -149,7 +149,7 @@ def evaluate(params: Params, key: str, device: str) -> dict:
             order = sampling(params, run.folder, candidate)
             result = measure(workers, order, order.open(device), bench, extractors)
             measured.append({**result.figures, "searched": number == len(block.candidates)})
-            for suffix, png in pictures(result).items():
+            for suffix, png in pictures(result, run.family.medium).items():
                 (folder / f"{number}{suffix}.png").write_bytes(png)
             print(f"{key} candidate {number}: {row(result.figures)}", flush=True)
         grown = over_training(params, run, first, bench, extractors)

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from components.artifacts import run_folder
 from components.data.dataset import Dataset, verify
-from components.data.images import from_uint8
 from components.errors import InputError
 from components.evaluation.tasks import default_device
-from components.families.vae import VAE
+from components.families.base import Autoencoder
 from components.files import write_json
 from components.metrics.reconstruction import reconstruction_figures
 from pipelines.support import cli, paths
@@ -22,31 +21,36 @@ from pipelines.support.measurement import open_extractors
 from pipelines.support.params import Params, load, name_in
 
 
-def load_vae(folder: Path, device: str = "cpu") -> VAE:
+def load_autoencoder(folder: Path, device: str = "cpu") -> Autoencoder:
     """Raises InputError of a run folder that holds no autoencoder."""
-    vae = run_folder.load(folder, device).family
-    if not isinstance(vae, VAE):
-        raise InputError(f"{folder}: expected a trained vae, as params.yaml.autoencoders says")
-    return vae
+    run = run_folder.load(folder, device)
+    if not isinstance(run.family, Autoencoder):
+        raise InputError(
+            f"{folder}: expected a trained autoencoder, as params.yaml.autoencoders says, found a {run.config.family}"
+        )
+    return run.family
 
 
-def reconstructed(vae: VAE, dataset: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def reconstructed(autoencoder: Autoencoder, dataset: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """All images, each batch beside what the autoencoder makes of it."""
-    device = next(vae.nets.parameters()).device
+    device = next(autoencoder.nets.parameters()).device
     for chunk in dataset.chunks(batch_size):
-        images = from_uint8(chunk["image"]).to(device)
-        yield images, vae.reconstruct(images)
+        rows = dataset.medium.rows(chunk).to(device)
+        yield rows, autoencoder.reconstruct(rows)
 
 
 def reconstruct(params: Params, name: str, device: str) -> dict:
     """Writes the figures, by the extractor of params.evaluate, whole or not at all. What is not finite is None."""
-    vae, extractors = load_vae(paths.RUNS / name, device), open_extractors(params, device)
+    autoencoder, extractors = load_autoencoder(paths.RUNS / name, device), open_extractors(params, device)
     facts = verify(paths.TEST_IMAGES)
-    shape = facts.columns["image"].shape
-    extractors.refuse_unless_fits(paths.TEST_IMAGES, shape)
-    if shape != vae.data.shape:
-        raise InputError(f"{paths.TEST_IMAGES}: images of shape {shape}; {paths.RUNS / name} takes {vae.data.shape}")
-    pairs = reconstructed(vae, Dataset(paths.TEST_IMAGES), params.evaluate.batch_size)
+    dataset = Dataset(paths.TEST_IMAGES)
+    extractors.refuse_unless_fits(paths.TEST_IMAGES, dataset.row_shape)
+    if dataset.row_shape != autoencoder.data.shape:
+        raise InputError(
+            f"{paths.TEST_IMAGES}: {dataset.medium.plural} of shape {dataset.row_shape}; {paths.RUNS / name} takes "
+            f"{autoencoder.data.shape}"
+        )
+    pairs = reconstructed(autoencoder, dataset, params.evaluate.batch_size)
     figures = reconstruction_figures(pairs, lambda images: extractors.extractor.embed(images).vectors)
     result = {
         "autoencoder": name,
@@ -63,7 +67,7 @@ def main(argv: list[str]) -> None:
     key = cli.one_argument(argv, "python -m pipelines.reconstruct autoencoders.NAME")
     params = load()
     result = reconstruct(params, name_in(params, "autoencoders", key), default_device())
-    told = {name: result[name] for name in ("psnr", "ssim", "reconstruction_fd") if result[name] is not None}
+    told = {name: result[name] for name in ("psnr", "ssim", "reconstruction_fd") if result.get(name) is not None}
     print(f"{key}: {'  '.join(f'{name} {value:.4g}' for name, value in told.items())}")
 
 

@@ -14,8 +14,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from components.data.dataset import MANIFEST, Manifest, read_manifest, verify, write_manifest
-from components.data.images import from_uint8
+from components.data.dataset import MANIFEST, Dataset, Manifest, read_manifest, verify, write_manifest
 from components.data.randomness import Draws
 from components.errors import DataError
 from components.evaluation import generation
@@ -48,7 +47,7 @@ def describe(workers: WorkerPool, params: Params, split: str, extractors: Extrac
     are damaged or of another shape than the judge's."""
     images, target = SPLITS[split], paths.REFERENCE / split
     facts = verify(images)
-    extractors.refuse_unless_fits(images, facts.columns["image"].shape)
+    extractors.refuse_unless_fits(images, Dataset(images).row_shape)
     wanted = origin(images, extractors)
     if is_whole(target, wanted):
         return False
@@ -61,7 +60,14 @@ def describe(workers: WorkerPool, params: Params, split: str, extractors: Extrac
         done = list(workers.map(make, range(len(facts.shards))))
         _write_moments(folder / measurement.MOMENTS, functools.reduce(Sums.plus, (sums for _, sums in done)))
         shards = [shard for shard, _ in done]
-        write_manifest(folder, shards, value_range=facts.value_range, classes=facts.classes, source=wanted)
+        write_manifest(
+            folder,
+            shards,
+            medium=facts.medium,
+            value_range=facts.value_range,
+            classes=facts.classes,
+            source=wanted,
+        )
     return True
 
 
@@ -94,7 +100,7 @@ def known(measured: measurement.Measurement, extractors: Extractors) -> dict[str
         taken = train.take(chosen)
         seen = Seen(*(None if part is None else part[chosen] for part in measured.train_seen))
         labels = taken["label"] if measured.real.classes else None
-        found[name] = figures(seen, from_uint8(taken["image"]), labels, measured.real, config, measured.perception)
+        found[name] = figures(seen, train.medium.rows(taken), labels, measured.real, config, measured.perception)
     copies = copied_share(measured.real.reference.features, measured.real.train, config)
     found["floor"]["memorised"] = copies
     keys = Draws.of_seeds(generation.seeds(config.num_samples, config.seed)).keys

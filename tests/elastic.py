@@ -17,11 +17,11 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
-from components.families import FAMILIES
+from components.families import family_class
 from components.files import write_json
 from infra import ray_train
 from infra.config import ClusterConfig
-from infra.ray_cluster.ray_session import ENVIRONMENT
+from infra.ray_cluster.ray_session import ENVIRONMENT, UNSAID
 from tests.infra.ray_train.jobs import make_job, write_images
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +31,7 @@ NOTICE = 12.0  # seconds between the notice and the node's end
 RESOURCES = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 
 
-class Slow(FAMILIES["vae"]):
+class Slow(family_class("vae")):
     """Takes its time for a step, so that a run of tiny networks outlasts what is done to it."""
 
     def loss(self, net, batch):
@@ -105,7 +105,7 @@ def scenario(cluster: Cluster, record: Record, preempt: bool) -> dict[str, float
 
 
 def main(folder: Path, preempt: bool) -> None:
-    for name, value in ENVIRONMENT.items():
+    for name, value in (ENVIRONMENT | UNSAID).items():
         os.environ.setdefault(name, value)
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"  # which a session on one machine does without
     images = write_images(folder / "images")

@@ -18,7 +18,6 @@ from torch import Tensor
 from components.artifacts import run_folder
 from components.config import Strict
 from components.data.dataset import Dataset, Shard, write_shard
-from components.data.images import from_uint8, to_uint8
 from components.errors import ConfigError, DataError
 from components.evaluation import generation, pretrained
 from components.evaluation.extractor import Extractor, judge_extractor
@@ -67,7 +66,7 @@ class Extractors:
         return Extractors(judging, judging)
 
     def look(self, images: Tensor) -> Seen:
-        """Images (N, C, H, W) in [-1, 1]."""
+        """Rows (N, C, ...) in [-1, 1]."""
         vectors, logits = self.extractor.embed(images)
         one = self.judge is self.extractor
         judged = None if self.judge is None else logits if one else self.judge.embed(images).logits
@@ -97,14 +96,14 @@ class DescribeTask:
 
     def _describe(self, extractors: Extractors, dataset: Dataset, number: int) -> tuple[Shard, Sums]:
         rows = torch.from_numpy(dataset.shard_rows(number)).split(self.batch_size)
-        seen = Seen.joined([extractors.look(from_uint8(dataset.take(part)["image"])) for part in rows])
+        seen = Seen.joined([extractors.look(dataset.rows(part)) for part in rows])
         columns = {name: column.numpy() for name, column in seen._asdict().items() if column is not None}
         return write_shard(self.target, number, columns), Sums.streamed(seen.vectors.split(4096))
 
 
 @dataclass(frozen=True)
 class SampledBatch:
-    """One batch of a generated set. `images`: (n, C, H, W) uint8, or None beyond those that are kept."""
+    """One batch of a generated set. `images`: (n, C, ...) as stored, or None beyond those that are kept."""
 
     seen: Seen
     images: Tensor | None
@@ -151,5 +150,7 @@ class SampleTask:
         stop = min(start + self.batch_size, self.num_samples)
         made = generation.generate(sampler, self._request(sampler, settings, start, stop))
         return SampledBatch(
-            extractors.look(made.images), to_uint8(made.images) if start < KEPT_IMAGES else None, made.seconds
+            extractors.look(made.images),
+            sampler.medium.to_stored(made.images) if start < KEPT_IMAGES else None,
+            made.seconds,
         )

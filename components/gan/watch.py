@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from components.data.images import from_uint8
 from components.families.base import Family
 from components.metrics.modes import mode_coverage, ndb
 from components.metrics.neighbours import Inside, Manifold
@@ -40,7 +39,7 @@ def watch(
     if judge is None:
         return figures
     classifier = judge.nets["classifier"].eval()
-    reals = from_uint8((held_out or train)["image"]).to(device)
+    reals = family.medium.rows(held_out or train).to(device)
     real_features, fake_features = features(classifier, reals), features(classifier, fakes)
     figures |= mode_coverage(classifier.logits(fake_features).argmax(1), len(judge.data.classes))
     real_features, fake_features = real_features.double().cpu(), fake_features.double().cpu()
@@ -63,13 +62,13 @@ def accuracies(
     held_out: Mapping[str, Tensor] | None,
 ) -> dict[str, float]:
     """Where a loss gives scores no zero, that of training images and fakes lies halfway between their means."""
-    real = scores(family, from_uint8(train["image"][:_ROWS]), train.get("label"))
+    real = scores(family, family.medium.rows(train)[:_ROWS], train.get("label"))
     fake = scores(family, fakes, labels)
     # `verdict` may look at means, so the rest is placed by the same ones
     zero = (real - family.loss.verdict(real, fake)).mean()
     found = {"accuracy_train": (real > zero), "accuracy_fake": (fake <= zero)}
     if held_out is not None:
-        found["accuracy_held_out"] = scores(family, from_uint8(held_out["image"][:_ROWS]), held_out.get("label")) > zero
+        found["accuracy_held_out"] = scores(family, family.medium.rows(held_out)[:_ROWS], held_out.get("label")) > zero
     return {name: float(right.double().mean()) for name, right in found.items()}
 
 

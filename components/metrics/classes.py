@@ -30,8 +30,8 @@ def confidence(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def trained_on_samples(images: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor) -> Tensor:
-    """(M,) bool: which of the real images (M, C, H, W) a classifier gets right that was trained on generated images
-    (N, C, H, W) of labels (N,); the mean is the classification accuracy score (Ravuri and Vinyals 2019, section 3).
+    """(M,) bool: which of the real images (M, C, ...) a classifier gets right that was trained on generated images
+    (N, C, ...) of labels (N,); the mean is the classification accuracy score (Ravuri and Vinyals 2019, section 3).
 
     The classifier is a support vector machine on standardised pixels, averaged down to a side of 16: it takes a second
     where a deep net takes minutes, so figures compare with one another, not with the paper's."""
@@ -46,5 +46,6 @@ def trained_on_samples(images: Tensor, labels: Tensor, real: Tensor, real_labels
 
 
 def _pixels(images: Tensor) -> Tensor:
-    side = min(_SIDE, images.shape[-1])
-    return F.adaptive_avg_pool2d(images, side).flatten(1)
+    sides = tuple(min(_SIDE, side) for side in images.shape[2:])
+    pool = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[len(sides)]
+    return pool(images, sides).flatten(1)

@@ -12,7 +12,6 @@ import torch
 
 from components.artifacts import run_folder
 from components.data.dataset import Dataset
-from components.data.images import encode_png, grid
 from components.families.base import JUDGE, Family
 from components.training.loop import State, restore_nets
 from infra.ray_train.job import Job, to_device
@@ -32,8 +31,8 @@ class Validator:
     def look(self, state: State) -> tuple[bytes | None, dict[str, float]]:
         """A PNG, if the family draws, and figures named `watch/...`."""
         shadow, dataset = self._load(state), Dataset(self._job.folder(self._job.data))
-        images = shadow.preview(dataset.take(torch.arange(min(20, len(dataset)))))
-        picture = None if images is None else encode_png(grid(images, 10), scale=4)
+        rows = shadow.preview(dataset.take(torch.arange(min(20, len(dataset)))))
+        picture = None if rows is None else shadow.medium.preview(rows, 10, scale=4)
         return picture, {f"watch/{name}": value for name, value in self._figures(shadow, dataset).items()}
 
     def _load(self, state: State) -> Family:

@@ -16,14 +16,14 @@ from components.artifacts.run_folder import RunConfig
 from components.config import parse
 from components.errors import ConfigError, SamplerError
 from components.families import family_class
-from components.families.base import JUDGE, START, Role, Sampler, roles_of
+from components.families.base import JUDGE, START, Judge, Role, Sampler, roles_of
 from pipelines.support import paths
 
 if TYPE_CHECKING:
     from pipelines.support.params import Params
 
 AUTOENCODER = "autoencoder"
-ROLES_OF_STAGES = {"evaluate": {JUDGE: Role(("judge",))}}
+ROLES_OF_STAGES = {"evaluate": {JUDGE: Role(Judge)}}
 ROLES_OF_LATENTS = {AUTOENCODER: Role(needed=True)}
 
 
@@ -97,7 +97,7 @@ def whole_model(params: Params, name: str, trained: bool = False) -> Any:
         family, base = run.family, run.config
     else:
         family, base = params.models[source].family, whole_model(params, source)
-    _refuse_unless_fits(Role((block.family,)), family, f"inputs: {name}/{START}: {start}")
+    _refuse_unless_fits(Role(family=block.family), family, f"inputs: {name}/{START}: {start}")
     return {**base, **block.model}
 
 
@@ -107,7 +107,10 @@ def _model_at(params: Params, path: Path) -> str | None:
 
 
 def _refuse_unless_fits(role: Role, family: str, where: str) -> None:
-    if role.families and family not in role.families:
-        raise SamplerError(f"{where}: expected a run of {' or '.join(role.families)}, found one of {family}")
-    if not role.families and not issubclass(family_class(family, where), Sampler):
-        raise SamplerError(f"{where}: expected a run that generates, found one of {family}")
+    if role.family:
+        fits, wanted = family == role.family, role.family
+    else:
+        kind = role.kind or Sampler
+        fits, wanted = issubclass(family_class(family, where), kind), kind.__name__.lower()
+    if not fits:
+        raise SamplerError(f"{where}: expected a run of a {wanted}, found one of {family}")

@@ -14,7 +14,6 @@ from torch import Tensor
 from components.artifacts import run_folder
 from components.config import Strict
 from components.data.dataset import Dataset, Manifest
-from components.data.images import from_uint8
 from components.errors import InputError, SamplerError
 from components.evaluation import generation, measuring, pretrained
 from components.evaluation.measuring import Perception, Real
@@ -86,7 +85,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
     real = Real(
         Reference.of(test_seen.vectors, config, moments),
         train_seen.vectors,
-        from_uint8(images["image"]),
+        test.medium.rows(images),
         images.get("label", torch.empty(0, dtype=torch.int64)),
         test.manifest.classes,
     )
@@ -100,7 +99,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
         reference_hash=str(test_facts.source["data"]),
         reference_count=len(test),
         train_hash=str(train_facts.source["data"]),
-        image_shape=test.manifest.columns["image"].shape,
+        image_shape=test.row_shape,
         versions=library_versions(*extractors.extractor.libraries),
         **config.model_dump(exclude={"extractor", "search", "snapshot_samples", "lpips", "clip_score"}),
         **perceived_by,
@@ -191,7 +190,7 @@ def measure(
         )
     pieces = sample(worker_pool, order, ready, extractors)
     seen = Seen.joined([piece.seen for piece in pieces])
-    images = from_uint8(torch.cat([piece.images for piece in pieces if piece.images is not None]))
+    images = sampler.medium.to_floats(torch.cat([piece.images for piece in pieces if piece.images is not None]))
     labels = generation.wanted_labels(sampler, captions, len(seen.vectors))
     prompts = generation.request(sampler, settings, 0, len(images), config.seed, captions).prompts
     figures = {
@@ -202,7 +201,7 @@ def measure(
         "network_evaluations": generation.network_evaluations(sampler, settings, captions),
     }
     samples, trained_on = measuring.closest_to_training(seen, len(images), bench.real)
-    pairs = torch.cat([images[samples], from_uint8(bench.train.take(trained_on)["image"])])
+    pairs = torch.cat([images[samples], bench.train.rows(trained_on)])
     worst = None
     if labels is not None and seen.judged is not None:
         worst = images[measuring.least_convincing(seen, len(images), labels)]

@@ -9,9 +9,9 @@ import yaml
 
 from components.artifacts import run_folder
 from components.data.dataset import Dataset
-from components.data.images import from_uint8
+from components.data.media.image import MEDIUM
 from components.errors import ConfigError, InputError
-from components.families.vae import VAE
+from components.families.vae import Model as VAE
 from components.metrics.frechet import Moments, frechet_distance
 from pipelines import reconstruct
 from tests.pipelines.measured import PARAMS, write_images
@@ -28,7 +28,7 @@ def project(described_project, tmp_path, monkeypatch):
 def test_figures_are_those_of_the_whole_split_whatever_the_batches(project, capsys):
     reconstruct.main(["autoencoders.vae"])
     found = json.loads((project / "metrics/vae.json").read_text())
-    images = from_uint8(Dataset(project / "data/images/test").take(torch.arange(30))["image"])
+    images = MEDIUM.to_floats(Dataset(project / "data/images/test").take(torch.arange(30))["image"])
     with torch.no_grad():
         others = run_folder.load(project / "runs/vae").family.reconstruct(images)
         judge = run_folder.load(project / "runs/judge").family.nets["classifier"]

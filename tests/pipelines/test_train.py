@@ -10,19 +10,20 @@ import pytest
 import torch
 import yaml
 
+import components.families
 from components.artifacts import run_folder
 from components.config import Strict, parse
 from components.data.dataset import Dataset, batches
 from components.errors import ConfigError, SamplerError
-from components.families import FAMILIES
 from components.families.base import Role
+from components.families.dcgan import Model as DCGAN
 from components.sampling.requests import Request
 from components.training.loop import State, fit
 from pipelines.support import paths
 from pipelines.support.params import Params, load
 from pipelines.train import make_job, write_curves
 from tests.benchmarks.common import write_noise
-from tests.components.helpers import IMAGES, TINY, VAE, assert_same, build, no_wrap, stream
+from tests.components.helpers import IMAGES, assert_same, build, no_wrap, stream, tiny
 
 KEY = "autoencoders.vae"
 TRAINING = {"steps": 2, "batch_size": 4, "report_every": 1, "save_every": 2, "ema_snapshots": 2}
@@ -50,8 +51,8 @@ def params(inputs: dict[str, str], models: dict[str, dict] | None = None, **mode
     images = {"data": str(paths.TRAIN_IMAGES), "training": TRAINING}
     content = {
         "data": {"source": "digits"},
-        "autoencoders": {"vae": {**images, "family": "vae", "model": {**VAE, **model}}},
-        "judges": {"judge": {**images, "family": "judge", "model": TINY["judge"][0]}},
+        "autoencoders": {"vae": {**images, "family": "vae", "model": {**tiny("vae").config, **model}}},
+        "judges": {"judge": {**images, "family": "judge", "model": dict(tiny("judge").config)}},
         "samplers": {
             name: {**images, "family": "latent_diffusion", "model": block} for name, block in (models or {}).items()
         },
@@ -99,7 +100,7 @@ def test_an_input_that_is_missing_damaged_or_of_another_kind_is_named():
         make_job(asked, KEY)
     write_run("other", "dcgan")
     with pytest.raises(
-        SamplerError, match="inputs: vae/judge: runs/other: expected a run of judge, found one of dcgan"
+        SamplerError, match="inputs: vae/judge: runs/other: expected a run of a judge, found one of dcgan"
     ):
         make_job(params({"vae/judge": "runs/other"}, perceptual={}), KEY)
     (paths.RUNS / "judge/classifier.safetensors").write_bytes(b"")
@@ -115,7 +116,7 @@ def test_an_input_that_is_missing_damaged_or_of_another_kind_is_named():
         ({"nobody/judge": "runs/judge"}, {}, "inputs: nobody/judge: expected NAME/ROLE, the name one of vae, judge"),
         ({"vae": "runs/judge"}, {}, "inputs: vae: expected NAME/ROLE"),
         ({"vae/start": "runs/vae"}, {}, "inputs: vae/start: expected another run than its own"),
-        ({"vae/start": "runs/judge"}, {}, "expected a run of vae, found one of judge"),
+        ({"vae/start": "runs/judge"}, {}, "expected a run of a vae, found one of judge"),
     ],
 )
 def test_inputs_that_nothing_takes_are_refused_at_the_door(inputs, model, told):
@@ -180,10 +181,10 @@ def test_without_a_guide_autoguidance_is_refused_at_the_door():
     assert load(Path("params.yaml")).samplers["guided"].candidates != asked.samplers["guided"].candidates
 
 
-class Student(FAMILIES["dcgan"]):
+class Student(DCGAN):
     """Its generator learns to make the images of a frozen teacher from equal noise."""
 
-    class Config(FAMILIES["dcgan"].Config):
+    class Config(DCGAN.Config):
         pass
 
     @classmethod
@@ -198,12 +199,23 @@ class Student(FAMILIES["dcgan"]):
         return {"loss": (net(codes) - wanted).square().mean()}
 
 
+def register(monkeypatch, model: type) -> None:
+    """A family without a file."""
+    real = components.families.family_class
+
+    def family_class(name: str, where: str = "family"):
+        return model if name == model.__name__.lower() else real(name, where)
+
+    for module in ("infra.ray_train.job", "pipelines.train", "pipelines.support.inputs", "pipelines.support.params"):
+        monkeypatch.setattr(f"{module}.family_class", family_class)
+
+
 def test_a_frozen_teacher_teaches(monkeypatch):
-    monkeypatch.setitem(FAMILIES, "student", Student)
+    register(monkeypatch, Student)
     write_run("teacher", "dcgan", seed=3)
     asked = params({})
     content = yaml.safe_load(Path("params.yaml").read_text())
-    block = {**content["judges"]["judge"], "family": "student", "model": TINY["dcgan"][0]}
+    block = {**content["judges"]["judge"], "family": "student", "model": dict(tiny("dcgan").config)}
     content |= {"samplers": {"student": block}, "inputs": {"student/teacher": "runs/teacher"}}
     asked = parse(Params, content, "params.yaml")
     monkeypatch.setattr("pipelines.support.code_closure.of_training", lambda family: [])

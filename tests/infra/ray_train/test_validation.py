@@ -7,7 +7,7 @@ import torch
 
 from components.artifacts import run_folder
 from components.artifacts.run_folder import Provenance
-from components.families import FAMILIES
+from components.families import family_class
 from components.training.loop import State
 from infra.ray_train import Input, Job, validation
 from infra.storage.store import Store
@@ -26,7 +26,7 @@ def folders(tmp_path_factory):
     return root
 
 
-class Watched(FAMILIES["wgan_gp"]):
+class Watched(family_class("wgan_gp")):
     """Tells what it was given, and a weight of each of its nets."""
 
     def watch(self, train, held_out, judge):

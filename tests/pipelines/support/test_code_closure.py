@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from components.families import FAMILIES
+from components.families import family_names
 from components.training.loop import TrainingConfig, fit
 from pipelines.support import code_closure
-from tests.components.helpers import TINY, build, no_wrap, stream
+from tests.components.helpers import build, no_wrap, stream
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -45,7 +45,7 @@ def test_a_closure_follows_every_form_of_import(project):
         components__f="y = 2",
         components__media__image="",
         components__media__rows="",
-        components__media__registry="import importlib\ndef load(name):\n    importlib.import_module(f'components.media.{name}')",
+        components__media__registry="import importlib\nload = lambda name: importlib.import_module(f'components.media.{name}')",
         components__g="from components.media.registry import load",
         components__alone="",
     )
@@ -74,7 +74,7 @@ def test_every_rule_names_something():
 
 
 def test_families_are_those_of_the_registry():
-    assert set(code_closure.family_names()) == set(FAMILIES)
+    assert set(code_closure.family_names()) == set(family_names())
 
 
 def test_a_family_depends_on_its_own_nets_and_not_on_anothers():
@@ -86,7 +86,7 @@ def test_a_family_depends_on_its_own_nets_and_not_on_anothers():
         assert {"components/training/loop.py", "components/families/base.py", "infra/ray_train/worker.py"} <= found
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", family_names())
 def test_a_training_runs_through_its_closure_and_nothing_else(name):
     """Every function of this project that is called in a training, batches included, lies in the closure, or is one of
     those that decide nothing."""
