@@ -135,14 +135,6 @@ class Params(Strict):
                 raise ValueError(f"{name!r} is a name of its own: expected none of {', '.join(RESERVED)}")
         return blocks
 
-    @model_validator(mode="after")
-    def _one_name_a_block(self) -> Params:
-        names = [name for group in (*TRAINED, "encode") for name in getattr(self, group)]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"{name!r} names two blocks; expected one, because it names their folders")
-        return self
-
     @property
     def models(self) -> dict[str, TrainBlock]:
         """Every block that `pipelines.train` takes, by name."""
@@ -163,6 +155,7 @@ def load(path: Path = DEFAULT) -> Params:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     params = parse(Params, _with_environment(content), str(path))
+    _refuse_two_of_a_name(params, str(path))
     for group in TRAINED:
         for name, block in getattr(params, group).items():
             _check_family(params, name, block, f"{path}.{group}.{name}")
@@ -186,6 +179,13 @@ def _with_environment(content: Any) -> Any:
             raise ConfigError(f"{name}: expected {{key: value}} for the block {block}, found {os.environ[name]!r}")
         changed[block] = {**(changed.get(block) or {}), **keys}
     return changed
+
+
+def _refuse_two_of_a_name(params: Params, where: str) -> None:
+    names = [name for group in (*TRAINED, "encode") for name in getattr(params, group)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}: two blocks are called {name}; expected one, because the name is their folders'")
 
 
 def _check_time(params: Params, where: str) -> None:
