@@ -17,7 +17,7 @@ from components.config import Strict, parse
 from components.data.dataset import Dataset
 from components.errors import SamplerError
 from components.families.base import Sampler
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from components.sampling.trajectories import drive
 
 AVERAGE = "ema_sigma_rel"  # a candidate's key beside its solver settings: the width of the average of weights
@@ -98,8 +98,9 @@ def request(
     """Images `start` to `stop` of the set that a seed stands for, labels cycling through the classes, or prompts
     through the captions."""
     labels = sampler.cycled_labels(stop)
+    labels = None if labels is None else labels[start:]
     prompts = captions.take(range(start, stop)) if sampler.texts and captions is not None else None
-    return Request(seeds(stop, seed)[start:], None if labels is None else labels[start:], settings, prompts)
+    return Request(seeds(stop, seed)[start:], settings, Conditions(label=labels, prompt=prompts))
 
 
 def requests(
@@ -117,7 +118,7 @@ def generate(sampler: Sampler, request: Request) -> Generated:
     images = sampler.sample(request)
     _synchronise()
     seconds = time.perf_counter() - start
-    return Generated(sampler.medium.quantised(images), request.labels, seconds)
+    return Generated(sampler.medium.quantised(images), request.conditions.label, seconds)
 
 
 def _synchronise() -> None:
@@ -132,7 +133,7 @@ def grid_request(sampler: Sampler, settings: Strict, seed: int, captions: Captio
     prompts = None
     if sampler.texts and captions is not None:
         prompts = captions.take(row for row in range(rows) for _ in range(GRID_COLUMNS))
-    return Request(seeds(rows * GRID_COLUMNS, seed), labels, settings, prompts)
+    return Request(seeds(rows * GRID_COLUMNS, seed), settings, Conditions(label=labels, prompt=prompts))
 
 
 def ms_per_image(batches: list[tuple[int, float]]) -> float:

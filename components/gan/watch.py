@@ -12,7 +12,7 @@ from torch.func import functional_call
 from components.families.base import Family
 from components.metrics.modes import mode_coverage, ndb
 from components.metrics.neighbours import Inside, Manifold
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 
 if TYPE_CHECKING:
     from components.gan.base import GAN
@@ -34,7 +34,9 @@ def watch(
     family.nets.eval()
     device = next(family.nets.parameters()).device
     labels = family.cycled_labels(_ROWS)
-    fakes = family.sample(Request(torch.arange(_ROWS, device=device) + (1 << 40), labels, family.Settings()))
+    fakes = family.sample(
+        Request(torch.arange(_ROWS, device=device) + (1 << 40), family.Settings(), Conditions(label=labels))
+    )
     figures = accuracies(family, fakes, labels, train, held_out)
     if judge is None:
         return figures

@@ -192,7 +192,7 @@ def measure(
     seen = Seen.joined([piece.seen for piece in pieces])
     images = sampler.medium.to_floats(torch.cat([piece.images for piece in pieces if piece.images is not None]))
     labels = generation.wanted_labels(sampler, captions, len(seen.vectors))
-    prompts = generation.request(sampler, settings, 0, len(images), config.seed, captions).prompts
+    prompts = generation.request(sampler, settings, 0, len(images), config.seed, captions).conditions.prompt
     figures = {
         "settings": order.candidate | settings.model_dump(mode="json"),
         **measuring.figures(seen, images, labels, bench.real, config, bench.perception, prompts),

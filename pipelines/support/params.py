@@ -185,7 +185,7 @@ def _refuse_two_of_a_name(params: Params, where: str) -> None:
     names = [name for group in (*TRAINED, "encode") for name in getattr(params, group)]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"{where}: two blocks are called {name}; expected one, because the name is their folders'")
+            raise ConfigError(f"{where}: two blocks are called {name}; expected one, for their folders' sake")
 
 
 def _check_time(params: Params, where: str) -> None:
