@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from components.conditioning.classes import ClassConditioner
 from components.conditioning.text import Bytes, Embeddings, Projection, TextConditioner, TextEncoder
 from components.config import parse
+from components.constants import constant
 from components.data.dataset import Batch
 from components.data.media import medium
 from components.data.randomness import Draws
@@ -173,7 +174,7 @@ class Model(Sampler):
             return {"tokens": self.text_inputs.trained(batch, dropped)}
         if not self.conditional:
             return {"label": torch.full_like(dropped, self.null, dtype=torch.int64)}
-        return {"label": torch.where(dropped, self.null, batch.columns["label"])}
+        return {"label": batch.columns["label"].masked_fill(dropped, self.null)}
 
     def times(self, draws: Draws) -> Tensor:
         """(B,) training times in (0, 1)."""
@@ -286,7 +287,7 @@ class Model(Sampler):
         return latents * std + mean
 
     def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (like.new_tensor(values) for values in self.space.moments)
+        mean, std = (constant(tuple(values), like) for values in self.space.moments)
         return per_channel(mean, like), per_channel(std, like)
 
 
