@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from components.evaluation.quality import Reference, class_quality, quality
 from torch import Tensor
 
 from components import sources
@@ -19,7 +20,6 @@ from components.data.dataset import batches
 from components.data.images import encode_png, from_uint8, grid
 from components.evaluation import generation
 from components.evaluation.protocol import EvaluateConfig
-from components.evaluation.quality import Reference, class_quality, quality
 from components.families import FAMILIES
 from components.families.base import AutoencoderInfo, DataInfo, Family, Sampler
 from components.sources import DataConfig
