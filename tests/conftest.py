@@ -31,18 +31,20 @@ def ray_session():
     """One Ray for the whole test session: four CPUs, shared by every test that asks for it."""
     import ray
 
+    from infra.ray_cluster import closed_session
     from infra.ray_cluster.ray_session import ENVIRONMENT
 
     # no test of this session gives notice, and its watcher would be one process more for each training
     for name, value in (ENVIRONMENT | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}).items():
         os.environ.setdefault(name, value)
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        logging_level="warning",
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
-    yield
-    ray.shutdown()
+    with closed_session.opened():
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            logging_level="warning",
+            log_to_driver=False,
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+        )
+        yield
+        ray.shutdown()

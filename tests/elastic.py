@@ -21,7 +21,7 @@ from components.families import FAMILIES
 from components.files import write_json
 from infra import ray_train
 from infra.config import ClusterConfig
-from infra.ray_cluster.ray_session import ENVIRONMENT
+from infra.ray_cluster.ray_session import ENVIRONMENT, UNSAID
 from tests.infra.ray_train.jobs import make_job, write_images
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,7 +105,7 @@ def scenario(cluster: Cluster, record: Record, preempt: bool) -> dict[str, float
 
 
 def main(folder: Path, preempt: bool) -> None:
-    for name, value in ENVIRONMENT.items():
+    for name, value in (ENVIRONMENT | UNSAID).items():
         os.environ.setdefault(name, value)
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"  # which a session on one machine does without
     images = write_images(folder / "images")

@@ -14,7 +14,7 @@ import yaml
 from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
 
-from infra.ray_cluster.ray_session import ENVIRONMENT
+from infra.ray_cluster.ray_session import ENVIRONMENT, UNSAID
 from tests import three_hosts
 from tests.chaos import weights
 from tests.clones import command, environment, make_clone, tiny_params
@@ -46,6 +46,7 @@ def services(hosts, s3, tmp_path, monkeypatch):
         "MLFLOW_TRACKING_USERNAME": "admin",
         "MLFLOW_TRACKING_PASSWORD": PASSWORD,
         **ENVIRONMENT,
+        **UNSAID,
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from components.artifacts import old_runs
 from components.config import Strict, parse
 from components.errors import InputError, SamplerError
 from components.families import FAMILIES
@@ -93,9 +94,10 @@ def read_config(folder: Path) -> RunConfig:
     path = folder / CONFIG
     content = load_json(path, "a run folder as `train` writes it")
     try:
-        return parse(RunConfig, content, str(path))
+        config = parse(RunConfig, content, str(path))
     except InputError as error:
         raise SamplerError(str(error)) from None
+    return config.model_copy(update={"config": old_runs.upgraded(config.family, config.config)})
 
 
 def _write_averages(path: Path, snapshots: list[dict]) -> None:
@@ -120,9 +122,12 @@ def read_averages(folder: Path) -> list[dict]:
             snapshots = [{**head, "nets": {}} for head in json.loads(file.metadata()["snapshots"])]
             for name in file.keys():  # noqa: SIM118 - a safe_open is no mapping
                 number, net, key = name.split("/", 2)
+                net = old_runs.NETS.get(net, net)
                 snapshots[int(number)]["nets"].setdefault(net, {})[key] = file.get_tensor(name)
     except (SafetensorError, KeyError, ValueError) as error:
         raise SamplerError(f"{path}: not a run's averages ({error})") from None
+    for snapshot in snapshots:
+        snapshot["nets"] = {net: old_runs.renamed(weights) for net, weights in snapshot["nets"].items()}
     return snapshots
 
 
@@ -162,10 +167,11 @@ def load(folder: Path, device: torch.device | str = "cpu", ema_sigma_rel: float 
 
 def load_weights(net: torch.nn.Module, path: Path) -> None:
     """Raises SamplerError if the file is missing, damaged, or holds another network's weights."""
+    path = old_runs.weights_file(path)
     if not path.is_file():
         raise SamplerError(f"{path}: missing; expected the weights that `train` writes")
     try:
-        net.load_state_dict(safetensors.torch.load_file(path))
+        net.load_state_dict(old_runs.renamed(safetensors.torch.load_file(path)))
     except (SafetensorError, RuntimeError) as error:
         raise SamplerError(f"{path}: not this network's weights ({' '.join(str(error).split())[:200]})") from None
 

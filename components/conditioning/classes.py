@@ -1,11 +1,14 @@
-"""What a prompt asks of a sampler: a class of its data, by name or by number."""
+"""Conditioning on classes, and the class that a prompt names."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
+from torch import Tensor, nn
+
 from components.errors import SamplerError
+from components.nets.unet import embedded
 
 
 def class_of(prompt: str, classes: Sequence[str]) -> int:
@@ -25,3 +28,19 @@ def class_of(prompt: str, classes: Sequence[str]) -> int:
         return mentioned[0]
     problem = "names more than one class" if mentioned else "names no class"
     raise SamplerError(f"prompt: {prompt[:80]!r} {problem}; expected one of {', '.join(classes)}, or its number")
+
+
+class ClassConditioner(nn.Module):
+    """Tells a backbone a class twice: as a label for it to embed, and as one token to attend to.
+
+    Class number `num_classes` stands for "no class", as label dropout trains it (Ho and Salimans 2022); `rows` counts
+    it. A label is (B,) int64, or (B, rows) weights for what lies between classes.
+    """
+
+    def __init__(self, num_classes: int, context_dim: int):
+        super().__init__()
+        self.null, self.rows = num_classes, num_classes + 1
+        self.context = nn.Embedding(self.rows, context_dim)
+
+    def forward(self, label: Tensor) -> dict[str, Tensor]:
+        return {"context": embedded(self.context, label)[:, None], "label": label}

@@ -1,5 +1,5 @@
-"""Conditioning on texts: by a small transformer over their bytes, trained from scratch with the U-Net, or by a frozen
-pretrained encoder, whose embeddings of the data's captions lie beside the latents.
+"""Conditioning on texts: by a small transformer over their bytes, trained from scratch with the denoiser, or by a
+frozen pretrained encoder, whose embeddings of the data's captions lie beside the latents.
 
 A text is (L,) UTF-8 bytes, zeros where it has ended, or its embedding (L, W); the empty one stands for "no text".
 """
@@ -16,7 +16,6 @@ from components.data.dataset import Batch
 from components.errors import SamplerError
 from components.nets.blocks import Attention, FeedForward
 from components.nets.text_encoders import LIBRARIES, EncoderLayout, FrozenText
-from components.nets.unet import Uncertainty, UNet2DConditionModel
 from components.sampling.trajectories import Call, Trajectory
 
 VOCABULARY = 256  # bytes
@@ -141,20 +140,14 @@ class Projection(nn.Module):
         return self.project(self.norm(tokens))
 
 
-class TextConditionalUNet(nn.Module):
-    """A U-Net that attends to a text, and what makes a context of the text's bytes or embeddings; `uncertainty` as in
-    ClassConditionalUNet."""
+class TextConditioner(nn.Module):
+    """Makes a context for the backbone of a text's bytes or embeddings; `text` is the net that does."""
 
-    def __init__(self, channels: int, context_dim: int, text: nn.Module, uncertainty: bool = False, **layout):
+    rows = 0  # of a class embedding
+
+    def __init__(self, text: nn.Module):
         super().__init__()
         self.text = text
-        self.unet = UNet2DConditionModel(channels, context_dim=context_dim, num_classes=0, **layout)
-        self.uncertainty = Uncertainty() if uncertainty else None
 
-    def forward(self, x: Tensor, level: Tensor, tokens: Tensor, uncertain: bool = False):
-        answer = self.denoise(x, level, self.text(tokens))
-        return (answer, self.uncertainty(level)) if uncertain else answer
-
-    def denoise(self, x: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """With the text encoded once for all steps: context (B, L, context_dim)."""
-        return self.unet(x, level, None, context)
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        return {"context": self.text(tokens)}

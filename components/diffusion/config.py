@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from components.config import Strict
+from components.diffusion.backbones import Backbone
 from components.diffusion.schedules import ScheduleConfig
 from components.diffusion.solvers import SOLVERS
 from components.training.optimizers import OptimizerConfig
+
+MOVED = ("widths", "attention", "layers", "heads", "context_dim")  # keys that stood beside `backbone` once
 
 
 class Times(Strict):
@@ -29,8 +32,8 @@ class Weighting(Strict):
 
 
 class Text(Strict):
-    """What turns a text into what the U-Net attends to. `own`: a transformer over its bytes, trained along, which the
-    other keys describe. `pretrained`: the encoder that encode.text names, frozen."""
+    """The text conditioner. `own`: a transformer over the text's bytes, trained along, which the other keys describe.
+    `pretrained`: the encoder that encode.text names, frozen."""
 
     encoder: Literal["own", "pretrained"] = "own"
     length: int = Field(64, ge=1)  # bytes; longer captions are cut, longer prompts refused
@@ -54,11 +57,7 @@ class Guide(Strict):
 
 class Config(Strict):
     conditioning: Literal["none", "class", "text"] = "class"
-    widths: tuple[int, ...] = Field((64, 128), min_length=1)
-    attention: tuple[bool, ...] = (False, True)  # by resolution
-    layers: int = Field(1, ge=1)  # residual blocks a resolution
-    heads: int = Field(4, ge=1)
-    context_dim: int = Field(64, ge=1)
+    backbone: Backbone = Backbone()
     text: Text = Text()
     objective: Literal["epsilon", "x0", "v", "flow", "edm"] = "flow"
     schedule: ScheduleConfig = ScheduleConfig()
@@ -69,16 +68,17 @@ class Config(Strict):
     label_dropout: float = Field(0.1, ge=0, le=1)  # share of rows trained without their class or text, for guidance
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup=50)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_backbone(cls, block: Any) -> Any:
+        if misplaced := [name for name in block if name in MOVED]:
+            raise ValueError(f"{', '.join(misplaced)}: expected in the block backbone: {{name: unet, widths: [...]}}")
+        return block
+
     @model_validator(mode="after")
     def _fits(self) -> Config:
-        if len(self.widths) != len(self.attention):
-            raise ValueError(
-                f"widths has {len(self.widths)} entries and attention {len(self.attention)}; expected as many"
-            )
-        if any(width % self.heads for width in self.widths):
-            raise ValueError(f"every width must be divisible by heads ({self.heads})")
-        if self.conditioning == "text" and not any(self.attention):
-            raise ValueError("attention: a text is attended to; expected true at one resolution at least")
+        if self.conditioning == "text" and not self.backbone.attends:
+            raise ValueError("backbone.attention: a text is attended to; expected true at one resolution at least")
         if self.objective == "epsilon" and self.schedule.zero_terminal_snr:
             # Lin et al. 2024, section 3.2
             raise ValueError("objective: the noise in pure noise says nothing; with zero_terminal_snr expected v")

@@ -48,12 +48,13 @@ class Guidance:
 
 
 @dataclass(frozen=True)
-class Denoiser:
-    """What a trained net means: its objective and the schedule that its noise levels are told in."""
+class Preconditioner:
+    """Turns a net's answers into x0 (Karras et al. 2022, equation 7): its objective, and the schedule that its noise
+    levels are told in."""
 
     objective: str
     schedule: Schedule
-    net: str = "unet"
+    net: str = "denoiser"
 
     def level(self, sigma: Tensor) -> Tensor:
         """The number that tells the net the noise level: time in [0, NUM_TRAIN_TIMESTEPS - 1]."""

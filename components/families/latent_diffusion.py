@@ -12,21 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.conditioning.text import Bytes, Embeddings, Projection, TextConditionalUNet, TextEncoder
+from components.conditioning.classes import ClassConditioner
+from components.conditioning.text import Bytes, Embeddings, Projection, TextConditioner, TextEncoder
 from components.config import parse
 from components.data.dataset import Batch
 from components.data.images import from_uint8
 from components.data.randomness import Draws
 from components.diffusion import schedules, weightings
 from components.diffusion.config import Config, Settings
-from components.diffusion.guidance import Condition, Denoise, Denoiser, Guidance, keeping, solve
+from components.diffusion.denoiser import Denoiser
+from components.diffusion.guidance import Condition, Denoise, Guidance, Preconditioner, keeping, solve
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS
 from components.errors import DataError
 from components.families.base import DataInfo, Early, Losses, Phase, Sampler, refuse_unfit, refuse_unless_square
 from components.families.vae import VAE
 from components.nets.text_encoders import EncoderLayout
-from components.nets.unet import ClassConditionalUNet
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call, Preview, Trajectory
 
@@ -91,7 +92,7 @@ class Pixels:
 class LatentDiffusion(Sampler):
     Config = Config
     Settings = Settings
-    kept = ("unet", "autoencoder")
+    kept = ("denoiser", "autoencoder")
     pretrained = ("autoencoder",)
     conditional = True
     edits = True
@@ -100,29 +101,29 @@ class LatentDiffusion(Sampler):
         self.config, self.data = config, data
         self.conditional, self.texts = (config.conditioning == kind for kind in ("class", "text"))
         _refuse_unless_described(config, data)
-        refuse_unless_square(data.shape, 2 ** (len(config.widths) - 1), "latent_diffusion")
+        refuse_unless_square(data.shape, config.backbone.multiple, "latent_diffusion")
         self.space = Pixels(data) if data.autoencoder is None else Latents(data)
         self.autoencoder = self.space.autoencoder
-        unet = build_unet(config, data)
-        self.null = 0 if self.texts else unet.null
-        self.wording = _wording(config, data)
-        self.libraries = self.wording.libraries
+        denoiser = build_denoiser(config, data)
+        self.null = 0 if self.texts else denoiser.conditioner.null
+        self.text_inputs = _text_inputs(config, data)
+        self.libraries = self.text_inputs.libraries
         self.early = self.early_nets(config)
-        copies = {name: copy.deepcopy(unet) for name in self.early}
-        fixed = {**self.space.nets, **self.wording.nets}
-        self.nets = nn.ModuleDict({"unet": unet, **fixed, **copies})
+        copies = {name: copy.deepcopy(denoiser) for name in self.early}
+        fixed = {**self.space.nets, **self.text_inputs.nets}
+        self.nets = nn.ModuleDict({"denoiser": denoiser, **fixed, **copies})
         self.pretrained = tuple(fixed)
-        self.kept = ("unet", *self.pretrained, *self.early)
-        self.calls = {**self.space.calls, **self.wording.nets}
-        for name, net in {"unet": unet, **copies}.items():
-            self.calls |= {name: net.denoise, _text_of(name): net.text} if self.texts else {name: net}
+        self.kept = ("denoiser", *self.pretrained, *self.early)
+        self.calls = {**self.space.calls, **self.text_inputs.nets}
+        for name, net in {"denoiser": denoiser, **copies}.items():
+            self.calls |= {name: net.denoise, _text_of(name): net.conditioner.text} if self.texts else {name: net}
         self.schedule = schedules.build(config.schedule)
-        self.denoiser = Denoiser(config.objective, self.schedule)
-        self.phases = (Phase("denoise", "unet", self.loss, config.optimizer),)
+        self.preconditioner = Preconditioner(config.objective, self.schedule)
+        self.phases = (Phase("denoise", "denoiser", self.loss, config.optimizer),)
 
     @classmethod
     def early_nets(cls, config: Config) -> dict[str, Early]:
-        return {} if config.guide is None else {"guide": Early("unet", config.guide.at, config.guide.sigma_rel)}
+        return {} if config.guide is None else {"guide": Early("denoiser", config.guide.at, config.guide.sigma_rel)}
 
     @classmethod
     def why_not(cls, config: Config, settings: Settings) -> str | None:
@@ -138,7 +139,7 @@ class LatentDiffusion(Sampler):
         wide = sigma[:, None, None, None]
         coefficients = OBJECTIVES[self.config.objective](wide)
         noisy = coefficients.c_in.float() * (clean + wide.float() * noise)
-        inputs = {"x": noisy, "level": self.denoiser.level(sigma).float(), **self._told(batch)}
+        inputs = {"x": noisy, "level": self.preconditioner.level(sigma).float(), **self._told(batch)}
         wanted = target(clean, noise, wide, OBJECTIVES[self.config.objective])
         if kind == "uniform":
             return {"loss": (net(**inputs) - wanted).square().mean()}
@@ -153,7 +154,7 @@ class LatentDiffusion(Sampler):
         """What the net is told of each row in training: its class (B,), or its text; dropped for a share."""
         dropped = batch.draws.uniform("label_dropout") < self.config.label_dropout
         if self.texts:
-            return {"tokens": self.wording.trained(batch, dropped)}
+            return {"tokens": self.text_inputs.trained(batch, dropped)}
         if not self.conditional:
             return {"label": torch.full_like(dropped, self.null, dtype=torch.int64)}
         return {"label": torch.where(dropped, self.null, batch.columns["label"])}
@@ -199,7 +200,7 @@ class LatentDiffusion(Sampler):
     def _denoise(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, Denoise]:
         """What answers a request's solver."""
         towards, away = yield from self._conditions(request, guidance)
-        return self.denoiser.guided(towards, away, guidance)
+        return self.preconditioner.guided(towards, away, guidance)
 
     def _conditions(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, tuple[Condition, Condition]]:
         """What to go towards, and what the worse answer is asked about."""
@@ -224,9 +225,9 @@ class LatentDiffusion(Sampler):
         alike = guidance.guide is None and all(texts == against for texts in asked)
         alone = guidance.scale == 1 or alike or guidance.guide is not None
         groups = asked if alone else [*asked, against]
-        tokens = yield from self.wording.asked([text for group in groups for text in group])
+        tokens = yield from self.text_inputs.asked([text for group in groups for text in group])
         given = {"tokens": tokens.to(request.seeds.device)}
-        own = (yield Call(_text_of("unet"), given)).chunk(len(groups))
+        own = (yield Call(_text_of("denoiser"), given)).chunk(len(groups))
         towards = own[0] if other is None else lerp(*own[:2], request.blend.share)
         if guidance.scale == 1 or alike:
             away = towards
@@ -247,7 +248,7 @@ class LatentDiffusion(Sampler):
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         if not self.texts:
             return super().preview(columns)
-        prompts = self.wording.captions({"caption": columns["caption"][:20]})
+        prompts = self.text_inputs.captions({"caption": columns["caption"][:20]})
         return self.sample(Request(torch.arange(len(prompts)), None, self.Settings(), prompts=prompts))
 
     def sigmas(self, settings: Settings, strength: float = 1.0) -> list[float]:
@@ -291,22 +292,24 @@ def _mirrored(batch: Batch) -> Tensor:
     return (batch.draws.uniform("flip") < 0.5)[:, None, None, None]
 
 
-def build_unet(config: Config, data: DataInfo) -> ClassConditionalUNet | TextConditionalUNet:
+def build_denoiser(config: Config, data: DataInfo) -> Denoiser:
     """The net that is trained, with initial weights."""
-    layout = {name: getattr(config, name) for name in ("widths", "attention", "layers", "heads", "context_dim")}
-    layout["uncertainty"] = config.weighting.name == "learned"
-    if config.conditioning == "text":
-        text = config.text
-        if text.encoder == "pretrained":
-            encoder = Projection(_layout(data).width, config.context_dim)
-        else:
-            encoder = TextEncoder(text.length, text.width, text.layers, text.heads, config.context_dim)
-        return TextConditionalUNet(data.shape[0], text=encoder, **layout)
-    return ClassConditionalUNet(data.shape[0], len(data.classes) if config.conditioning == "class" else 0, **layout)
+    conditioner = _conditioner(config, data)
+    backbone = config.backbone.build(data.shape[0], conditioner.rows)
+    return Denoiser(conditioner, backbone, uncertainty=config.weighting.name == "learned")
 
 
-def _wording(config: Config, data: DataInfo) -> Bytes | Embeddings:
-    """What tells texts to the net that is trained."""
+def _conditioner(config: Config, data: DataInfo) -> ClassConditioner | TextConditioner:
+    text, context_dim = config.text, config.backbone.context_dim
+    if config.conditioning != "text":
+        return ClassConditioner(len(data.classes) if config.conditioning == "class" else 0, context_dim)
+    if text.encoder == "pretrained":
+        return TextConditioner(Projection(_layout(data).width, context_dim))
+    return TextConditioner(TextEncoder(text.length, text.width, text.layers, text.heads, context_dim))
+
+
+def _text_inputs(config: Config, data: DataInfo) -> Bytes | Embeddings:
+    """What makes a conditioner's inputs of texts."""
     is_pretrained = config.conditioning == "text" and config.text.encoder == "pretrained"
     return Embeddings(_layout(data)) if is_pretrained else Bytes(config.text.length)
 

@@ -16,7 +16,8 @@ from components.config import Strict
 from components.data.dataset import Batch
 from components.diffusion import config as diffusion
 from components.diffusion import schedules
-from components.diffusion.guidance import Condition, Denoise, Denoiser, Guidance
+from components.diffusion.denoiser import Denoiser
+from components.diffusion.guidance import Condition, Denoise, Guidance, Preconditioner
 from components.errors import DataError
 from components.families.base import DataInfo, Phase
 from components.families.latent_diffusion import LatentDiffusion, Latents, lerp
@@ -33,6 +34,7 @@ class UNetLayout(Strict):
     """See nets/unet.py; what may differ by resolution has a value for each. `added`: the widths of the pooled text, the
     number of sizes that the net is told, and the width of each."""
 
+    name: Literal["unet"] = "unet"
     widths: tuple[int, ...] = Field(min_length=1)
     attention: tuple[bool, ...]
     layers: int = Field(ge=1)
@@ -41,6 +43,10 @@ class UNetLayout(Strict):
     context_dim: int = Field(ge=1)
     linear: bool = False
     added: tuple[int, int, int] | None = None
+
+    def build(self, channels: int) -> Denoiser:
+        """Of texts and, where it has room for them, sizes, which come in the backbone's own terms."""
+        return Denoiser(None, UNet2DConditionModel(channels, **self.model_dump(exclude={"name"})))
 
     @model_validator(mode="after")
     def _fits(self) -> UNetLayout:
@@ -51,8 +57,8 @@ class UNetLayout(Strict):
 
 
 class Config(Strict):
-    unet: UNetLayout
-    refiner: UNetLayout | None = None  # a second U-Net, for the lower noise levels; it knows the last encoder alone
+    backbone: UNetLayout
+    refiner: UNetLayout | None = None  # a second net's, for the lower noise levels; it knows the last encoder alone
     text: tuple[EncoderLayout, ...] = Field(min_length=1, max_length=2)
     objective: Literal["epsilon", "v", "x0"] = "epsilon"
     schedule: schedules.ScheduleConfig = schedules.ScheduleConfig(name="scaled_linear")
@@ -85,17 +91,6 @@ class Settings(diffusion.Settings):
     refiner_start: float = Field(0.8, gt=0, le=1)
 
 
-class PromptedUNet(nn.Module):
-    """A U-Net that is told a text and, where it has room for them, sizes."""
-
-    def __init__(self, channels: int, layout: UNetLayout):
-        super().__init__()
-        self.unet = UNet2DConditionModel(channels, **dict(layout))
-
-    def forward(self, x: Tensor, level: Tensor, context: Tensor, **added: Tensor) -> Tensor:
-        return self.unet(x, level, None, context, **added)
-
-
 class StableDiffusion(LatentDiffusion):
     Config = Config
     Settings = Settings
@@ -110,16 +105,16 @@ class StableDiffusion(LatentDiffusion):
         self.space = Latents(data, (config.latent_mean, config.latent_std))
         self.autoencoder = self.space.autoencoder
         text = TextEncoders(config.text)
-        unets = {"unet": PromptedUNet(data.shape[0], config.unet)}
+        denoisers = {"denoiser": config.backbone.build(data.shape[0])}
         if config.refiner is not None:
-            unets["refiner"] = PromptedUNet(data.shape[0], config.refiner)
-        self.nets = nn.ModuleDict({**unets, "text": text, **self.space.nets})
+            denoisers["refiner"] = config.refiner.build(data.shape[0])
+        self.nets = nn.ModuleDict({**denoisers, "text": text, **self.space.nets})
         self.kept = tuple(self.nets)
-        self.pretrained = tuple(name for name in self.nets if name != "unet")
-        self.calls = {**self.space.calls, **unets, "text": text}
+        self.pretrained = tuple(name for name in self.nets if name != "denoiser")
+        self.calls = {**self.space.calls, **denoisers, "text": text}
         self.schedule = schedules.build(config.schedule)
-        self.denoiser = Denoiser(config.objective, self.schedule)
-        self.phases = (Phase("denoise", "unet", self.loss, config.optimizer),)
+        self.preconditioner = Preconditioner(config.objective, self.schedule)
+        self.phases = (Phase("denoise", "denoiser", self.loss, config.optimizer),)
 
     @classmethod
     def early_nets(cls, config: Config) -> dict:
@@ -139,7 +134,7 @@ class StableDiffusion(LatentDiffusion):
         found = net.encoded(kept)
         if self.config.zeros_for_nothing:
             found = Encoded(*(part.masked_fill(dropped.view(-1, *[1] * (part.ndim - 1)), 0) for part in found))
-        return self._condition(found, self.config.unet, None)
+        return self._condition(found, self.config.backbone, None)
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         prompts = texts_of_column(columns["caption"][:4]) if "caption" in columns else ("",) * 4
@@ -157,11 +152,11 @@ class StableDiffusion(LatentDiffusion):
             wanted = Encoded(*(lerp(*pair, request.blend.share) for pair in ends))
         if against is None and self.config.zeros_for_nothing:
             unwanted = Encoded(*map(torch.zeros_like, unwanted))
-        base = self.denoiser.guided(*self._conditions_of(wanted, unwanted, self.config.unet), guidance)
+        base = self.preconditioner.guided(*self._conditions_of(wanted, unwanted, self.config.backbone), guidance)
         if self.config.refiner is None or request.settings.refiner_start == 1:
             return base
         conditions = self._conditions_of(wanted, unwanted, self.config.refiner)
-        refine = replace(self.denoiser, net="refiner").guided(*conditions, guidance)
+        refine = replace(self.preconditioner, net="refiner").guided(*conditions, guidance)
         return self._relay(base, refine, request.settings.refiner_start)
 
     def _relay(self, base: Denoise, refine: Denoise, share: float) -> Denoise:
@@ -169,7 +164,7 @@ class StableDiffusion(LatentDiffusion):
         cut = round(schedules.NUM_TRAIN_TIMESTEPS * (1 - share))
 
         def denoise(x: Tensor, sigma: float) -> Generator[Call, Tensor, Tensor]:
-            level = float(self.denoiser.level(torch.tensor([sigma], dtype=torch.float64)))
+            level = float(self.preconditioner.level(torch.tensor([sigma], dtype=torch.float64)))
             # times come back from sigma a little off
             return (yield from (base if level > cut - 1e-6 else refine)(x, sigma))
 

@@ -97,7 +97,7 @@ def read(folder: Path, refiner: Path | None = None) -> StableDiffusion:
         raise unet.refuse(f"sample_size: expected one number for a square, found {side!r}")
     texts, text_weights = _texts(folder, is_xl)
     described = {
-        "unet": _unet(unet, _part(folder / "text_encoder_2").config["projection_dim"] if is_xl else 0),
+        "backbone": _unet(unet, _part(folder / "text_encoder_2").config["projection_dim"] if is_xl else 0),
         "text": texts,
         "zeros_for_nothing": is_xl and index.get("force_zeros_for_empty_prompt", True),
         **_schedule(_part(folder / "scheduler", "scheduler_config.json")),
@@ -108,11 +108,11 @@ def read(folder: Path, refiner: Path | None = None) -> StableDiffusion:
     config, info = parse(Config, described, str(folder)), _autoencoder(vae, side)
     channels = info.config["latent_channels"]
     family = StableDiffusion(config, DataInfo(shape=(channels, side, side), autoencoder=info))
-    _load(family.nets["unet"].unet, unet)
+    _load(family.nets["denoiser"].backbone, unet)
     _load(family.nets["autoencoder"], vae)
     family.nets["text"].load_state_dict(text_weights)
     if refiner is not None:
-        _load(family.nets["refiner"].unet, _part(refiner / "unet"))
+        _load(family.nets["refiner"].backbone, _part(refiner / "unet"))
     family.nets.requires_grad_(False).eval()
     return family
 

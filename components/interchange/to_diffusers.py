@@ -94,7 +94,7 @@ def refuse_unless_expressible(family: LatentDiffusion, where: str) -> None:
     if len(groups) > 1:
         found = ", ".join(map(str, sorted(groups)))
         raise SamplerError(f"{where}: norms of {found} groups; diffusers has one number (widths divisible by 32)")
-    unet = family.nets["unet"].unet
+    unet = family.nets["denoiser"].backbone
     rows, width = unet.class_embedding.weight.shape
     if rows > width:
         raise SamplerError(f"{where}: {rows} classes; the embedding of diffusers' layout has room for {width}")
@@ -164,18 +164,18 @@ def vae_weights(family: LatentDiffusion) -> dict[str, Tensor]:
 
 
 def unet_config(family: LatentDiffusion) -> dict:
-    config, (channels, side, _) = family.config, family.data.shape
+    backbone, (channels, side, _) = family.config.backbone, family.data.shape
     rows = family.null + 1
     return {
         "in_channels": channels,
         "out_channels": channels,
-        "block_out_channels": list(config.widths),
-        "layers_per_block": config.layers,
-        "attention_head_dim": config.heads,  # the number of heads, in spite of its name
-        "cross_attention_dim": config.context_dim,
-        "down_block_types": ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in config.attention],
-        "up_block_types": ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(config.attention)],
-        "norm_num_groups": norm_groups(config.widths[0]),
+        "block_out_channels": list(backbone.widths),
+        "layers_per_block": backbone.layers,
+        "attention_head_dim": backbone.heads,  # the number of heads, in spite of its name
+        "cross_attention_dim": backbone.context_dim,
+        "down_block_types": ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in backbone.attention],
+        "up_block_types": ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(backbone.attention)],
+        "norm_num_groups": norm_groups(backbone.widths[0]),
         "sample_size": side,
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": SIZE_WIDTH,
@@ -185,7 +185,7 @@ def unet_config(family: LatentDiffusion) -> dict:
 
 def unet_weights(family: LatentDiffusion) -> dict[str, Tensor]:
     """The U-Net's weights, its class embedding as the second layer of a net that takes one-hot classes."""
-    weights = plain(family.nets["unet"].unet)
+    weights = plain(family.nets["denoiser"].backbone)
     table = weights.pop("class_embedding.weight")  # (classes and none, T)
     rows, width = table.shape
     one = torch.zeros(width, rows + SIZE_IDS * SIZE_WIDTH)
@@ -202,7 +202,7 @@ def unet_weights(family: LatentDiffusion) -> dict[str, Tensor]:
 
 def embeddings(family: LatentDiffusion) -> dict[str, Tensor]:
     """What the pipeline wants for class k: rows k of both; the last row stands for no class."""
-    context = family.nets["unet"].context.weight.detach().cpu()
+    context = family.nets["denoiser"].conditioner.context.weight.detach().cpu()
     return {"prompt_embeds": context[:, None].contiguous(), "pooled_prompt_embeds": torch.eye(len(context))}
 
 

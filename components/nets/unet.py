@@ -107,7 +107,7 @@ class AddedEmbedding(TimestepEmbedding):
 
 
 class UNet2DConditionModel(nn.Module):
-    """x (B, C, H, W), noise level (B,) in [0, 1000], class (B,), context (B, M, context_dim) -> (B, C, H, W).
+    """x (B, C, H, W), noise level (B,) in [0, 1000], context (B, M, context_dim), class (B,) -> (B, C, H, W).
 
     A class may be (B, num_classes) weights instead, for what lies between classes.
 
@@ -161,8 +161,8 @@ class UNet2DConditionModel(nn.Module):
         self,
         x: Tensor,
         level: Tensor,
-        label: Tensor | None,
         context: Tensor,
+        label: Tensor | None = None,
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
     ) -> Tensor:
@@ -185,38 +185,3 @@ class UNet2DConditionModel(nn.Module):
 def embedded(embedding: nn.Embedding, label: Tensor) -> Tensor:
     """The embedding of classes (B,) int64, or of points between them, (B, num_classes) weights."""
     return label @ embedding.weight if label.is_floating_point() else embedding(label)
-
-
-class Uncertainty(nn.Module):
-    """u(level): the logarithm of the error to be expected at a noise level, learned along with the net and used by
-    training alone (Karras et al. 2024). (B,) levels in [0, 1000] -> (B,)."""
-
-    def __init__(self, width: int = 64):
-        super().__init__()
-        self.width = width
-        self.linear = nn.Linear(width, 1)
-        # all levels count alike at first
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, level: Tensor) -> Tensor:
-        return self.linear(sinusoidal_embedding(level, self.width))[:, 0].float()
-
-
-class ClassConditionalUNet(nn.Module):
-    """A U-Net conditioned on a class twice: added to the noise embedding, and as one token to attend to.
-
-    Class number `num_classes` stands for "no class", as label dropout trains it (Ho and Salimans 2022). With
-    `uncertainty` it can tell, beside its answer, the logarithm (B,) of the error that it expects.
-    """
-
-    def __init__(self, channels: int, num_classes: int, context_dim: int, uncertainty: bool = False, **layout):
-        super().__init__()
-        self.null = num_classes
-        self.context = nn.Embedding(num_classes + 1, context_dim)
-        self.unet = UNet2DConditionModel(channels, context_dim=context_dim, num_classes=num_classes + 1, **layout)
-        self.uncertainty = Uncertainty() if uncertainty else None
-
-    def forward(self, x: Tensor, level: Tensor, label: Tensor, uncertain: bool = False):
-        answer = self.unet(x, level, label, embedded(self.context, label)[:, None])
-        return (answer, self.uncertainty(level)) if uncertain else answer

@@ -14,11 +14,11 @@ import ray
 
 from components.errors import InputError
 from infra.config import ClusterConfig
+from infra.ray_cluster import closed_session
 
 # read by Ray's processes when they start
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "disabled",  # on loopback; a cluster sets its own, which setdefault keeps
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon the end of a run is noticed; 2 s by default
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of 5: how soon a notice is heard
@@ -27,7 +27,7 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what future versions do; silences the notice about it
 }
-
+UNSAID = {"RAY_AUTH_MODE": "disabled"}  # where the environment of a cluster that is joined says nothing
 
 LOCAL = "local"
 SHARED = "LATENT_FOUNDRY_RAY"  # the address of a session on this machine that the stages of one `dvc repro` share
@@ -56,21 +56,31 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[str]:
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # two CPUs more than workers: a group that fills the machine would leave Ray Data and the controller none
     capacity = {"num_cpus": max(os.cpu_count() or 1, cluster.max_workers) + 2, "include_dashboard": False}
-    try:
-        with _workers_environment(root, cluster.address == LOCAL) as environment:
-            ray.init(
-                address=address,
-                runtime_env=environment,
-                logging_level="error",
-                log_to_driver=False,  # stages show their own progress; a worker's traceback comes with its exception
-                **(capacity if local else {}),
-            )
-    except ConnectionError as error:
-        raise InputError(f"cluster.address: no Ray cluster answers at {address!r} ({error})") from None
-    try:
-        yield ray.get_runtime_context().gcs_address
-    finally:
-        ray.shutdown()
+    with closed_session.opened() if local else _joined():
+        try:
+            with _workers_environment(root, cluster.address == LOCAL) as environment:
+                ray.init(
+                    address=address,
+                    runtime_env=environment,
+                    logging_level="error",
+                    log_to_driver=False,  # stages show their progress; a worker's traceback comes with its exception
+                    **(capacity if local else {}),
+                )
+        except ConnectionError as error:
+            raise InputError(f"cluster.address: no Ray cluster answers at {address!r} ({error})") from None
+        try:
+            yield ray.get_runtime_context().gcs_address
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _joined() -> Iterator[None]:
+    """A cluster's environment says whether it asks for a token; one that says nothing is taken to ask for none."""
+    for name, value in UNSAID.items():
+        os.environ.setdefault(name, value)
+    closed_session.read_settings()
+    yield
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ class Theirs(nn.Module):
         super().__init__()
         from diffusers import UNet2DConditionModel
 
-        config, num_classes = family.config, family.num_classes + 1
+        config, num_classes = family.config.backbone, family.num_classes + 1
         kinds = ["CrossAttn" if attend else "" for attend in config.attention]
         self.context = nn.Embedding(num_classes, config.context_dim)
         self.unet = UNet2DConditionModel(
@@ -64,6 +64,13 @@ class Theirs(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
         return self.unet(x, timesteps, self.context(labels)[:, None], class_labels=labels).sample
+
+
+def their_weights(family: LatentDiffusion) -> dict[str, Tensor]:
+    """The weights of ours as Theirs names them."""
+    ours = family.nets["denoiser"].state_dict()
+    names = {key: key.replace("conditioner.context", "context").replace("backbone", "unet") for key in ours}
+    return {names[key]: value for key, value in ours.items()}
 
 
 def their_rate(

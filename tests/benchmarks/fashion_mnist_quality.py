@@ -43,7 +43,7 @@ JUDGE_STEPS = 600
 MOST_STEPS = 10**6  # more than anyone makes in that time
 BATCH = 128
 PROTOCOL = EvaluateConfig(num_samples=500, batch_size=250, resamples=50)
-UNET = {"widths": [64, 128], "attention": [False, True]}
+BACKBONE = {"widths": [64, 128], "attention": [False, True]}
 PIXEL_WIDTHS = [32, 64]  # half: sixteen times the places of the latents would leave too few steps in minutes
 FLAT = OptimizerConfig(learning_rate=1e-3, warmup=50)  # the number of steps is not known beforehand
 SAMPLING = {"solver": "heun", "num_inference_steps": 12, "spacing": "karras", "guidance_scale": 1.5}
@@ -69,7 +69,7 @@ def ldm(train: Data, yardstick: quality.Yardstick, seconds: float) -> dict:
     vae = quality.made("vae", {"optimizer": optimizer}, train.info, 0)
     vae, _, first = quality.trained(vae, train, training(), 0, seconds / 4)
     latents = quality.encoded(vae, train)
-    family = quality.made("latent_diffusion", {**UNET, "optimizer": FLAT}, latents.info, 0)
+    family = quality.made("latent_diffusion", {"backbone": BACKBONE, "optimizer": FLAT}, latents.info, 0)
     family, state, second = quality.trained(family, latents, training(), 0, seconds - first)
     return sampled("ldm", quality.with_autoencoder(family, vae), SAMPLING, yardstick, state.step, first + second)
 
@@ -77,7 +77,7 @@ def ldm(train: Data, yardstick: quality.Yardstick, seconds: float) -> dict:
 def pixels(train: Data, yardstick: quality.Yardstick, seconds: float) -> dict:
     """The DDPM baseline: noise prediction, linear schedule, uniform times (Ho et al. 2020)."""
     classic = {"objective": "epsilon", "schedule": {"name": "linear"}, "times": {"density": "uniform"}}
-    net = {**UNET, "widths": PIXEL_WIDTHS}
+    net = {"backbone": {**BACKBONE, "widths": PIXEL_WIDTHS}}
     family = quality.made("latent_diffusion", {**net, **classic, "optimizer": FLAT}, train.info, 0)
     family, state, took = quality.trained(family, train, training(), 0, seconds)
     unguided = {**SAMPLING, "guidance_scale": 1.0}

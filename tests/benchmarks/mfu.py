@@ -44,7 +44,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     family, info, batch_size = demo("ldm")
     family.nets.to(device)
-    net, (phase,) = family.nets["unet"], family.phases
+    net, (phase,) = family.nets["denoiser"], family.phases
     batch = next(batches(noise(info, batch_size), batch_size)).to(torch.device(device))
 
     def step(dtype: torch.dtype) -> None:

@@ -25,7 +25,7 @@ from infra.serving import ray_serve
 from infra.serving.model_store import ModelStore
 from pipelines.serve import ROOT
 from pipelines.support import params, paths
-from tests.benchmarks.diffusers_peer import Theirs, let_torchvision_import
+from tests.benchmarks.diffusers_peer import Theirs, let_torchvision_import, their_weights
 from tests.benchmarks.serving_load import PATH
 from tests.infra.champion import untrained
 from tests.infra.local import free_port
@@ -47,7 +47,7 @@ class Pipeline:
         family = run_folder.load(Path(folder)).family
         self.family, self.null = family, family.num_classes
         self.unet = Theirs(family)
-        self.unet.load_state_dict(family.nets["unet"].state_dict())
+        self.unet.load_state_dict(their_weights(family))
         self.unet.requires_grad_(False).eval().to(self.device)
         self.vae = autoencoder_of(family).to(self.device)
         self.scheduler = FlowMatchEulerDiscreteScheduler()

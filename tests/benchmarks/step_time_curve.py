@@ -18,7 +18,7 @@ REPEATS = 15
 
 
 @torch.inference_mode()
-def milliseconds(unet, shape: tuple[int, ...], rows: int) -> float:
+def milliseconds(denoiser, shape: tuple[int, ...], rows: int) -> float:
     """The median of one forward of `rows` rows."""
     x = torch.randn(rows, *shape, device=device())
     level = torch.linspace(0, 999, rows, device=device())
@@ -26,7 +26,7 @@ def milliseconds(unet, shape: tuple[int, ...], rows: int) -> float:
     times = []
     for _ in range(REPEATS + 3):
         began = time.perf_counter()
-        unet(x=x, level=level, label=label)
+        denoiser(x=x, level=level, label=label)
         if x.is_cuda:
             torch.cuda.synchronize()
         times.append((time.perf_counter() - began) * 1000)
@@ -35,7 +35,7 @@ def milliseconds(unet, shape: tuple[int, ...], rows: int) -> float:
 
 def main() -> None:
     family, which = champion_or_untrained()
-    curve = {rows: round(milliseconds(family.calls["unet"], family.data.shape, rows), 3) for rows in ROWS}
+    curve = {rows: round(milliseconds(family.calls["denoiser"], family.data.shape, rows), 3) for rows in ROWS}
     gain = (ROWS[-1] / curve[ROWS[-1]]) / (1 / curve[1])
     emit("step_time_curve", round(gain, 2), f"rows/s at {ROWS[-1]} rows against 1", ">= 4", ms=curve, sampler=which)
 

@@ -46,7 +46,7 @@ def sides(dataset: Dataset) -> dict[str, Callable[[], float]]:
 def main() -> None:
     let_torchvision_import()
     family, info, _ = demo("ldm")
-    counts = [sum(p.numel() for p in net.parameters()) for net in (family.nets["unet"], Theirs(family))]
+    counts = [sum(p.numel() for p in net.parameters()) for net in (family.nets["denoiser"], Theirs(family))]
     assert counts[0] == counts[1], "the two sides must train equally many parameters"
     with tempfile.TemporaryDirectory() as temporary:
         rates = in_turn(sides(write_noise(Path(temporary) / "latents", info, 1438)), ROUNDS)

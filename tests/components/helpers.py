@@ -42,7 +42,7 @@ LETTERS = json.dumps(
     }
 ).encode()
 STABLE_DIFFUSION = {
-    "unet": {**UNET, "added": (6, 6, 4)},
+    "backbone": {**UNET, "added": (6, 6, 4)},
     "refiner": {**UNET, "added": (6, 5, 4)},
     "text": [
         {"config": TEXT, "pooled": True, "penultimate": True, "length": 16, "pad": 0, "tokenizer_bytes": len(LETTERS)}
@@ -54,7 +54,7 @@ STABLE_DIFFUSION = {
 TINY: dict[str, tuple[dict, DataInfo]] = {  # a small config and its data, for every family
     "vae": (VAE, IMAGES),
     "judge": ({"width": 4, "feature_dim": 6}, IMAGES),
-    "latent_diffusion": ({"widths": (8, 16), "heads": 2, "context_dim": 8}, LATENTS),
+    "latent_diffusion": ({"backbone": {"widths": (8, 16), "heads": 2, "context_dim": 8}}, LATENTS),
     "stable_diffusion": (STABLE_DIFFUSION, LATENTS.model_copy(update={"caption_length": 12})),
     "dcgan": ({"latent_dim": 5, "width": 4}, IMAGES),
     "wgan": ({"latent_dim": 5, "width": 4, "num_critic_steps": 2}, IMAGES),

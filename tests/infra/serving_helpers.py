@@ -30,7 +30,7 @@ def write_sampler(folder: Path, seed: int = 0) -> Path:
     statistics = {"channel_mean": (0.0, 0.0), "channel_std": (1.0, 1.0)}
     latents = DataInfo(shape=(2, 8, 8), classes=CLASSES, statistics=statistics, autoencoder=autoencoder)
     kind = FAMILIES["latent_diffusion"]
-    family = kind(kind.Config(widths=(8, 16), heads=2, context_dim=8), latents)
+    family = kind(kind.Config(backbone={"widths": (8, 16), "heads": 2, "context_dim": 8}), latents)
     for parameter in family.nets.parameters():  # zero-initialised layers would hide the class
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)

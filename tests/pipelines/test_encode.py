@@ -32,7 +32,11 @@ from tests.components.helpers import CAPTION_LENGTH, CAPTIONS, no_wrap
 from tests.components.interchange import folders
 from tests.pipelines.measured import PARAMS, write_run
 
-MODEL = {"conditioning": "text", "text": {"encoder": "pretrained"}, "widths": [8, 8], "heads": 2, "context_dim": 8}
+MODEL = {
+    "conditioning": "text",
+    "text": {"encoder": "pretrained"},
+    "backbone": {"widths": [8, 8], "heads": 2, "context_dim": 8},
+}
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def runs(tmp_path, monkeypatch):
 def test_a_run_goes_out(runs, tmp_path, capsys):
     made = run(tmp_path)
     family = made.family
-    average = {"unet": family.nets["unet"].state_dict()}
+    average = {"denoiser": family.nets["denoiser"].state_dict()}
     run_folder.write(runs / "ldm", "latent_diffusion", family, State(0, {}, {}, average), made.config.provenance)
     export.main(["ldm", "--to", "diffusers", str(tmp_path / "out")])
     assert json.loads((tmp_path / "out" / "model_index.json").read_text())["unet"] == [
@@ -91,7 +91,7 @@ def test_an_imported_model_is_served_and_fine_tuned(runs, tmp_path):
         training={"steps": 1, "batch_size": 2},
     )
     config = parse(type(family).Config, block.whole_model(), "model")
-    assert config.unet == family.config.unet
+    assert config.backbone == family.config.backbone
     assert config.optimizer.learning_rate == 0.001
     job = Job("tuned", block.family, config, family.data, block.training, 0, "nowhere", "d", "c", start=block.start)
     begun = job.build()

@@ -86,7 +86,7 @@ def shrunk(content: dict) -> dict:
     content["autoencoders"]["vae"]["model"] |= {"widths": [4, 8]}
     content["judges"]["judge"]["model"] = {"width": 8, "feature_dim": 8}
     ldm = content["samplers"]["ldm"]
-    ldm["model"] |= {"widths": [8, 8], "attention": [False, True], "context_dim": 8, "heads": 2}
+    ldm["model"] |= {"backbone": {"widths": [8, 8], "context_dim": 8, "heads": 2}}
     ldm["model"]["text"] |= {"width": 8, "layers": 1, "heads": 2}
     ldm["training"] = {**training, "ema_snapshots": 8}
     for candidate in ldm["candidates"]:

@@ -169,8 +169,8 @@ def test_a_version_that_does_not_exist_is_refused(project):
 
 
 def test_a_damaged_sampler_is_not_promoted(project):
-    (project / "runs/ldm/unet.safetensors").unlink()
-    with pytest.raises(InputError, match=r"unet\.safetensors: missing"):
+    (project / "runs/ldm/denoiser.safetensors").unlink()
+    with pytest.raises(InputError, match=r"denoiser\.safetensors: missing"):
         promote.main([])
     assert Registry(load().tracking, project, MODEL).champion() is None
     assert not (project / "promoted.json").exists()
@@ -188,15 +188,15 @@ def test_a_champion_of_another_averaging_length_carries_those_weights(project):
     promoted = run_promote()
     assert promoted["candidate"] == 2 and promoted["ema_sigma_rel"] == 0.05
     assert "ema_sigma_rel" not in promoted["settings"]  # the endpoint has no such setting: the weights are it
-    wanted = run_folder.load(project / "runs/ldm", ema_sigma_rel=0.05).family.nets["unet"].state_dict()
-    plain = run_folder.load(project / "runs/ldm").family.nets["unet"].state_dict()
-    champion = run_folder.load(project / "champion/sampler").family.nets["unet"].state_dict()
+    wanted = run_folder.load(project / "runs/ldm", ema_sigma_rel=0.05).family.nets["denoiser"].state_dict()
+    plain = run_folder.load(project / "runs/ldm").family.nets["denoiser"].state_dict()
+    champion = run_folder.load(project / "champion/sampler").family.nets["denoiser"].state_dict()
     key = next(name for name, value in wanted.items() if value.ndim == 4)
     assert torch.equal(champion[key], wanted[key]) and not torch.equal(champion[key], plain[key])
     assert not (project / "champion/sampler" / run_folder.AVERAGES).exists()
     registry = Registry(load().tracking, project, MODEL)
     fetched = registry.fetch(registry.champion(), project / "fetched")
-    assert torch.equal(run_folder.load(fetched / "sampler").family.nets["unet"].state_dict()[key], wanted[key])
+    assert torch.equal(run_folder.load(fetched / "sampler").family.nets["denoiser"].state_dict()[key], wanted[key])
     assert run_promote()["version"] == promoted["version"]
 
 

@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     data = LATENTS.model_copy(update={"caption_length": CAPTION_LENGTH})
     text = {"length": 16, "width": 8, "layers": 1, "heads": 2}
     family = build("latent_diffusion", 0, data, conditioning="text", text=text)
-    average = ema.copy_of({"unet": family.nets["unet"]})
+    average = ema.copy_of({"denoiser": family.nets["denoiser"]})
     provenance = Provenance(data="d", code="c", job="j", seed=0, step=1)
     run_folder.write(root / SAMPLER, "latent_diffusion", family, State(1, {}, {}, average), provenance)
     (root / CANDIDATE).write_text(json.dumps({"settings": SETTINGS}))

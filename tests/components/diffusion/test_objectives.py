@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from components.diffusion.guidance import Denoiser, Guidance, solve
+from components.diffusion.guidance import Guidance, Preconditioner, solve
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.schedules import ScheduleConfig, build
 from components.diffusion.solvers import SOLVERS
@@ -76,13 +76,13 @@ def test_edm_target_has_unit_variance():
 class Oracle:
     """A net that knows the one clean image per class, and so the exact answer to every question."""
 
-    def __init__(self, objective: str, denoiser: Denoiser, images: torch.Tensor):
-        self.objective, self.denoiser, self.images = OBJECTIVES[objective], denoiser, images
+    def __init__(self, objective: str, preconditioner: Preconditioner, images: torch.Tensor):
+        self.objective, self.preconditioner, self.images = OBJECTIVES[objective], preconditioner, images
         self.rows: list[int] = []
 
     def __call__(self, x: torch.Tensor, level: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         self.rows.append(len(x))
-        sigma = wide(self.denoiser.schedule.sigma(level.double() / 999))
+        sigma = wide(self.preconditioner.schedule.sigma(level.double() / 999))
         c_in = self.objective(sigma).c_in
         clean = self.images[label].double()
         return target(clean, (x.double() / c_in - clean) / sigma, sigma, self.objective).float()
@@ -91,30 +91,32 @@ class Oracle:
 @pytest.mark.parametrize("schedule", ["flow", "linear", "cosine"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_denoiser_with_an_exact_net_gives_the_clean_image(objective, schedule):
-    denoiser = Denoiser(objective, build(ScheduleConfig(name=schedule)))
+    preconditioner = Preconditioner(objective, build(ScheduleConfig(name=schedule)))
     images = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 2, 1])
     for sigma in (0.05, 1.0, 20.0):
         x = images[labels] + sigma * torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(1))
-        got = drive(denoiser.call(x, sigma, {"label": labels}), {"unet": Oracle(objective, denoiser, images)})
+        got = drive(
+            preconditioner.call(x, sigma, {"label": labels}), {"denoiser": Oracle(objective, preconditioner, images)}
+        )
         assert torch.allclose(got, images[labels], atol=2e-3 * max(1, sigma))
 
 
-def guided(denoiser: Denoiser, labels: list[int], guidance: Guidance):
+def guided(preconditioner: Preconditioner, labels: list[int], guidance: Guidance):
     """Number 2 stands for no class."""
-    return denoiser.guided({"label": torch.tensor(labels)}, {"label": torch.tensor([2, 2])}, guidance)
+    return preconditioner.guided({"label": torch.tensor(labels)}, {"label": torch.tensor([2, 2])}, guidance)
 
 
 def test_guidance_extrapolates_and_packs_rows():
-    denoiser = Denoiser("x0", build(ScheduleConfig()))
+    preconditioner = Preconditioner("x0", build(ScheduleConfig()))
     images = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     x, labels = torch.randn(2, 2, 4, 4), torch.tensor([0, 1])
-    net = Oracle("x0", denoiser, images)
+    net = Oracle("x0", preconditioner, images)
     for scale in (0.0, 1.0, 2.5):
-        got = drive(guided(denoiser, [0, 1], Guidance(scale))(x, 1.0), {"unet": net})
+        got = drive(guided(preconditioner, [0, 1], Guidance(scale))(x, 1.0), {"denoiser": net})
         assert torch.allclose(got, images[2] + scale * (images[labels] - images[2]), atol=1e-5)
     assert net.rows == [4, 2, 4], "scale 1 must cost no second row"
-    drive(guided(denoiser, [2, 2], Guidance(2.5))(x, 1.0), {"unet": net})
+    drive(guided(preconditioner, [2, 2], Guidance(2.5))(x, 1.0), {"denoiser": net})
     assert net.rows[-1] == 2, "nothing to guide towards must cost no second row"
 
 
@@ -130,11 +132,13 @@ class Linear:
 
 
 def test_guidance_has_an_interval_outside_of_which_no_row_is_spent():
-    denoiser, x = Denoiser("flow", build(ScheduleConfig())), torch.randn(2, 2, 4, 4)
+    preconditioner, x = Preconditioner("flow", build(ScheduleConfig())), torch.randn(2, 2, 4, 4)
     guidance, net = Guidance(3.0, interval=(0.5, 2.0)), Linear(0.5)
     for sigma, within in ((0.4, False), (0.5, False), (0.6, True), (2.0, True), (2.1, False)):
-        got = drive(guided(denoiser, [0, 1], guidance)(x, sigma), {"unet": net})
-        plain = drive(guided(denoiser, [0, 1], Guidance(3.0 if within else 1.0))(x, sigma), {"unet": Linear(0.5)})
+        got = drive(guided(preconditioner, [0, 1], guidance)(x, sigma), {"denoiser": net})
+        plain = drive(
+            guided(preconditioner, [0, 1], Guidance(3.0 if within else 1.0))(x, sigma), {"denoiser": Linear(0.5)}
+        )
         assert torch.equal(got, plain)
     assert net.rows == [2, 2, 4, 4, 2]
 
@@ -152,21 +156,21 @@ def test_rescaled_guidance_is_the_published_one(share):
 
 def test_autoguidance_asks_a_second_net_the_same_question():
     """D = D_guide + scale * (D - D_guide) (Karras et al. 2024a, equation 4), and one row a net."""
-    denoiser, x, sigma = Denoiser("v", build(ScheduleConfig(name="cosine"))), torch.randn(2, 2, 4, 4), 1.5
-    nets, labels = {"unet": Linear(0.5), "guide": Linear(0.2)}, {"label": torch.tensor([0, 1])}
-    got = drive(denoiser.guided(labels, labels, Guidance(2.5, guide="guide"))(x, sigma), nets)
+    preconditioner, x, sigma = Preconditioner("v", build(ScheduleConfig(name="cosine"))), torch.randn(2, 2, 4, 4), 1.5
+    nets, labels = {"denoiser": Linear(0.5), "guide": Linear(0.2)}, {"label": torch.tensor([0, 1])}
+    got = drive(preconditioner.guided(labels, labels, Guidance(2.5, guide="guide"))(x, sigma), nets)
     assert [net.rows for net in nets.values()] == [[2], [2]]
-    better, worse = (drive(denoiser.call(x, sigma, labels), {"unet": net}) for net in nets.values())
+    better, worse = (drive(preconditioner.call(x, sigma, labels), {"denoiser": net}) for net in nets.values())
     assert torch.allclose(got, worse + 2.5 * (better - worse), atol=1e-5)
-    drive(denoiser.guided(labels, labels, Guidance(1.0, guide="guide"))(x, sigma), nets)
+    drive(preconditioner.guided(labels, labels, Guidance(1.0, guide="guide"))(x, sigma), nets)
     assert nets["guide"].rows == [2, 2], "scale 1 must ask no guide"
 
 
 def test_solve_hands_on_every_network_call():
-    denoiser = Denoiser("x0", build(ScheduleConfig()))
+    preconditioner = Preconditioner("x0", build(ScheduleConfig()))
     trajectory = solve(
         SOLVERS["heun"](torch.ones(2, 1, 2, 2), [4.0, 1.0, 0.0], None),
-        guided(denoiser, [1, 1], Guidance(3.0)),
+        guided(preconditioner, [1, 1], Guidance(3.0)),
     )
     calls: list[Call] = [next(trajectory)]
     with pytest.raises(StopIteration) as stop:

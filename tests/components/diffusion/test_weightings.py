@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from components.diffusion.denoiser import Uncertainty
 from components.diffusion.objectives import OBJECTIVES
 from components.diffusion.weightings import balanced, min_snr
-from components.nets.unet import Uncertainty
 
 SIGMAS = torch.logspace(-3, 3, 50, dtype=torch.float64)
 SNR = SIGMAS**-2

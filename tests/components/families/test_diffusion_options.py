@@ -182,7 +182,7 @@ def test_pixels_pass_through_unchanged():
     images = torch.rand(2, *IMAGES.shape) * 2 - 1
     near = sampler.sample(asked(sampler, SEEDS[:2], Source(images, 1e-6), spacing="karras"))
     assert (near - images).abs().max() < 0.05
-    assert set(sampler.calls) == {"unet"} and sampler.kept == ("unet",)
+    assert set(sampler.calls) == {"denoiser"} and sampler.kept == ("denoiser",)
 
 
 def test_the_guide_is_the_average_from_early_in_the_run(tmp_path):
@@ -190,17 +190,17 @@ def test_the_guide_is_the_average_from_early_in_the_run(tmp_path):
     run_folder.write(tmp_path / "run", "latent_diffusion", family, state, PROVENANCE)
     kept = run_folder.load(tmp_path / "run").family
     until = [snapshot for snapshot in state.snapshots if snapshot["step"] <= 2]
-    assert_same(copied(kept.nets["guide"]), ema.reconstruct(until, 0.1, 2)["unet"])
-    assert_same(copied(kept.nets["unet"]), state.average["unet"])
+    assert_same(copied(kept.nets["guide"]), ema.reconstruct(until, 0.1, 2)["denoiser"])
+    assert_same(copied(kept.nets["denoiser"]), state.average["denoiser"])
     with pytest.raises(AssertionError):
-        assert_same(copied(kept.nets["guide"]), copied(kept.nets["unet"]))
-    assert set(state.average) == {"unet"} and "guide" not in state.nets
+        assert_same(copied(kept.nets["guide"]), copied(kept.nets["denoiser"]))
+    assert set(state.average) == {"denoiser"} and "guide" not in state.nets
 
 
 def test_a_guide_changes_no_draw_and_no_weight():
     (plain, without), (guided, with_guide) = trained("plain"), trained("guide")
     assert_same(with_guide.average, without.average)
-    assert_same(copied(guided.nets["unet"]), copied(plain.nets["unet"]))
+    assert_same(copied(guided.nets["denoiser"]), copied(plain.nets["denoiser"]))
 
 
 def rows_by_net(sampler, **settings) -> dict[str, int]:
@@ -221,14 +221,15 @@ def rows_by_net(sampler, **settings) -> dict[str, int]:
 def test_rows_that_guidance_costs():
     sampler = variant("text, guide")
     common = {"decoder": 1}
-    assert rows_by_net(sampler, guidance_scale=1) == {"unet_text": 1, "unet": 4, **common}
-    assert rows_by_net(sampler) == {"unet_text": 2, "unet": 8, **common}
-    assert rows_by_net(sampler, guidance="autoguidance", guidance_scale=1) == {"unet_text": 1, "unet": 4, **common}
-    guided = {"unet_text": 1, "guide_text": 1, "unet": 4, "guide": 4, **common}
+    unguided = {"denoiser_text": 1, "denoiser": 4, **common}
+    assert rows_by_net(sampler, guidance_scale=1) == unguided
+    assert rows_by_net(sampler) == {"denoiser_text": 2, "denoiser": 8, **common}
+    assert rows_by_net(sampler, guidance="autoguidance", guidance_scale=1) == unguided
+    guided = {"denoiser_text": 1, "guide_text": 1, "denoiser": 4, "guide": 4, **common}
     assert rows_by_net(sampler, guidance="autoguidance") == guided
     sigmas = sampler.sigmas(sampler.Settings(num_inference_steps=4))
     only = rows_by_net(sampler, guidance_interval=(sigmas[2], sigmas[1]))
-    assert only["unet"] == 5
+    assert only["denoiser"] == 5
 
 
 def test_autoguidance_without_a_guide_is_refused():
@@ -276,17 +277,22 @@ def test_dropped_captions_are_the_empty_prompt():
 
 def test_a_text_net_learns_to_tell_captions_apart():
     """Two captions, two flat images: after some steps the prompt decides which one is drawn."""
-    changes = {**TEXT, "widths": (8,), "attention": (True,), "heads": 2, "label_dropout": 0.0, "times": {"mean": 1.0}}
+    changes = {
+        **TEXT,
+        "backbone": {"widths": (8,), "attention": (True,), "heads": 2, "context_dim": 8},
+        "label_dropout": 0.0,
+        "times": {"mean": 1.0},
+    }
     data = IMAGES.model_copy(update={"shape": (1, 4, 4), "caption_length": CAPTION_LENGTH, "classes": ()})
     family = build("latent_diffusion", 0, data, **changes)
     rows = Described(data.model_copy(update={"classes": IMAGES.classes}))
     rows.columns["image"] = torch.where(torch.arange(20) % 4 < 2, 255, 0)[:, None, None, None].expand(20, 1, 4, 4)
     rows.columns["image"] = rows.columns["image"].to(torch.uint8)
-    optimizer = torch.optim.Adam(family.nets["unet"].parameters(), lr=2e-2)
+    optimizer = torch.optim.Adam(family.nets["denoiser"].parameters(), lr=2e-2)
     family.nets.train()
     for _, batch in zip(range(100), batches(rows, 32), strict=False):
         optimizer.zero_grad()
-        family.loss(family.nets["unet"], batch)["loss"].backward()
+        family.loss(family.nets["denoiser"], batch)["loss"].backward()
         optimizer.step()
     settings = family.Settings(num_inference_steps=8, guidance_scale=1.0)
     prompts = CAPTIONS * 4
@@ -299,7 +305,7 @@ def test_a_text_net_learns_to_tell_captions_apart():
     ("changes", "message"),
     [
         ({"objective": "epsilon", "schedule": {"name": "linear", "zero_terminal_snr": True}}, "expected v"),
-        ({"conditioning": "text", "attention": (False, False)}, "a text is attended to"),
+        ({"conditioning": "text", "backbone": {"attention": (False, False)}}, "a text is attended to"),
         ({"text": {"width": 10, "heads": 4}}, "width must be divisible by heads"),
     ],
 )

@@ -81,13 +81,13 @@ def test_the_net_sees_the_kept_part_under_the_noise_of_each_level(sampler, image
 
     def watching(x, level, label):
         seen.append((x.clone(), level.clone()))
-        return sampler.calls["unet"](x, level, label)
+        return sampler.calls["denoiser"](x, level, label=label)
 
     settings = sampler.Settings(num_inference_steps=8, guidance_scale=1.0, solver=solver)
     zero = torch.zeros_like(MASK)
     drive(
         sampler.trajectory(Request(SEEDS, LABELS, settings, source=Source(images, 1.0, zero))),
-        {**sampler.calls, "unet": watching},
+        {**sampler.calls, "denoiser": watching},
     )
     with torch.no_grad():
         known = sampler.normalise(sampler.calls["encoder"](images))
@@ -186,13 +186,13 @@ def test_stable_diffusion_blends_texts():
 
 def test_half_way_between_classes_is_the_mean_of_their_embeddings(sampler):
     x, level = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([10.0, 500.0])
-    net = sampler.nets["unet"]
+    net = sampler.nets["denoiser"]
     weights = torch.tensor([[0.5, 0.0, 0.5, 0.0]] * 2)
     with torch.no_grad():
-        found = net(x, level, weights)
-        for embedding in (net.context, net.unet.class_embedding):
+        found = net(x, level, label=weights)
+        for embedding in (net.conditioner.context, net.backbone.class_embedding):
             embedding.weight.data[3] = (embedding.weight[0] + embedding.weight[2]) / 2
-        assert torch.allclose(net(x, level, torch.tensor([3, 3])), found, atol=1e-6)
+        assert torch.allclose(net(x, level, label=torch.tensor([3, 3])), found, atol=1e-6)
 
 
 def test_the_arc_between_two_draws_keeps_their_spread():

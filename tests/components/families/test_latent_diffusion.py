@@ -44,7 +44,7 @@ def test_labels_and_guidance_steer_latent_diffusion(folders):
 @pytest.mark.parametrize("schedule", ["flow", "linear", "scaled_linear", "cosine"])
 def test_latent_diffusion_trains_under_every_objective_and_schedule(objective, schedule):
     family = build("latent_diffusion", objective=objective, schedule={"name": schedule})
-    loss = family.loss(family.nets["unet"], next(stream("latent_diffusion", batch_size=20)))["loss"]
+    loss = family.loss(family.nets["denoiser"], next(stream("latent_diffusion", batch_size=20)))["loss"]
     assert torch.isfinite(loss)
     assert 0.1 < float(loss.detach()) < 10, "targets are of about unit scale for normalised latents"
 

@@ -74,12 +74,12 @@ def test_training_moves_all_but_the_encoder_and_never_runs_it(encoder, monkeypat
     monkeypatch.setattr(FrozenText, "forward", refused)
     moving = player(family, "denoise")
     for name, net in family.nets.items():
-        net.requires_grad_(name == "unet")
+        net.requires_grad_(name == "denoiser")
     losses = family.loss(moving.net, batch)
     losses["loss"].backward()
     gradients = {name: parameter.grad for name, parameter in moving.raw.named_parameters()}
     assert all(gradient is not None for gradient in gradients.values())
-    assert gradients["text.project.weight"].abs().max() > 0
+    assert gradients["conditioner.text.project.weight"].abs().max() > 0
     assert moving.net.calls == 1 and moving.net.outside == []
     assert_same(copied(family.nets["text"]), before)
 
@@ -89,10 +89,10 @@ def steps(encoder: FrozenText) -> tuple[list[float], torch.Tensor]:
     family, losses, gradients = made(encoder, label_dropout=0.4), [], []
     for _, batch in zip(range(3), stream(encoder), strict=False):
         family.nets.zero_grad()
-        loss = family.loss(family.nets["unet"], batch)["loss"]
+        loss = family.loss(family.nets["denoiser"], batch)["loss"]
         loss.backward()
         losses.append(float(loss.detach()))
-        gradients += [parameter.grad.flatten() for parameter in family.nets["unet"].parameters()]
+        gradients += [parameter.grad.flatten() for parameter in family.nets["denoiser"].parameters()]
     return losses, torch.cat(gradients)
 
 
@@ -174,7 +174,7 @@ def test_a_run_folder_carries_the_encoder_and_rows_of_all_requests_share_forward
 def test_a_guide_is_asked_about_the_same_embeddings(encoder):
     family = made(encoder, guide={"at": 0.5})
     with torch.no_grad():
-        family.nets["guide"].text.project.weight.mul_(-1)
+        family.nets["guide"].conditioner.text.project.weight.mul_(-1)
     counts = {}
 
     def counting(name, answer):
@@ -189,7 +189,7 @@ def test_a_guide_is_asked_about_the_same_embeddings(encoder):
     calls = {name: counting(name, answer) for name, answer in family.calls.items()}
     family.nets.eval()
     images = drive(family.trajectory(request), calls)
-    assert counts == {"text": 2, "unet_text": 2, "guide_text": 2, "unet": 6, "guide": 6, "decoder": 2}
+    assert counts == {"text": 2, "denoiser_text": 2, "guide_text": 2, "denoiser": 6, "guide": 6, "decoder": 2}
     assert (images - sample(family, ("a cat", "a dog"))).abs().max() > 1e-4
 
 

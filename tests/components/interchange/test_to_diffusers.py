@@ -21,7 +21,7 @@ IMAGES = DataInfo(shape=(1, 16, 16), classes=("nought", "one", "two"))
 AUTOENCODER = {"latent_channels": 2, "widths": [32, 64]}
 
 
-def run(tmp_path, autoencoder=AUTOENCODER, images=IMAGES, **config) -> Run:
+def run(tmp_path, autoencoder=AUTOENCODER, images=IMAGES, widths=(32, 64), **config) -> Run:
     """An untrained sampler whose weights are all away from their initial values."""
     data = DataInfo(
         shape=(2, images.shape[1] // 2, images.shape[1] // 2),
@@ -30,7 +30,7 @@ def run(tmp_path, autoencoder=AUTOENCODER, images=IMAGES, **config) -> Run:
         statistics={"channel_mean": (0.3, -0.2), "channel_std": (1.5, 0.8)},
         autoencoder=AutoencoderInfo(config=autoencoder, data=images),
     )
-    config = {"widths": (32, 64), "heads": 2, "context_dim": 8, **config}
+    config = {"backbone": {"widths": widths, "heads": 2, "context_dim": 8}, **config}
     kind = FAMILIES["latent_diffusion"]
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)

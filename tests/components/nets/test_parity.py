@@ -11,7 +11,7 @@ from components.nets.blocks import norm_groups, sinusoidal_embedding
 from components.nets.classifier import Classifier
 from components.nets.gan.dcgan import Generator, Trunk
 from components.nets.gan.layers import doublings
-from components.nets.unet import ClassConditionalUNet, UNet2DConditionModel
+from components.nets.unet import UNet2DConditionModel
 
 
 @pytest.fixture(autouse=True)
@@ -85,20 +85,8 @@ def test_unet_is_diffusers_unet(widths, attention, layers, num_classes):
     theirs.load_state_dict(ours.state_dict(), strict=True)
     x, level, context = torch.randn(3, 4, 8, 8), torch.tensor([0.0, 500.5, 999.0]), torch.randn(3, 2, 24)
     label = torch.tensor([0, 1, num_classes - 1]) if num_classes else None
-    got = ours(x, level, label, context)
+    got = ours(x, level, context, label)
     assert_close(got, theirs(x, level, encoder_hidden_states=context, class_labels=label).sample)
-
-
-@torch.inference_mode()
-def test_class_and_level_reach_the_unet():
-    net = ClassConditionalUNet(2, 3, 8, widths=(8, 16), attention=(False, True), layers=1, heads=2).eval()
-    x, level, label = torch.randn(1, 2, 8, 8), torch.tensor([100.0]), torch.tensor([0])
-    plain = net(x, level, label)
-    assert plain.shape == x.shape
-    assert not torch.allclose(plain, net(x, level, torch.tensor([net.null])))
-    assert not torch.allclose(plain, net(x, level + 50, label))
-    with pytest.raises(IndexError):
-        net(x, level, torch.tensor([net.null + 1]))
 
 
 def test_level_embedding_has_cosines_before_sines():

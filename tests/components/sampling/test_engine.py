@@ -5,13 +5,15 @@ from concurrent.futures import CancelledError
 import pytest
 import torch
 
+from components.conditioning.classes import ClassConditioner
 from components.data.randomness import Draws
-from components.diffusion.guidance import Denoiser, Guidance, solve
+from components.diffusion.backbones import UNet
+from components.diffusion.denoiser import Denoiser
+from components.diffusion.guidance import Guidance, Preconditioner, solve
 from components.diffusion.schedules import FlowSchedule
 from components.diffusion.solvers import SOLVERS
 from components.families.base import DataInfo
 from components.families.dcgan import DCGAN
-from components.nets.unet import ClassConditionalUNet
 from components.sampling.engine import DeadlineExceeded, Engine, EngineFull, EngineStopped
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call, Preview, drive
@@ -23,11 +25,13 @@ SHAPE = (2, 8, 8)
 @pytest.fixture(scope="module")
 def nets():
     torch.manual_seed(0)
-    unet = ClassConditionalUNet(2, 10, 8, widths=(8, 16), attention=(False, True), layers=1, heads=2).eval()
-    for parameter in unet.parameters():  # zero-initialised layers would hide the rows' differences
+    conditioner = ClassConditioner(10, 8)
+    backbone = UNet(widths=(8, 16), heads=2, context_dim=8).build(2, conditioner.rows)
+    denoiser = Denoiser(conditioner, backbone).eval()
+    for parameter in denoiser.parameters():  # zero-initialised layers would hide the rows' differences
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
-    return {"unet": unet, "decoder": lambda latents: torch.tanh(latents.repeat_interleave(2, dim=-1))}
+    return {"denoiser": denoiser, "decoder": lambda latents: torch.tanh(latents.repeat_interleave(2, dim=-1))}
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def engine(nets):
 
 def guided(schedule, label, scale):
     towards, away = ({"label": torch.tensor([number])} for number in (label, 10))
-    return Denoiser("flow", schedule).guided(towards, away, Guidance(scale))
+    return Preconditioner("flow", schedule).guided(towards, away, Guidance(scale))
 
 
 def sample(seed, solver="ddim", steps=6, guidance=2.0, label=3):

@@ -105,7 +105,7 @@ def diffusion() -> LatentDiffusion:
     autoencoder = {"config": vae().config.model_dump(mode="json"), "data": DataInfo(shape=(1, 8, 8))}
     statistics = {"channel_mean": (0.0, 0.0), "channel_std": (1.0, 1.0)}
     info = DataInfo(shape=(2, 4, 4), classes=("a", "b"), statistics=statistics, autoencoder=autoencoder)
-    return LatentDiffusion(LatentDiffusion.Config(widths=[8, 8], attention=[False, True], context_dim=8), info)
+    return LatentDiffusion(LatentDiffusion.Config(backbone={"widths": [8, 8], "context_dim": 8}), info)
 
 
 def rows_for(family):

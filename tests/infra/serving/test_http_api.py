@@ -107,7 +107,7 @@ def test_a_failure_is_told_without_detail(run, backend):
     def broken(**inputs):
         raise RuntimeError("secret detail")
 
-    backend.engine.nets["unet"] = broken
+    backend.engine.nets["denoiser"] = broken
     with pytest.raises(openai.InternalServerError, match="its log says why") as failed:
         client(run()).images.generate(prompt="one")
     assert failed.value.body["type"] == "server_error" and "secret" not in str(failed.value)

@@ -196,7 +196,7 @@ def text_folder(tmp_path_factory):
     data = LATENTS.model_copy(update={"caption_length": CAPTION_LENGTH})
     text = {"length": 16, "width": 8, "layers": 1, "heads": 2}
     family = build("latent_diffusion", 0, data, conditioning="text", text=text)
-    average = copy_of({"unet": family.nets["unet"]})
+    average = copy_of({"denoiser": family.nets["denoiser"]})
     provenance = run_folder.Provenance(data="d", code="c", job="j", seed=0, step=1)
     folder = tmp_path_factory.mktemp("runs") / "texts"
     run_folder.write(folder, "latent_diffusion", family, State(1, {}, {}, average), provenance)

@@ -42,7 +42,7 @@ def test_promoted_files_are_copied_so_that_no_promotion_changes_them(root):
     write_promoted(root, "runs/a", "2")
     (second,) = champions.look()
     assert second.version == "2" and second.folder != first.folder
-    weights = [(Path(model.folder) / "unet.safetensors").read_bytes() for model in (first, second)]
+    weights = [(Path(model.folder) / "denoiser.safetensors").read_bytes() for model in (first, second)]
     assert weights[0] != weights[1]
     assert champions.look() == (second,) == champions.first()
 

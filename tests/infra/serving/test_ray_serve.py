@@ -314,7 +314,9 @@ def test_the_engines_figures_are_exported(address, client):
         with urllib.request.urlopen(exporter, timeout=60) as answer:
             return answer.read().decode()
 
-    wait_for(lambda: re.search(r'^ray_foundry_forward_rows_count\{.*net="unet".*\} [1-9]', exported(), re.MULTILINE))
+    wait_for(
+        lambda: re.search(r'^ray_foundry_forward_rows_count\{.*net="denoiser".*\} [1-9]', exported(), re.MULTILINE)
+    )
     assert "ray_foundry_forward_ms_sum" in exported() and "ray_foundry_waiting_rows" in exported()
 
 

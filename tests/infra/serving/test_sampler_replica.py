@@ -32,7 +32,7 @@ def test_a_stuck_engine_fails_the_health_check_and_tells_who_waits(model):
         raise RuntimeError("released")
 
     replica.check_health()
-    replica.engine.nets = {"unet": stuck}
+    replica.engine.nets = {"denoiser": stuck}
     orders = [SampleRequest(model=model.key, seed=seed, label=0, settings=SETTINGS, group="group") for seed in (1, 2)]
     future, waiting = map(replica._submit, orders)
     assert entered.wait(60)
@@ -105,7 +105,7 @@ def test_the_load_counts_rows_that_advance_and_that_wait(model):
         release.wait(60)
         raise RuntimeError("released")
 
-    replica.engine.nets = {"unet": slow}
+    replica.engine.nets = {"denoiser": slow}
     for seed in range(24):
         replica._submit(SampleRequest(model=model.key, seed=seed, label=0, settings=SETTINGS, group=str(seed)))
     assert entered.wait(60)

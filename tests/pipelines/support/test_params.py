@@ -74,7 +74,7 @@ def test_a_familys_own_block_is_checked(content, tmp_path):
 
 
 def test_fields_that_do_not_fit_together_are_refused(content, tmp_path):
-    content["samplers"]["ldm"]["model"]["attention"] = [True]
+    content["samplers"]["ldm"]["model"]["backbone"]["attention"] = [True]
     assert "widths has 2 entries and attention 1" in refusal(content, tmp_path)
 
 

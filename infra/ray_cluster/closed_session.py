@@ -1,0 +1,77 @@
+"""What keeps a Ray session on this machine to itself: a token, listeners on loopback, process groups of its own.
+
+Ray runs whatever code it is sent, so who reaches its ports is the user. Nothing here is for a cluster that is joined;
+that has its own token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+
+from ray._private import ray_constants, services
+from ray._raylet import AuthenticationTokenLoader, Config
+
+TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
+# Ray 2.60: off as on macOS and Windows, a node's address is 127.0.0.1, and all its processes listen there alone
+_LOOPBACK = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+
+
+class _OwnGroup(services.ConsolePopen):
+    """A Ray process that a signal to the driver's process group (`timeout`, a terminal, CI) does not reach, so that
+    the driver decides when what it has accepted is finished. The kernel still ends it with the driver."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, process_group=0, **kwargs)
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[None]:
+    """The time of a session that `ray.init(address="local")` starts within the block: it asks for a fresh random token,
+    which its processes, and those that this process starts, read from a file of mode 0600."""
+    with tempfile.TemporaryDirectory(prefix="foundry-ray-") as folder:  # of mode 0700
+        token = Path(folder) / "token"
+        token.touch(0o600)
+        token.write_text(secrets.token_hex(32))
+        told = {"RAY_AUTH_MODE": "token", TOKEN_PATH: str(token), **_LOOPBACK}
+        with (
+            _environment(told, without=("RAY_AUTH_TOKEN",)),
+            _set(ray_constants, "ENABLE_RAY_CLUSTER", False),  # read from the environment when Ray is imported
+            _set(services, "ConsolePopen", _OwnGroup),
+        ):
+            read_settings()
+            yield
+
+
+def read_settings() -> None:
+    """Makes Ray read the environment's settings again, the token's place among them, as a process that starts does."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str], without: tuple[str, ...]) -> Iterator[None]:
+    names = {*values, *without}
+    before = {name: os.environ.pop(name) for name in names & set(os.environ)}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _set(module: ModuleType, name: str, value: object) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
