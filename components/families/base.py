@@ -17,6 +17,7 @@ from components.config import Strict
 from components.data.dataset import Batch, Manifest
 from components.data.media import Medium, medium
 from components.errors import SamplerError
+from components.metrics.figures import Figures
 from components.sampling.requests import Blend, Request, shape_text
 from components.sampling.trajectories import Trajectory, drive
 from components.training.optimizers import OptimizerConfig
@@ -130,10 +131,10 @@ class Family:
         """Images to look at during training, (N, C, H, W) in [-1, 1], or None. `columns`: rows of the training set."""
         return None
 
-    def watch(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Family) -> Mapping[str, float]:
-        """Figures of a checkpoint beside its losses. `train`, `held_out`: rows of the training set and of images that
-        are not trained on; `judge`: a classifier of them. Averaged nets hold their average, others their live weights.
-        """
+    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Family) -> Figures:
+        """Checkpoint validation: figures beside the losses. `train`, `held_out`: rows of the training set and of images
+        that are not trained on; `judge`: a classifier of them. Averaged nets hold their average, others their live
+        weights."""
         return {}
 
 

@@ -19,6 +19,7 @@ from components.data.images import from_uint8
 from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.families.base import DataInfo, Family, Losses, Phase, Sampler, refuse_unless_square
+from components.metrics.figures import Figures
 from components.metrics.reconstruction import reconstruction_figures
 from components.nets.autoencoder import AutoencoderKL
 from components.nets.autoencoder.codebook import Codebook
@@ -176,7 +177,7 @@ class VAE(Sampler):
         net = self.nets["autoencoder"].eval()
         return self.bounded(net.decode(net.encode(images)[0]))
 
-    def watch(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Family) -> dict[str, float]:
+    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Family) -> Figures:
         """psnr, ssim and reconstruction_fd of images that were not trained on."""
         images = from_uint8(held_out["image"]).to(next(self.nets.parameters()).device)
         pairs = ((part, self.reconstruct(part)) for part in images.split(256))

@@ -19,7 +19,8 @@ from components.gan.augment import adaptive, diffaugment, next_probability
 from components.gan.config import GANConfig
 from components.gan.losses import LOSSES, best
 from components.gan.unroll import unrolled
-from components.gan.watch import watch
+from components.gan.validation import validate
+from components.metrics.figures import Figures
 from components.nets.gan.critic import CriticOutput, Sample
 from components.nets.gan.layers import doublings, spectral_normalise
 from components.sampling.requests import Request
@@ -244,10 +245,10 @@ class GAN(Sampler):
         """(B,) how real the images are taken to be, of a discriminator's scores."""
         return scores.flatten(1).mean(1) if scores.ndim > 1 else scores
 
-    def watch(
+    def validate(
         self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor] | None, judge: Family | None
-    ) -> dict[str, float]:
-        return watch(self, train, held_out, judge)
+    ) -> Figures:
+        return validate(self, train, held_out, judge)
 
 
 def detached(sample: Sample) -> Sample:

@@ -13,6 +13,7 @@ from components.errors import DataError, SamplerError
 from components.families import FAMILIES
 from components.gan.base import GAN, weights_of
 from components.gan.standing import WHOLE, truncated_normal
+from components.metrics.figures import values
 from components.metrics.probe import probe_accuracy
 from components.nets.gan.critic import Critic
 from components.nets.gan.dcgan import Flat, Trunk
@@ -201,7 +202,7 @@ def test_encoder_and_generator_want_the_opposite_of_the_discriminator():
 def test_bigbigan_reconstructs_and_is_probed():
     family = build("bigbigan")
     rows = Rows(IMAGES, 60).columns
-    figures = family.watch(rows, Rows(IMAGES, 40).columns, None)
+    figures = values(family.validate(rows, Rows(IMAGES, 40).columns, None))
     assert 0 <= figures["probe_accuracy"] <= 1
     assert 0 < figures["reconstruction"] < 4
 
