@@ -29,7 +29,9 @@ def encode(params: Params, autoencoder: Path, images: Path, target: Path) -> Man
     check_storage(params.cluster.storage(ROOT))
     run = run_folder.load(autoencoder)
     # a sampler's run holds the autoencoder that it was trained on
-    info = run.config.data.autoencoder or AutoencoderInfo(config=run.config.config, data=run.config.data)
+    info = run.config.data.autoencoder or AutoencoderInfo(
+        family=run.config.family, config=run.config.config, data=run.config.data
+    )
     text = None if params.encode.text is None else open_text(params.encode.text, facts, images)
     with whole_folder(target) as folder, session(params.cluster, ROOT):
         cluster, options = params.cluster, params.encode
@@ -42,6 +44,7 @@ def encode(params: Params, autoencoder: Path, images: Path, target: Path) -> Man
         write_manifest(
             folder,
             shards,
+            medium=facts.medium,
             value_range=facts.value_range,
             classes=facts.classes,
             statistics=statistics,

@@ -141,7 +141,7 @@ def evaluate(params: Params, key: str, device: str) -> SamplerMetrics:
                 collapsed=measured.collapsed,
             )
             candidates.append(candidate)
-            for picture, png in sample_pictures.draw(measured).items():
+            for picture, png in sample_pictures.draw(measured, run.family.medium).items():
                 sample_pictures.path_in(folder, number, picture).write_bytes(png)
             print(f"{key} candidate {number}: {row(candidate.figures)}", flush=True)
         grown = figures_over_training(params, run, first, measurement, extractors)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from components import sources
 from components.data.dataset import Manifest, Rejected, write_manifest, write_shards
+from components.data.media import medium
 from components.errors import DataError, InputError
 from components.files import whole_folder
+from components.shapes import shape_text
 from components.sources import DataConfig, Source
 from infra.storage import object_manifest
 from infra.storage.buckets import mirror_prefix
@@ -48,11 +50,12 @@ def _write_split(source: Source, split: str, config: DataConfig, folder: Path, r
     rows = sources.accepted(source.splits[split](), rejected, config.max_rejected)
     shards = write_shards(folder, rows, config.rows_per_shard)
     if not shards:
-        raise DataError(f"data.source {config.source}: no readable image for the {split} split; expected at least one")
+        raise DataError(f"data.source {config.source}: no readable {source.medium} for the {split} split; expected one")
     return write_manifest(
         folder,
         shards,
-        value_range=(0, 255),
+        medium=source.medium,
+        value_range=medium(source.medium).value_range,
         classes=source.classes,
         source={**source.facts, "split": split},
         rejected=tuple(rejected[num_before:]),
@@ -63,8 +66,9 @@ def summary(manifests: dict[str, Manifest], target: Path) -> str:
     """What was written, a line per split, then the classes and the files that were left out."""
     lines = []
     for split, manifest in manifests.items():
-        shape = "x".join(map(str, manifest.columns["image"].shape))
-        lines.append(f"{target / split}: {manifest.count} images {shape} in {len(manifest.shards)} shards")
+        of = medium(manifest.medium)
+        shape = shape_text(manifest.columns[of.column].shape)
+        lines.append(f"{target / split}: {manifest.count} {of.plural} {shape} in {len(manifest.shards)} shards")
     classes = next(iter(manifests.values())).classes
     if classes:
         lines.append(f"classes ({len(classes)}): {', '.join(classes)}")

@@ -104,7 +104,7 @@ def measure_again(params: Params, settings: dict, scratch: Path) -> measurement.
     task = measurement.sampling(params, run.folder, settings)
     with worker_pool(params.cluster, ROOT) as workers:
         measured = measurement.measure(workers, task, ready, opened, extractors)
-    for name, png in sample_pictures.draw(measured).items():
+    for name, png in sample_pictures.draw(measured, run.family.medium).items():
         (scratch / f"{name}.png").write_bytes(png)
     return measured
 

@@ -8,35 +8,37 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from components.data.dataset import Dataset, verify
-from components.data.images import from_uint8
 from components.devices import default_device
 from components.errors import InputError
-from components.families.vae import VAE
+from components.families.base import Autoencoder
 from components.metrics.reconstruction import reconstruction_figures
 from pipelines.support import cli, paths
-from pipelines.support.autoencoders import load_vae
+from pipelines.support.autoencoders import load_autoencoder
 from pipelines.support.measurement import open_extractors
 from pipelines.support.metrics_files import AutoencoderMetrics
 from pipelines.support.params import Params, load, name_in
 
 
-def reconstructed(vae: VAE, dataset: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def reconstructed(autoencoder: Autoencoder, dataset: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """All images, each batch beside what the autoencoder makes of it."""
-    device = next(vae.nets.parameters()).device
+    device = next(autoencoder.nets.parameters()).device
     for chunk in dataset.chunks(batch_size):
-        images = from_uint8(chunk["image"]).to(device)
-        yield images, vae.reconstruct(images)
+        rows = dataset.medium.rows(chunk).to(device)
+        yield rows, autoencoder.reconstruct(rows)
 
 
 def reconstruct(params: Params, name: str, device: str) -> AutoencoderMetrics:
     """Measures by the extractor of params.evaluate; writes the figures, whole or not at all."""
-    vae, extractors = load_vae(paths.RUNS / name, device), open_extractors(params, device)
+    autoencoder, extractors = load_autoencoder(paths.RUNS / name, device), open_extractors(params, device)
     facts = verify(paths.TEST_IMAGES)
-    shape = facts.columns["image"].shape
-    extractors.refuse_unless_fits(paths.TEST_IMAGES, shape)
-    if shape != vae.data.shape:
-        raise InputError(f"{paths.TEST_IMAGES}: images of shape {shape}; {paths.RUNS / name} takes {vae.data.shape}")
-    pairs = reconstructed(vae, Dataset(paths.TEST_IMAGES), params.evaluate.batch_size)
+    dataset = Dataset(paths.TEST_IMAGES)
+    extractors.refuse_unless_fits(paths.TEST_IMAGES, dataset.row_shape)
+    if dataset.row_shape != autoencoder.data.shape:
+        raise InputError(
+            f"{paths.TEST_IMAGES}: {dataset.medium.plural} of shape {dataset.row_shape}; {paths.RUNS / name} takes "
+            f"{autoencoder.data.shape}"
+        )
+    pairs = reconstructed(autoencoder, dataset, params.evaluate.batch_size)
     extractor = extractors.extractor
     figures = reconstruction_figures(pairs, lambda images: extractor.embed(images).vectors)
     metrics = AutoencoderMetrics(name, facts.count, extractor.name, extractor.weights_hash, figures)

@@ -14,8 +14,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from components.data.dataset import MANIFEST, Manifest, read_manifest, verify, write_manifest
-from components.data.images import from_uint8
+from components.data.dataset import MANIFEST, Dataset, Manifest, read_manifest, verify, write_manifest
 from components.data.randomness import Draws
 from components.devices import default_device
 from components.errors import DataError
@@ -54,7 +53,7 @@ def describe(workers: WorkerPool, params: Params, split: str, extractors: Extrac
     are damaged or of another shape than the judge's."""
     images, target = SPLITS[split], paths.REFERENCE / split
     facts = verify(images)
-    extractors.refuse_unless_fits(images, facts.columns["image"].shape)
+    extractors.refuse_unless_fits(images, Dataset(images).row_shape)
     wanted = origin(images, extractors)
     if is_whole(target, wanted):
         return False
@@ -67,7 +66,14 @@ def describe(workers: WorkerPool, params: Params, split: str, extractors: Extrac
         done = list(workers.map(make, range(len(facts.shards))))
         _write_moments(folder / MOMENTS, functools.reduce(Sums.plus, (sums for _, sums in done)))
         shards = [shard for shard, _ in done]
-        write_manifest(folder, shards, value_range=facts.value_range, classes=facts.classes, source=wanted)
+        write_manifest(
+            folder,
+            shards,
+            medium=facts.medium,
+            value_range=facts.value_range,
+            classes=facts.classes,
+            source=wanted,
+        )
     return True
 
 
@@ -107,10 +113,11 @@ def known_sets(measurement: Measurement, extractors: Extractors) -> tuple[KnownS
 
 
 def _of_training_images(measurement: Measurement, rows: torch.Tensor) -> Figures:
-    taken, real = measurement.train.take(rows), measurement.real
+    train, real = measurement.train, measurement.real
+    taken = train.take(rows)
     labels = taken["label"] if real.classes else None
     features = measurement.train_features.take(rows)
-    images = from_uint8(taken["image"])
+    images = train.medium.rows(taken)
     return set_figures(features, images, labels, real, measurement.config, measurement.perception)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
-from components.families import FAMILIES
+from components.families import family_class
 from components.files import write_json
 from infra import ray_train
 from infra.config import ClusterConfig
@@ -31,7 +31,7 @@ NOTICE = 12.0  # seconds between the notice and the node's end
 RESOURCES = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 
 
-class Slow(FAMILIES["vae"]):
+class Slow(family_class("vae")):
     """Takes its time for a step, so that a run of tiny networks outlasts what is done to it."""
 
     def loss(self, net, batch):

@@ -15,7 +15,6 @@ import torch
 
 from components.artifacts import run_folder
 from components.config import parse
-from components.data.images import to_uint8
 from components.errors import InputError
 from components.evaluation.generation import sampler_of
 from components.sampling.requests import Request
@@ -26,7 +25,8 @@ _BATCH = 64  # rows sampled at once
 
 class RegisteredSampler:
     """`predict` takes rows of `seed` and, where the sampler is conditional, `label`, a class number, or where it takes
-    texts, `prompt`; `params` change settings for the call. Returns (N, H, W, C) uint8."""
+    texts, `prompt`; `params` change settings for the call. Returns the medium's arrays: images are (N, H, W, C)
+    uint8."""
 
     def __init__(self, folder: Path):
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,7 +50,7 @@ class RegisteredSampler:
         if sampler.texts and "prompt" in model_input:
             prompts = tuple(str(prompt) for prompt in model_input["prompt"])
         parts = [sampler.sample(part) for part in Request(seeds, labels, settings, prompts).split(_BATCH)]
-        return to_uint8(torch.cat(parts)).permute(0, 2, 3, 1).cpu().numpy()
+        return sampler.medium.arrays(torch.cat(parts))
 
 
 def _plain(value: Any) -> Any:

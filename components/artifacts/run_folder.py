@@ -25,7 +25,7 @@ from torch import Tensor
 from components.artifacts import old_runs
 from components.config import Strict, parse
 from components.errors import InputError, SamplerError
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import DataInfo, Family
 from components.files import whole_folder, write_json, write_whole
 from components.training import ema
@@ -146,12 +146,8 @@ def load(folder: Path, device: torch.device | str = "cpu", ema_sigma_rel: float 
 
     Raises SamplerError naming the file that is missing, damaged or of another shape."""
     config = read_config(folder)
-    if config.family not in FAMILIES:
-        raise SamplerError(
-            f"{folder / CONFIG}: unknown family {config.family!r}; expected one of {', '.join(FAMILIES)}"
-        )
-    kind = FAMILIES[config.family]
     try:
+        kind = family_class(config.family)
         family = kind(parse(kind.Config, config.config, "config"), config.data)
     except InputError as error:
         raise SamplerError(f"{folder / CONFIG}: {error}") from None

@@ -23,30 +23,35 @@ class EquivarianceConfig(Strict):
 
 @dataclass(frozen=True)
 class Change:
-    """Quarter `turns`, then a resize so that latents have sides of `side` and images `factor` times as long ones."""
+    """Quarter `turns`, then a resize so that latents have these `sides`, height and width before they are turned, and
+    images `factor` times as long ones."""
 
     turns: int
-    side: int
+    sides: tuple[int, int]
     factor: int
 
     def latents(self, latents: Tensor) -> Tensor:
-        return self._changed(latents, self.side)
+        return self._changed(latents, self.sides)
 
     def images(self, images: Tensor) -> Tensor:
-        return self._changed(images, self.side * self.factor)
+        height, width = self.sides
+        return self._changed(images, (height * self.factor, width * self.factor))
 
-    def _changed(self, x: Tensor, side: int) -> Tensor:
+    def _changed(self, x: Tensor, sides: tuple[int, int]) -> Tensor:
         turned = torch.rot90(x, self.turns, (2, 3))
-        if x.shape[2] == side:
+        if x.shape[2:] == sides:
             return turned
-        return F.interpolate(turned, (side, side), mode="bilinear", antialias=True)
+        return F.interpolate(turned, sides[::-1] if self.turns % 2 else sides, mode="bilinear", antialias=True)
 
 
-def draw(config: EquivarianceConfig, step: int, side: int, factor: int, least: int) -> Change | None:
-    """The change of a step's whole batch, the same on all workers; None: plain. `side` of the latents, `least` of the
-    images that others can take."""
+def draw(config: EquivarianceConfig, step: int, sides: tuple[int, int], factor: int, least: int) -> Change | None:
+    """The change of a step's whole batch, the same on all workers; None: plain. `sides`: height and width of the
+    latents, whose ratio stays as near as whole numbers are; `least`: a side of the images that others can take."""
     draws = Draws(torch.tensor([hash64("equivariance", step)]))
     if float(draws.uniform("plain")) >= config.share:
         return None
-    low = max(math.ceil(side * config.smallest), math.ceil(least / factor))
-    return Change(int(draws.integers("turns", 4)), low + int(draws.integers("side", max(1, side - low + 1))), factor)
+    shorter = min(sides)
+    low = max(math.ceil(shorter * config.smallest), math.ceil(least / factor))
+    drawn = low + int(draws.integers("side", max(1, shorter - low + 1)))
+    height, width = (round(side * drawn / shorter) for side in sides)
+    return Change(int(draws.integers("turns", 4)), (height, width), factor)

@@ -12,6 +12,7 @@ from components.diffusion.objectives import OBJECTIVES
 from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS, Schedule
 from components.diffusion.solvers import Solver
 from components.sampling.trajectories import Call, Preview, Trajectory, offering
+from components.shapes import per_row
 
 Denoise = Callable[[Tensor, float], Generator[Call, Tensor, Tensor]]
 Condition = Mapping[str, Tensor]  # what steers the net, by the name of its input, a row an image
@@ -39,11 +40,11 @@ class Guidance:
         return self.scale != 1 and (self.interval is None or self.interval[0] < sigma <= self.interval[1])
 
     def combine(self, better: Tensor, worse: Tensor) -> Tensor:
-        """Answers of a net, (B, C, H, W) each."""
+        """Answers of a net, (B, C, ...) each."""
         guided = worse + self.scale * (better - worse)
         if self.rescale == 0:
             return guided
-        spread, wanted = (answer.flatten(1).std(1)[:, None, None, None] for answer in (guided, better))
+        spread, wanted = (per_row(answer.flatten(1).std(1), answer) for answer in (guided, better))
         return torch.lerp(guided, guided * (wanted / spread), self.rescale)
 
 
@@ -61,7 +62,7 @@ class Preconditioner:
         return self.schedule.time(sigma) * (NUM_TRAIN_TIMESTEPS - 1)
 
     def ask(self, net: str, x: Tensor, sigma: float, condition: Condition) -> Generator[Call, Tensor, Tensor]:
-        """A net's own answer for x (B, C, H, W)."""
+        """A net's own answer for x (B, C, ...)."""
         sigmas = torch.full((len(x),), sigma, device=x.device, dtype=torch.float64)
         _, _, c_in = self._coefficients(sigma)
         return (yield Call(net, {"x": c_in * x, "level": self.level(sigmas).float(), **condition}))
@@ -75,7 +76,7 @@ class Preconditioner:
         return tuple(float(c) for c in OBJECTIVES[self.objective](torch.tensor(sigma, dtype=torch.float64)))
 
     def call(self, x: Tensor, sigma: float, condition: Condition) -> Generator[Call, Tensor, Tensor]:
-        """One evaluation: x (B, C, H, W) under a condition of B rows -> x0 (B, C, H, W)."""
+        """One evaluation: x (B, C, ...) under a condition of B rows -> x0 (B, C, ...)."""
         return self.denoised(x, sigma, (yield from self.ask(self.net, x, sigma, condition)))
 
     def guided(self, towards: Condition, away: Condition, guidance: Guidance) -> Denoise:

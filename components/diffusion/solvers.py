@@ -3,7 +3,7 @@
 A solver is a pure function of the start, the noise levels and the noise it is given. It does not know where the
 denoised images come from, so the same code runs alone, in batches, and interleaved with others in a server.
 
-    x:       (B, C, H, W), already at sigmas[0]
+    x:       (B, C, ...), already at sigmas[0]
     sigmas:  decreasing, the last is 0 (the variance-exploding frame, x = x0 + sigma * noise)
     noise:   noise(i) -> fresh standard normal like x for step i; deterministic solvers never call it
 """

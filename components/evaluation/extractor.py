@@ -11,7 +11,7 @@ from torch import Tensor
 
 from components.artifacts.run_folder import Run
 from components.errors import SamplerError
-from components.families.judge import Judge
+from components.families.base import Judge
 from components.files import sha256
 
 
@@ -25,12 +25,12 @@ class Embedding(NamedTuple):
 
 @dataclass(frozen=True)
 class Extractor:
-    """`embed` takes images (N, C, H, W) in [-1, 1], of `shape` or, where that is None, of any; `weights_hash` is the
+    """`embed` takes rows (N, C, ...) in [-1, 1], of `shape` or, where that is None, of any; `weights_hash` is the
     sha256 of its weights; `resize` says how images come to the size that the network takes."""
 
     name: str
     weights_hash: str
-    shape: tuple[int, int, int] | None  # channels, height, width
+    shape: tuple[int, ...] | None
     embed: Callable[[Tensor], Embedding]
     resize: str = "none"
     libraries: tuple[str, ...] = ()  # beyond torch, whose versions figures depend on

@@ -15,7 +15,6 @@ from components.artifacts import run_folder
 from components.conditioning.text import texts_of_column
 from components.config import Strict, parse
 from components.data.dataset import Dataset
-from components.data.images import from_uint8, to_uint8
 from components.errors import SamplerError
 from components.families.base import Sampler
 from components.metrics.figures import Definition, Figures, named
@@ -55,7 +54,7 @@ _SINGLES = 5  # images timed one by one, after one to warm up
 
 @dataclass(frozen=True)
 class Generated:
-    """One batch. `images` are those that a viewer gets: quantised to 256 levels, NCHW in [-1, 1], on the CPU."""
+    """One batch. `images`: rows (n, C, ...) in [-1, 1] as a viewer gets them, quantised, on the CPU."""
 
     images: Tensor
     labels: Tensor | None
@@ -142,7 +141,7 @@ def generate(sampler: Sampler, request: Request) -> Generated:
     images = sampler.sample(request)
     _synchronise()
     seconds = time.perf_counter() - start
-    return Generated(from_uint8(to_uint8(images).cpu()), request.labels, seconds)
+    return Generated(sampler.medium.quantised(images), request.labels, seconds)
 
 
 def _synchronise() -> None:

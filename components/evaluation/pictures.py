@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import base64
-import io
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from components.data.dataset import Dataset
-from components.data.images import encode_png, from_uint8, grid
-from components.families.base import Sampler
-from components.families.vae import VAE
+from components.families.base import Autoencoder, Sampler
 from components.sampling.requests import Blend, Request
 from components.sampling.trajectories import drive
+from components.shapes import per_row
 
 
 def rows_by_class(dataset: Dataset, columns: int) -> list[Tensor]:
@@ -25,24 +22,19 @@ def rows_by_class(dataset: Dataset, columns: int) -> list[Tensor]:
     return [torch.nonzero(labels == number).flatten()[:columns] for number in range(len(dataset.manifest.classes))]
 
 
-def read(dataset: Dataset, rows: Tensor) -> Tensor:
-    """Images (N, C, H, W) in [-1, 1]."""
-    return from_uint8(dataset.take(rows)["image"])
-
-
 @torch.inference_mode()
-def interpolations(vae: VAE, starts: Tensor, ends: Tensor, steps: int) -> Tensor:
-    """Decoded points of the straight lines between the latents of starts (N, C, H, W) and ends: (N * steps, C, H, W),
+def interpolations(autoencoder: Autoencoder, starts: Tensor, ends: Tensor, steps: int) -> Tensor:
+    """Decoded points of the straight lines between the latents of starts (N, C, ...) and ends: (N * steps, C, ...),
     line after line; the first and last of each are plain reconstructions."""
-    net = vae.nets["autoencoder"]
-    first, last = net.encode(starts)[0], net.encode(ends)[0]
-    places = torch.linspace(0, 1, steps)[None, :, None, None, None]
-    return vae.bounded(net.decode(torch.lerp(first[:, None], last[:, None], places).flatten(0, 1)))
+    net = autoencoder.nets["autoencoder"]
+    first, last = (net.encode(rows)[0].repeat_interleave(steps, 0) for rows in (starts, ends))
+    places = torch.linspace(0, 1, steps).repeat(len(starts))
+    return autoencoder.bounded(net.decode(torch.lerp(first, last, per_row(places, first))))
 
 
 @torch.inference_mode()
 def film_strip(sampler: Sampler, request: Request, frames: int) -> tuple[Tensor, list[float]] | None:
-    """What the images of a request look like on the way: (F, N, C, H, W) in [-1, 1], the last as they end, and how far
+    """What the images of a request look like on the way: (F, N, C, ...) in [-1, 1], the last as they end, and how far
     each lies along the way, in [0, 1]. None where the sampler shows nothing on the way."""
     sampler.nets.eval()
     trajectory, shown = sampler.trajectory(request), []
@@ -63,7 +55,7 @@ def film_strip(sampler: Sampler, request: Request, frames: int) -> tuple[Tensor,
 
 
 def walks(sampler: Sampler, first: Request, last: Request, steps: int) -> Tensor:
-    """The ways from N samples to N others, (N * steps, C, H, W), way after way. What differs between the requests
+    """The ways from N samples to N others, (N * steps, C, ...), way after way. What differs between the requests
     changes along the ways: seeds along arcs, classes and texts along lines."""
     rows = torch.arange(len(first.seeds)).repeat_interleave(steps)
     share = torch.linspace(0, 1, steps).repeat(len(first.seeds))
@@ -80,21 +72,3 @@ def walks(sampler: Sampler, first: Request, last: Request, steps: int) -> Tensor
 
 def data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def grid_uri(images: Tensor, columns: int, scale: int = 1) -> str:
-    """Images (N, C, H, W) in rows of `columns`, as a data URI."""
-    return data_uri(encode_png(grid(images, columns), scale))
-
-
-def strips(png: bytes, rows: int, side: int) -> list[bytes]:
-    """A grid's PNG, as `images.grid` lays out `rows` rows of images `side` pixels high, cut into one PNG a row."""
-    sheet = Image.open(io.BytesIO(png))
-    scale = sheet.height // (rows * (side + 1) - 1)
-    found = []
-    for row in range(rows):
-        top = row * (side + 1) * scale
-        buffer = io.BytesIO()
-        sheet.crop((0, top, sheet.width, top + side * scale)).save(buffer, "PNG")
-        found.append(buffer.getvalue())
-    return found

@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.data.images import to_uint8
+from components.data.media.image import MEDIUM
 from components.errors import ConfigError, SamplerError
 from components.evaluation.extractor import Embedding, Extractor
 from components.evaluation.protocol import ExtractorConfig
 from components.files import sha256, sha256_folder
 from components.interchange.folders import folder_of
+from components.shapes import per_channel
 
 _INCEPTION = "weights-inception-2015-12-05-6726825d.pth, an asset of torch-fidelity's releases"
 _ALEXNET = "torchvision's alexnet-owt-7be5be79.pth (AlexNet_Weights.IMAGENET1K_V1)"
@@ -82,7 +83,7 @@ def inception(weights: str, device: str) -> Extractor:
 
     @torch.inference_mode()
     def embed(images: Tensor) -> Embedding:
-        vectors, logits = net(to_uint8(rgb(images)).to(device))
+        vectors, logits = net(MEDIUM.to_stored(rgb(images)).to(device))
         return Embedding(vectors.double().cpu(), logits.double().cpu())
 
     return Extractor("inception", sha256(path), None, embed, "bilinear to 299 as TensorFlow 1", ("torch-fidelity",))
@@ -91,10 +92,10 @@ def inception(weights: str, device: str) -> Extractor:
 def resized(images: Tensor, side: int, statistics: tuple[Sequence[float], Sequence[float]]) -> Tensor:
     """Images in [-1, 1] -> (N, 3, side, side) as a vision transformer takes them: 256 levels, antialiased bicubic
     resize, channels standardised."""
-    pixels = to_uint8(rgb(images))
+    pixels = MEDIUM.to_stored(rgb(images))
     if pixels.shape[-2:] != (side, side):
         pixels = F.interpolate(pixels.float(), (side, side), mode="bicubic", antialias=True).clamp(0, 255).round()
-    mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in statistics)
+    mean, std = (per_channel(torch.tensor(values, device=pixels.device), pixels) for values in statistics)
     return (pixels.float() / 255 - mean) / std
 
 

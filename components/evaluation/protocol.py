@@ -64,7 +64,7 @@ class Protocol(Strict):
     reference_hash: str
     reference_count: int
     train_hash: str  # of the images that samples are compared with for copies
-    image_shape: tuple[int, int, int]  # channels, height, width
+    image_shape: tuple[int, ...]  # channels first
     num_samples: int
     batch_size: int
     neighbours: int

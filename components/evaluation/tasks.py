@@ -16,7 +16,6 @@ from torch import Tensor
 
 from components.config import Strict
 from components.data.dataset import Dataset, Shard, write_shard
-from components.data.images import from_uint8, to_uint8
 from components.devices import default_device
 from components.evaluation import generation
 from components.evaluation.features import Extractors, Features
@@ -45,14 +44,14 @@ class DescribeTask:
 
     def _describe(self, extractors: Extractors, dataset: Dataset, number: int) -> tuple[Shard, Sums]:
         rows = torch.from_numpy(dataset.shard_rows(number)).split(self.batch_size)
-        features = Features.joined([extractors.features(from_uint8(dataset.take(part)["image"])) for part in rows])
+        features = Features.joined([extractors.features(dataset.rows(part)) for part in rows])
         columns = {name: column.numpy() for name, column in features._asdict().items() if column is not None}
         return write_shard(self.target, number, columns), Sums.streamed(features.vectors.split(4096))
 
 
 @dataclass(frozen=True)
 class SampledBatch:
-    """One batch of a generated set. `images`: (n, C, H, W) uint8, or None beyond those that are kept."""
+    """One batch of a generated set. `images`: (n, C, ...) as stored, or None beyond those that are kept."""
 
     features: Features
     images: Tensor | None
@@ -100,5 +99,7 @@ class SampleTask:
         stop = min(start + self.batch_size, self.num_samples)
         made = generation.generate(sampler, self._request(sampler, settings, start, stop))
         return SampledBatch(
-            extractors.features(made.images), to_uint8(made.images) if start < KEPT_IMAGES else None, made.seconds
+            extractors.features(made.images),
+            sampler.medium.to_stored(made.images) if start < KEPT_IMAGES else None,
+            made.seconds,
         )

@@ -1,42 +1,34 @@
-"""The model families. `FAMILIES` is the one place that lists them: a new family is a file here and a line there."""
+"""Registry of the model families: the files of this folder. `family: dcgan` is the class `Model` of `dcgan.py`.
+
+A family is imported when it is asked for, so that a program loads only the networks it works with.
+"""
 
 from __future__ import annotations
 
-from components.errors import ConfigError
-from components.families.base import Family
-from components.families.bigbigan import BigBiGAN
-from components.families.biggan import BigGAN
-from components.families.cgan import CGAN
-from components.families.dcgan import DCGAN
-from components.families.judge import Judge
-from components.families.latent_diffusion import LatentDiffusion
-from components.families.r3gan import R3GAN
-from components.families.sagan import SAGAN
-from components.families.stable_diffusion import StableDiffusion
-from components.families.stylegan2 import StyleGAN2
-from components.families.vae import VAE
-from components.families.wgan import WGAN
-from components.families.wgan_gp import WGANGP
+import difflib
+import functools
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
 
-FAMILIES: dict[str, type[Family]] = {
-    "vae": VAE,
-    "judge": Judge,
-    "latent_diffusion": LatentDiffusion,
-    "stable_diffusion": StableDiffusion,
-    "dcgan": DCGAN,
-    "wgan": WGAN,
-    "wgan_gp": WGANGP,
-    "cgan": CGAN,
-    "sagan": SAGAN,
-    "biggan": BigGAN,
-    "bigbigan": BigBiGAN,
-    "stylegan2": StyleGAN2,
-    "r3gan": R3GAN,
-}
+from components.errors import ConfigError
+
+if TYPE_CHECKING:
+    from components.families.base import Family
+
+
+@functools.cache
+def family_names() -> tuple[str, ...]:
+    """Names of all families in alphabetical order, read off this folder's files; none is imported."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"))
 
 
 def family_class(name: str, where: str = "family") -> type[Family]:
-    """Raises ConfigError, naming `where`, if there is no such family."""
-    if name not in FAMILIES:
-        raise ConfigError(f"{where}: expected one of {', '.join(FAMILIES)}, found {name!r}")
-    return FAMILIES[name]
+    """Returns the class `Model` of `components/families/<name>.py`. Raises ConfigError, naming `where`, if there is no
+    such family."""
+    known = family_names()
+    if name not in known:
+        nearest = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise ConfigError(f"{where}: expected one of {', '.join(known)}, found {name!r}{hint}")
+    return importlib.import_module(f"{__name__}.{name}").Model

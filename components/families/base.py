@@ -7,8 +7,8 @@ sampler, how images come about. It knows no cluster, no tracker and no path.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from components.config import Strict
 from components.data.dataset import Batch, Manifest
 from components.data.media import Medium, medium
+from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.metrics.figures import Figures
-from components.sampling.requests import Blend, Request, shape_text
-from components.sampling.trajectories import Trajectory, drive
+from components.metrics.reconstruction import reconstruction_figures
+from components.sampling.requests import Blend, Request
+from components.sampling.trajectories import Call, Trajectory, drive
+from components.shapes import shape_text
 from components.training.optimizers import OptimizerConfig
 
 Losses = dict[str, Tensor]  # "loss" is what is minimised; the other scalars are its terms and figures for the curves
@@ -66,6 +69,7 @@ class DataInfo(Strict):
 class AutoencoderInfo(Strict):
     """How to build the autoencoder of a latent data set."""
 
+    family: str = "vae"
     config: dict
     data: DataInfo
 
@@ -86,6 +90,21 @@ def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None, te
     )
 
 
+@dataclass(frozen=True)
+class Tiny:
+    """Test configuration of a family, `TINY` in its file: contract tests train and sample it in a second.
+
+    `data`: the kind of data set that it takes, as tests/components/helpers.py makes them, or one of its own.
+    `settings`: quick ones of a sampler. `prepare` changes the newly built family, where training does not begin with a
+    fresh one.
+    """
+
+    config: Mapping[str, Any]
+    data: Literal["images", "latents", "captioned latents"] | DataInfo = "images"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Family], None] | None = None
+
+
 class Early(NamedTuple):
     """A net that is another's average at a share of the run, from snapshots that the training keeps."""
 
@@ -95,7 +114,8 @@ class Early(NamedTuple):
 
 
 class Family:
-    """A model and how it is trained. Subclasses fill `nets` and `phases` in their __init__(config, data)."""
+    """A model and how it is trained, the class `Model` of a family's file. Subclasses fill `nets` and `phases` in their
+    __init__(config, data)."""
 
     Config: ClassVar[type[Strict]]
 
@@ -128,18 +148,27 @@ class Family:
         raise NotImplementedError
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor | None:
-        """Images to look at during training, (N, C, H, W) in [-1, 1], or None. `columns`: rows of the training set."""
+        """Rows to look at during training, (N, C, ...) in [-1, 1], or None. `columns`: rows of the training set."""
         return None
 
-    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Family) -> Figures:
+    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge) -> Figures:
         """Checkpoint validation: figures beside the losses. `train`, `held_out`: rows of the training set and of images
         that are not trained on; `judge`: a classifier of them. Averaged nets hold their average, others their live
         weights."""
         return {}
 
 
+class Judge(Family):
+    """A family that tells the data's classes apart: evaluation's feature extractor and classifier by default.
+
+    `nets["classifier"]` has `features`, rows (B, C, ...) in [-1, 1] -> (B, D), and `logits`, those -> (B, num_classes).
+    """
+
+    kept = ("classifier",)
+
+
 class Sampler(Family):
-    """A family that generates images."""
+    """A family that generates rows of a medium."""
 
     Settings: ClassVar[type[Strict]]
     calls: Mapping[str, Callable[..., Tensor]]  # what answers the calls of its trajectories, by Call.net
@@ -155,7 +184,7 @@ class Sampler(Family):
         return None
 
     def trajectory(self, request: Request) -> Trajectory:
-        """The coroutine that makes the images of a request: (B, C, H, W) in [-1, 1]."""
+        """The coroutine that makes the rows of a request: (B, C, ...) in [-1, 1]."""
         raise NotImplementedError
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
@@ -183,23 +212,87 @@ class Sampler(Family):
         return self.data.shape if self.data.autoencoder is None else self.data.autoencoder.data.shape
 
 
-def refuse_unless_square(shape: tuple[int, int, int], multiple: int, name: str) -> None:
-    """Raises SamplerError unless height and width are equal and divisible by `multiple`."""
+class NoSettings(Strict):
+    """Of a sampler that has nothing to set."""
+
+
+class Autoencoder(Sampler):
+    """Base of the autoencoders. `nets["autoencoder"]` has `encode`, rows (B, C, ...) in [-1, 1] -> mean and standard
+    deviation of the posterior, (B, *latent_shape) each, and `decode`, latents -> rows, not yet bounded."""
+
+    Settings = NoSettings
+    kept = ("autoencoder",)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of a row's latent, channels first."""
+        raise NotImplementedError
+
+    def bounded(self, decoded: Tensor) -> Tensor:
+        """The decoder's output as rows in [-1, 1]."""
+        return decoded.clamp(-1, 1)
+
+    def decode(self, latents: Tensor) -> Trajectory:
+        """Latents as the encoder gives them -> rows in [-1, 1]."""
+        decoded = yield Call("decoder", {"latents": latents})
+        return self.bounded(decoded)
+
+    def trajectory(self, request: Request) -> Trajectory:
+        """Decodes draws from the prior, the autoencoder as a generator of its own."""
+        return (yield from self.decode(Draws.of_seeds(request.seeds).normal("latent", self.latent_shape)))
+
+    @torch.inference_mode()
+    def reconstruct(self, rows: Tensor) -> Tensor:
+        """Rows through the posterior mean and back, (B, C, ...) in [-1, 1]."""
+        net = self.nets["autoencoder"].eval()
+        return self.bounded(net.decode(net.encode(rows)[0]))
+
+    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge) -> Figures:
+        """psnr, ssim and reconstruction_fd of rows that were not trained on."""
+        rows = self.medium.rows(held_out).to(next(self.nets.parameters()).device)
+        pairs = ((part, self.reconstruct(part)) for part in rows.split(256))
+        return reconstruction_figures(pairs, judge.nets["classifier"].features)
+
+    def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
+        """Lines of ten rows, each above its reconstruction."""
+        rows = self.medium.rows(columns)[:20].to(next(self.nets.parameters()).device)
+        pairs = zip(rows.split(10), self.reconstruct(rows).split(10), strict=True)
+        return torch.cat([line for pair in pairs for line in pair])
+
+
+def family_name(family: type[Family]) -> str:
+    """The name that params.yaml knows a family by: its module's."""
+    return family.__module__.rpartition(".")[2]
+
+
+def refuse_unless_planar(shape: tuple[int, ...], multiple: int, name: str) -> None:
+    """Raises SamplerError, naming the family, unless rows are channels, height and width, and both sides divisible by
+    `multiple`."""
+    if len(shape) != 3:
+        raise SamplerError(f"{name}: expected rows of channels, height and width, found {shape_text(shape)}")
     _, height, width = shape
-    if height != width or height % multiple:
-        raise SamplerError(
-            f"{name}: expected square images whose side is a multiple of {multiple}, found {height}x{width}"
-        )
+    if height % multiple or width % multiple:
+        found = f"found {height}x{width}"
+        raise SamplerError(f"{name}: expected a height and width that are multiples of {multiple}, {found}")
+
+
+def refuse_unless_square(shape: tuple[int, ...], name: str) -> None:
+    """Raises SamplerError, naming the family, unless rows are channels, height and width, the sides equal."""
+    refuse_unless_planar(shape, 1, name)
+    _, height, width = shape
+    if height != width:
+        raise SamplerError(f"{name}: expected square images, found {height}x{width}")
 
 
 def refuse_unfit(sampler: Sampler, request: Request) -> None:
     """Raises SamplerError naming the first thing in a request that the sampler does not take."""
     if request.source is not None:
         if not sampler.edits:
-            raise SamplerError("source: this sampler draws from noise alone and edits no images")
+            raise SamplerError(f"source: this sampler draws from noise alone and edits no {sampler.medium.plural}")
         found = tuple(request.source.images.shape[1:])
         if found != sampler.image_shape:
-            raise SamplerError(f"source: expected images {shape_text(sampler.image_shape)}, found {shape_text(found)}")
+            expected = f"{sampler.medium.plural} {shape_text(sampler.image_shape)}"
+            raise SamplerError(f"source: expected {expected}, found {shape_text(found)}")
     if reason := sampler.why_not(sampler.config, request.settings):
         raise SamplerError(reason)
     is_guided = sampler.conditional and "guidance_scale" in sampler.Settings.model_fields

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from components.data.dataset import Batch
-from components.data.images import from_uint8
-from components.families.base import Family, Losses, Phase
+from components.families.base import Family, Losses, Phase, Tiny
 from components.gan.base import detached, refuse_unless_doubled
 from components.gan.big import Big, BigConfig
 from components.gan.standing import WHOLE
@@ -33,7 +32,7 @@ class Config(BigConfig):
     encoder: OptimizerConfig = OptimizerConfig(name="adam", learning_rate=2e-4, betas=(0.0, 0.999))
 
 
-class BigBiGAN(Big):
+class Model(Big):
     Config = Config
     kept = ("generator", "encoder")
 
@@ -71,7 +70,7 @@ class BigBiGAN(Big):
 
     def encode(self, net: nn.Module, batch: Batch) -> Sample:
         """The real rows of a step with their codes by `net`, the encoder."""
-        images = from_uint8(batch.columns["image"])
+        images = self.medium.rows(batch.columns)
         return {"images": images, "codes": net(images)}
 
     def encoded(self, net: nn.Module, batch: Batch) -> Sample:
@@ -109,7 +108,7 @@ class BigBiGAN(Big):
             return figures
         with torch.inference_mode():
             device, encoder = next(self.nets.parameters()).device, self.nets["encoder"]
-            images, others = (from_uint8(columns["image"]).to(device) for columns in (train, held_out))
+            images, others = (self.medium.rows(columns).to(device) for columns in (train, held_out))
             features, other_features = encoder.features(images), encoder.features(others)
             figures |= named(RECONSTRUCTION.figure((self.reconstruct(others) - others).square().mean()))
         if "label" in train:
@@ -117,3 +116,6 @@ class BigBiGAN(Big):
             accuracy = probe_accuracy(features.clone(), labels, other_features.clone(), other_labels)
             figures |= named(PROBE_ACCURACY.figure(accuracy))
         return figures
+
+
+TINY = Tiny({"latent_dim": 7, "width": 4})

@@ -3,8 +3,12 @@ weights are held orthogonal, and variety is traded for quality. Large batches co
 
 from __future__ import annotations
 
+from components.families.base import Tiny
 from components.gan.big import Big
 
 
-class BigGAN(Big):
+class Model(Big):
     conditional = True
+
+
+TINY = Tiny({"latent_dim": 7, "width": 4, "embedding_dim": 3})

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import nn
 
+from components.families.base import Tiny
 from components.gan.config import ConvConfig
 from components.gan.convolutional import ConvolutionalGAN
 
@@ -14,9 +15,12 @@ class Config(ConvConfig):
     condition: Literal["concatenate", "project"] = "project"  # how the discriminator is told
 
 
-class CGAN(ConvolutionalGAN):
+class Model(ConvolutionalGAN):
     Config = Config
     conditional = True
 
     def players(self) -> dict[str, nn.Module]:
         return self.convolutional(condition=self.config.condition)
+
+
+TINY = Tiny({"latent_dim": 5, "width": 4})

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch
-from components.data.images import from_uint8
 from components.data.randomness import Draws
 from components.errors import DataError
-from components.families.base import DataInfo, Family, Losses, Phase
+from components.families import base
+from components.families.base import DataInfo, Losses, Phase, Tiny, refuse_unless_planar
 from components.nets.classifier import Classifier
 from components.training.optimizers import OptimizerConfig
 
@@ -26,15 +26,15 @@ class Config(Strict):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, weight_decay=0.01, schedule="cosine", warmup=20)
 
 
-class Judge(Family):
+class Model(base.Judge):
     Config = Config
-    kept = ("classifier",)
 
     def __init__(self, config: Config, data: DataInfo):
         if len(data.classes) < 2:
             raise DataError(
                 f"judge: expected labelled images of two classes or more, found {len(data.classes)} classes"
             )
+        refuse_unless_planar(data.shape, 1, "judge")
         self.config, self.data = config, data
         # no dropout: its masks would come from the global generator; augmentation and label smoothing regularise
         net = Classifier(data.shape[0], len(data.classes), config.width, config.feature_dim)
@@ -42,7 +42,7 @@ class Judge(Family):
         self.phases = (Phase("classify", "classifier", self.loss, config.optimizer),)
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
-        images = augment(from_uint8(batch.columns["image"]), batch.draws, self.config.shift, self.config.rotate)
+        images = augment(self.medium.rows(batch.columns), batch.draws, self.config.shift, self.config.rotate)
         labels = batch.columns["label"]
         logits = net(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
@@ -51,8 +51,13 @@ class Judge(Family):
 
 def augment(images: Tensor, draws: Draws, shift: float, rotate: float) -> Tensor:
     """Translates and rotates each image by its own draws; new places take the nearest border pixel."""
+    aspect = images.shape[-1] / images.shape[-2]  # width over height: a unit of affine_grid is half a side
     angle = (draws.uniform("rotate") * 2 - 1) * (rotate * torch.pi / 180)
     moves = (draws.uniform("shift", (2,)) * 2 - 1) * (2 * shift)  # affine_grid's coordinates span [-1, 1]
-    matrix = torch.stack([angle.cos(), -angle.sin(), moves[:, 0], angle.sin(), angle.cos(), moves[:, 1]], dim=1)
+    turn = [angle.cos(), -angle.sin() / aspect], [angle.sin() * aspect, angle.cos()]
+    matrix = torch.stack([*turn[0], moves[:, 0], *turn[1], moves[:, 1]], dim=1)
     where = F.affine_grid(matrix.view(-1, 2, 3), list(images.shape), align_corners=False)
     return F.grid_sample(images, where, padding_mode="border", align_corners=False)
+
+
+TINY = Tiny({"width": 4, "feature_dim": 6})

@@ -16,7 +16,7 @@ from components.conditioning.classes import ClassConditioner
 from components.conditioning.text import Bytes, Embeddings, Projection, TextConditioner, TextEncoder
 from components.config import parse
 from components.data.dataset import Batch
-from components.data.images import from_uint8
+from components.data.media import medium
 from components.data.randomness import Draws
 from components.diffusion import schedules, weightings
 from components.diffusion.config import Config, Settings
@@ -25,11 +25,11 @@ from components.diffusion.guidance import Condition, Denoise, Guidance, Precondi
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS
 from components.errors import DataError
-from components.families.base import DataInfo, Early, Losses, Phase, Sampler, refuse_unfit, refuse_unless_square
-from components.families.vae import VAE
+from components.families.base import DataInfo, Early, Losses, Phase, Sampler, Tiny, refuse_unfit, refuse_unless_planar
 from components.nets.text_encoders import EncoderLayout
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call, Preview, Trajectory
+from components.shapes import per_channel, per_row
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, Table 1
 
@@ -38,7 +38,10 @@ class Latents:
     """The space of an autoencoder's latents, with their mean and spread by channel: the data set's, unless told."""
 
     def __init__(self, data: DataInfo, moments: tuple[Sequence[float], Sequence[float]] | None = None):
-        self.autoencoder = VAE(VAE.Config(**data.autoencoder.config), data.autoencoder.data)
+        from components.families import family_class  # which knows this family too
+
+        kind = family_class(data.autoencoder.family)
+        self.autoencoder = kind(kind.Config(**data.autoencoder.config), data.autoencoder.data)
         self.nets = {"autoencoder": self.autoencoder.nets["autoencoder"]}
         self.calls = {"encoder": self._posterior_mean, **self.autoencoder.calls}
         self.moments = moments or tuple(data.statistics[name] for name in ("channel_mean", "channel_std"))
@@ -51,13 +54,13 @@ class Latents:
         of them."""
         mean, std = batch.columns["mean"], batch.columns["std"]
         if flips:
-            mirrored = _mirrored(batch)
+            mirrored = _mirrored(batch, mean)
             mean = torch.where(mirrored, batch.columns["mean_flipped"], mean)
             std = torch.where(mirrored, batch.columns["std_flipped"], std)
         return mean + std * batch.draws.normal("posterior", mean.shape[1:])
 
     def encode(self, images: Tensor) -> Trajectory:
-        """Images (B, C, H, W) in [-1, 1] into the space."""
+        """Rows (B, C, ...) in [-1, 1] into the space."""
         return (yield Call("encoder", {"images": images}))
 
     def decode(self, latents: Tensor) -> Trajectory:
@@ -73,12 +76,12 @@ class Pixels:
     calls: Mapping[str, nn.Module] = {}
 
     def __init__(self, data: DataInfo):
-        channels = data.shape[0]
+        channels, self.medium = data.shape[0], medium(data.medium)
         self.moments = (0.0,) * channels, (0.5,) * channels  # sigma_data of Karras et al. 2022, Table 1
 
     def clean(self, batch: Batch, flips: bool) -> Tensor:
-        images = from_uint8(batch.columns["image"])
-        return torch.where(_mirrored(batch), images.flip(-1), images) if flips else images
+        rows = self.medium.rows(batch.columns)
+        return torch.where(_mirrored(batch, rows), self.medium.mirrored(rows), rows) if flips else rows
 
     def encode(self, images: Tensor) -> Trajectory:
         yield from ()
@@ -89,7 +92,7 @@ class Pixels:
         return images.clamp(-1, 1)
 
 
-class LatentDiffusion(Sampler):
+class Model(Sampler):
     Config = Config
     Settings = Settings
     kept = ("denoiser", "autoencoder")
@@ -101,7 +104,7 @@ class LatentDiffusion(Sampler):
         self.config, self.data = config, data
         self.conditional, self.texts = (config.conditioning == kind for kind in ("class", "text"))
         _refuse_unless_described(config, data)
-        refuse_unless_square(data.shape, config.backbone.multiple, "latent_diffusion")
+        refuse_unless_planar(data.shape, config.backbone.multiple, "latent_diffusion")
         self.space = Pixels(data) if data.autoencoder is None else Latents(data)
         self.autoencoder = self.space.autoencoder
         denoiser = build_denoiser(config, data)
@@ -136,7 +139,7 @@ class LatentDiffusion(Sampler):
         clean = self.normalise(self.space.clean(batch, self.config.flips))
         noise = draws.normal("noise", self.data.shape)
         sigma = self.schedule.sigma(self.times(draws).double())
-        wide = sigma[:, None, None, None]
+        wide = per_row(sigma, clean)
         coefficients = OBJECTIVES[self.config.objective](wide)
         noisy = coefficients.c_in.float() * (clean + wide.float() * noise)
         inputs = {"x": noisy, "level": self.preconditioner.level(sigma).float(), **self._told(batch)}
@@ -188,7 +191,7 @@ class LatentDiffusion(Sampler):
             start = known + start  # SDEdit: Meng et al. 2022, Algorithm 1
             if source.mask is not None:
                 # a latent is redrawn with any pixel of its cell
-                denoise = keeping(denoise, known, F.adaptive_max_pool2d(source.mask, self.data.shape[1:]))
+                denoise = keeping(denoise, known, _pooled(source.mask, self.data.shape[1:]))
                 finish = functools.partial(self._paste, source.images, source.mask)
         solver = SOLVERS[settings.solver](start, sigmas, lambda step: draws.normal(step, self.data.shape))
 
@@ -270,7 +273,7 @@ class LatentDiffusion(Sampler):
 
     def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = (like.new_tensor(values) for values in self.space.moments)
-        return mean[:, None, None], std[:, None, None]
+        return per_channel(mean, like), per_channel(std, like)
 
 
 def slerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
@@ -284,12 +287,18 @@ def slerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
 
 def lerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
     """Points (B, ...) on the lines between two sets of points, `share` (B,) of the way."""
-    return torch.lerp(one, other, share.to(one.dtype).view(-1, *[1] * (one.ndim - 1)))
+    return torch.lerp(one, other, per_row(share.to(one.dtype), one))
 
 
-def _mirrored(batch: Batch) -> Tensor:
-    """Which rows are seen mirrored, (B, 1, 1, 1)."""
-    return (batch.draws.uniform("flip") < 0.5)[:, None, None, None]
+def _pooled(mask: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """A mask (B, 1, ...) brought to fewer cells, each as large as the largest value in it."""
+    pool = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}[len(sides)]
+    return pool(mask, sides)
+
+
+def _mirrored(batch: Batch, like: Tensor) -> Tensor:
+    """Which rows are seen mirrored, (B, 1, ..., 1)."""
+    return per_row(batch.draws.uniform("flip") < 0.5, like)
 
 
 def build_denoiser(config: Config, data: DataInfo) -> Denoiser:
@@ -339,3 +348,10 @@ def _refuse_unless_described(config: Config, data: DataInfo) -> None:
         )
     if config.flips and data.autoencoder is not None and not data.flips:
         raise DataError("latent_diffusion: flips needs latents of mirrored images too; expected encode.flips: true")
+
+
+TINY = Tiny(
+    {"backbone": {"widths": (8, 16), "heads": 2, "context_dim": 8}},
+    data="latents",
+    settings={"num_inference_steps": 4},
+)

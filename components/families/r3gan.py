@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
+from components.families.base import Tiny
 from components.gan.base import GAN, critic_options, refuse_unless_doubled
 from components.gan.config import ConvConfig
 from components.gan.losses import LossName
@@ -28,7 +29,7 @@ class Config(ConvConfig):
     discriminator: OptimizerConfig = ADAM
 
 
-class R3GAN(GAN):
+class Model(GAN):
     Config = Config
     conditional = True
     labels_optional = True
@@ -43,3 +44,6 @@ class R3GAN(GAN):
                 Trunk(channels, size, **sizes), Head, condition="project", num_classes=classes, **critic_options(self)
             ),
         }
+
+
+TINY = Tiny({"latent_dim": 5, "width": 4, "blocks": 1, "group_size": 2, "embedding_dim": 3})

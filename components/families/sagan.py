@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from components.families.base import Tiny
 from components.gan.losses import LossName
 from components.gan.residual import ResidualConfig, ResidualGAN
 from components.training.optimizers import OptimizerConfig
@@ -17,6 +18,9 @@ class Config(ResidualConfig):
     discriminator: OptimizerConfig = OptimizerConfig(name="adam", learning_rate=4e-4, betas=(0.0, 0.9))
 
 
-class SAGAN(ResidualGAN):
+class Model(ResidualGAN):
     Config = Config
     conditional = True
+
+
+TINY = Tiny({"latent_dim": 5, "width": 4})

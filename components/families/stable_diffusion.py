@@ -3,6 +3,7 @@ encoders, as pipelines.export imports it from a folder of diffusers."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Mapping
 from dataclasses import replace
 from typing import Literal
@@ -19,12 +20,14 @@ from components.diffusion import schedules
 from components.diffusion.denoiser import Denoiser
 from components.diffusion.guidance import Condition, Denoise, Guidance, Preconditioner
 from components.errors import DataError
-from components.families.base import DataInfo, Phase
-from components.families.latent_diffusion import LatentDiffusion, Latents, lerp
+from components.families.base import DataInfo, Family, Phase, Tiny
+from components.families.latent_diffusion import Latents, lerp
+from components.families.latent_diffusion import Model as LatentDiffusion
 from components.nets.text_encoders import LIBRARIES, Encoded, EncoderLayout, TextEncoders
 from components.nets.unet import UNet2DConditionModel
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call
+from components.shapes import per_row
 from components.training.optimizers import OptimizerConfig
 
 AESTHETIC = 6.0, 2.5  # the scores that the refiner is told of what is wanted and what not (its authors' defaults)
@@ -91,7 +94,7 @@ class Settings(diffusion.Settings):
     refiner_start: float = Field(0.8, gt=0, le=1)
 
 
-class StableDiffusion(LatentDiffusion):
+class Model(LatentDiffusion):
     Config = Config
     Settings = Settings
     conditional = False
@@ -133,7 +136,7 @@ class StableDiffusion(LatentDiffusion):
         kept = ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
         found = net.encoded(kept)
         if self.config.zeros_for_nothing:
-            found = Encoded(*(part.masked_fill(dropped.view(-1, *[1] * (part.ndim - 1)), 0) for part in found))
+            found = Encoded(*(part.masked_fill(per_row(dropped, part), 0) for part in found))
         return self._condition(found, self.config.backbone, None)
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
@@ -185,3 +188,67 @@ class StableDiffusion(LatentDiffusion):
         last = (height, width) if aesthetic is None else (aesthetic,)
         sizes = context.new_tensor([height, width, 0, 0, *last]).expand(len(context), -1)  # whole, uncropped
         return {"context": context, "pooled": text.pooled, "sizes": sizes}
+
+
+# -- the tiny configuration ------------------------------------------------------------------------------------------
+
+
+def _import_text(family: Family) -> None:
+    """Gives the tiny model what an imported one has: text encoders that are the same whatever the seed, a tokenizer."""
+    text = family.nets["text"]
+    text.tokenizer_0.copy_(torch.frombuffer(bytearray(_LETTERS), dtype=torch.uint8))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in text.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
+
+
+_TINY_UNET = {
+    "widths": (8, 16),
+    "attention": (True, False),
+    "layers": 1,
+    "heads": (2, 2),
+    "depth": (1, 1),
+    "context_dim": 8,
+}
+_TINY_TEXT = {
+    "vocab_size": 258,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 16,
+    "projection_dim": 6,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+}
+# a tokenizer of single letters; what is none is left out
+_LETTERS = json.dumps(
+    {
+        "version": "1.0",
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
+        "model": {"type": "WordLevel", "vocab": {chr(code): code for code in range(97, 123)}, "unk_token": "a"},
+    }
+).encode()
+TINY = Tiny(
+    {
+        "backbone": {**_TINY_UNET, "added": (6, 6, 4)},
+        "refiner": {**_TINY_UNET, "added": (6, 5, 4)},
+        "text": [
+            {
+                "config": _TINY_TEXT,
+                "pooled": True,
+                "penultimate": True,
+                "length": 16,
+                "pad": 0,
+                "tokenizer_bytes": len(_LETTERS),
+            }
+        ],
+        "latent_mean": (0.1, 0.0),
+        "latent_std": (1.2, 0.9),
+        "optimizer": {"learning_rate": 0.01},
+    },
+    data="captioned latents",
+    settings={"num_inference_steps": 4},
+    prepare=_import_text,
+)

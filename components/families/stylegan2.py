@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from components.config import Strict
 from components.data.dataset import Batch
 from components.data.randomness import Draws
-from components.families.base import DataInfo, Losses
+from components.families.base import DataInfo, Losses, Tiny
 from components.gan import penalties
 from components.gan.base import GAN, critic_options, refuse_unless_doubled
 from components.gan.config import ConvConfig
@@ -50,7 +50,7 @@ class Settings(Strict):
     truncation_psi: float = Field(1.0, ge=0, le=1)  # 0 gives the mean image
 
 
-class StyleGAN2(GAN):
+class Model(GAN):
     Config = Config
     Settings = Settings
     conditional = True
@@ -129,3 +129,6 @@ class StyleGAN2(GAN):
 def without_styles(sample: Sample) -> Sample:
     """A generated sample as the discriminator takes it."""
     return {name: value for name, value in sample.items() if name != "styles"}
+
+
+TINY = Tiny({"latent_dim": 5, "width": 4, "style_dim": 6, "mapping_layers": 2, "penalise_every": 2})

@@ -15,18 +15,12 @@ from components.autoencoding.equivariance import EquivarianceConfig, draw
 from components.autoencoding.perceptual import DISTANCES, PerceptualConfig
 from components.config import Strict
 from components.data.dataset import Batch
-from components.data.images import from_uint8
-from components.data.randomness import Draws
 from components.errors import SamplerError
-from components.families.base import DataInfo, Family, Losses, Phase, Sampler, refuse_unless_square
-from components.metrics.figures import Figures
-from components.metrics.reconstruction import reconstruction_figures
+from components.families.base import Autoencoder, DataInfo, Losses, Phase, Tiny, refuse_unless_planar
 from components.nets.autoencoder import AutoencoderKL
 from components.nets.autoencoder.codebook import Codebook
 from components.nets.autoencoder.discriminator import PatchDiscriminator
 from components.nets.autoencoder.kl import Reconstruction
-from components.sampling.requests import Request
-from components.sampling.trajectories import Call, Trajectory
 from components.training.optimizers import OptimizerConfig
 
 
@@ -52,19 +46,13 @@ class Config(Strict):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup=50)
 
 
-class Settings(Strict):
-    """A plain autoencoder has nothing to set."""
-
-
-class VAE(Sampler):
+class Model(Autoencoder):
     Config = Config
-    Settings = Settings
-    kept = ("autoencoder",)
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data
         self.factor = 2 ** (len(config.widths) - 1)
-        refuse_unless_square(data.shape, self.factor, "vae")
+        refuse_unless_planar(data.shape, self.factor, "vae")
         book = config.codebook
         codebook = Codebook(book.size, config.latent_channels, book.decay, book.restart_below) if book else None
         net = AutoencoderKL(data.shape[0], config.latent_channels, config.widths, config.layers, codebook)
@@ -76,11 +64,12 @@ class VAE(Sampler):
             self._add_discriminator(config.adversarial)
 
     def _add_discriminator(self, config: AdversarialConfig) -> None:
-        channels, side, _ = self.data.shape
-        if side % 2**config.halvings:
-            raise SamplerError(
-                f"vae: adversarial.halvings: {config.halvings} of a side of {side} leave no whole pixels"
-            )
+        channels, *sides = self.data.shape
+        for side in sides:
+            if side % 2**config.halvings:
+                raise SamplerError(
+                    f"vae: adversarial.halvings: {config.halvings} of a side of {side} leave no whole pixels"
+                )
         self.nets["discriminator"] = PatchDiscriminator(channels, config.width, config.halvings)
         moves = Phase("discriminate", "discriminator", self.discriminator_loss, config.optimizer, low_precision=False)
         self.phases = (*self.phases, moves)
@@ -127,10 +116,10 @@ class VAE(Sampler):
 
     def _reconstruction(self, net: nn.Module, batch: Batch) -> tuple[Reconstruction, Tensor]:
         """A batch through the net, and the images that it should give."""
-        images = from_uint8(batch.columns["image"])
+        images = self.medium.rows(batch.columns)
         noise, asked = batch.draws.normal("posterior", self.latent_shape), self.config.equivariance
         least = 2**self.config.adversarial.halvings if self.config.adversarial else 1
-        change = draw(asked, batch.step, self.latent_shape[1], self.factor, least) if asked else None
+        change = draw(asked, batch.step, self.latent_shape[1:], self.factor, least) if asked else None
         if change is None:
             return net(images, noise), images
         return net(images, noise, change.latents), change.images(images)
@@ -158,36 +147,9 @@ class VAE(Sampler):
         """The decoder's output in the images' range, with a gradient everywhere."""
         return decoded.tanh() if self.config.reconstruction == "bce" else decoded
 
-    def decode(self, latents: Tensor) -> Trajectory:
-        """Latents as the encoder gives them -> images in [-1, 1]."""
-        decoded = yield Call("decoder", {"latents": latents})
-        return self.bounded(decoded)
-
     def bounded(self, decoded: Tensor) -> Tensor:
         """The decoder's output as images in [-1, 1]; under `bce` it is a logit."""
-        return decoded.tanh() if self.config.reconstruction == "bce" else decoded.clamp(-1, 1)
-
-    def trajectory(self, request: Request) -> Trajectory:
-        """Decodes draws from the prior, the autoencoder as a generator of its own."""
-        return (yield from self.decode(Draws.of_seeds(request.seeds).normal("latent", self.latent_shape)))
-
-    @torch.inference_mode()
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Images through the posterior mean and back, (B, C, H, W) in [-1, 1]."""
-        net = self.nets["autoencoder"].eval()
-        return self.bounded(net.decode(net.encode(images)[0]))
-
-    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Family) -> Figures:
-        """psnr, ssim and reconstruction_fd of images that were not trained on."""
-        images = from_uint8(held_out["image"]).to(next(self.nets.parameters()).device)
-        pairs = ((part, self.reconstruct(part)) for part in images.split(256))
-        return reconstruction_figures(pairs, judge.nets["classifier"].features)
-
-    def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
-        """Rows of ten images, each above its reconstruction."""
-        images = from_uint8(columns["image"][:20]).to(next(self.nets.parameters()).device)
-        pairs = zip(images.split(10), self.reconstruct(images).split(10), strict=True)
-        return torch.cat([row for pair in pairs for row in pair])
+        return decoded.tanh() if self.config.reconstruction == "bce" else super().bounded(decoded)
 
 
 def gaussian_kl(mean: Tensor, std: Tensor) -> Tensor:
@@ -205,3 +167,6 @@ RECONSTRUCTION = {
     "l1": lambda decoded, images: (decoded - images).abs(),
     "bce": _bce,
 }
+
+
+TINY = Tiny({"latent_channels": 2, "widths": [4, 8]})

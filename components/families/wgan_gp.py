@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
+from components.families.base import Tiny
 from components.gan.config import ConvConfig
 from components.gan.convolutional import ConvolutionalGAN
 from components.gan.losses import LossName
@@ -21,8 +22,11 @@ class Config(ConvConfig):
     discriminator: OptimizerConfig = ADAM
 
 
-class WGANGP(ConvolutionalGAN):
+class Model(ConvolutionalGAN):
     Config = Config
 
     def players(self) -> dict[str, nn.Module]:
         return self.convolutional(batch_norm=False)  # the penalty is defined for each row alone
+
+
+TINY = Tiny({"latent_dim": 5, "width": 4, "num_critic_steps": 2})

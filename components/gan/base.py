@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch
-from components.data.images import from_uint8
 from components.data.randomness import Draws
 from components.errors import DataError, SamplerError
-from components.families.base import DataInfo, Family, Losses, Phase, Sampler, refuse_unless_square
+from components.families.base import DataInfo, Family, Losses, Phase, Sampler, family_name, refuse_unless_square
 from components.gan import penalties
 from components.gan.augment import adaptive, diffaugment, next_probability
 from components.gan.config import GANConfig
@@ -43,7 +42,7 @@ class GAN(Sampler):
         self.config, self.data = config, data
         if type(self).conditional and not data.classes:
             if not self.labels_optional:
-                raise DataError(f"{type(self).__name__.lower()}: expected labelled images, found no classes")
+                raise DataError(f"{family_name(type(self))}: expected labelled images, found no classes")
             self.conditional = False
         self.loss = LOSSES[config.loss]
         self.adopt(**self.players())
@@ -91,7 +90,7 @@ class GAN(Sampler):
     # -- what the players see -----------------------------------------------------------------------------------------
 
     def real_sample(self, batch: Batch) -> Sample:
-        return self.known(from_uint8(batch.columns["image"]), batch.columns.get("label"))
+        return self.known(self.medium.rows(batch.columns), batch.columns.get("label"))
 
     def known(self, images: Tensor, labels: Tensor | None) -> Sample:
         """Images with all that the discriminator is told beside them."""
@@ -263,8 +262,8 @@ def weights_of(net: nn.Module) -> list[Tensor]:
 
 def refuse_unless_doubled(family: GAN) -> None:
     """Raises SamplerError unless images are square with a side of 8, 16, 32, ..."""
-    name = type(family).__name__.lower()
-    refuse_unless_square(family.data.shape, 1, name)
+    name = family_name(type(family))
+    refuse_unless_square(family.data.shape, name)
     try:
         doublings(family.data.shape[1])
     except ValueError as error:

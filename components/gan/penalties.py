@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.shapes import per_row
+
 
 def squared_gradients(scores: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
     """The mean squared norm of each row's gradient, one scalar for each pair of scores and inputs, by one backward
@@ -29,7 +31,7 @@ def gradient_norms(scores: Tensor, inputs: Tensor) -> Tensor:
 
 def interpolate(real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
     """A point on the line between each pair of rows; `share` (B,) is the part of the real one."""
-    return torch.lerp(fake, real, share.view(-1, *[1] * (real.ndim - 1)))
+    return torch.lerp(fake, real, per_row(share, real))
 
 
 def lecam(real: Tensor, fake: Tensor, real_anchor: Tensor, fake_anchor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from components.data.randomness import Draws
+from components.shapes import all_but_channels
 
 WHOLE = 8.0  # a truncation that leaves the normal distribution whole
 _STANDING_BATCHES = 8  # forwards over which standing statistics are taken
@@ -89,7 +90,7 @@ def _adding(total: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     """A hook that adds the mean and variance of each channel of a norm's input."""
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        var, mean = torch.var_mean(inputs[0], (0, 2, 3), unbiased=False)
+        var, mean = torch.var_mean(inputs[0], all_but_channels(inputs[0].ndim), unbiased=False)
         total.add_(torch.stack([mean, var]))
 
     return add

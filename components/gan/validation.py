@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from components.data.images import from_uint8
 from components.families.base import Family
 from components.metrics.figures import Definition, Figures, named
 from components.metrics.modes import NDB, mode_coverage, ndb
@@ -51,7 +50,7 @@ def validate(
     if judge is None:
         return figures
     classifier = judge.nets["classifier"].eval()
-    reals = from_uint8((held_out or train)["image"]).to(device)
+    reals = family.medium.rows(held_out or train).to(device)
     real_features, fake_features = features(classifier, reals), features(classifier, fakes)
     figures |= mode_coverage(classifier.logits(fake_features).argmax(1), len(judge.data.classes))
     real_features, fake_features = real_features.double().cpu(), fake_features.double().cpu()
@@ -77,13 +76,13 @@ def accuracies(
 ) -> Figures:
     """Shares of training, held-out and generated images that the discriminator judges rightly. Where a loss gives
     scores no zero, that of training images and fakes lies halfway between their means."""
-    real = scores(family, from_uint8(train["image"][:_ROWS]), train.get("label"))
+    real = scores(family, family.medium.rows(train)[:_ROWS], train.get("label"))
     fake = scores(family, fakes, labels)
     # `verdict` may depend on means, so the rest is placed by the same ones
     zero = (real - family.loss.verdict(real, fake)).mean()
     found = {ACCURACY_TRAIN: real > zero, ACCURACY_FAKE: fake <= zero}
     if held_out is not None:
-        found[ACCURACY_HELD_OUT] = scores(family, from_uint8(held_out["image"][:_ROWS]), held_out.get("label")) > zero
+        found[ACCURACY_HELD_OUT] = scores(family, family.medium.rows(held_out)[:_ROWS], held_out.get("label")) > zero
     return named(*(defined.figure(right.double().mean()) for defined, right in found.items()))
 
 

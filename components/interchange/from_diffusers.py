@@ -16,7 +16,8 @@ from components.config import parse
 from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS
 from components.errors import SamplerError
 from components.families.base import AutoencoderInfo, DataInfo
-from components.families.stable_diffusion import Config, StableDiffusion
+from components.families.stable_diffusion import Config
+from components.families.stable_diffusion import Model as StableDiffusion
 from components.interchange.folders import read_json, read_weights, refuse_pickles
 from components.interchange.text_encoders import layout_and_weights, numbered
 from components.interchange.to_diffusers import BETAS, WEIGHTS

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from components.artifacts.run_folder import Run
 from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS
 from components.errors import SamplerError
-from components.families.latent_diffusion import LatentDiffusion
+from components.families.latent_diffusion import Model as LatentDiffusion
 from components.files import whole_folder, write_json, write_whole
 from components.nets.blocks import norm_groups
 
@@ -87,9 +87,9 @@ def refuse_unless_expressible(family: LatentDiffusion, where: str) -> None:
         raise SamplerError(f"{where}: its autoencoder has a codebook; expected one with a Gaussian posterior")
     if autoencoder.config.reconstruction == "bce":
         raise SamplerError(f"{where}: its autoencoder answers with logits (reconstruction: bce); expected mse or l1")
-    side = autoencoder.data.shape[1]
-    if side % 8:
-        raise SamplerError(f"{where}: images of {side} pixels; diffusers' pipelines expect a multiple of 8")
+    _, height, width = autoencoder.data.shape
+    if height != width or height % 8:
+        raise SamplerError(f"{where}: images of {height}x{width}; diffusers' pipelines expect squares, multiples of 8")
     groups = {module.num_groups for module in family.nets.modules() if isinstance(module, nn.GroupNorm)}
     if len(groups) > 1:
         found = ", ".join(map(str, sorted(groups)))

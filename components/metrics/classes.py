@@ -103,5 +103,6 @@ def trained_on_samples(images: Tensor, labels: Tensor, real: Tensor, real_labels
 
 
 def _pixels(images: Tensor) -> Tensor:
-    side = min(_SIDE, images.shape[-1])
-    return F.adaptive_avg_pool2d(images, side).flatten(1)
+    sides = tuple(min(_SIDE, side) for side in images.shape[2:])
+    pool = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[len(sides)]
+    return pool(images, sides).flatten(1)

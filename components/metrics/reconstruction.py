@@ -36,22 +36,22 @@ RECONSTRUCTION_FD = Definition(
 
 @torch.inference_mode()
 def reconstruction_figures(pairs: Iterable[tuple[Tensor, Tensor]], embed: Callable[[Tensor], Tensor]) -> Figures:
-    """psnr in decibels, ssim (Wang et al. 2004) and reconstruction_fd of a set of images and their reconstructions.
+    """psnr in decibels, ssim (Wang et al. 2004) and reconstruction_fd of a set of rows and their reconstructions.
 
-    `pairs`: parts of the two, (N, C, H, W) in [-1, 1] each, H and W at least 6; memory holds one part. `embed`: images
-    -> features (N, D). Equal images have no psnr, which would be infinite."""
+    `pairs`: parts of the two, (N, C, ...) in [-1, 1] each; memory holds one part. `embed`: rows -> features (N, D).
+    Equal rows have no psnr, which would be infinite; ssim is of images alone, whose height and width are at least 6."""
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    totals, sums = torch.zeros(2, dtype=torch.float64), None
-    for images, others in pairs:
-        psnr = peak_signal_noise_ratio(
-            others, images, data_range=(-1.0, 1.0), dim=(1, 2, 3), reduction="elementwise_mean"
-        )
-        ssim = structural_similarity_index_measure(others, images, data_range=2.0)
-        totals += len(images) * torch.tensor([float(psnr), float(ssim)], dtype=torch.float64)
-        parts = [Sums.of(embed(part).cpu()) for part in (images, others)]
+    totals, sums = {}, None
+    for rows, others in pairs:
+        axes = tuple(range(1, rows.ndim))
+        psnr = peak_signal_noise_ratio(others, rows, data_range=(-1.0, 1.0), dim=axes, reduction="elementwise_mean")
+        found = {PSNR: psnr}
+        if rows.ndim == 4:
+            found[SSIM] = structural_similarity_index_measure(others, rows, data_range=2.0)
+        totals = {one: totals.get(one, 0.0) + len(rows) * float(value) for one, value in found.items()}
+        parts = [Sums.of(embed(part).cpu()) for part in (rows, others)]
         sums = parts if sums is None else [whole.plus(part) for whole, part in zip(sums, parts, strict=True)]
-    assert sums is not None, "no images"
-    psnr, ssim = (totals / sums[0].count).tolist()
-    distance = frechet_distance(*(part.moments() for part in reversed(sums)))
-    return named(PSNR.figure(psnr), SSIM.figure(ssim), RECONSTRUCTION_FD.figure(distance))
+    assert sums is not None, "no rows"
+    means = (one.figure(total / sums[0].count) for one, total in totals.items())
+    return named(*means, RECONSTRUCTION_FD.figure(frechet_distance(*(part.moments() for part in reversed(sums)))))

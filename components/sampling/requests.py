@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from components.config import Strict
 from components.errors import SamplerError
+from components.shapes import shape_text
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images to start from instead of noise, at the sampler's own size. `images`: (B, C, H, W) in [-1, 1]. `strength`
-    in (0, 1]: how far up in noise the start lies; small keeps the images, 1 keeps hardly anything. `mask`: (B, 1, H, W)
+    """Images to start from instead of noise, at the sampler's own size. `images`: (B, C, ...) in [-1, 1]. `strength`
+    in (0, 1]: how far up in noise the start lies; small keeps the images, 1 keeps hardly anything. `mask`: (B, 1, ...)
     in [0, 1], 1 where to redraw, 0 where the images' own pixels stay; None redraws everything.
 
     Raises SamplerError of a strength or shapes that cannot be.
@@ -65,11 +66,6 @@ class Blend:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Blend:
         tensors = {name: getattr(self, name) for name in ("seeds", "share", "labels")}
         return replace(self, **{name: None if values is None else change(values) for name, values in tensors.items()})
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """A shape for messages: 1x16x16."""
-    return "x".join(map(str, shape))
 
 
 @dataclass(frozen=True)

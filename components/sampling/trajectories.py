@@ -29,7 +29,7 @@ Trajectory = Generator[Call, Tensor, Tensor]
 @dataclass(frozen=True)
 class Preview:
     """What the images look like so far, for whoever wants to see: `progress` in [0, 1] is the share of the way that
-    lies behind, `start` makes a trajectory that ends in the estimated images (B, C, H, W) in [-1, 1]."""
+    lies behind, `start` makes a trajectory that ends in the estimated images (B, C, ...) in [-1, 1]."""
 
     progress: float
     start: Callable[[], Trajectory]
@@ -49,7 +49,7 @@ def offering(trajectory: Trajectory, preview: Preview | None) -> Trajectory:
 
 @torch.inference_mode()
 def drive(trajectory: Trajectory, nets: Mapping[str, Callable[..., Tensor]]) -> Tensor:
-    """Runs one trajectory to its end: images (B, C, H, W) in [-1, 1]."""
+    """Runs one trajectory to its end: images (B, C, ...) in [-1, 1]."""
     try:
         call = next(trajectory)
         while True:

@@ -1,7 +1,7 @@
-"""Where images come from: one small seam, one module per source.
+"""Where data come from: one small seam, one module per source.
 
 A source gives, for each split, a stream of rows and of the files that it had to leave out, without ever holding all
-decoded images at once. What becomes of the rows, and how a remote source reaches this machine, is not known here.
+decoded rows at once. What becomes of the rows, and how a remote source reaches this machine, is not known here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
 from pydantic import Field, ValidationInfo, field_validator
 
 from components.config import Strict
@@ -26,15 +25,15 @@ _LISTED = 5  # rejected files named in an error message
 _HOPELESS = 100  # rejected files beyond max_rejected after which the rest of a source is not looked at
 
 Row = dict[str, np.ndarray]
-"""image: uint8 (C, H, W) in [0, 255]; label: int64 (); caption: uint8 (L,), UTF-8 padded with zeros. The last two
-where the source has them, the same columns and shapes in every row."""
+"""The medium's column: a row as its medium stores it; label: int64 (); caption: uint8 (L,), UTF-8 padded with zeros.
+The last two where the source has them, the same columns and shapes in every row."""
 
 
 class DataConfig(Strict):
     """The `data` block of params.yaml."""
 
     source: str = "digits"  # digits, fashion_mnist, folder, or s3://bucket/prefix
-    image_size: int = 16  # pixels, height and width
+    image_size: int | tuple[int, int] = 16  # pixels: both sides, or height and width
     channels: Literal[1, 3] = 1  # grey or RGB
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # of a source without a test split of its own
     rows_per_shard: int = Field(default=4096, gt=0)
@@ -51,11 +50,12 @@ class DataConfig(Strict):
             return value
         raise ValueError(f"expected {', '.join(_NAMED)} or s3://bucket/prefix")
 
-    @field_validator("image_size")
+    @field_validator("image_size", mode="before")
     @classmethod
-    def _halves_twice(cls, value: int) -> int:
-        if value < 8 or value % 4:
-            raise ValueError("expected a multiple of 4, at least 8")
+    def _are_sides(cls, value: object) -> object:
+        sides = [value, value] if isinstance(value, int) else value
+        if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(map(_is_side, sides)):
+            raise ValueError("expected a number of pixels, at least 8, or two of them, [height, width]")
         return value
 
     @field_validator("path")
@@ -65,6 +65,16 @@ class DataConfig(Strict):
             raise ValueError("expected the folder with the images, because data.source is folder")
         return value
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image: channels, height, width."""
+        height, width = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
+        return self.channels, height, width
+
+
+def _is_side(value: object) -> bool:
+    return type(value) is int and value >= 8
+
 
 @dataclass(frozen=True)
 class Source:
@@ -73,6 +83,7 @@ class Source:
     classes: tuple[str, ...]
     facts: dict[str, str | int | float]
     splits: dict[str, Callable[[], Iterator[Row | Rejected]]]
+    medium: str = "image"
 
 
 def read(config: DataConfig, seed: int, mirrored: Path | None = None) -> Source:
@@ -112,15 +123,6 @@ def accepted(items: Iterable[Row | Rejected], rejected: list[Rejected], max_reje
         more = "; ..." if len(rejected) > _LISTED else ""
         found = f"found at least {len(rejected)}: {named}{more}"
         raise DataError(f"data.max_rejected allows {max_rejected} files to be left out, {found}")
-
-
-def square(image: Image.Image, image_size: int, channels: int) -> np.ndarray:
-    """An 8-bit image without transparency -> uint8 (C, image_size, image_size): the shorter side resized (bicubic,
-    antialiased), the centre cropped."""
-    converted = image.convert("L" if channels == 1 else "RGB")
-    fitted = ImageOps.fit(converted, (image_size, image_size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(fitted)
-    return pixels[None] if channels == 1 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
 
 
 def split_rank(seed: int, name: str | int) -> float:

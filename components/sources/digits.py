@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from components.sources import DataConfig, Row, Source, split_rank, square
+from components.data.media.image import MEDIUM, fitted
+from components.sources import DataConfig, Row, Source, split_rank
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _LEVELS = 16  # pixels are counts 0..16
@@ -48,5 +49,4 @@ def stratified(labels: np.ndarray, seed: int, fraction: float) -> np.ndarray:
 
 def _rows(pixels: np.ndarray, labels: np.ndarray, config: DataConfig, places: np.ndarray) -> Iterator[Row]:
     for place in places:
-        image = square(Image.fromarray(pixels[place]), config.image_size, config.channels)
-        yield {"image": image, "label": labels[place]}
+        yield {MEDIUM.column: fitted(Image.fromarray(pixels[place]), config.shape), "label": labels[place]}

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from components.data.media.image import MEDIUM, fitted
 from components.errors import DataError
-from components.sources import DataConfig, Row, Source, square
+from components.sources import DataConfig, Row, Source
 
 # the publisher's own address; it has no TLS, which the md5 of every file makes up for
 OFFICIAL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -90,4 +91,4 @@ def _rows(files: dict[str, bytes], prefix: str, config: DataConfig) -> Iterator[
     pictures = parse_idx(gzip.decompress(files[f"{prefix}-images-idx3-ubyte.gz"]))
     labels = parse_idx(gzip.decompress(files[f"{prefix}-labels-idx1-ubyte.gz"])).astype(np.int64)
     for picture, label in zip(pictures, labels, strict=True):
-        yield {"image": square(Image.fromarray(picture), config.image_size, config.channels), "label": label}
+        yield {MEDIUM.column: fitted(Image.fromarray(picture), config.shape), "label": label}

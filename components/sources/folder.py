@@ -24,11 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from components.data.dataset import Rejected
+from components.data.media.image import MEDIUM
 from components.errors import DataError
-from components.sources import S3, DataConfig, Row, Source, split_rank, square
+from components.sources import S3, DataConfig, Row, Source, split_rank
 
 _FILE_KEYS = ("file_name", "image", "file")
 _CAPTION_KEYS = ("caption", "text")
@@ -234,44 +235,14 @@ def _decode(item: Listed | Rejected, config: DataConfig, caption_length: int) ->
     if isinstance(item, Rejected):
         return item
     try:
-        row = {"image": load_image(item.path, config.image_size, config.channels)}
-    except UnidentifiedImageError:
-        return Rejected(path=item.name, reason="not an image of any format that Pillow knows")
-    except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
-        return Rejected(path=item.name, reason=reason)
+        row = {MEDIUM.column: MEDIUM.read(item.path, config.shape)}
+    except DataError as error:
+        return Rejected(path=item.name, reason=str(error))
     if item.label is not None:
         row["label"] = np.array(item.label, np.int64)
     if item.caption is not None:
         row["caption"] = np.frombuffer(item.caption.encode().ljust(caption_length, b"\0"), np.uint8)
     return row
-
-
-def load_image(path: Path, image_size: int, channels: int) -> np.ndarray:
-    """uint8 (C, image_size, image_size): first frame, EXIF orientation applied, transparency composited on white,
-    shorter side resized and the centre cropped. Raises what Pillow raises, or ValueError, if that cannot be done."""
-    with Image.open(path) as opened:
-        image = eight_bit(ImageOps.exif_transpose(opened))
-    return square(on_white(image), image_size, channels)
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """An 8-bit image, its transparency composited on white."""
-    if not image.has_transparency_data:
-        return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-
-
-def eight_bit(image: Image.Image) -> Image.Image:
-    """Integer grey of up to 16 bits is taken to span [0, 65535], floating-point grey [0, 1]; Pillow's own conversion
-    would clip them at 255. Other modes are 8-bit already. Raises ValueError for values outside that span."""
-    if image.mode != "F" and not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image).astype(np.float64)
-    highest = 1.0 if image.mode == "F" else 65535.0
-    if not (values.min() >= 0 and values.max() <= highest):  # false for NaN, too
-        raise ValueError(f"grey levels from {values.min():g} to {values.max():g}, expected within 0 to {highest:g}")
-    return Image.fromarray(np.rint(values * (255 / highest)).astype(np.uint8))
 
 
 def _ordered_map(

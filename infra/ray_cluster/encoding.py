@@ -17,8 +17,8 @@ import torch
 from components.artifacts.run_folder import load, load_weights
 from components.conditioning.text import EMBEDDED, texts_of_column
 from components.data.dataset import Dataset, Shard, read_manifest, write_shard
-from components.data.images import from_uint8
 from components.nets.text_encoders import EncoderLayout, FrozenText
+from components.shapes import all_but_channels
 from infra.config import ClusterConfig
 from infra.ray_cluster.ray_session import has_gpu
 from infra.storage.buckets import is_remote
@@ -45,7 +45,7 @@ class Moments(NamedTuple):
 
 
 class Encoder:
-    """An actor that holds the autoencoder and turns shards of images into shards of posteriors; with a text encoder,
+    """An actor that holds the autoencoder and turns shards of rows into shards of posteriors; with a text encoder,
     told by its layout and the folder of its weights, captions into embeddings too."""
 
     def __init__(
@@ -60,6 +60,7 @@ class Encoder:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._net = load(local(autoencoder), self._device).family.nets["autoencoder"]
         self._images, self._target, self._batch_size = Dataset(local(images)), target, batch_size
+        self._medium = self._images.medium
         self._flips, self._text = flips, None
         if text is not None:
             self._text = FrozenText(text[0]).eval().to(self._device)
@@ -75,8 +76,9 @@ class Encoder:
 
     def _encode(self, number: int) -> tuple[Shard, Moments]:
         rows = self._images.take(self._images.shard_rows(number))
-        columns = self._columns(rows["image"])
-        others = {name: values.numpy() for name, values in rows.items() if name != "image"}
+        stored = rows.pop(self._medium.column)
+        columns = self._columns(stored)
+        others = {name: values.numpy() for name, values in rows.items()}
         texts = {} if self._text is None else {EMBEDDED: self._embeddings(rows["caption"])}
         with self._target.filled_from_disk() as folder:
             shard = write_shard(folder, number, columns | others | texts)
@@ -84,14 +86,14 @@ class Encoder:
             np.concatenate([values for name, values in columns.items() if name.startswith(which)])
             for which in ("mean", "std")
         )
-        exact, places = mean.astype(np.float64), (0, 2, 3)
+        exact, places = mean.astype(np.float64), all_but_channels(mean.ndim)
         count = mean.size / mean.shape[1]
         variance = (std.astype(np.float64) ** 2).sum(places)
         return shard, Moments(count, exact.sum(places), (exact**2).sum(places), variance)
 
-    def _columns(self, images: torch.Tensor) -> dict[str, np.ndarray]:
-        """Posteriors of the images, and of their mirror images where these are wanted."""
-        ways = {"": images} | ({"_flipped": images.flip(-1)} if self._flips else {})
+    def _columns(self, stored: torch.Tensor) -> dict[str, np.ndarray]:
+        """Posteriors of the rows, and of their mirror images where these are wanted."""
+        ways = {"": stored} | ({"_flipped": self._medium.mirrored(stored)} if self._flips else {})
         found = {}
         for ending, seen in ways.items():
             mean, std = (parts.cpu().numpy() for parts in self._posteriors(seen))
@@ -99,8 +101,9 @@ class Encoder:
         return found
 
     @torch.inference_mode()
-    def _posteriors(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        encoded = [self._net.encode(from_uint8(part.to(self._device))) for part in images.split(self._batch_size)]
+    def _posteriors(self, stored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = (self._medium.to_floats(part.to(self._device)) for part in stored.split(self._batch_size))
+        encoded = [self._net.encode(part) for part in parts]
         means, stds = zip(*encoded, strict=True)
         return torch.cat(means), torch.cat(stds)
 

@@ -14,7 +14,7 @@ from torch import nn
 from components.artifacts import run_folder
 from components.config import Strict
 from components.evaluation import pretrained
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import DataInfo, Family
 from components.training.loop import TrainingConfig
 from infra.storage.staging import Staged, local, stage
@@ -82,7 +82,7 @@ class Job:
     def build(self) -> Family:
         """The family with its initial weights, equal in every process, and its pretrained nets loaded."""
         torch.manual_seed(self.seed)  # layers initialise from the global generator
-        family = FAMILIES[self.family](self.config, self.info)
+        family = family_class(self.family)(self.config, self.info)
         begin = self.start or self.data
         for net in family.kept if self.start else family.pretrained:
             run_folder.load_weights(family.nets[net], self.folder(begin) / f"{net}.safetensors")

@@ -12,7 +12,6 @@ import torch
 
 from components.artifacts import run_folder
 from components.data.dataset import Dataset
-from components.data.images import encode_png, grid
 from components.families.base import Family
 from components.metrics.figures import VALIDATION, Figures, as_json, definitions_as_json, from_json, values
 from components.training.loop import State, restore_nets
@@ -33,8 +32,8 @@ class Validator:
     def validate(self, state: State) -> tuple[bytes | None, Figures]:
         """A PNG, if the family draws, and the figures of its weights."""
         shadow, dataset = self._load(state), Dataset(self._job.folder(self._job.data))
-        images = shadow.preview(dataset.take(torch.arange(min(20, len(dataset)))))
-        picture = None if images is None else encode_png(grid(images, 10), scale=4)
+        rows = shadow.preview(dataset.take(torch.arange(min(20, len(dataset)))))
+        picture = None if rows is None else shadow.medium.preview(rows, 10, scale=4)
         return picture, self._figures(shadow, dataset)
 
     def _load(self, state: State) -> Family:

@@ -157,7 +157,8 @@ def _tell_models(app: FastAPI, backend: Backend, config: ServeConfig) -> None:
     created = int(time.time())
 
     def card(name: str, model: ServedModel) -> dict:
-        return {"id": name, "object": "model", "created": created, "owned_by": model.name}
+        told = {"medium": model.medium.name, "size": model.size}
+        return {"id": name, "object": "model", "created": created, "owned_by": model.name, **told}
 
     @app.get("/v1/models")
     async def models() -> dict:
@@ -185,6 +186,7 @@ def _tell_models(app: FastAPI, backend: Backend, config: ServeConfig) -> None:
             "texts": model.texts,
             "guided": model.guided,
             "edits": model.edits,
+            "medium": model.medium.name,
             "size": model.size,
             "settings": model.kind.Settings(**model.settings).model_dump(mode="json"),
             "settings_schema": model.kind.Settings.model_json_schema()["properties"],

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from components.artifacts.run_folder import RunConfig
 from components.conditioning.classes import class_of
 from components.config import Strict
+from components.data.media import Medium, medium
+from components.data.media.image import MEDIUM as IMAGES
 from components.errors import SamplerError
 from components.families import family_class
 from components.families.base import Sampler
@@ -66,15 +68,19 @@ class ServedModel(Strict):
         return "guidance_scale" in self.kind.Settings.model_fields
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width of what it makes."""
+    def image_shape(self) -> tuple[int, ...]:
+        """Of what it makes, channels first."""
         autoencoder = self.run.data.autoencoder
         return (autoencoder.data if autoencoder else self.run.data).shape
 
     @property
+    def medium(self) -> Medium:
+        return medium(self.run.data.medium)
+
+    @property
     def size(self) -> str:
-        _, height, width = self.image_shape
-        return f"{width}x{height}"
+        """As a request and a person say it: of images WIDTHxHEIGHT."""
+        return self.medium.size(self.image_shape)
 
 
 Served = tuple[ServedModel, ...]  # what requests may ask for, the champion first
@@ -116,7 +122,7 @@ class SampleRequest(Strict):
     prompt: str | None = None
     negative_prompt: str | None = None
     source: Source | None = None
-    output_format: Literal["png", "jpeg", "webp"] = "png"
+    output_format: str = "png"  # one of its medium's
     output_compression: int = 100
     num_previews: int = 0
 
@@ -178,7 +184,7 @@ class ImageRequest(BaseModel):
     size: str | None = "auto"
     response_format: Literal["b64_json"] | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED)  # of the first image; each further one has the next
-    output_format: Literal["png", "jpeg", "webp"] | None = "png"
+    output_format: Literal[tuple(IMAGES.formats)] | None = "png"
     output_compression: int | None = Field(100, ge=0, le=100)
     stream: bool | None = False
     partial_images: int | None = Field(0, ge=0, le=3)
@@ -211,6 +217,9 @@ def orders(
     request: ImageRequest, model: ServedModel, limits: ServeConfig, source: Source | None = None
 ) -> list[SampleRequest]:
     """The images that a request asks of a model. Raises ApiError naming the field that cannot be met."""
+    if model.medium is not IMAGES:
+        message = f"model: {model.id} makes {model.medium.plural}; expected a model of {IMAGES.plural}"
+        raise ApiError(400, message, param="model")
     count = request.n or 1
     if count > limits.max_images:
         raise ApiError(400, f"n: at most {limits.max_images} images a request, found {count}", param="n")

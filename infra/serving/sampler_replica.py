@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from components import sampling
 from components.artifacts import run_folder
-from components.data.images import encode, from_uint8
+from components.data.media import Medium
+from components.sampling import requests
 from components.sampling.engine import Engine
 from components.sampling.requests import Request
 from components.sampling.trajectories import Trajectory
@@ -54,7 +54,7 @@ class SamplerReplica:
     async def generate(self, order: SampleRequest) -> bytes:
         """The encoded image. Raises what the engine raises; cancelling the call frees its rows."""
         images = await asyncio.wrap_future(self._submit(order))
-        return await encoded(images, order)
+        return await encoded(self.family.medium, images, order)
 
     async def stream(self, order: SampleRequest) -> AsyncIterator[Update | None]:
         """None when accepted, then previews, then the image."""
@@ -69,8 +69,8 @@ class SamplerReplica:
             yield None
             while preview := await arrived.get():
                 progress, images = preview
-                yield Update(progress, await encoded(images, order))
-            yield Update(1.0, await encoded(future.result(), order), final=True)
+                yield Update(progress, await encoded(self.family.medium, images, order))
+            yield Update(1.0, await encoded(self.family.medium, future.result(), order), final=True)
         finally:
             future.cancel()
 
@@ -87,7 +87,7 @@ class SamplerReplica:
             prompts=None if order.prompt is None else (order.prompt,),
             negative_labels=None if order.negative_label is None else torch.tensor([order.negative_label]),
             negative_prompts=None if order.negative_prompt is None else (order.negative_prompt,),
-            source=order.source and opened(order.source, self.family.image_shape),
+            source=order.source and opened(order.source, self.family.medium, self.family.image_shape),
         )
         return self.family.trajectory(request.to(self.device))
 
@@ -131,15 +131,15 @@ def in_passing(function: Callable[[], T]) -> T:
         return passing.submit(function).result()
 
 
-async def encoded(images: Tensor, order: SampleRequest) -> bytes:
-    """The only image of an order as a file, made beside the event loop."""
-    return await asyncio.to_thread(encode, images[0], order.output_format, order.output_compression)
+async def encoded(medium: Medium, rows: Tensor, order: SampleRequest) -> bytes:
+    """The only row of an order as a file, made beside the event loop."""
+    return await asyncio.to_thread(medium.encode, rows[0], order.output_format, order.output_compression)
 
 
-def opened(source: Source, shape: tuple[int, int, int]) -> sampling.Source:
-    """A source as samplers take it, of one row. `shape`: channels, height, width."""
-    pixels = torch.frombuffer(bytearray(source.pixels), dtype=torch.uint8).reshape(1, *shape)
+def opened(source: Source, medium: Medium, shape: tuple[int, ...]) -> requests.Source:
+    """A source as samplers take it, of one row of `shape`."""
+    stored = torch.frombuffer(bytearray(source.pixels), dtype=medium.stored_dtype()).reshape(1, *shape)
     mask = None
     if source.mask:
         mask = torch.frombuffer(bytearray(source.mask), dtype=torch.uint8).reshape(1, 1, *shape[1:]).float() / 255
-    return sampling.Source(from_uint8(pixels), source.strength, mask)
+    return requests.Source(medium.to_floats(stored), source.strength, mask)

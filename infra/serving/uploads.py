@@ -7,8 +7,7 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
-from components.sources import square
-from components.sources.folder import eight_bit, on_white
+from components.data.media.image import eight_bit, fitted, on_white
 from infra.serving.openai_api import ApiError, ServedModel, Source
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -34,21 +33,22 @@ def source(
     image: bytes, mask: bytes | None, strength: float | None, model: ServedModel, max_pixels: int, redraws: bool
 ) -> Source:
     """What a sampler starts from. `redraws`: whether transparent pixels, of the mask or of the image without a mask,
-    are to be redrawn; they are composited on white otherwise. The shorter side is resized and the centre cropped.
+    are to be redrawn; they are composited on white otherwise. The centre of the model's aspect is cropped
+    and resized.
 
     Raises ApiError if the model edits nothing, or of files that cannot be used.
     """
     if not model.edits:
         raise ApiError(400, f"image: {model.id} draws from noise alone and cannot start from an image", param="image")
     opened = open_image(image, "image", max_pixels)
-    channels, side, _ = model.image_shape
+    sides = model.image_shape[1:]
     redrawn = b""
     if mask is not None:
-        redrawn = _redrawn(_mask(mask, opened.size, max_pixels), side)
+        redrawn = _redrawn(_mask(mask, opened.size, max_pixels), sides)
     elif redraws and opened.has_transparency_data and (_alpha(opened) == 0).any():
-        redrawn = _redrawn(opened, side)
+        redrawn = _redrawn(opened, sides)
     usual = REDRAW_STRENGTH if redrawn else EDIT_STRENGTH if redraws else VARIATION_STRENGTH
-    pixels = square(on_white(opened), side, channels).tobytes()
+    pixels = fitted(on_white(opened), model.image_shape).tobytes()
     return Source(pixels=pixels, strength=strength or usual, mask=redrawn)
 
 
@@ -67,7 +67,7 @@ def _alpha(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGBA").getchannel("A"))
 
 
-def _redrawn(image: Image.Image, side: int) -> bytes:
-    """A byte a pixel: the share of it that is wholly transparent, 255 for all."""
+def _redrawn(image: Image.Image, sides: tuple[int, int]) -> bytes:
+    """`sides`: height and width. A byte a pixel: the share of it that is wholly transparent, 255 for all."""
     transparent = Image.fromarray(np.where(_alpha(image) == 0, 255, 0).astype(np.uint8))
-    return ImageOps.fit(transparent, (side, side), Image.Resampling.BOX).tobytes()
+    return ImageOps.fit(transparent, sides[::-1], Image.Resampling.BOX).tobytes()

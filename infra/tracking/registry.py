@@ -230,13 +230,12 @@ def requirements(sampler: Sampler) -> list[str]:
 
 
 def _signature(entry: Entry, sampler: Sampler):
-    """What a version takes and gives: columns seed and label or prompt, settings as parameters, images (N, H, W, C)
-    uint8."""
+    """What a version takes and gives: columns seed and label or prompt, settings as parameters, and the
+    medium's arrays: images are (N, H, W, C) uint8."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    channels, height, width = sampler.image_shape
     columns = [ColSpec("long", "seed")]
     if sampler.conditional:
         columns.append(ColSpec("long", "label", required=False))
@@ -249,5 +248,6 @@ def _signature(entry: Entry, sampler: Sampler):
         kind = kinds.get(type(value[0] if several else value))
         if kind:  # a setting that is off has no type to announce; it keeps the promoted value
             params.append(ParamSpec(name, kind, list(value) if several else value, (-1,) if several else None))
-    images = TensorSpec(np.dtype("uint8"), (-1, height, width, channels))
-    return ModelSignature(Schema(columns), Schema([images]), ParamSchema(params) if params else None)
+    medium = sampler.medium
+    made = TensorSpec(np.dtype(medium.dtype), (-1, *medium.array_shape(sampler.image_shape)))
+    return ModelSignature(Schema(columns), Schema([made]), ParamSchema(params) if params else None)

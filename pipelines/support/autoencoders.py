@@ -6,12 +6,14 @@ from pathlib import Path
 
 from components.artifacts import run_folder
 from components.errors import InputError
-from components.families.vae import VAE
+from components.families.base import Autoencoder
 
 
-def load_vae(folder: Path, device: str = "cpu") -> VAE:
+def load_autoencoder(folder: Path, device: str = "cpu") -> Autoencoder:
     """The autoencoder of a run folder. Raises InputError of one that holds none."""
-    vae = run_folder.load(folder, device).family
-    if not isinstance(vae, VAE):
-        raise InputError(f"{folder}: expected a trained vae, as params.yaml.autoencoders says")
-    return vae
+    run = run_folder.load(folder, device)
+    if not isinstance(run.family, Autoencoder):
+        raise InputError(
+            f"{folder}: expected a trained autoencoder, as params.yaml.autoencoders says, found a {run.config.family}"
+        )
+    return run.family

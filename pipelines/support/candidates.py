@@ -43,27 +43,27 @@ class Candidate:
 
 
 def candidate_from_json(
-    content: dict[str, Any], sampler: str, definitions: list[dict], protocol: str, where: str, **facts: Any
+    stored: dict[str, Any], sampler: str, definitions: list[dict], protocol: str, where: str, **facts: Any
 ) -> Candidate:
     """A candidate as `Candidate.as_json` or the registry keeps it; `facts` are further fields. Raises ConfigError
     naming `where` of malformed definitions."""
     return Candidate(
         sampler=sampler,
-        settings=content["settings"],
-        figures=from_json(content, definitions, protocol, where),
-        searched=content.get("searched", False),
-        collapsed=content.get("collapsed", ""),
+        settings=stored["settings"],
+        figures=from_json(stored, definitions, protocol, where),
+        searched=stored.get("searched", False),
+        collapsed=stored.get("collapsed", ""),
         **facts,
     )
 
 
-def recorded_candidate(content: dict[str, Any], where: str, **facts: Any) -> Candidate:
+def recorded_candidate(stored: dict[str, Any], where: str, **facts: Any) -> Candidate:
     """A candidate as the registry keeps it: with its own definitions and protocol. Raises InputError of one that was
     kept before figures had definitions."""
-    if "definitions" not in content:
+    if "definitions" not in stored:
         raise InputError(f"{where}: its figures have no definitions; `python -m pipelines.promote` measures it again")
-    protocol = parse(Protocol, content["protocol"], f"{where}.protocol")
-    return candidate_from_json(content, content["sampler"], content["definitions"], protocol.id, where, **facts)
+    protocol = parse(Protocol, stored["protocol"], f"{where}.protocol")
+    return candidate_from_json(stored, stored["sampler"], stored["definitions"], protocol.id, where, **facts)
 
 
 def read_champion(**facts: Any) -> Candidate:

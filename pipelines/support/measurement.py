@@ -15,7 +15,6 @@ from torch import Tensor
 from components.artifacts import run_folder
 from components.config import Strict
 from components.data.dataset import Dataset, Manifest
-from components.data.images import from_uint8
 from components.devices import default_device
 from components.errors import InputError, SamplerError
 from components.evaluation import generation, pretrained, selection
@@ -89,7 +88,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
     real = Real(
         Reference.of(test_features.vectors, config, moments),
         train_features.vectors,
-        from_uint8(images["image"]),
+        test.medium.rows(images),
         images.get("label", torch.empty(0, dtype=torch.int64)),
         test.manifest.classes,
     )
@@ -103,7 +102,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
         reference_hash=str(test_facts.source["data"]),
         reference_count=len(test),
         train_hash=str(train_facts.source["data"]),
-        image_shape=test.manifest.columns["image"].shape,
+        image_shape=test.row_shape,
         versions=library_versions(*extractors.extractor.libraries),
         **config.model_dump(exclude={"extractor", "search", "snapshot_samples", "lpips", "clip_score"}),
         **perceived_by,
@@ -192,14 +191,14 @@ def measure(
     grid = _sample_grid(task, ready, measurement)
     batches = sample(workers, task, ready, extractors)
     features = Features.joined([batch.features for batch in batches])
-    images = from_uint8(torch.cat([batch.images for batch in batches if batch.images is not None]))
+    images = sampler.medium.to_floats(torch.cat([batch.images for batch in batches if batch.images is not None]))
     labels = generation.wanted_labels(sampler, captions, len(features.vectors))
     prompts = generation.request(sampler, settings, 0, len(images), config.seed, captions).prompts
     figures = set_figures(features, images, labels, real, config, measurement.perception, prompts)
     ms = ms_per_image(workers, task, batches, ready)
     figures |= generation.cost_figures(sampler, settings, ms, config.seed, captions)
     samples, trained_on = selection.closest_to_training(features, len(images), real)
-    pairs = torch.cat([images[samples], from_uint8(measurement.train.take(trained_on)["image"])])
+    pairs = torch.cat([images[samples], measurement.train.rows(trained_on)])
     worst = None
     if labels is not None and features.judged is not None:
         worst = images[selection.least_convincing(features, len(images), labels)]

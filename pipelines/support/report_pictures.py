@@ -8,21 +8,19 @@ import torch
 
 from components.config import parse
 from components.data.dataset import Dataset
+from components.data.media import Medium
 from components.errors import InputError
 from components.evaluation import generation
 from components.evaluation.pictures import (
     data_uri,
     film_strip,
-    grid_uri,
     interpolations,
-    read,
     rows_by_class,
-    strips,
     walks,
 )
 from components.families.base import Sampler
 from pipelines.support import paths, sample_pictures
-from pipelines.support.autoencoders import load_vae
+from pipelines.support.autoencoders import load_autoencoder
 from pipelines.support.metrics_files import read_autoencoder
 
 Context = dict
@@ -32,6 +30,11 @@ _STEPS = 10  # images of one interpolation
 _FRAMES = 8  # of a film strip
 _FILMED = 5  # images whose way is shown
 _WALKS = 3  # ways between samples, of a kind
+
+
+def _uri(medium: Medium, rows: torch.Tensor, columns: int) -> str:
+    """A preview as a data URI."""
+    return data_uri(medium.preview(rows, columns))
 
 
 def champion_grid() -> bytes:
@@ -46,13 +49,17 @@ def class_rows(dataset: Dataset, champion: Sampler) -> list[Context]:
     """For each class of a conditional champion: real images and generated ones."""
     if not champion.conditional:
         return []
-    side = dataset.manifest.columns["image"].shape[1]
+    medium = dataset.medium
     names, real = dataset.manifest.classes, rows_by_class(dataset, _COLUMNS)
     png = champion_grid()
     num_rows = min(len(names), 20)  # as many classes as components.evaluation.generation puts into a grid
     return [
-        {"name": name, "real": grid_uri(read(dataset, rows), _COLUMNS) if len(rows) else None, "made": data_uri(strip)}
-        for name, rows, strip in zip(names, real, strips(png, num_rows, side), strict=False)
+        {
+            "name": name,
+            "real": _uri(medium, dataset.rows(rows), _COLUMNS) if len(rows) else None,
+            "made": data_uri(strip),
+        }
+        for name, rows, strip in zip(names, real, medium.strips(png, num_rows, dataset.row_shape), strict=False)
     ]
 
 
@@ -60,21 +67,21 @@ def real_grid(dataset: Dataset) -> str:
     """Ten rows of held-out images, a class a row."""
     rows = [found for found in rows_by_class(dataset, _COLUMNS) if len(found) == _COLUMNS]
     shown = torch.cat(rows[:_COLUMNS]) if rows else torch.arange(min(len(dataset), _COLUMNS**2))
-    return grid_uri(read(dataset, shown), _COLUMNS)
+    return _uri(dataset.medium, dataset.rows(shown), _COLUMNS)
 
 
 def autoencoder_pictures(name: str, dataset: Dataset) -> Context:
     """An autoencoder's reconstructions and interpolations of held-out images, and the figures of `reconstruct`."""
-    vae = load_vae(paths.RUNS / name)
+    autoencoder = load_autoencoder(paths.RUNS / name)
     measured = read_autoencoder(name)
     firsts = [rows[0] for rows in rows_by_class(dataset, 1) if len(rows)]
     shown = torch.stack(firsts)[:_COLUMNS] if firsts else torch.arange(min(len(dataset), _COLUMNS))
-    images = read(dataset, shown)
+    images, medium = dataset.rows(shown), dataset.medium
     pairs = images[: 2 * (len(images) // 2)].unflatten(0, (-1, 2))[:_PAIRS]
     return {
         "name": name,
-        "reconstructions": grid_uri(torch.cat([images, vae.reconstruct(images)]), len(images)),
-        "interpolations": grid_uri(interpolations(vae, pairs[:, 0], pairs[:, 1], _STEPS), _STEPS)
+        "reconstructions": _uri(medium, torch.cat([images, autoencoder.reconstruct(images)]), len(images)),
+        "interpolations": _uri(medium, interpolations(autoencoder, pairs[:, 0], pairs[:, 1], _STEPS), _STEPS)
         if len(pairs)
         else None,
         "measured": measured,
@@ -91,7 +98,10 @@ def champion_film(champion: Sampler, settings: dict) -> Context | None:
     if frames is None:
         return None
     images, progress = frames
-    return {"picture": grid_uri(images.transpose(0, 1).flatten(0, 1), images.shape[0]), "progress": progress}
+    return {
+        "picture": _uri(champion.medium, images.transpose(0, 1).flatten(0, 1), images.shape[0]),
+        "progress": progress,
+    }
 
 
 def champion_walks(champion: Sampler, settings: dict) -> list[Context]:
@@ -107,5 +117,6 @@ def champion_walks(champion: Sampler, settings: dict) -> list[Context]:
     if first.prompts is not None:
         last["captions"] = replace(first, prompts=(*first.prompts[1:], first.prompts[0]))
     return [
-        {"between": name, "picture": grid_uri(walks(champion, first, to, _STEPS), _STEPS)} for name, to in last.items()
+        {"between": name, "picture": _uri(champion.medium, walks(champion, first, to, _STEPS), _STEPS)}
+        for name, to in last.items()
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from components.data.images import encode_png, grid
+from components.data.media import Medium
 from components.errors import InputError
 from components.evaluation.generation import GRID_COLUMNS
 from components.evaluation.selection import FAILURE_PICTURES, NEIGHBOUR_PICTURES
@@ -17,13 +17,13 @@ NAMES = ("grid", "nearest", "failures")
 _GRID_SIDE = 48  # pixels: an image is shown at least about this large in a grid
 
 
-def draw(measured: Measured) -> dict[str, bytes]:
+def draw(measured: Measured, medium: Medium) -> dict[str, bytes]:
     """PNG files by name: a grid, a class a row; the images nearest to training images, above those; the images that the
     judge believes least, where it judges."""
-    scale = max(1, _GRID_SIDE // measured.grid.shape[-1])
+    scale = medium.preview_scale(measured.grid.shape[1:], _GRID_SIDE)
 
-    def png(images: Tensor, columns: int) -> bytes:
-        return encode_png(grid(images, columns), scale)
+    def png(rows: Tensor, columns: int) -> bytes:
+        return medium.preview(rows, columns, scale)
 
     found = {"grid": png(measured.grid, GRID_COLUMNS)}
     found["nearest"] = png(measured.nearest, min(NEIGHBOUR_PICTURES, len(measured.nearest) // 2))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from components.data.dataset import Dataset, write_manifest, write_shard
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import DataInfo, Family
 from components.files import whole_folder
 from pipelines.support import params
@@ -47,7 +47,7 @@ def demo(name: str) -> tuple[Family, DataInfo, int]:
     """A block of params.yaml: its family with initial weights, what its data is like, and its batch size."""
     config = params.load(ROOT / params.DEFAULT)
     blocks = {**config.autoencoders, **config.judges, **config.samplers}
-    kind, latent = FAMILIES[blocks[name].family], untrained()
+    kind, latent = family_class(blocks[name].family), untrained()
     info = latent.data if blocks[name].data == config.samplers["ldm"].data else latent.data.autoencoder.data
     torch.manual_seed(0)
     return kind(kind.Config(**blocks[name].model), info), info, blocks[name].training.batch_size

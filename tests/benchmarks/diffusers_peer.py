@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from components.data.dataset import Dataset
-from components.families.latent_diffusion import LatentDiffusion
+from components.families.latent_diffusion import Model as LatentDiffusion
 
 ACCELERATE = {"float32": "no", "bfloat16": "bf16"}
 

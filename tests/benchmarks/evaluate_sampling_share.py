@@ -20,7 +20,7 @@ import yaml
 
 from components.artifacts import run_folder
 from components.evaluation import generation
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import DataInfo, Family
 from components.training.ema import copy_of
 from components.training.loop import State
@@ -49,7 +49,7 @@ def write_project(folder: Path) -> tuple[params.Params, dict]:
     os.chdir(folder)
     loaded = params.load()
     images = prepare.prepare(prepare.open_source(loaded.data, 0, folder), loaded.data, prepare.TARGET)["train"]
-    judge = FAMILIES["judge"]
+    judge = family_class("judge")
     shape = images.columns["image"].shape
     torch.manual_seed(0)
     block = next(iter(loaded.judges.values()))

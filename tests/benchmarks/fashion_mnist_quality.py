@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from components.data.dataset import batches
-from components.data.images import from_uint8
+from components.data.media.image import MEDIUM
 from components.evaluation.protocol import EvaluateConfig
 from components.families.base import Family, Sampler
 from components.sources import DataConfig
@@ -112,7 +112,7 @@ def diffusers_example(train: Data, yardstick: quality.Yardstick, seconds: float)
     noises, optimizer = DDPMScheduler(), torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.95, 0.999))
     began, steps = time.perf_counter(), 0
     for batch in batches(train, BATCH):
-        images = from_uint8(batch.columns["image"].to(quality.device()))
+        images = MEDIUM.to_floats(batch.columns["image"].to(quality.device()))
         noise, times = torch.randn_like(images), torch.randint(0, 1000, (len(images),), device=images.device)
         loss = F.mse_loss(net(noises.add_noise(images, noise, times), times).sample, noise)
         optimizer.zero_grad()

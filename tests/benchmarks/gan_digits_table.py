@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from components.families import FAMILIES
+from components.families import family_class
 from components.gan.base import GAN
 from components.metrics.figures import values
 from components.training.loop import TrainingConfig
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         name, seed = argv
         print(json.dumps(kept(name, int(seed)), indent=1))
         return
-    variants = [name for name in SETTINGS if issubclass(FAMILIES[name], GAN)]
+    variants = [name for name in SETTINGS if issubclass(family_class(name), GAN)]
     table = {name: quality.spread([kept(name, seed) for seed in digits.SEEDS]) for name in variants}
     digits.tell(
         "gan_digits_table",

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from components.data.dataset import batches
-from components.data.images import from_uint8
+from components.data.media.image import MEDIUM
 from components.gan import penalties
 from components.gan.base import GAN
 from components.training import ema
@@ -54,7 +54,7 @@ def plain(name: str, steps: int, redraws: bool = False, cuts: bool = True) -> No
     stream = batches(train, BATCH[name])
     for step in range(steps):
         batch = next(stream)
-        real = from_uint8(batch.columns["image"])
+        real = MEDIUM.to_floats(batch.columns["image"])
         label = {"label": batch.columns["label"]} if family.conditional else {}
         optimizers["critic"].zero_grad()
         images = generator(torch.randn(len(real), config.latent_dim), **label)

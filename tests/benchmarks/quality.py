@@ -16,11 +16,11 @@ from torch import Tensor
 from components import sources
 from components.config import Strict
 from components.data.dataset import batches
-from components.data.images import encode_png, from_uint8, grid
+from components.data.media.image import MEDIUM
 from components.evaluation import generation
 from components.evaluation.protocol import EvaluateConfig
 from components.evaluation.set_figures import Reference, feature_figures, label_figures
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import AutoencoderInfo, DataInfo, Family, Sampler
 from components.sources import DataConfig
 from components.training import ema
@@ -47,7 +47,7 @@ def read(config: DataConfig, seed: int = 0) -> dict[str, Data]:
 def made(name: str, model: dict, info: DataInfo, seed: int) -> Family:
     """A family with initial weights that are a function of the seed."""
     torch.manual_seed(seed)
-    kind = FAMILIES[name]
+    kind = family_class(name)
     return kind(kind.Config(**model), info)
 
 
@@ -95,7 +95,7 @@ def device() -> torch.device:
 def encoded(vae: Family, data: Data) -> Data:
     """The latents of a data set, with whole-set moments as `encode` stores them."""
     net = vae.nets["autoencoder"]
-    images = [from_uint8(part.to(device())) for part in data.columns["image"].split(256)]
+    images = [MEDIUM.to_floats(part.to(device())) for part in data.columns["image"].split(256)]
     mean, std = (torch.cat(parts).cpu() for parts in zip(*(net.encode(part) for part in images), strict=True))
     m, s = mean.double().numpy(), std.double().numpy()
     places = (0, 2, 3)
@@ -123,7 +123,7 @@ class Yardstick:
         """Of images (N, C, H, W), uint8 or in [-1, 1]: vectors (N, D) float64 and logits."""
         net, found = self.judge.nets["classifier"], []
         for part in images.split(500):
-            vectors = net.features((from_uint8(part) if part.dtype == torch.uint8 else part).to(device()))
+            vectors = net.features((MEDIUM.to_floats(part) if part.dtype == torch.uint8 else part).to(device()))
             found.append((vectors.double().cpu(), net.logits(vectors).double().cpu()))
         vectors, logits = zip(*found, strict=True)
         return torch.cat(vectors), torch.cat(logits)
@@ -153,7 +153,7 @@ class Yardstick:
 
 def save(path: Path, images: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_png(grid(images, 10), 3))
+    path.write_bytes(MEDIUM.preview(images, 10, 3))
 
 
 def rounded(figures: dict) -> dict:

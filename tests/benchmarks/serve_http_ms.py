@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from components.artifacts import run_folder
-from components.data.images import encode
+from components.data.media.image import MEDIUM
 from components.sampling.engine import Engine
 from components.sampling.requests import Request
 from infra.config import ClusterConfig, ServeConfig
@@ -44,7 +44,7 @@ def in_engine(folder: Path) -> float:
     family = run_folder.load(folder).family
     engine, settings = Engine(family.calls), family.Settings(num_inference_steps=1, guidance_scale=1)
     request = Request(torch.tensor([1]), torch.tensor([1]), settings)
-    latency = median_ms(lambda: encode(engine.submit(lambda: family.trajectory(request)).result()[0]))
+    latency = median_ms(lambda: MEDIUM.encode(engine.submit(lambda: family.trajectory(request)).result()[0], "png"))
     engine.stop()
     return latency
 

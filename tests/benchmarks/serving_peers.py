@@ -16,7 +16,7 @@ from ray import serve
 from starlette.requests import Request
 
 from components.artifacts import run_folder
-from components.data.images import encode
+from components.data.media.image import MEDIUM
 from components.training.ema import copy_of
 from components.training.loop import State
 from infra.config import ClusterConfig, ServeConfig
@@ -71,7 +71,7 @@ class Pipeline:
                 velocity = away + scales * (towards - away)
             x = self.scheduler.step(velocity, time, x).prev_sample
         images = self.vae.decode(x * self.std + self.mean).sample
-        return [encode(image) for image in images]
+        return [MEDIUM.encode(image, "png") for image in images]
 
 
 def autoencoder_of(family) -> torch.nn.Module:

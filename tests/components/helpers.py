@@ -3,69 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import importlib
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from components.data.dataset import Batch, batches
-from components.families import FAMILIES
-from components.families.base import AutoencoderInfo, DataInfo, Family
+from components.families import family_class, vae
+from components.families.base import AutoencoderInfo, DataInfo, Family, Tiny
 
+CAPTIONS = ("a red cat", "a dog", "two birds", "été")
+CAPTION_LENGTH = 12
 IMAGES = DataInfo(shape=(1, 16, 16), classes=("nought", "one", "two"))
-VAE = {"latent_channels": 2, "widths": [4, 8]}
 LATENTS = DataInfo(
     shape=(2, 8, 8),
     classes=IMAGES.classes,
     statistics={"channel_mean": (0.3, -0.2), "channel_std": (1.5, 0.8)},
-    autoencoder=AutoencoderInfo(config=VAE, data=IMAGES),
+    autoencoder=AutoencoderInfo(config=dict(vae.TINY.config), data=IMAGES),
 )
-UNET = {"widths": (8, 16), "attention": (True, False), "layers": 1, "heads": (2, 2), "depth": (1, 1), "context_dim": 8}
-TEXT = {
-    "vocab_size": 258,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 16,
-    "projection_dim": 6,
-    "bos_token_id": 256,
-    "eos_token_id": 257,
+DATA = {  # by what a family's `TINY` calls them
+    "images": IMAGES,
+    "latents": LATENTS,
+    "captioned latents": LATENTS.model_copy(update={"caption_length": CAPTION_LENGTH}),
 }
-# a tokenizer of single letters; what is none is left out
-LETTERS = json.dumps(
-    {
-        "version": "1.0",
-        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
-        "model": {"type": "WordLevel", "vocab": {chr(code): code for code in range(97, 123)}, "unk_token": "a"},
-    }
-).encode()
-STABLE_DIFFUSION = {
-    "backbone": {**UNET, "added": (6, 6, 4)},
-    "refiner": {**UNET, "added": (6, 5, 4)},
-    "text": [
-        {"config": TEXT, "pooled": True, "penultimate": True, "length": 16, "pad": 0, "tokenizer_bytes": len(LETTERS)}
-    ],
-    "latent_mean": (0.1, 0.0),
-    "latent_std": (1.2, 0.9),
-    "optimizer": {"learning_rate": 0.01},
-}
-TINY: dict[str, tuple[dict, DataInfo]] = {  # a small config and its data, for every family
-    "vae": (VAE, IMAGES),
-    "judge": ({"width": 4, "feature_dim": 6}, IMAGES),
-    "latent_diffusion": ({"backbone": {"widths": (8, 16), "heads": 2, "context_dim": 8}}, LATENTS),
-    "stable_diffusion": (STABLE_DIFFUSION, LATENTS.model_copy(update={"caption_length": 12})),
-    "dcgan": ({"latent_dim": 5, "width": 4}, IMAGES),
-    "wgan": ({"latent_dim": 5, "width": 4, "num_critic_steps": 2}, IMAGES),
-    "wgan_gp": ({"latent_dim": 5, "width": 4, "num_critic_steps": 2}, IMAGES),
-    "cgan": ({"latent_dim": 5, "width": 4}, IMAGES),
-    "sagan": ({"latent_dim": 5, "width": 4}, IMAGES),
-    "biggan": ({"latent_dim": 7, "width": 4, "embedding_dim": 3}, IMAGES),
-    "bigbigan": ({"latent_dim": 7, "width": 4}, IMAGES),
-    "stylegan2": ({"latent_dim": 5, "width": 4, "style_dim": 6, "mapping_layers": 2, "penalise_every": 2}, IMAGES),
-    "r3gan": ({"latent_dim": 5, "width": 4, "blocks": 1, "group_size": 2, "embedding_dim": 3}, IMAGES),
-}
+
+
+def tiny(name: str) -> Tiny:
+    """The test configuration that a family's file brings."""
+    return importlib.import_module(family_class(name).__module__).TINY
+
+
+def tiny_data(name: str) -> DataInfo:
+    """The data set that a family's tiny configuration takes."""
+    data = tiny(name).data
+    return data if isinstance(data, DataInfo) else DATA[data]
 
 
 @contextlib.contextmanager
@@ -79,30 +51,15 @@ def one_exact_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-CAPTIONS = ("a red cat", "a dog", "two birds", "été")
-CAPTION_LENGTH = 12
-
-
 def build(name: str, seed: int = 0, data: DataInfo | None = None, **changes) -> Family:
     """A tiny family with initial weights of its seed, for its usual data or other."""
-    config, usual = TINY[name]
-    data = data or usual
+    kind, example = family_class(name), tiny(name)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        family = FAMILIES[name](FAMILIES[name].Config(**{**config, **changes}), data)
-        if name == "stable_diffusion":
-            as_imported(family)
+        family = kind(kind.Config(**{**example.config, **changes}), data or tiny_data(name))
+        if example.prepare is not None:
+            example.prepare(family)
         return family
-
-
-def as_imported(family: Family) -> None:
-    """Text encoders that are the same whatever the seed, and a tokenizer, as an imported model has them."""
-    text = family.nets["text"]
-    text.tokenizer_0.copy_(torch.frombuffer(bytearray(LETTERS), dtype=torch.uint8))
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in text.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
 
 
 class Rows:
@@ -132,7 +89,7 @@ class Rows:
 
 def stream(name: str, batch_size: int = 6, **where) -> Iterator[Batch]:
     """Training batches for a family; `where` are rank, world, seed and start."""
-    return batches(Rows(TINY[name][1]), batch_size, **where)
+    return batches(Rows(tiny_data(name)), batch_size, **where)
 
 
 def no_wrap(net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from components.artifacts import run_folder
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import AutoencoderInfo, DataInfo, Sampler
 from infra.serving.model_store import read_promoted
 from pipelines.serve import ROOT
@@ -32,10 +32,10 @@ def champion_or_untrained() -> tuple[Sampler, str]:
 def untrained() -> Sampler:
     """The default sampler of params.yaml, for 16x16 grey images of ten classes."""
     config = params.load(ROOT / params.DEFAULT)
-    vae = FAMILIES["vae"].Config(**config.autoencoders["vae"].model)
+    vae = family_class("vae").Config(**config.autoencoders["vae"].model)
     classes = tuple(str(number) for number in range(10))
-    images = DataInfo(shape=(1, config.data.image_size, config.data.image_size), classes=classes)
-    latent_shape = FAMILIES["vae"](vae, images).latent_shape
+    images = DataInfo(shape=config.data.shape, classes=classes)
+    latent_shape = family_class("vae")(vae, images).latent_shape
     channels = latent_shape[0]
     data = DataInfo(
         shape=latent_shape,
@@ -43,6 +43,6 @@ def untrained() -> Sampler:
         statistics={"channel_mean": (0.0,) * channels, "channel_std": (1.0,) * channels},
         autoencoder=AutoencoderInfo(config=vae.model_dump(mode="json"), data=images),
     )
-    kind = FAMILIES["latent_diffusion"]
+    kind = family_class("latent_diffusion")
     torch.manual_seed(0)
     return kind(kind.Config(**config.samplers["ldm"].model), data)

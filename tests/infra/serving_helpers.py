@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from components.artifacts import run_folder
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import AutoencoderInfo, DataInfo
 from components.files import write_whole
 from components.training.ema import copy_of
@@ -29,7 +29,7 @@ def write_sampler(folder: Path, seed: int = 0) -> Path:
     autoencoder = AutoencoderInfo(config={"latent_channels": 2, "widths": [8, 8]}, data=images)
     statistics = {"channel_mean": (0.0, 0.0), "channel_std": (1.0, 1.0)}
     latents = DataInfo(shape=(2, 8, 8), classes=CLASSES, statistics=statistics, autoencoder=autoencoder)
-    kind = FAMILIES["latent_diffusion"]
+    kind = family_class("latent_diffusion")
     family = kind(kind.Config(backbone={"widths": (8, 16), "heads": 2, "context_dim": 8}), latents)
     for parameter in family.nets.parameters():  # zero-initialised layers would hide the class
         if parameter.ndim > 1:

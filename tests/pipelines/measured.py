@@ -10,9 +10,10 @@ import yaml
 
 from components.artifacts import run_folder
 from components.data.dataset import write_manifest, write_shard
-from components.families import FAMILIES
+from components.families import family_class
+from components.families.base import Family
 from components.training.loop import State
-from tests.components.helpers import IMAGES, TINY
+from tests.components.helpers import IMAGES, tiny, tiny_data
 
 PARAMS = {
     "data": {"source": "digits", "image_size": 16},
@@ -42,11 +43,14 @@ def write_images(folder: Path, count: int, seed: int, size: int = 16) -> None:
     write_manifest(folder, [shard], value_range=(0, 255), classes=IMAGES.classes)
 
 
+def untrained(family_name: str) -> Family:
+    kind = family_class(family_name)
+    return kind(kind.Config(**tiny(family_name).config), tiny_data(family_name))
+
+
 def write_run(folder: Path, family_name: str, snapshots: list[dict] | None = None) -> None:
     torch.manual_seed(0)
-    config, data = TINY[family_name]
-    kind = FAMILIES[family_name]
-    family = kind(kind.Config(**config), data)
+    family = untrained(family_name)
     average = {net: family.nets[net].state_dict() for net in family.kept}
     history = [{"step": step, "first/loss": 2.0 / step, "second/loss": 1.0, "first/kl": -0.5} for step in (1, 2, 3)]
     provenance = run_folder.Provenance(data="d" * 64, code="c" * 64, job=f"{family_name:j<16}", seed=0, step=3)
@@ -57,8 +61,7 @@ def write_run(folder: Path, family_name: str, snapshots: list[dict] | None = Non
 def write_run_with_averages(folder: Path, family_name: str = "latent_diffusion") -> None:
     """A run that kept averages of other weights than its own, at two steps."""
     torch.manual_seed(1)
-    config, data = TINY[family_name]
-    family = FAMILIES[family_name](FAMILIES[family_name].Config(**config), data)
+    family = untrained(family_name)
     nets = {net: family.nets[net].state_dict() for net in family.kept if net not in family.pretrained}
     snapshots = [
         {

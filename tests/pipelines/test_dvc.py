@@ -7,14 +7,18 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from components.families import FAMILIES
+from components.families import family_class
 from pipelines.support.params import TRAINED, load
 
 ROOT = Path(__file__).resolve().parents[2]
 # seen by every stage through the modules that it names, and without influence on what they compute
 INCIDENTAL = {"components/__init__.py", "components/config.py", "components/errors.py", "components/files.py"}
 # how trained models sample: evaluate's matter, a training only previews with it
-SAMPLING_ONLY = {"components/sampling/requests.py", "components/sampling/trajectories.py", "components/data/images.py"}
+SAMPLING_ONLY = {
+    "components/sampling/requests.py",
+    "components/sampling/trajectories.py",
+    "components/data/media/base.py",
+}
 # figures beside the curves: they decide no weight
 WATCHING_ONLY = {
     f"components/metrics/{name}.py"
@@ -104,7 +108,7 @@ def imported(path: Path, found: set[str]) -> set[str]:
 def test_a_training_depends_on_all_the_code_that_decides_its_result(stages, params):
     for group in TRAINED:
         for name, block in getattr(params, group).items():
-            module = FAMILIES[block.family].__module__.replace(".", "/") + ".py"
+            module = family_class(block.family).__module__.replace(".", "/") + ".py"
             needed = imported(ROOT / module, {module}) | imported(ROOT / "components/training/loop.py", set())
             declared = dependencies(stages[f"train@{name}"])
             if block.data == "data/latents":  # the autoencoder comes with the latents, and with them its code

@@ -14,9 +14,10 @@ from components.artifacts import run_folder
 from components.artifacts.run_folder import Provenance
 from components.data.dataset import Dataset, batches, read_manifest, write_manifest
 from components.errors import ConfigError
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import AutoencoderInfo, DataInfo
 from components.files import write_json
+from components.metrics.figures import values
 from components.sampling.requests import Request
 from components.training.loop import fit
 from infra.ray_cluster import encoding
@@ -38,16 +39,16 @@ SLICE = 48
 def test_every_model_of_a_preset_fits_its_data(path):
     params = load(path)
     data, described = params.data, {"classes": ("a", "b", "c"), "caption_length": 60}
-    images = DataInfo(shape=(data.channels, data.image_size, data.image_size), **described)
+    images = DataInfo(shape=data.shape, **described)
     (block,) = params.autoencoders.values()
     with torch.device("meta"):  # shapes alone
-        vae = FAMILIES["vae"](FAMILIES["vae"].Config(**block.model), images)
+        vae = family_class("vae")(family_class("vae").Config(**block.model), images)
     ones = dict.fromkeys(("channel_mean", "channel_std"), (1.0,) * vae.latent_shape[0])
     of = AutoencoderInfo(config=block.model, data=images)
     latents = DataInfo(shape=vae.latent_shape, statistics=ones, autoencoder=of, **described)
     for group in TRAINED:
         for block in getattr(params, group).values():
-            kind = FAMILIES[block.family]
+            kind = family_class(block.family)
             with torch.device("meta"):
                 kind(kind.Config(**block.model), latents if block.data == str(paths.LATENTS) else images)
 
@@ -162,7 +163,7 @@ def test_a_slice_of_the_emoji_preset_from_files_to_figures(tmp_path, monkeypatch
 
     reference.reference(params)
     result = evaluate.evaluate(params, "samplers.ldm", "cpu")
-    first, second = result["candidates"]
+    first, second = (values(candidate.figures) for candidate in result.candidates)
     assert 0 <= first["label_agreement"] <= 1  # of the held-out captions' groups
     # two prompts' text, two steps with two rows, one decoder; with a guide heun asks three times, two nets each
     assert first["network_evaluations"] == 2 + 2 * 2 + 1

@@ -9,9 +9,9 @@ import yaml
 
 from components.artifacts import run_folder
 from components.data.dataset import Dataset
-from components.data.images import from_uint8
+from components.data.media.image import MEDIUM
 from components.errors import ConfigError, InputError
-from components.families.vae import VAE
+from components.families.vae import Model as VAE
 from components.metrics.frechet import Moments, frechet_distance
 from pipelines import reconstruct
 from tests.pipelines.measured import PARAMS, write_images
@@ -29,7 +29,7 @@ def test_figures_are_those_of_the_whole_split_whatever_the_batches(project, caps
     reconstruct.main(["autoencoders.vae"])
     found = json.loads((project / "metrics/vae.json").read_text())
     (details,) = found["details"]
-    images = from_uint8(Dataset(project / "data/images/test").take(torch.arange(30))["image"])
+    images = MEDIUM.to_floats(Dataset(project / "data/images/test").take(torch.arange(30))["image"])
     with torch.no_grad():
         others = run_folder.load(project / "runs/vae").family.reconstruct(images)
         judge = run_folder.load(project / "runs/judge").family.nets["classifier"]
@@ -57,7 +57,7 @@ def test_what_is_no_autoencoder_is_refused(project):
     (project / "params.yaml").write_text(
         yaml.safe_dump({**PARAMS, "autoencoders": {"dcgan": PARAMS["samplers"]["dcgan"]}})
     )
-    with pytest.raises(InputError, match="runs/dcgan: expected a trained vae"):
+    with pytest.raises(InputError, match="runs/dcgan: expected a trained autoencoder"):
         reconstruct.main(["autoencoders.dcgan"])
     shutil.rmtree(project / "data/images/test")
     write_images(project / "data/images/test", 5, 2, 8)

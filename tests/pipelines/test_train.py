@@ -11,7 +11,7 @@ from pipelines.support.params import DEFAULT, TrainBlock, load
 from pipelines.support.paths import ROOT
 from pipelines.train import make_job
 from tests.benchmarks.common import write_noise
-from tests.components.helpers import IMAGES, VAE, build, stream
+from tests.components.helpers import IMAGES, build, stream, tiny
 
 KEY = "autoencoders.vae"
 
@@ -29,7 +29,7 @@ def project(tmp_path):
         block = TrainBlock(
             family="vae",
             data=str(tmp_path / "images"),
-            model={**VAE, **model},
+            model={**tiny("vae").config, **model},
             training={"steps": 1, "batch_size": 4},
             watch={"judge": str(tmp_path / "judge"), "held_out": str(tmp_path / "images")},
         )

@@ -1,32 +1,30 @@
-"""The media: one file each, found by its name in this folder; `MEDIUM` there is what it brings.
+"""Registry of the media: the files of this folder. `medium: image` is `MEDIUM` of `image.py`.
 
 A new medium is a file here. Nothing outside this folder knows how a row of it is stored, shown or written.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 
 from components.data.media.base import Medium
 from components.errors import DataError
 
-MEDIA: dict[str, Medium] = {}  # those opened so far, by name; tests may add their own
+
+def medium_names() -> tuple[str, ...]:
+    """Names of all media in alphabetical order, read off this folder's files; none is imported."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"))
 
 
-def names() -> tuple[str, ...]:
-    """Of all media that there are."""
-    found = (module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
-    return tuple(sorted({*found, *MEDIA}))
-
-
+@functools.cache
 def medium(name: str, where: str = "medium") -> Medium:
     """Raises DataError, naming `where`, if there is no such medium."""
-    if name not in MEDIA:
-        if name not in names():
-            raise DataError(f"{where}: expected one of {', '.join(names())}, found {name!r}")
-        MEDIA[name] = importlib.import_module(f"{__name__}.{name}").MEDIUM
-    return MEDIA[name]
+    known = medium_names()
+    if name not in known:
+        raise DataError(f"{where}: expected one of {', '.join(known)}, found {name!r}")
+    return importlib.import_module(f"{__name__}.{name}").MEDIUM
 
 
-__all__ = ["MEDIA", "Medium", "medium", "names"]
+__all__ = ["Medium", "medium", "medium_names"]

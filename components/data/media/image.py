@@ -54,12 +54,12 @@ class ImageMedium(Medium):
 
     def encode(self, row: Tensor, file_format: str, quality: int = 90) -> bytes:
         buffer = io.BytesIO()
-        self._picture(row).save(buffer, file_format, **({} if file_format == "png" else {"quality": quality}))
+        self.picture(row).save(buffer, file_format, **({} if file_format == "png" else {"quality": quality}))
         return buffer.getvalue()
 
     def preview(self, rows: Tensor, columns: int, scale: int = 1) -> bytes:
         """A grid with white gaps."""
-        picture = self._picture(grid(rows, columns))
+        picture = self.picture(grid(rows, columns))
         size = (picture.width * scale, picture.height * scale)
         return _png(picture.resize(size, Image.Resampling.NEAREST))
 
@@ -82,7 +82,8 @@ class ImageMedium(Medium):
     def arrays(self, rows: Tensor) -> np.ndarray:
         return self.to_stored(rows).permute(0, 2, 3, 1).cpu().numpy()
 
-    def _picture(self, row: Tensor) -> Image.Image:
+    def picture(self, row: Tensor) -> Image.Image:
+        """One image (C, H, W) in [-1, 1] as Pillow has it."""
         pixels = self.to_stored(row).cpu().numpy()
         return Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1))
 

@@ -8,14 +8,14 @@ import safetensors.torch
 from components.artifacts import old_runs, run_folder
 from components.training import ema
 from components.training.loop import State
-from tests.components.helpers import LATENTS, TINY, assert_same, build, copied
+from tests.components.helpers import LATENTS, assert_same, build, copied, tiny_data
 
 PROVENANCE = run_folder.Provenance(data="d", code="c", job="j", seed=0, step=2)
 CAPTIONED = LATENTS.model_copy(update={"caption_length": 12})
 MODELS = {
     "class": ("latent_diffusion", LATENTS, {"guide": {"at": 0.5}, "weighting": {"name": "learned"}}),
     "text": ("latent_diffusion", CAPTIONED, {"conditioning": "text", "text": {"width": 8, "heads": 2}}),
-    "imported": ("stable_diffusion", TINY["stable_diffusion"][1], {}),
+    "imported": ("stable_diffusion", tiny_data("stable_diffusion"), {}),
 }
 BEFORE = {new: old for old, new in old_runs.PARTS.items()}
 

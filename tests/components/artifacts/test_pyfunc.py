@@ -11,7 +11,7 @@ import torch
 from components.artifacts import run_folder
 from components.artifacts.pyfunc import CANDIDATE, SAMPLER, RegisteredSampler
 from components.artifacts.run_folder import Provenance
-from components.data.images import to_uint8
+from components.data.media.image import MEDIUM
 from components.errors import SamplerError
 from components.sampling.requests import Request
 from components.training import ema
@@ -39,7 +39,7 @@ def test_prompts_are_a_column(folder):
     got = model.predict({"seed": [3, 3], "prompt": ["a cat", "a dog"]})
     sampler = run_folder.load(folder / SAMPLER).family
     request = Request(torch.tensor([3, 3]), None, sampler.Settings(**SETTINGS), ("a cat", "a dog"))
-    assert np.array_equal(got, to_uint8(sampler.sample(request)).permute(0, 2, 3, 1).numpy())
+    assert np.array_equal(got, MEDIUM.to_stored(sampler.sample(request)).permute(0, 2, 3, 1).numpy())
     assert not np.array_equal(got[0], got[1])
     assert np.array_equal(model.predict({"seed": [3]})[0], model.predict({"seed": [3], "prompt": [""]})[0])
     with pytest.raises(SamplerError, match="at most 16 bytes"):

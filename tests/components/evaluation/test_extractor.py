@@ -7,8 +7,8 @@ from components.artifacts import run_folder
 from components.errors import SamplerError
 from components.evaluation.extractor import extract, judge_extractor
 from components.families.base import DataInfo
-from components.families.dcgan import DCGAN
-from components.families.judge import Judge
+from components.families.dcgan import Model as DCGAN
+from components.families.judge import Model as Judge
 from components.files import sha256
 from components.training.loop import State
 

@@ -1,18 +1,15 @@
-"""Strips of a grid, rows by class, the ways between images and samples."""
+"""Rows by class, the ways between images and samples."""
 
-import io
 from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
 
 from components.data.dataset import Dataset
-from components.data.images import encode_png, from_uint8, grid, to_pil
-from components.evaluation.pictures import film_strip, interpolations, read, rows_by_class, strips, walks
-from components.families.vae import VAE
+from components.evaluation.pictures import film_strip, interpolations, rows_by_class, walks
+from components.families.vae import Model as VAE
 from components.sampling.requests import Request
-from tests.components.helpers import TINY, build
+from tests.components.helpers import build, tiny, tiny_data
 from tests.pipelines.measured import write_images
 
 
@@ -25,18 +22,10 @@ def dataset(tmp_path):
 @pytest.fixture
 def vae():
     torch.manual_seed(0)
-    config, data = TINY["vae"]
+    config, data = tiny("vae").config, tiny_data("vae")
     family = VAE(VAE.Config(**config), data)
     family.nets.eval()
     return family
-
-
-def test_strips_are_the_rows_of_a_grid():
-    images = from_uint8(torch.randint(0, 256, (6, 1, 5, 4)))
-    found = strips(encode_png(grid(images, 3), scale=3), rows=2, side=5)
-    for row, strip in enumerate(found):
-        expected = to_pil(grid(images[3 * row : 3 * row + 3], 3)).resize((14 * 3, 5 * 3), Image.Resampling.NEAREST)
-        assert Image.open(io.BytesIO(strip)).tobytes() == expected.tobytes()
 
 
 def test_rows_by_class_are_the_first_of_each(dataset):
@@ -44,7 +33,7 @@ def test_rows_by_class_are_the_first_of_each(dataset):
 
 
 def test_interpolations_end_in_the_reconstructions(vae, dataset):
-    starts, ends = read(dataset, torch.arange(2)), read(dataset, torch.arange(2, 4))
+    starts, ends = dataset.rows(torch.arange(2)), dataset.rows(torch.arange(2, 4))
     found = interpolations(vae, starts, ends, 5).unflatten(0, (2, 5))
     torch.testing.assert_close(found[:, 0], vae.reconstruct(starts))
     torch.testing.assert_close(found[:, -1], vae.reconstruct(ends))

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from components.autoencoding.perceptual import by_lpips
-from components.data.images import from_uint8, to_pil
+from components.data.media.image import MEDIUM
 from components.errors import ConfigError, SamplerError
 from components.evaluation import pretrained
 from components.evaluation.extractor import extract
@@ -60,8 +60,8 @@ def folders(tmp_path_factory):
     sets = {"made": pictures(COUNT, 1), "real": pictures(COUNT, 2)}
     for name, images in sets.items():
         (root / name).mkdir()
-        for number, image in enumerate(from_uint8(images)):
-            to_pil(image).save(root / name / f"{number:03d}.png")
+        for number, image in enumerate(MEDIUM.to_floats(images)):
+            MEDIUM.picture(image).save(root / name / f"{number:03d}.png")
     return root, sets
 
 
@@ -88,7 +88,7 @@ def test_figures_on_inception_equal_torch_fidelitys(inception_file, folders):
         verbose=False,
     )
     extractor = pretrained.inception(str(inception_file), "cpu")
-    made, real = (extract(extractor, from_uint8(images).split(6)) for images in (sets["made"], sets["real"]))
+    made, real = (extract(extractor, MEDIUM.to_floats(images).split(6)) for images in (sets["made"], sets["real"]))
     assert made.vectors.shape == (COUNT, 2048) and made.logits.shape == (COUNT, 1008)
     ours = frechet_distance(Moments.of(made.vectors), Moments.of(real.vectors))
     assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=RELATIVE)
@@ -125,12 +125,12 @@ def test_fid_on_inception_equals_torchmetrics(inception_file, folders):
     theirs.update(sets["real"], real=True)
     theirs.update(sets["made"], real=False)
     extractor = pretrained.inception(str(inception_file), "cpu")
-    moments = [Moments.of(extractor.embed(from_uint8(sets[name])).vectors) for name in ("made", "real")]
+    moments = [Moments.of(extractor.embed(MEDIUM.to_floats(sets[name])).vectors) for name in ("made", "real")]
     assert frechet_distance(*moments) == pytest.approx(float(theirs.compute()), rel=RELATIVE)
 
 
 def test_grey_images_are_shown_to_inception_in_three_channels(inception_file):
-    grey = from_uint8(pictures(2, 0, channels=1))
+    grey = MEDIUM.to_floats(pictures(2, 0, channels=1))
     extractor = pretrained.inception(str(inception_file), "cpu")
     torch.testing.assert_close(extractor.embed(grey).vectors, extractor.embed(grey.expand(-1, 3, -1, -1)).vectors)
     assert extractor.weights_hash == sha256(inception_file)
@@ -180,11 +180,11 @@ def test_dinov2_equals_transformers_own_processing(dinov2_folder):
 
     images = pictures(4, 0, side=50)
     found = pretrained.build(ExtractorConfig(name="dinov2", weights=str(dinov2_folder)), "cpu").embed(
-        from_uint8(images)
+        MEDIUM.to_floats(images)
     )
     mean, std = ((torch.tensor(values)[:, None, None]) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     # Pillow's bicubic is antialiased; it works in 8 bits, so values differ by a level here and there
-    resized = [to_pil(image).resize((224, 224), Image.Resampling.BICUBIC) for image in from_uint8(images)]
+    resized = [MEDIUM.picture(image).resize((224, 224), Image.Resampling.BICUBIC) for image in MEDIUM.to_floats(images)]
     pixels = torch.stack(
         [torch.tensor(list(image.getdata())).reshape(224, 224, 3).permute(2, 0, 1) for image in resized]
     )
@@ -217,7 +217,7 @@ def clip_folder(tmp_path_factory):
 def test_clip_equals_transformers_own(clip_folder):
     from transformers import AutoTokenizer, CLIPModel
 
-    images, texts = from_uint8(pictures(3, 0, side=40)), ["a photo of a cat", "a dog", "a photo of a cat"]
+    images, texts = MEDIUM.to_floats(pictures(3, 0, side=40)), ["a photo of a cat", "a dog", "a photo of a cat"]
     net = CLIPModel.from_pretrained(clip_folder).eval()
     pixels = pretrained.resized(images, 32, pretrained._CLIP)
     tokens = AutoTokenizer.from_pretrained(clip_folder)(texts, padding=True, return_tensors="pt")
@@ -236,7 +236,7 @@ def test_images_of_the_networks_own_size_are_not_resized():
     mean = torch.tensor(pretrained._CLIP[0])[:, None, None]
     std = torch.tensor(pretrained._CLIP[1])[:, None, None]
     torch.testing.assert_close(
-        pretrained.resized(from_uint8(pixels), 20, pretrained._CLIP), (pixels.float() / 255 - mean) / std
+        pretrained.resized(MEDIUM.to_floats(pixels), 20, pretrained._CLIP), (pixels.float() / 255 - mean) / std
     )
 
 
@@ -257,7 +257,7 @@ def test_lpips_equals_torchmetrics_on_the_same_weights(tmp_path, monkeypatch):
         for number, layer in slice_net.named_children():
             layer.load_state_dict(alexnet.features[int(number)].state_dict())
         assert slice_name.startswith("slice")
-    a, b = (from_uint8(pictures(3, seed, side=40)) for seed in (1, 2))
+    a, b = (MEDIUM.to_floats(pictures(3, seed, side=40)) for seed in (1, 2))
     distance, digest = pretrained.lpips(str(tmp_path / "alexnet.pth"), "cpu")
     torch.testing.assert_close(distance(a, b).float(), theirs(a, b).flatten())
     assert float(distance(a, a).abs().max()) == 0 and digest == sha256(tmp_path / "alexnet.pth")

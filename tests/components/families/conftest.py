@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from components.artifacts import run_folder
-from components.families import FAMILIES
+from components.families import family_names
 from tests.components.families.contract import PROVENANCE, trained
 from tests.components.helpers import one_exact_thread
 
@@ -21,7 +21,7 @@ def exact():
 def folders(tmp_path_factory):
     """The run folder of every family, trained for a few steps, with its family and state."""
     made = {}
-    for name in FAMILIES:
+    for name in family_names():
         with one_exact_thread():
             family, state = trained(name)
         folder = tmp_path_factory.mktemp("runs") / name

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from components.artifacts.run_folder import Provenance
-from components.families import FAMILIES
+from components.families import family_class, family_names
 from components.families.base import Family, Sampler
 from components.sampling.engine import Engine, Forward
 from components.sampling.requests import Request
 from components.training.loop import Player, State, TrainingConfig, fit
-from tests.components.helpers import build, no_wrap, stream
+from tests.components.helpers import build, no_wrap, stream, tiny
 
-SAMPLERS = [name for name, kind in FAMILIES.items() if issubclass(kind, Sampler)]
+SAMPLERS = [name for name in family_names() if issubclass(family_class(name), Sampler)]
 CONFIG = TrainingConfig(steps=5, batch_size=6, report_every=2, save_every=3)
 PROVENANCE = Provenance(data="d", code="c", job="j", seed=0, step=5)
 
@@ -86,4 +86,5 @@ def request(sampler: Sampler, seeds: list[int], **settings) -> Request:
 
 
 def fast(name: str) -> dict:
-    return {"num_inference_steps": 4} if name in ("latent_diffusion", "stable_diffusion") else {}
+    """Quick settings of a sampler, by its tiny configuration."""
+    return dict(tiny(name).settings)

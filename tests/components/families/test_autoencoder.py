@@ -11,7 +11,7 @@ from components.autoencoding.equivariance import Change, EquivarianceConfig, dra
 from components.config import parse
 from components.data.dataset import Batch
 from components.errors import ConfigError, SamplerError
-from components.families import FAMILIES
+from components.families import family_class
 from components.metrics.figures import values
 from components.metrics.reconstruction import reconstruction_figures
 from components.nets.autoencoder.codebook import Codebook
@@ -150,18 +150,29 @@ def test_adaptive_weight_brings_gradients_to_one_size():
 
 
 def test_changes_turn_and_shrink_latents_and_images_alike():
-    change = Change(turns=1, side=4, factor=2)
+    change = Change(turns=1, sides=(4, 4), factor=2)
     latents = torch.arange(64.0).reshape(1, 1, 8, 8)
     images = latents.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert change.latents(latents).shape == (1, 1, 4, 4)
     assert change.images(images).shape == (1, 1, 8, 8)
     shrunk = torch.nn.functional.avg_pool2d(change.images(images), 2)
     assert (shrunk - change.latents(latents)).abs().max() < 2
-    assert torch.equal(Change(1, 8, 2).latents(latents), torch.rot90(latents, 1, (2, 3)))
-    drawn = [draw(EquivarianceConfig(), step, 8, 2, 4) for step in range(200)]
+    assert torch.equal(Change(1, (8, 8), 2).latents(latents), torch.rot90(latents, 1, (2, 3)))
+    drawn = [draw(EquivarianceConfig(), step, (8, 8), 2, 4) for step in range(200)]
     assert 60 < sum(change is None for change in drawn) < 140
-    assert {change.side for change in drawn if change} == {2, 3, 4, 5, 6, 7, 8}
+    assert {change.sides for change in drawn if change} == {(side, side) for side in range(2, 9)}
     assert {change.turns for change in drawn if change} == {0, 1, 2, 3}
+
+
+def test_changes_of_rectangles_keep_their_aspect():
+    latents = torch.arange(96.0).reshape(1, 1, 8, 12)
+    images = latents.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    change = Change(turns=1, sides=(4, 6), factor=2)
+    assert change.latents(latents).shape == (1, 1, 6, 4)
+    assert change.images(images).shape == (1, 1, 12, 8)
+    assert torch.equal(Change(3, (8, 12), 2).latents(latents), torch.rot90(latents, 3, (2, 3)))
+    drawn = {draw(EquivarianceConfig(share=1.0), step, (8, 12), 2, 4).sides for step in range(200)}
+    assert drawn == {(2, 3), (3, 4), (4, 6), (5, 8), (6, 9), (7, 10), (8, 12)}
 
 
 def test_codebook_follows_the_latents_and_revives_dead_codes():
@@ -222,7 +233,7 @@ def test_figures_of_reconstructions():
 )
 def test_a_perceptual_loss_wants_one_network(block):
     with pytest.raises(ConfigError, match="expected either judge, a run folder, or lpips"):
-        parse(FAMILIES["vae"].Config, {"perceptual": block}, "model")
+        parse(family_class("vae").Config, {"perceptual": block}, "model")
 
 
 def test_a_discriminator_that_images_cannot_bear_is_refused():

@@ -8,7 +8,7 @@ import torch
 from components.artifacts import run_folder
 from components.config import parse
 from components.errors import ConfigError
-from components.families import FAMILIES
+from components.families import family_class
 from tests.components.families.contract import SAMPLERS, fast, request
 from tests.components.helpers import IMAGES
 
@@ -57,7 +57,7 @@ def test_calls_hold_rows_first(name, folders):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_settings_are_strict(name):
-    kind = FAMILIES[name].Settings
+    kind = family_class(name).Settings
     assert parse(kind, {}, "settings") == kind()
     with pytest.raises(ConfigError, match=r"settings\.nope: unknown key"):
         parse(kind, {"nope": 1}, "settings")

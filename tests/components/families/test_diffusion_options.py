@@ -13,7 +13,7 @@ from components.artifacts.run_folder import Provenance
 from components.conditioning.text import texts_of_column, tokens_of_column
 from components.data.dataset import batches
 from components.errors import DataError, SamplerError
-from components.families import FAMILIES
+from components.families import family_class
 from components.sampling.requests import Request, Source
 from components.sampling.trajectories import drive
 from components.training import ema
@@ -311,10 +311,10 @@ def test_a_text_net_learns_to_tell_captions_apart():
 )
 def test_what_does_not_go_together_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        FAMILIES["latent_diffusion"].Config(**changes)
+        family_class("latent_diffusion").Config(**changes)
 
 
 @pytest.mark.parametrize("interval", [(2.0, 1.0), (-1.0, 1.0), (1.0, 1.0)])
 def test_an_interval_runs_upwards(interval):
     with pytest.raises(ValueError, match="expected 0 <= first < second"):
-        FAMILIES["latent_diffusion"].Settings(guidance_interval=interval)
+        family_class("latent_diffusion").Settings(guidance_interval=interval)

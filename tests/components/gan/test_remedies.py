@@ -12,7 +12,7 @@ from torch import nn
 from components.config import parse
 from components.data.randomness import Draws
 from components.errors import ConfigError
-from components.families import FAMILIES
+from components.families import family_class, family_names
 from components.gan import augment
 from components.gan.base import GAN
 from components.gan.config import GANConfig
@@ -20,7 +20,7 @@ from components.nets.gan.layers import MinibatchStd, PairwiseDistances, spectral
 from components.training.loop import Player, State, TrainingConfig, fit, step_player
 from tests.components.helpers import assert_same, build, copied, no_wrap, one_exact_thread, stream
 
-VARIANTS = [name for name, kind in FAMILIES.items() if issubclass(kind, GAN)]
+VARIANTS = [name for name in family_names() if issubclass(family_class(name), GAN)]
 REMEDIES = {
     "label_smoothing": {"loss": "non_saturating", "label_smoothing": 0.1},
     "least_squares": {"loss": "least_squares"},

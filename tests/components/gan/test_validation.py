@@ -55,10 +55,10 @@ def test_a_discriminator_that_knows_its_images_by_heart_is_noticed():
 
     class ByHeart(torch.nn.Module):
         def forward(self, sample):
-            from components.data.images import to_uint8
+            from components.data.media.image import MEDIUM
             from components.nets.gan.critic import CriticOutput
 
-            rows = [tuple(image.flatten()[:4].tolist()) in known for image in to_uint8(sample["images"])]
+            rows = [tuple(image.flatten()[:4].tolist()) in known for image in MEDIUM.to_stored(sample["images"])]
             return CriticOutput((torch.tensor(rows).float() * 2 - 1,), ())
 
     family.nets["discriminator"] = ByHeart()

@@ -12,7 +12,7 @@ import torch
 from components.artifacts.run_folder import Provenance, Run, RunConfig
 from components.data.randomness import Draws
 from components.errors import SamplerError
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import AutoencoderInfo, DataInfo
 from components.interchange import to_diffusers
 from components.sampling.requests import Request
@@ -31,7 +31,7 @@ def run(tmp_path, autoencoder=AUTOENCODER, images=IMAGES, widths=(32, 64), **con
         autoencoder=AutoencoderInfo(config=autoencoder, data=images),
     )
     config = {"backbone": {"widths": widths, "heads": 2, "context_dim": 8}, **config}
-    kind = FAMILIES["latent_diffusion"]
+    kind = family_class("latent_diffusion")
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         family = kind(kind.Config(**config), data)
@@ -151,7 +151,7 @@ def test_what_diffusers_cannot_express_is_refused(changes, message, tmp_path):
 
 
 def test_other_families_are_refused(tmp_path):
-    family = FAMILIES["vae"](FAMILIES["vae"].Config(**AUTOENCODER), IMAGES)
+    family = family_class("vae")(family_class("vae").Config(**AUTOENCODER), IMAGES)
     provenance = Provenance(data="d", code="c", job="j", seed=0, step=1)
     config = RunConfig(family="vae", config=AUTOENCODER, data=IMAGES, provenance=provenance)
     with pytest.raises(SamplerError, match="a vae; expected latent_diffusion"):

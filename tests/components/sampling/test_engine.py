@@ -13,7 +13,7 @@ from components.diffusion.guidance import Guidance, Preconditioner, solve
 from components.diffusion.schedules import FlowSchedule
 from components.diffusion.solvers import SOLVERS
 from components.families.base import DataInfo
-from components.families.dcgan import DCGAN
+from components.families.dcgan import Model as DCGAN
 from components.sampling.engine import DeadlineExceeded, Engine, EngineFull, EngineStopped
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call, Preview, drive

@@ -9,9 +9,12 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("block", "told"),
         [
-            ({"image_size": 18}, "data.image_size: expected a multiple of 4, at least 8, found 18"),
-            ({"image_size": 4}, "data.image_size: expected a multiple of 4, at least 8, found 4"),
-            ({"image_size": "big"}, "data.image_size"),
+            ({"image_size": 4}, "data.image_size: expected a number of pixels, at least 8, or two of them"),
+            ({"image_size": "big"}, "data.image_size: expected a number of pixels"),
+            ({"image_size": True}, "data.image_size: expected a number of pixels"),
+            ({"image_size": [16]}, "data.image_size: expected a number of pixels"),
+            ({"image_size": [16, 4]}, "[height, width], found [16, 4]"),
+            ({"image_size": [16, 16, 16]}, "data.image_size: expected a number of pixels"),
             ({"channels": 2}, "data.channels"),
             ({"test_fraction": 0}, "data.test_fraction"),
             ({"test_fraction": 1.0}, "data.test_fraction"),
@@ -34,3 +37,9 @@ class TestConfig:
     )
     def test_possible_values_are_taken(self, block):
         assert parse(DataConfig, block, "data").test_fraction == 0.2
+
+    @pytest.mark.parametrize(
+        ("image_size", "shape"), [(18, (1, 18, 18)), ([16, 16], (1, 16, 16)), ([48, 64], (1, 48, 64))]
+    )
+    def test_sides_are_height_and_width(self, image_size, shape):
+        assert parse(DataConfig, {"image_size": image_size}, "data").shape == shape

@@ -11,8 +11,8 @@ from torch import nn
 from components.data.dataset import Batch
 from components.data.randomness import Draws
 from components.families.base import DataInfo, Family, Phase
-from components.families.latent_diffusion import LatentDiffusion
-from components.families.vae import VAE
+from components.families.latent_diffusion import Model as LatentDiffusion
+from components.families.vae import Model as VAE
 from components.training import ema
 from components.training.loop import State, TrainingConfig, fit
 from components.training.optimizers import OptimizerConfig

@@ -12,7 +12,7 @@ from ray.util import placement_group, remove_placement_group
 from components.artifacts import run_folder
 from components.data.dataset import Dataset, verify, write_manifest, write_shards
 from components.families.base import DataInfo, data_info
-from components.families.vae import VAE
+from components.families.vae import Model as VAE
 from components.files import sha256, whole_folder
 from components.interchange import text_encoders
 from components.training.ema import copy_of

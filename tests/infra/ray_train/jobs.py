@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from components.data.dataset import read_manifest, write_manifest, write_shards
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import data_info
 from components.files import whole_folder
 from components.training.loop import TrainingConfig
@@ -28,7 +28,7 @@ def write_images(folder: Path) -> Path:
 
 
 def make_job(images, family="vae", **training) -> ray_train.Job:
-    kind = FAMILIES[family]
+    kind = family_class(family)
     model = {
         "vae": {"widths": [8], "latent_channels": 2},
         "judge": {"width": 8},

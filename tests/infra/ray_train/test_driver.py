@@ -20,7 +20,7 @@ from components.artifacts import run_folder
 from components.data.dataset import Dataset, batches
 from components.data.permutation import global_batch
 from components.errors import DataError, InputError, TrainingError
-from components.families import FAMILIES
+from components.families import family_class
 from components.training.loop import State, fit
 from components.training.metric_averages import NonFiniteError
 from infra import ray_train
@@ -58,7 +58,7 @@ def in_process(job) -> State:
         )
 
 
-class DiesOnce(FAMILIES["vae"]):
+class DiesOnce(family_class("vae")):
     """Ends its process at its fifth loss, if the marker file is not there yet."""
 
     marker = ""

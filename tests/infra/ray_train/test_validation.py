@@ -7,7 +7,7 @@ import torch
 
 from components.artifacts import run_folder
 from components.artifacts.run_folder import Provenance
-from components.families import FAMILIES
+from components.families import family_class
 from components.metrics.figures import Definition, Figure, named
 from components.training.loop import State
 from infra.ray_train import Job, Watch, validation
@@ -31,7 +31,7 @@ def figure(name: str, value: float) -> Figure:
     return Definition(name=name, label=name, explanation="", kind="count", better=None).figure(value)
 
 
-class Validated(FAMILIES["wgan_gp"]):
+class Validated(family_class("wgan_gp")):
     """Tells what it was given, and a weight of each of its nets."""
 
     def validate(self, train, held_out, judge):

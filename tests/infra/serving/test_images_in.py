@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from components.artifacts import run_folder
-from components.data.images import from_uint8, to_uint8
+from components.data.media.image import MEDIUM
 from components.sampling.requests import Request, Source
 from components.training.ema import copy_of
 from components.training.loop import State
@@ -53,7 +53,7 @@ def mask() -> Image.Image:
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
-    return from_uint8(torch.from_numpy(np.asarray(image).copy())[None, None])
+    return MEDIUM.to_floats(torch.from_numpy(np.asarray(image).copy())[None, None])
 
 
 def own(folder, label, source=None, steps=4, guidance=2.0, **more) -> np.ndarray:
@@ -62,7 +62,7 @@ def own(folder, label, source=None, steps=4, guidance=2.0, **more) -> np.ndarray
     settings = family.Settings(num_inference_steps=steps, guidance_scale=guidance)
     request = Request(torch.tensor([5]), torch.tensor([label]) if label is not None else None, settings, **more)
     request = Request(**{**vars(request), "source": source})
-    return to_uint8(family.sample(request))[0, 0].numpy()
+    return MEDIUM.to_stored(family.sample(request))[0, 0].numpy()
 
 
 def differ(one, other) -> int:
@@ -179,8 +179,8 @@ def test_a_cut_off_image_is_refused(drawing):
 
 def test_a_source_arrives_as_it_was_sent():
     grid = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
-    arrived = opened(Upload(pixels=grid.tobytes(), strength=0.3, mask=b"\xff" * 128 + b"\0" * 128), grid.shape)
-    assert (to_uint8(arrived.images)[0].numpy() == grid).all() and arrived.strength == 0.3
+    arrived = opened(Upload(pixels=grid.tobytes(), strength=0.3, mask=b"\xff" * 128 + b"\0" * 128), MEDIUM, grid.shape)
+    assert (MEDIUM.to_stored(arrived.images)[0].numpy() == grid).all() and arrived.strength == 0.3
     assert arrived.mask[0, 0, 0, 0] == 1 and arrived.mask[0, 0, -1, -1] == 0
 
 
@@ -213,7 +213,7 @@ def test_prompts_of_a_sampler_of_texts(text_folder):
     with serving(backend, config) as address:
         images = client(address).images
         made = pixels(images.generate(prompt="a cat", extra_body={**FAST, "negative_prompt": "a dog"}).data[0])
-        assert differ(made, to_uint8(expected)[0].movedim(0, -1).squeeze().numpy()) <= 1
+        assert differ(made, MEDIUM.to_stored(expected)[0].movedim(0, -1).squeeze().numpy()) <= 1
         assert differ(made, pixels(images.generate(prompt="a cat", extra_body=FAST).data[0])) > 0
         with pytest.raises(openai.BadRequestError, match="at most 16 bytes"):
             images.generate(prompt="a cat on a sunny day", extra_body=FAST)

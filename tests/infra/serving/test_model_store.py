@@ -7,7 +7,7 @@ import pytest
 
 from components.artifacts import pyfunc, run_folder
 from components.errors import InputError, SamplerError
-from components.families import FAMILIES
+from components.families import family_class
 from components.families.base import DataInfo
 from components.files import write_json
 from components.training.ema import copy_of
@@ -59,7 +59,7 @@ def test_versions_beside_need_a_registry(root):
 
 
 def test_what_generates_no_images_is_not_served(tmp_path):
-    kind = FAMILIES["judge"]
+    kind = family_class("judge")
     family = kind(kind.Config(width=8, feature_dim=4), DataInfo(shape=(1, 16, 16), classes=("a", "b")))
     average = copy_of(family.nets)
     provenance = run_folder.Provenance(data="data", code="code", job="job", seed=0, step=1)

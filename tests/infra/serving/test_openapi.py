@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 
-from components.data.images import encode
+from components.data.media.image import MEDIUM
 from infra.config import ServeConfig
 from infra.serving import http_api
 from infra.serving.openai_api import Update
@@ -21,7 +21,7 @@ class Ready:
     def __init__(self, model):
         import torch
 
-        self.model, self.image = model, encode(torch.zeros(model.image_shape))
+        self.model, self.image = model, MEDIUM.encode(torch.zeros(model.image_shape), "png")
 
     async def served(self):
         return (self.model,)

@@ -20,7 +20,7 @@ from PIL import Image
 from ray import serve
 
 from components.artifacts import run_folder
-from components.data.images import to_uint8
+from components.data.media.image import MEDIUM
 from components.errors import SamplerError
 from components.sampling.requests import Request
 from infra.config import ServeConfig
@@ -91,7 +91,7 @@ def test_a_class_by_name_or_number(client):
 def test_the_image_is_the_samplers_own(client, project):
     family = run_folder.load(project / "runs/ldm").family
     settings = family.Settings(solver="heun", num_inference_steps=5, guidance_scale=3.0)
-    expected = to_uint8(family.sample(Request(torch.tensor([11]), torch.tensor([1]), settings)))[0, 0].numpy()
+    expected = MEDIUM.to_stored(family.sample(Request(torch.tensor([11]), torch.tensor([1]), settings)))[0, 0].numpy()
     answer = client.images.generate(
         prompt="one",
         model="latent-foundry",
@@ -407,7 +407,7 @@ def test_promotions_and_a_killed_replica_lose_nothing(address, project, promotio
         settings = family.Settings(**DEFAULTS | FAST)
         for image, own_seed in zip(images, (seed, seed + 1), strict=True):
             request = Request(torch.tensor([own_seed]), torch.tensor([2]), settings)
-            assert np.abs(image.astype(int) - to_uint8(family.sample(request))[0, 0].numpy()).max() <= 1
+            assert np.abs(image.astype(int) - MEDIUM.to_stored(family.sample(request))[0, 0].numpy()).max() <= 1
     wait_for(lambda: len(replicas()) == 1)  # those before are gone
 
 

@@ -17,7 +17,7 @@ from components.artifacts import run_folder
 from components.data.dataset import write_manifest, write_shards
 from components.errors import DataError
 from components.families.base import DataInfo
-from components.families.vae import VAE
+from components.families.vae import Model as VAE
 from components.files import whole_folder
 from components.training.ema import copy_of
 from components.training.loop import State

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from components.artifacts import pyfunc, run_folder
-from components.data.images import to_uint8
+from components.data.media.image import MEDIUM
 from components.evaluation.generation import open_candidate
-from components.families import FAMILIES
+from components.families import family_class
 from components.sampling.requests import Request
 from infra.config import TrackingConfig
 from infra.tracking.registry import Entry, Registry, requirements
@@ -45,9 +45,12 @@ def registered(tmp_path_factory):
 
 def test_a_version_names_the_libraries_that_its_networks_need():
     pytest.importorskip("transformers")
-    plain = [line.partition("==")[0] for line in requirements(FAMILIES["latent_diffusion"])]
+    plain, texts = (
+        [line.partition("==")[0] for line in requirements(family_class(name))]
+        for name in ("latent_diffusion", "stable_diffusion")
+    )
     assert "torch" in plain and "transformers" not in plain
-    assert [line.partition("==")[0] for line in requirements(FAMILIES["stable_diffusion"])] == [*plain, "transformers"]
+    assert texts == [*plain, "transformers"]
 
 
 CLEAN = """
@@ -87,7 +90,7 @@ def test_the_champion_loads_and_samples_in_a_clean_process(registered, tmp_path)
     import torch
 
     sampler, settings = open_candidate(registered / "runs/ldm", SETTINGS, "cpu", "")
-    here = to_uint8(sampler.sample(Request(torch.tensor([3, 4]), torch.tensor([0, 2]), settings)))
+    here = MEDIUM.to_stored(sampler.sample(Request(torch.tensor([3, 4]), torch.tensor([0, 2]), settings)))
     assert torch.equal(torch.tensor(told["pixels"], dtype=torch.uint8), here.permute(0, 2, 3, 1))
 
 
