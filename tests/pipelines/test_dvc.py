@@ -22,7 +22,7 @@ SAMPLING_ONLY = {
 # figures beside the curves: they decide no weight
 WATCHING_ONLY = {
     f"components/metrics/{name}.py"
-    for name in ("modes", "neighbours", "probe", "reconstruction", "frechet", "intervals")
+    for name in ("figures", "modes", "neighbours", "probe", "reconstruction", "frechet", "intervals")
 }
 
 
