@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from components.errors import SamplerError
+
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """A value a row, (B,) -> (B, 1, ..., 1), to go with `like` (B, ...)."""
@@ -23,3 +25,22 @@ def all_but_channels(ndim: int) -> tuple[int, ...]:
 def shape_text(shape: tuple[int, ...]) -> str:
     """A shape for messages: 1x16x16."""
     return "x".join(map(str, shape))
+
+
+def refuse_unless_planar(shape: tuple[int, ...], multiple: int, name: str) -> None:
+    """Raises SamplerError, naming the family, unless rows are channels, height and width, and both sides divisible by
+    `multiple`."""
+    if len(shape) != 3:
+        raise SamplerError(f"{name}: expected rows of channels, height and width, found {shape_text(shape)}")
+    _, height, width = shape
+    if height % multiple or width % multiple:
+        found = f"found {height}x{width}"
+        raise SamplerError(f"{name}: expected a height and width that are multiples of {multiple}, {found}")
+
+
+def refuse_unless_square(shape: tuple[int, ...], name: str) -> None:
+    """Raises SamplerError, naming the family, unless rows are channels, height and width, the sides equal."""
+    refuse_unless_planar(shape, 1, name)
+    _, height, width = shape
+    if height != width:
+        raise SamplerError(f"{name}: expected square images, found {height}x{width}")

@@ -15,9 +15,8 @@ import torch
 
 from components.artifacts import run_folder
 from components.config import parse
-from components.errors import InputError
 from components.evaluation.generation import sampler_of
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 
 SAMPLER, CANDIDATE = "sampler", "candidate.json"
 _BATCH = 64  # rows sampled at once
@@ -34,22 +33,19 @@ class RegisteredSampler:
         self._settings = json.loads((folder / CANDIDATE).read_text())["settings"]
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray:
-        """`model_input` is a DataFrame or a mapping of columns. Raises InputError of a label that is no class."""
+        """`model_input` is a DataFrame or a mapping of columns. Raises SamplerError, an InputError, of what the
+        sampler does not take, as a label that is no class."""
         chosen = {name: _plain(value) for name, value in (params or {}).items() if value is not None}
         sampler = sampler_of(self._run)
         settings = parse(sampler.Settings, {**self._settings, **chosen}, "params")
         seeds = torch.tensor(np.array(model_input["seed"], dtype=np.int64))
-        labels = None
-        if sampler.conditional and "label" in model_input:
-            labels = torch.tensor(np.array(model_input["label"], dtype=np.int64))
-            if ((labels < 0) | (labels >= sampler.num_classes)).any():
-                raise InputError(
-                    f"label: expected class numbers 0 to {sampler.num_classes - 1}, found {labels.tolist()}"
-                )
-        prompts = None
-        if sampler.texts and "prompt" in model_input:
-            prompts = tuple(str(prompt) for prompt in model_input["prompt"])
-        parts = [sampler.sample(part) for part in Request(seeds, labels, settings, prompts).split(_BATCH)]
+        given = {}
+        if "label" in sampler.accepts and "label" in model_input:
+            given["label"] = torch.tensor(np.array(model_input["label"], dtype=np.int64))
+        if "prompt" in sampler.accepts and "prompt" in model_input:
+            given["prompt"] = tuple(str(prompt) for prompt in model_input["prompt"])
+        request = Request(seeds, settings, Conditions(**given))
+        parts = [sampler.sample(part) for part in request.split(_BATCH)]
         return sampler.medium.arrays(torch.cat(parts))
 
 

@@ -1,6 +1,6 @@
 """Backbones of a denoiser, chosen by `backbone.name`: a block of the config for each, which builds its network.
 
-A backbone answers `net(x, level, context, label)` with x's shape: x (B, C, H, W), noise level (B,) in [0, 1000],
+A backbone answers `net(x, level, context, label)` with x's shape: x (B, C, ...), noise level (B,) in [0, 1000],
 context (B, M, context_dim), label (B,) or None.
 """
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from components.config import Strict
 from components.nets.unet import UNet2DConditionModel
+from components.shapes import refuse_unless_planar
 
 
 class UNet(Strict):
@@ -35,10 +36,9 @@ class UNet(Strict):
             raise ValueError(f"every width must be divisible by heads ({self.heads})")
         return self
 
-    @property
-    def multiple(self) -> int:
-        """What height and width must be divisible by."""
-        return 2 ** (len(self.widths) - 1)
+    def refuse_unfit(self, shape: tuple[int, ...], name: str) -> None:
+        """Raises SamplerError, naming the family, of rows that the net cannot take: a resolution halves the sides."""
+        refuse_unless_planar(shape, 2 ** (len(self.widths) - 1), name)
 
     @property
     def attends(self) -> bool:

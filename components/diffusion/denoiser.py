@@ -28,7 +28,7 @@ class Denoiser(nn.Module):
     they are the backbone's own. With `uncertainty` the net can tell, beside its answer, the logarithm (B,) of the error
     that it expects.
 
-    x (B, C, H, W), level (B,) in [0, 1000] -> (B, C, H, W).
+    x (B, C, ...), level (B,) in [0, 1000] -> x's shape.
     """
 
     def __init__(self, conditioner: nn.Module | None, backbone: nn.Module, uncertainty: bool = False):

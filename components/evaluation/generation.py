@@ -18,7 +18,7 @@ from components.data.dataset import Dataset
 from components.errors import SamplerError
 from components.families.base import Sampler
 from components.metrics.figures import Definition, Figures, named
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from components.sampling.trajectories import drive
 
 MS_PER_IMAGE = Definition(
@@ -122,8 +122,9 @@ def request(
     """Images `start` to `stop` of the set that a seed stands for, labels cycling through the classes, or prompts
     through the captions."""
     labels = sampler.cycled_labels(stop)
+    labels = None if labels is None else labels[start:]
     prompts = captions.take(range(start, stop)) if sampler.texts and captions is not None else None
-    return Request(seeds(stop, seed)[start:], None if labels is None else labels[start:], settings, prompts)
+    return Request(seeds(stop, seed)[start:], settings, Conditions(label=labels, prompt=prompts))
 
 
 def requests(
@@ -141,7 +142,7 @@ def generate(sampler: Sampler, request: Request) -> Generated:
     images = sampler.sample(request)
     _synchronise()
     seconds = time.perf_counter() - start
-    return Generated(sampler.medium.quantised(images), request.labels, seconds)
+    return Generated(sampler.medium.quantised(images), request.conditions.label, seconds)
 
 
 def _synchronise() -> None:
@@ -156,7 +157,7 @@ def grid_request(sampler: Sampler, settings: Strict, seed: int, captions: Captio
     prompts = None
     if sampler.texts and captions is not None:
         prompts = captions.take(row for row in range(rows) for _ in range(GRID_COLUMNS))
-    return Request(seeds(rows * GRID_COLUMNS, seed), labels, settings, prompts)
+    return Request(seeds(rows * GRID_COLUMNS, seed), settings, Conditions(label=labels, prompt=prompts))
 
 
 def ms_per_image(batches: list[tuple[int, float]]) -> float:

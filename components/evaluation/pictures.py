@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -57,16 +58,11 @@ def film_strip(sampler: Sampler, request: Request, frames: int) -> tuple[Tensor,
 def walks(sampler: Sampler, first: Request, last: Request, steps: int) -> Tensor:
     """The ways from N samples to N others, (N * steps, C, ...), way after way. What differs between the requests
     changes along the ways: seeds along arcs, classes and texts along lines."""
-    rows = torch.arange(len(first.seeds)).repeat_interleave(steps)
+    rows = torch.arange(len(first.seeds)).repeat_interleave(steps).tolist()
     share = torch.linspace(0, 1, steps).repeat(len(first.seeds))
-
-    def along(values: Tensor | tuple[str, ...] | None) -> Tensor | tuple[str, ...] | None:
-        if isinstance(values, tuple):
-            return tuple(values[row] for row in rows)
-        return None if values is None else values[rows]
-
-    blend = Blend(along(last.seeds), share, along(last.labels), along(last.prompts))
-    ways = Request(along(first.seeds), along(first.labels), first.settings, along(first.prompts), blend=blend)
+    ends = last.take(rows)
+    blend = Blend(ends.seeds, share, label=ends.conditions.label, prompt=ends.conditions.prompt)
+    ways = replace(first.take(rows), blend=blend)
     return sampler.sample(ways)
 
 

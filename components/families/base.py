@@ -20,9 +20,8 @@ from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.metrics.figures import Figures
 from components.metrics.reconstruction import reconstruction_figures
-from components.sampling.requests import Blend, Request
+from components.sampling.requests import Conditions, Request, refuse_unaccepted
 from components.sampling.trajectories import Call, Trajectory, drive
-from components.shapes import shape_text
 from components.training.optimizers import OptimizerConfig
 
 Losses = dict[str, Tensor]  # "loss" is what is minimised; the other scalars are its terms and figures for the curves
@@ -172,10 +171,7 @@ class Sampler(Family):
 
     Settings: ClassVar[type[Strict]]
     calls: Mapping[str, Callable[..., Tensor]]  # what answers the calls of its trajectories, by Call.net
-    # of a built sampler these may depend on its config
-    conditional: bool = False  # whether labels steer it
-    texts: bool = False  # whether prompts steer it
-    edits: bool = False  # whether it can start from a request's source, redraw a part of it, and blend
+    accepts: frozenset[str] = frozenset()  # what steers it: names of Conditions, and "blend"; may depend on the config
 
     @classmethod
     def why_not(cls, config: Strict, settings: Strict) -> str | None:
@@ -184,23 +180,45 @@ class Sampler(Family):
         return None
 
     def trajectory(self, request: Request) -> Trajectory:
-        """The coroutine that makes the rows of a request: (B, C, ...) in [-1, 1]."""
+        """The coroutine that makes the rows of a request: (B, C, ...) in [-1, 1]. Raises SamplerError of what the
+        sampler does not take, on whatever way a request comes."""
+        refuse_unaccepted(self.accepts, self.medium.plural, self.image_shape, self.num_classes, request)
+        if reason := self.why_not(self.config, request.settings):
+            raise SamplerError(reason)
+        return self._trajectory(request)
+
+    def _trajectory(self, request: Request) -> Trajectory:
+        """The coroutine itself, of a request that the sampler takes."""
         raise NotImplementedError
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         seeds = torch.arange(20)
-        return self.sample(Request(seeds, self.cycled_labels(len(seeds)), self.Settings()))
+        return self.sample(Request(seeds, self.Settings(), Conditions(label=self.cycled_labels(len(seeds)))))
 
     def sample(self, request: Request) -> Tensor:
         """Images of a request on the spot, on the device of the nets, in evaluation mode. Raises SamplerError of what
         the sampler cannot do."""
-        refuse_unfit(self, request)
         self.nets.eval()
         return drive(self.trajectory(request.to(next(self.nets.parameters()).device)), self.calls)
 
     def cycled_labels(self, count: int) -> Tensor | None:
         """Labels 0, 1, 2, ... in turn, or None where the sampler takes none."""
         return torch.arange(count) % self.num_classes if self.conditional else None
+
+    @property
+    def conditional(self) -> bool:
+        """Whether labels steer it."""
+        return "label" in self.accepts
+
+    @property
+    def texts(self) -> bool:
+        """Whether prompts steer it."""
+        return "prompt" in self.accepts
+
+    @property
+    def edits(self) -> bool:
+        """Whether it can start from a request's source, and redraw a part of it."""
+        return "source" in self.accepts
 
     @property
     def num_classes(self) -> int:
@@ -237,7 +255,7 @@ class Autoencoder(Sampler):
         decoded = yield Call("decoder", {"latents": latents})
         return self.bounded(decoded)
 
-    def trajectory(self, request: Request) -> Trajectory:
+    def _trajectory(self, request: Request) -> Trajectory:
         """Decodes draws from the prior, the autoencoder as a generator of its own."""
         return (yield from self.decode(Draws.of_seeds(request.seeds).normal("latent", self.latent_shape)))
 
@@ -263,58 +281,3 @@ class Autoencoder(Sampler):
 def family_name(family: type[Family]) -> str:
     """The name that params.yaml knows a family by: its module's."""
     return family.__module__.rpartition(".")[2]
-
-
-def refuse_unless_planar(shape: tuple[int, ...], multiple: int, name: str) -> None:
-    """Raises SamplerError, naming the family, unless rows are channels, height and width, and both sides divisible by
-    `multiple`."""
-    if len(shape) != 3:
-        raise SamplerError(f"{name}: expected rows of channels, height and width, found {shape_text(shape)}")
-    _, height, width = shape
-    if height % multiple or width % multiple:
-        found = f"found {height}x{width}"
-        raise SamplerError(f"{name}: expected a height and width that are multiples of {multiple}, {found}")
-
-
-def refuse_unless_square(shape: tuple[int, ...], name: str) -> None:
-    """Raises SamplerError, naming the family, unless rows are channels, height and width, the sides equal."""
-    refuse_unless_planar(shape, 1, name)
-    _, height, width = shape
-    if height != width:
-        raise SamplerError(f"{name}: expected square images, found {height}x{width}")
-
-
-def refuse_unfit(sampler: Sampler, request: Request) -> None:
-    """Raises SamplerError naming the first thing in a request that the sampler does not take."""
-    if request.source is not None:
-        if not sampler.edits:
-            raise SamplerError(f"source: this sampler draws from noise alone and edits no {sampler.medium.plural}")
-        found = tuple(request.source.images.shape[1:])
-        if found != sampler.image_shape:
-            expected = f"{sampler.medium.plural} {shape_text(sampler.image_shape)}"
-            raise SamplerError(f"source: expected {expected}, found {shape_text(found)}")
-    if reason := sampler.why_not(sampler.config, request.settings):
-        raise SamplerError(reason)
-    is_guided = sampler.conditional and "guidance_scale" in sampler.Settings.model_fields
-    if request.negative_labels is not None and not is_guided:
-        raise SamplerError("negative label: this sampler is not guided away from classes")
-    if request.blend is not None:
-        _refuse_unfit_blend(sampler, request.blend, len(request.seeds))
-    if not sampler.texts and (request.prompts is not None or request.negative_prompts is not None):
-        raise SamplerError("prompt: this sampler takes no texts")
-    for name in ("labels", "prompts", "negative_labels", "negative_prompts"):
-        given = getattr(request, name)
-        if given is not None and len(given) != len(request.seeds):
-            raise SamplerError(f"{name}: expected one for each of {len(request.seeds)} seeds, found {len(given)}")
-
-
-def _refuse_unfit_blend(sampler: Sampler, blend: Blend, rows: int) -> None:
-    if not sampler.edits:
-        raise SamplerError("blend: this sampler knows no way between two seeds")
-    if blend.labels is not None and not sampler.conditional:
-        raise SamplerError("blend: labels: this sampler is not steered by classes")
-    if blend.prompts is not None and not sampler.texts:
-        raise SamplerError("blend: prompts: this sampler takes no texts")
-    for name, given in vars(blend).items():
-        if given is not None and len(given) != rows:
-            raise SamplerError(f"blend: {name}: expected one for each of {rows} seeds, found {len(given)}")

@@ -12,8 +12,9 @@ from components.data.dataset import Batch
 from components.data.randomness import Draws
 from components.errors import DataError
 from components.families import base
-from components.families.base import DataInfo, Losses, Phase, Tiny, refuse_unless_planar
+from components.families.base import DataInfo, Losses, Phase, Tiny
 from components.nets.classifier import Classifier
+from components.shapes import refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
 
 

@@ -25,12 +25,15 @@ from components.diffusion.guidance import Condition, Denoise, Guidance, Precondi
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS
 from components.errors import DataError
-from components.families.base import DataInfo, Early, Losses, Phase, Sampler, Tiny, refuse_unfit, refuse_unless_planar
+from components.families import family_class
+from components.families.base import DataInfo, Early, Losses, Phase, Sampler, Tiny
 from components.nets.text_encoders import EncoderLayout
-from components.sampling.requests import Request
+from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call, Preview, Trajectory
 from components.shapes import per_channel, per_row
 
+# by model.conditioning, what steers it
+STEERING = {"none": (), "class": ("label", "negative_label"), "text": ("prompt", "negative_prompt")}
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, Table 1
 
 
@@ -38,8 +41,6 @@ class Latents:
     """The space of an autoencoder's latents, with their mean and spread by channel: the data set's, unless told."""
 
     def __init__(self, data: DataInfo, moments: tuple[Sequence[float], Sequence[float]] | None = None):
-        from components.families import family_class  # which knows this family too
-
         kind = family_class(data.autoencoder.family)
         self.autoencoder = kind(kind.Config(**data.autoencoder.config), data.autoencoder.data)
         self.nets = {"autoencoder": self.autoencoder.nets["autoencoder"]}
@@ -97,14 +98,12 @@ class Model(Sampler):
     Settings = Settings
     kept = ("denoiser", "autoencoder")
     pretrained = ("autoencoder",)
-    conditional = True
-    edits = True
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data
-        self.conditional, self.texts = (config.conditioning == kind for kind in ("class", "text"))
+        self.accepts = frozenset({"source", BLEND, *STEERING[config.conditioning]})
         _refuse_unless_described(config, data)
-        refuse_unless_planar(data.shape, config.backbone.multiple, "latent_diffusion")
+        config.backbone.refuse_unfit(data.shape, "latent_diffusion")
         self.space = Pixels(data) if data.autoencoder is None else Latents(data)
         self.autoencoder = self.space.autoencoder
         denoiser = build_denoiser(config, data)
@@ -169,9 +168,8 @@ class Model(Sampler):
             return draws.uniform("time")
         return torch.sigmoid(times.mean + times.std * draws.normal("time", ()))
 
-    def trajectory(self, request: Request) -> Trajectory:
-        refuse_unfit(self, request)
-        settings, source, draws = request.settings, request.source, Draws.of_seeds(request.seeds)
+    def _trajectory(self, request: Request) -> Trajectory:
+        settings, source, draws = request.settings, request.conditions.source, Draws.of_seeds(request.seeds)
         sigmas = self.sigmas(settings, 1.0 if source is None else source.strength)
         noise = draws.normal("start", self.data.shape)
         if request.blend is not None and request.blend.seeds is not None:
@@ -210,11 +208,12 @@ class Model(Sampler):
         if self.texts:
             return (yield from self._texts(request, guidance))
         null = torch.full_like(request.seeds, self.null)
-        towards = null if request.labels is None or not self.conditional else request.labels
-        away = null if request.negative_labels is None else request.negative_labels
-        if request.blend is not None and request.blend.labels is not None:
+        asked = request.conditions
+        towards = null if asked.label is None else asked.label
+        away = null if asked.negative_label is None else asked.negative_label
+        if request.blend is not None and request.blend.label is not None:
             # linear between the classes' embeddings, which are the rows of the weights that these numbers weigh
-            ends = (towards, request.blend.labels, away)
+            ends = (towards, request.blend.label, away)
             towards, other, away = (F.one_hot(label, self.null + 1).float() for label in ends)
             towards = lerp(towards, other, request.blend.share)
         return {"label": towards}, {"label": towards if guidance.guide is not None else away}
@@ -222,8 +221,9 @@ class Model(Sampler):
     def _texts(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, tuple[Condition, Condition]]:
         """The same of texts: all that a net is asked about goes into one call of what encodes them for it."""
         nothing = ("",) * len(request.seeds)
-        wanted, against = request.prompts or nothing, request.negative_prompts or nothing
-        other = request.blend.prompts if request.blend is not None else None
+        wanted = request.conditions.prompt or nothing
+        against = request.conditions.negative_prompt or nothing
+        other = request.blend.prompt if request.blend is not None else None
         asked = [wanted] if other is None else [wanted, other]
         alike = guidance.guide is None and all(texts == against for texts in asked)
         alone = guidance.scale == 1 or alike or guidance.guide is not None
@@ -252,7 +252,7 @@ class Model(Sampler):
         if not self.texts:
             return super().preview(columns)
         prompts = self.text_inputs.captions({"caption": columns["caption"][:20]})
-        return self.sample(Request(torch.arange(len(prompts)), None, self.Settings(), prompts=prompts))
+        return self.sample(Request(torch.arange(len(prompts)), self.Settings(), Conditions(prompt=prompts)))
 
     def sigmas(self, settings: Settings, strength: float = 1.0) -> list[float]:
         """The noise levels that a request visits, noisiest first, 0 last: from `strength` of the way up, in as large a

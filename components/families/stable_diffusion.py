@@ -21,11 +21,11 @@ from components.diffusion.denoiser import Denoiser
 from components.diffusion.guidance import Condition, Denoise, Guidance, Preconditioner
 from components.errors import DataError
 from components.families.base import DataInfo, Family, Phase, Tiny
-from components.families.latent_diffusion import Latents, lerp
+from components.families.latent_diffusion import STEERING, Latents, lerp
 from components.families.latent_diffusion import Model as LatentDiffusion
 from components.nets.text_encoders import LIBRARIES, Encoded, EncoderLayout, TextEncoders
 from components.nets.unet import UNet2DConditionModel
-from components.sampling.requests import Request
+from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call
 from components.shapes import per_row
 from components.training.optimizers import OptimizerConfig
@@ -97,8 +97,7 @@ class Settings(diffusion.Settings):
 class Model(LatentDiffusion):
     Config = Config
     Settings = Settings
-    conditional = False
-    texts = True
+    accepts = frozenset({"source", BLEND, *STEERING["text"]})
     libraries = LIBRARIES
 
     def __init__(self, config: Config, data: DataInfo):
@@ -141,12 +140,12 @@ class Model(LatentDiffusion):
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         prompts = texts_of_column(columns["caption"][:4]) if "caption" in columns else ("",) * 4
-        return self.sample(Request(torch.arange(len(prompts)), None, self.Settings(), prompts=prompts))
+        return self.sample(Request(torch.arange(len(prompts)), self.Settings(), Conditions(prompt=prompts)))
 
     def _denoise(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, Denoise]:
         rows, text = len(request.seeds), self.nets["text"]
-        prompts, against = request.prompts or ("",) * rows, request.negative_prompts
-        other = request.blend.prompts if request.blend is not None else None
+        prompts, against = request.conditions.prompt or ("",) * rows, request.conditions.negative_prompt
+        other = request.blend.prompt if request.blend is not None else None
         texts = [*prompts, *(other or ()), *((against or ("",) * rows) if guidance.scale != 1 else ())]
         found = text.unpack((yield Call("text", text.tokens(texts))))
         wanted, unwanted = (Encoded(*(part[place] for part in found)) for place in (slice(rows), slice(-rows, None)))

@@ -120,8 +120,8 @@ class Model(GAN):
             mean.lerp_(lengths.mean(), 0.01)
         return (lengths - mean.clone()).square().mean()
 
-    def trajectory(self, request: Request) -> Trajectory:
-        label = {"label": request.labels} if self.conditional else {}
+    def _trajectory(self, request: Request) -> Trajectory:
+        label = {"label": request.conditions.label} if self.conditional else {}
         psi = torch.full((len(request.seeds),), request.settings.truncation_psi, device=request.seeds.device)
         return (yield Call("generator", {**self.inputs(Draws.of_seeds(request.seeds), "sample", label), "psi": psi}))
 

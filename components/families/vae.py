@@ -16,11 +16,12 @@ from components.autoencoding.perceptual import DISTANCES, PerceptualConfig
 from components.config import Strict
 from components.data.dataset import Batch
 from components.errors import SamplerError
-from components.families.base import Autoencoder, DataInfo, Losses, Phase, Tiny, refuse_unless_planar
+from components.families.base import Autoencoder, DataInfo, Losses, Phase, Tiny
 from components.nets.autoencoder import AutoencoderKL
 from components.nets.autoencoder.codebook import Codebook
 from components.nets.autoencoder.discriminator import PatchDiscriminator
 from components.nets.autoencoder.kl import Reconstruction
+from components.shapes import refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
 
 

@@ -12,7 +12,7 @@ from components.config import Strict
 from components.data.dataset import Batch
 from components.data.randomness import Draws
 from components.errors import DataError, SamplerError
-from components.families.base import DataInfo, Family, Losses, Phase, Sampler, family_name, refuse_unless_square
+from components.families.base import DataInfo, Family, Losses, Phase, Sampler, family_name
 from components.gan import penalties
 from components.gan.augment import adaptive, diffaugment, next_probability
 from components.gan.config import GANConfig
@@ -24,6 +24,7 @@ from components.nets.gan.critic import CriticOutput, Sample
 from components.nets.gan.layers import doublings, spectral_normalise
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call, Trajectory
+from components.shapes import refuse_unless_square
 
 
 class Settings(Strict):
@@ -36,6 +37,7 @@ class GAN(Sampler):
     Settings = Settings
     Config = GANConfig
     kept = ("generator",)
+    conditional = False  # whether labels steer it
     labels_optional = False  # of a conditional variant: whether it can do without classes
 
     def __init__(self, config: GANConfig, data: DataInfo):
@@ -47,6 +49,10 @@ class GAN(Sampler):
         self.loss = LOSSES[config.loss]
         self.adopt(**self.players())
         self.phases = self.moves()
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        return frozenset({"label"} if self.conditional else ())
 
     def players(self) -> dict[str, nn.Module]:
         """The nets by name: generator and discriminator, and what else the variant trains."""
@@ -236,8 +242,8 @@ class GAN(Sampler):
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
-    def trajectory(self, request: Request) -> Trajectory:
-        label = {} if request.labels is None or not self.conditional else {"label": request.labels}
+    def _trajectory(self, request: Request) -> Trajectory:
+        label = {} if request.conditions.label is None else {"label": request.conditions.label}
         return (yield Call("generator", self.inputs(Draws.of_seeds(request.seeds), "sample", label)))
 
     def of_images(self, scores: Tensor) -> Tensor:

@@ -48,8 +48,8 @@ class Big(ResidualGAN):
     def residual_generator(self) -> nn.Module:
         return super().residual_generator(embedding_dim=self.config.embedding_dim, split_latent=True)
 
-    def trajectory(self, request: Request) -> Trajectory:
+    def _trajectory(self, request: Request) -> Trajectory:
         truncation = torch.full((len(request.seeds),), request.settings.truncation, device=request.seeds.device)
         z = truncated_normal(Draws.of_seeds(request.seeds), "sample", self.config.latent_dim, truncation)
-        label = {"label": request.labels} if self.conditional else {}
+        label = {"label": request.conditions.label} if self.conditional else {}
         return (yield Call("generator", {"z": z, "truncation": truncation, **label}))

@@ -13,7 +13,7 @@ from components.families.base import Family
 from components.metrics.figures import Definition, Figures, named
 from components.metrics.modes import NDB, mode_coverage, ndb
 from components.metrics.neighbours import RECALL, Inside, Manifold
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 
 if TYPE_CHECKING:
     from components.gan.base import GAN
@@ -45,7 +45,9 @@ def validate(
     family.nets.eval()
     device = next(family.nets.parameters()).device
     labels = family.cycled_labels(_ROWS)
-    fakes = family.sample(Request(torch.arange(_ROWS, device=device) + (1 << 40), labels, family.Settings()))
+    fakes = family.sample(
+        Request(torch.arange(_ROWS, device=device) + (1 << 40), family.Settings(), Conditions(label=labels))
+    )
     figures = accuracies(family, fakes, labels, train, held_out)
     if judge is None:
         return figures

@@ -1,9 +1,10 @@
-"""What may be asked of a sampler: seeds, what steers it, its settings, an image to start from."""
+"""Requests to a sampler: seeds, settings and conditions, a row an image, and the one check of whether it takes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -12,9 +13,41 @@ from components.config import Strict
 from components.errors import SamplerError
 from components.shapes import shape_text
 
+BLEND = "blend"  # what a sampler accepts beside the names of Conditions
+
+
+class Rows:
+    """Base of what has rows: tensors, tuples of texts, and parts that have rows themselves; the rest goes for all."""
+
+    def to(self, device: torch.device) -> Self:
+        return self._each(lambda values: values.to(device), lambda texts: texts)
+
+    def rows(self, rows: slice) -> Self:
+        return self._each(lambda values: values[rows], lambda texts: texts[rows])
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """The rows of these numbers, in this order."""
+        return self._each(lambda values: values[torch.tensor(rows)], lambda texts: tuple(texts[row] for row in rows))
+
+    def _each(self, of_tensor: Callable[[Tensor], Tensor], of_texts: Callable[[tuple], tuple]) -> Self:
+        changed = {}
+        for name, value in self.parts().items():
+            if isinstance(value, Rows):
+                changed[name] = value._each(of_tensor, of_texts)
+            elif isinstance(value, Tensor):
+                changed[name] = of_tensor(value)
+            elif isinstance(value, tuple):
+                changed[name] = of_texts(value)
+        return replace(self, **changed)
+
+    def parts(self) -> dict[str, Any]:
+        """By name, what is there at all."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in found.items() if value is not None}
+
 
 @dataclass(frozen=True)
-class Source:
+class Source(Rows):
     """Images to start from instead of noise, at the sampler's own size. `images`: (B, C, ...) in [-1, 1]. `strength`
     in (0, 1]: how far up in noise the start lies; small keeps the images, 1 keeps hardly anything. `mask`: (B, 1, ...)
     in [0, 1], 1 where to redraw, 0 where the images' own pixels stay; None redraws everything.
@@ -35,80 +68,86 @@ class Source:
                 found = shape_text(self.mask.shape)
                 raise SamplerError(f"mask: expected {shape_text(expected)}, to go with the images, found {found}")
 
-    def to(self, device: torch.device) -> Source:
-        return self._each(lambda values: values.to(device))
-
-    def rows(self, rows: slice) -> Source:
-        return self._each(lambda values: values[rows])
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Source:
-        return replace(self, images=change(self.images), mask=None if self.mask is None else change(self.mask))
+    def __len__(self) -> int:
+        return len(self.images)
 
 
 @dataclass(frozen=True)
-class Blend:
+class Conditions(Rows):
+    """What steers the images of a request. A sampler's `accepts` names those that it takes.
+
+    label:            (B,) int64 class numbers; None for no class
+    prompt:           B texts; None for no text
+    negative_label:   (B,) int64: the class that guidance leads away from, instead of from no class
+    negative_prompt:  B texts, likewise
+    source:           images to edit
+    """
+
+    label: Tensor | None = None
+    prompt: tuple[str, ...] | None = None
+    negative_label: Tensor | None = None
+    negative_prompt: tuple[str, ...] | None = None
+    source: Source | None = None
+
+
+@dataclass(frozen=True)
+class Blend(Rows):
     """The way to other images. `share`: (B,) float in [0, 1], how far: 0 is the request's own, 1 the other's. Seeds
-    (B,) int64, labels (B,) int64 and B prompts say what the others differ in; what is None stays."""
+    (B,) int64, classes and texts say what the others differ in; what is None stays."""
 
     seeds: Tensor | None
     share: Tensor
-    labels: Tensor | None = None
-    prompts: tuple[str, ...] | None = None
-
-    def to(self, device: torch.device) -> Blend:
-        return self._each(lambda values: values.to(device))
-
-    def rows(self, rows: slice) -> Blend:
-        return replace(
-            self._each(lambda values: values[rows]), prompts=None if self.prompts is None else self.prompts[rows]
-        )
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Blend:
-        tensors = {name: getattr(self, name) for name in ("seeds", "share", "labels")}
-        return replace(self, **{name: None if values is None else change(values) for name, values in tensors.items()})
+    label: Tensor | None = None
+    prompt: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to sample, a row an image.
-
-    seeds:             (B,) int64
-    labels:            (B,) int64 class numbers, or None for no class
-    settings:          the family's own Settings
-    prompts:           B texts, for samplers that take texts; None for no text
-    negative_labels:   (B,) int64: the class that guidance leads away from, instead of from no class
-    negative_prompts:  B texts, likewise
-    source:            images to edit, for samplers that edit
-    blend:             other seeds, classes or texts to go towards, likewise
-    """
+class Request(Rows):
+    """What to sample, a row an image. `seeds`: (B,) int64. `settings`: the family's own Settings. `blend`: other seeds,
+    classes or texts to go towards."""
 
     seeds: Tensor
-    labels: Tensor | None
     settings: Strict
-    prompts: tuple[str, ...] | None = None
-    negative_labels: Tensor | None = None
-    negative_prompts: tuple[str, ...] | None = None
-    source: Source | None = None
+    conditions: Conditions = Conditions()
     blend: Blend | None = None
 
-    def to(self, device: torch.device) -> Request:
-        parts = {name: part and part.to(device) for name, part in self._parts.items()}
-        return self._each(lambda values: values.to(device), **parts)
-
-    def split(self, batch_size: int) -> Iterator[Request]:
+    def split(self, batch_size: int) -> Iterator[Self]:
         """The same images in parts of up to `batch_size`."""
         for start in range(0, len(self.seeds), batch_size):
-            rows = slice(start, start + batch_size)
-            texts = {name: getattr(self, name) for name in ("prompts", "negative_prompts")}
-            cut = {name: None if text is None else text[rows] for name, text in texts.items()}
-            parts = {name: part and part.rows(rows) for name, part in self._parts.items()}
-            yield self._each(lambda values, rows=rows: values[rows], **parts, **cut)
+            yield self.rows(slice(start, start + batch_size))
 
-    @property
-    def _parts(self) -> dict[str, Source | Blend | None]:
-        return {"source": self.source, "blend": self.blend}
 
-    def _each(self, change: Callable[[Tensor], Tensor], **changes: object) -> Request:
-        tensors = {name: getattr(self, name) for name in ("seeds", "labels", "negative_labels")}
-        changed = {name: None if values is None else change(values) for name, values in tensors.items()}
-        return replace(self, **changed, **changes)
+REFUSALS = {
+    "label": "this sampler is not steered by classes",
+    "prompt": "this sampler takes no texts",
+    "negative_label": "this sampler is not guided away from classes",
+    "negative_prompt": "this sampler is not guided away from texts",
+    "source": "this sampler draws from noise alone and edits no {rows}",
+    BLEND: "this sampler knows no way between two seeds",
+}
+
+
+def refuse_unaccepted(
+    accepts: Collection[str], rows: str, shape: tuple[int, ...], num_classes: int, request: Request
+) -> None:
+    """Raises SamplerError naming the first thing in a request that a sampler does not take. `accepts`: names of
+    Conditions, and `blend`; `rows`, `shape`: what it makes, as images of 3x64x64."""
+    given, blend = request.conditions.parts(), request.blend
+    for name, value in {**given, **({} if blend is None else {BLEND: blend})}.items():
+        if name not in accepts:
+            raise SamplerError(f"{name}: {REFUSALS[name].format(rows=rows)}")
+        if name == "source" and tuple(value.images.shape[1:]) != shape:
+            found = shape_text(value.images.shape[1:])
+            raise SamplerError(f"source: expected {rows} {shape_text(shape)}, found {found}")
+    towards = {} if blend is None else {f"{BLEND}: {name}": value for name, value in blend.parts().items()}
+    for name in towards:
+        if (plain := name.removeprefix(f"{BLEND}: ")) in REFUSALS and plain not in accepts:
+            raise SamplerError(f"{name}: {REFUSALS[plain]}")
+    for name, value in {**given, **towards}.items():
+        if len(value) != len(request.seeds):
+            raise SamplerError(f"{name}: expected one for each of {len(request.seeds)} seeds, found {len(value)}")
+        # a guided sampler knows one number more, which stands for no class
+        largest = num_classes - 1 + ("negative_label" in accepts)
+        if name.endswith("label") and ((value < 0) | (value > largest)).any():
+            known = f"class numbers 0 to {num_classes - 1}"
+            raise SamplerError(f"{name}: expected {known}, found {value.tolist()}")

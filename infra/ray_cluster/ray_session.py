@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "RAY_health_check_period_ms": "1000",  # of 3000: five failures are a node's death, which until then counts as alive
     # of 15: all else on the machine, the driver and dvc among it, would take turns before a training's threads
     "RAY_worker_niceness": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "infra.serving.proxy_answers.middlewares",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what future versions do; silences the notice about it
 }
 UNSAID = {"RAY_AUTH_MODE": "disabled"}  # where the environment of a cluster that is joined says nothing

@@ -24,9 +24,9 @@ from starlette.middleware.cors import CORSMiddleware
 
 from infra.config import ServeConfig
 from infra.serving import uploads
+from infra.serving.api_error import ApiError
 from infra.serving.http_guards import Guard
 from infra.serving.openai_api import (
-    ApiError,
     Backend,
     EditRequest,
     GenerationRequest,
@@ -183,9 +183,9 @@ def _tell_models(app: FastAPI, backend: Backend, config: ServeConfig) -> None:
             "name": model.name,
             "version": model.version,
             "classes": model.classes,
-            "texts": model.texts,
-            "guided": model.guided,
-            "edits": model.edits,
+            "texts": model.condition("prompt") == "prompt",
+            "guided": model.condition("negative_prompt") is not None,
+            "edits": "source" in model.accepts,
             "medium": model.medium.name,
             "size": model.size,
             "settings": model.kind.Settings(**model.settings).model_dump(mode="json"),

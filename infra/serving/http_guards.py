@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.errors import ConfigError
 from infra.config import LOOPBACK, ServeConfig
-from infra.serving.openai_api import ApiError
+from infra.serving.api_error import ApiError
 
 KEYS_VARIABLE = "FOUNDRY_API_KEYS"  # digests, separated by commas
 

@@ -43,8 +43,7 @@ def open_model(folder: Path, **facts: Any) -> ServedModel:
     run = run_folder.load(folder)
     if not isinstance(run.family, Sampler):
         raise SamplerError(f"{folder}: {run.config.family!r} does not generate images; it cannot be served")
-    abilities = {name: getattr(run.family, name) for name in ("conditional", "texts", "edits")}
-    return ServedModel(folder=str(folder), run=run.config, **abilities, **facts)
+    return ServedModel(folder=str(folder), run=run.config, accepts=tuple(sorted(run.family.accepts)), **facts)
 
 
 def read_promoted(path: Path) -> ServedModel:

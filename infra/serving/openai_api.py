@@ -22,14 +22,16 @@ from components.errors import SamplerError
 from components.families import family_class
 from components.families.base import Sampler
 from infra.config import ServeConfig
+from infra.serving.api_error import ApiError
 
 MAX_SEED = 2**53 - 1  # what every JSON parser reads exactly
+AS_CLASS = {"prompt": "label", "negative_prompt": "negative_label"}
 ALIASES = {"sampler": "solver"}  # names that other servers give to our settings
 
 
 class ServedModel(Strict):
     """A version of a sampler. `folder` is absolute; `settings` are its defaults; `figures` are for display; `hash`
-    tells contents apart. `conditional`, `texts` and `edits` are the sampler's own (components/families/base.py)."""
+    tells contents apart. `accepts` says what steers it (Sampler.accepts)."""
 
     name: str
     version: str
@@ -38,9 +40,7 @@ class ServedModel(Strict):
     settings: dict[str, Any] = Field({})
     figures: dict[str, Any] = Field({})
     hash: str = ""
-    conditional: bool = False
-    texts: bool = False
-    edits: bool = False
+    accepts: tuple[str, ...] = ()
 
     @property
     def kind(self) -> type[Sampler]:
@@ -60,12 +60,11 @@ class ServedModel(Strict):
     @property
     def classes(self) -> tuple[str, ...]:
         """That a prompt may name; none where prompts are texts or mean nothing."""
-        return self.run.data.classes if self.conditional and not self.texts else ()
+        return self.run.data.classes if "label" in self.accepts else ()
 
-    @property
-    def guided(self) -> bool:
-        """Whether it can be led away from something."""
-        return "guidance_scale" in self.kind.Settings.model_fields
+    def condition(self, field: Literal["prompt", "negative_prompt"]) -> str | None:
+        """The condition that a request's text means to the sampler: the text itself or a class. None if nothing."""
+        return next((name for name in (field, AS_CLASS[field]) if name in self.accepts), None)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -101,7 +100,7 @@ def find(name: str | None, served: Served) -> ServedModel:
     return known[name] if name else served[0]
 
 
-class Source(Strict):
+class SourceImage(Strict):
     """An image to start from, at the sampler's own size: uint8 pixels, channels first. `mask`: a byte a pixel, 255
     where to redraw; empty for everywhere. `strength` in (0, 1]: how much noise is put on it."""
 
@@ -121,7 +120,7 @@ class SampleRequest(Strict):
     negative_label: int | None = None
     prompt: str | None = None
     negative_prompt: str | None = None
-    source: Source | None = None
+    source: SourceImage | None = None
     output_format: str = "png"  # one of its medium's
     output_compression: int = 100
     num_previews: int = 0
@@ -149,28 +148,6 @@ class Backend(Protocol):
 
     async def check(self, model: ServedModel) -> dict[str, int]:
         """The load of one engine. Raises ApiError if no image can be made at the moment."""
-
-
-class ApiError(Exception):
-    """An answer in OpenAI's error schema."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        kind: str = "invalid_request_error",
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: int | None = None,
-    ):
-        super().__init__(message)
-        self.status, self.retry_after = status, retry_after
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
 class ImageRequest(BaseModel):
@@ -214,7 +191,7 @@ class VariationRequest(ImageRequest):
 
 
 def orders(
-    request: ImageRequest, model: ServedModel, limits: ServeConfig, source: Source | None = None
+    request: ImageRequest, model: ServedModel, limits: ServeConfig, source: SourceImage | None = None
 ) -> list[SampleRequest]:
     """The images that a request asks of a model. Raises ApiError naming the field that cannot be met."""
     if model.medium is not IMAGES:
@@ -240,25 +217,21 @@ def orders(
 
 
 def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
-    """What the prompts mean to the model: texts or classes. A negative prompt is ignored like any setting where there
-    is no guidance."""
+    """The conditions that the prompts mean to the model: texts or classes. What means nothing to it is ignored, like
+    any setting that it does not have."""
+    found: dict[str, Any] = {}
     if not isinstance(request, PromptedRequest):
-        return {}
-    given = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or None}
-    for param, text in given.items():
-        if text is not None and len(text) > limits.max_prompt_length:
-            message = f"{param}: at most {limits.max_prompt_length} characters, found {len(text)}"
-            raise ApiError(400, message, param=param)
-    if not model.guided:
-        given["negative_prompt"] = None
-    if model.texts:
-        return given
-    labels = {"prompt": "label", "negative_prompt": "negative_label"}
-    return {
-        labels[param]: _class(param, text, model.classes)
-        for param, text in given.items()
-        if text is not None and model.classes
-    }
+        return found
+    for field, text in {"prompt": request.prompt, "negative_prompt": request.negative_prompt or None}.items():
+        if text is None:
+            continue
+        if len(text) > limits.max_prompt_length:
+            message = f"{field}: at most {limits.max_prompt_length} characters, found {len(text)}"
+            raise ApiError(400, message, param=field)
+        name = model.condition(field)
+        if name is not None:
+            found[name] = text if name == field else _class(field, text, model.classes)
+    return found
 
 
 def _class(param: str, text: str, classes: tuple[str, ...]) -> int:

@@ -28,8 +28,9 @@ from components.sampling.engine import DeadlineExceeded, EngineFull, EngineStopp
 from infra.config import ServeConfig, TrackingConfig
 from infra.ray_cluster import ray_session
 from infra.serving import autoscaling, http_api, http_guards
+from infra.serving.api_error import ApiError
 from infra.serving.model_store import Champions, ModelStore
-from infra.serving.openai_api import ApiError, SampleRequest, Served, ServedModel, Update
+from infra.serving.openai_api import SampleRequest, Served, ServedModel, Update
 from infra.serving.rollout import Rollout
 from infra.serving.sampler_replica import SamplerReplica
 

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from components.artifacts import run_folder
 from components.data.media import Medium
-from components.sampling import requests
+from components.families.base import Sampler
 from components.sampling.engine import Engine
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request, Source
 from components.sampling.trajectories import Trajectory
 from infra.config import ServeConfig
 from infra.serving import serve_metrics
 from infra.serving.autoscaling import LOAD
 from infra.serving.model_store import ModelStore, folder_here
-from infra.serving.openai_api import SampleRequest, ServedModel, Source, Update
+from infra.serving.openai_api import SampleRequest, ServedModel, SourceImage, Update
 
 T = TypeVar("T")
 
@@ -80,21 +80,13 @@ class SamplerReplica:
         return self.engine.submit(start, group=order.group, deadline=deadline, **options)
 
     def trajectory(self, order: SampleRequest) -> Trajectory:
-        request = Request(
-            torch.tensor([order.seed]),
-            None if order.label is None else torch.tensor([order.label]),
-            self.family.Settings(**order.settings),
-            prompts=None if order.prompt is None else (order.prompt,),
-            negative_labels=None if order.negative_label is None else torch.tensor([order.negative_label]),
-            negative_prompts=None if order.negative_prompt is None else (order.negative_prompt,),
-            source=order.source and opened(order.source, self.family.medium, self.family.image_shape),
-        )
-        return self.family.trajectory(request.to(self.device))
+        settings, steered = self.family.Settings(**order.settings), conditions(order, self.family)
+        return self.family.trajectory(Request(torch.tensor([order.seed]), settings, steered).to(self.device))
 
     def _specimen(self) -> SampleRequest:
         """An order with the model's default settings."""
         settings = self.family.Settings(**self.model.settings).model_dump(mode="json")
-        steered = {"prompt": ""} if self.model.texts else {"label": 0 if self.model.classes else None}
+        steered = {"prompt": ""} if "prompt" in self.model.accepts else {"label": 0 if self.model.classes else None}
         return SampleRequest(model=self.model.key, seed=0, settings=settings, group="specimen", **steered)
 
     def check_health(self) -> None:
@@ -136,10 +128,22 @@ async def encoded(medium: Medium, rows: Tensor, order: SampleRequest) -> bytes:
     return await asyncio.to_thread(medium.encode, rows[0], order.output_format, order.output_compression)
 
 
-def opened(source: Source, medium: Medium, shape: tuple[int, ...]) -> requests.Source:
+def conditions(order: SampleRequest, sampler: Sampler) -> Conditions:
+    """What steers an order, as samplers take it: one row."""
+    given = {name: getattr(order, name) for name in ("label", "negative_label", "prompt", "negative_prompt")}
+    rows = {
+        name: (value,) if isinstance(value, str) else torch.tensor([value])
+        for name, value in given.items()
+        if value is not None
+    }
+    source = order.source and opened(order.source, sampler.medium, sampler.image_shape)
+    return Conditions(**rows, source=source)
+
+
+def opened(source: SourceImage, medium: Medium, shape: tuple[int, ...]) -> Source:
     """A source as samplers take it, of one row of `shape`."""
     stored = torch.frombuffer(bytearray(source.pixels), dtype=medium.stored_dtype()).reshape(1, *shape)
     mask = None
     if source.mask:
         mask = torch.frombuffer(bytearray(source.mask), dtype=torch.uint8).reshape(1, 1, *shape[1:]).float() / 255
-    return requests.Source(medium.to_floats(stored), source.strength, mask)
+    return Source(medium.to_floats(stored), source.strength, mask)

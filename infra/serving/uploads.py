@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from components.data.media.image import eight_bit, fitted, on_white
-from infra.serving.openai_api import ApiError, ServedModel, Source
+from infra.serving.api_error import ApiError
+from infra.serving.openai_api import ServedModel, SourceImage
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 # SDEdit keeps an image and makes it look like the data between 0.3 and 0.6 (Meng et al. 2022, section 3)
@@ -31,14 +32,14 @@ def open_image(data: bytes, param: str, max_pixels: int) -> Image.Image:
 
 def source(
     image: bytes, mask: bytes | None, strength: float | None, model: ServedModel, max_pixels: int, redraws: bool
-) -> Source:
+) -> SourceImage:
     """What a sampler starts from. `redraws`: whether transparent pixels, of the mask or of the image without a mask,
     are to be redrawn; they are composited on white otherwise. The centre of the model's aspect is cropped
     and resized.
 
     Raises ApiError if the model edits nothing, or of files that cannot be used.
     """
-    if not model.edits:
+    if "source" not in model.accepts:
         raise ApiError(400, f"image: {model.id} draws from noise alone and cannot start from an image", param="image")
     opened = open_image(image, "image", max_pixels)
     sides = model.image_shape[1:]
@@ -49,7 +50,7 @@ def source(
         redrawn = _redrawn(opened, sides)
     usual = REDRAW_STRENGTH if redrawn else EDIT_STRENGTH if redraws else VARIATION_STRENGTH
     pixels = fitted(on_white(opened), model.image_shape).tobytes()
-    return Source(pixels=pixels, strength=strength or usual, mask=redrawn)
+    return SourceImage(pixels=pixels, strength=strength or usual, mask=redrawn)
 
 
 def _mask(data: bytes, size: tuple[int, int], max_pixels: int) -> Image.Image:

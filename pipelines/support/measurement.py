@@ -193,7 +193,7 @@ def measure(
     features = Features.joined([batch.features for batch in batches])
     images = sampler.medium.to_floats(torch.cat([batch.images for batch in batches if batch.images is not None]))
     labels = generation.wanted_labels(sampler, captions, len(features.vectors))
-    prompts = generation.request(sampler, settings, 0, len(images), config.seed, captions).prompts
+    prompts = generation.request(sampler, settings, 0, len(images), config.seed, captions).conditions.prompt
     figures = set_figures(features, images, labels, real, config, measurement.perception, prompts)
     ms = ms_per_image(workers, task, batches, ready)
     figures |= generation.cost_figures(sampler, settings, ms, config.seed, captions)

@@ -19,6 +19,7 @@ from components.evaluation.pictures import (
     walks,
 )
 from components.families.base import Sampler
+from components.sampling.requests import Conditions
 from pipelines.support import paths, sample_pictures
 from pipelines.support.autoencoders import load_autoencoder
 from pipelines.support.metrics_files import read_autoencoder
@@ -113,9 +114,10 @@ def champion_walks(champion: Sampler, settings: dict) -> list[Context]:
     first = generation.request(champion, chosen, 0, _WALKS, 0, captions)
     last = {"seeds": replace(first, seeds=first.seeds + _WALKS)}
     if champion.conditional:
-        last["classes"] = replace(first, labels=(first.labels + 1) % champion.num_classes)
-    if first.prompts is not None:
-        last["captions"] = replace(first, prompts=(*first.prompts[1:], first.prompts[0]))
+        next_class = (first.conditions.label + 1) % champion.num_classes
+        last["classes"] = replace(first, conditions=Conditions(label=next_class))
+    if (prompts := first.conditions.prompt) is not None:
+        last["captions"] = replace(first, conditions=Conditions(prompt=(*prompts[1:], prompts[0])))
     return [
         {"between": name, "picture": _uri(champion.medium, walks(champion, first, to, _STEPS), _STEPS)}
         for name, to in last.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 
 import torch
@@ -82,7 +81,6 @@ def their_rate(
     from diffusers.training_utils import EMAModel
     from tqdm.auto import tqdm
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision otherwise
     accelerator = Accelerator(mixed_precision=ACCELERATE[precision], cpu=not torch.cuda.is_available())
     model = Theirs(family)

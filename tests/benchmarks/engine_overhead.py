@@ -14,7 +14,7 @@ from torch import Tensor
 
 from components.families.base import Sampler
 from components.sampling.engine import Engine
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from tests.benchmarks.common import emit
 from tests.infra.champion import champion_or_untrained, device
 
@@ -47,7 +47,9 @@ def overhead(family: Sampler, solver: str) -> float:
     futures = []
     for seed in range(NUM_IMAGES):
         label, seeds = torch.tensor([seed % 10], device=device()), torch.tensor([seed], device=device())
-        futures.append(engine.submit(lambda s=seeds, at=label: family.trajectory(Request(s, at, settings))))
+        futures.append(
+            engine.submit(lambda s=seeds, at=label: family.trajectory(Request(s, settings, Conditions(label=at))))
+        )
     for future in futures:
         future.result()
     wall = time.perf_counter() - began

@@ -17,7 +17,7 @@ import torch
 from components.artifacts import run_folder
 from components.data.media.image import MEDIUM
 from components.sampling.engine import Engine
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from infra.config import ClusterConfig, ServeConfig
 from infra.ray_cluster import ray_session
 from infra.serving import ray_serve
@@ -43,7 +43,7 @@ def median_ms(work: Callable[[], object]) -> float:
 def in_engine(folder: Path) -> float:
     family = run_folder.load(folder).family
     engine, settings = Engine(family.calls), family.Settings(num_inference_steps=1, guidance_scale=1)
-    request = Request(torch.tensor([1]), torch.tensor([1]), settings)
+    request = Request(torch.tensor([1]), settings, Conditions(label=torch.tensor([1])))
     latency = median_ms(lambda: MEDIUM.encode(engine.submit(lambda: family.trajectory(request)).result()[0], "png"))
     engine.stop()
     return latency

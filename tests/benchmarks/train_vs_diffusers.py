@@ -8,6 +8,7 @@ alternating; the rates and ratios at each precision stand beside it.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,7 @@ def sides(dataset: Dataset) -> dict[str, Callable[[], float]]:
 
     def theirs(precision: str) -> float:
         family, _, batch_size = demo("ldm")
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
         return their_rate(family, dataset, batch_size, STEPS, WARM, precision)
 
     return {

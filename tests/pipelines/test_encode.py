@@ -20,7 +20,7 @@ from components.data.dataset import Dataset, batches, write_manifest, write_shar
 from components.errors import DataError, SamplerError
 from components.interchange.text_encoders import read
 from components.nets.text_encoders import FrozenText
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from components.training.loop import fit
 from infra.ray_cluster import encoding
 from infra.storage.store import Store
@@ -99,7 +99,9 @@ def test_from_captions_to_a_sampler_that_needs_no_other_folder(project, monkeypa
     sampler = run_folder.load(paths.RUNS / "ldm").family
     settings = sampler.Settings(num_inference_steps=2)
     wanted, unwanted = ("a red cat", "a red cat", "a dog"), ("", "two birds", "")
-    images = sampler.sample(Request(torch.tensor([1, 1, 1]), None, settings, wanted, negative_prompts=unwanted))
+    images = sampler.sample(
+        Request(torch.tensor([1, 1, 1]), settings, Conditions(prompt=wanted, negative_prompt=unwanted))
+    )
     assert (images[0] - images[1]).abs().max() > 1e-4 and (images[0] - images[2]).abs().max() > 1e-4
 
 

@@ -12,7 +12,7 @@ from components.artifacts import run_folder
 from components.config import parse
 from components.errors import SamplerError
 from components.sampling.engine import Engine
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from components.training.loop import State
 from infra.ray_train import Job
 from pipelines import export
@@ -57,13 +57,13 @@ def test_a_folder_comes_in_as_a_run_that_serves_prompts(runs, tmp_path):
     family = loaded.family
     settings = family.Settings(num_inference_steps=3)
     first, second = (
-        family.sample(Request(torch.tensor([1]), None, settings, prompts=(text,))) for text in ("a fish", "a cat")
+        family.sample(Request(torch.tensor([1]), settings, Conditions(prompt=(text,)))) for text in ("a fish", "a cat")
     )
     assert first.shape == (1, 3, 16, 16)
     assert first.abs().max() <= 1
     assert not torch.equal(first, second)
     direct = export.from_diffusers.read(tmp_path / "model")
-    assert torch.equal(direct.sample(Request(torch.tensor([1]), None, settings, prompts=("a fish",))), first)
+    assert torch.equal(direct.sample(Request(torch.tensor([1]), settings, Conditions(prompt=("a fish",)))), first)
 
 
 def test_an_imported_model_is_served_and_fine_tuned(runs, tmp_path):
@@ -74,7 +74,7 @@ def test_an_imported_model_is_served_and_fine_tuned(runs, tmp_path):
     family = run_folder.load(runs / "sd").family
     asked = ({"guidance_scale": 5.0}, "a fish"), ({"guidance_scale": 1.0, "solver": "heun"}, "a cat")
     requests = [
-        Request(torch.tensor([seed]), None, family.Settings(num_inference_steps=3, **settings), prompts=(text,))
+        Request(torch.tensor([seed]), family.Settings(num_inference_steps=3, **settings), Conditions(prompt=(text,)))
         for seed, (settings, text) in enumerate(asked)
     ]
     engine = Engine(family.calls)

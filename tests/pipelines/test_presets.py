@@ -18,7 +18,7 @@ from components.families import family_class
 from components.families.base import AutoencoderInfo, DataInfo
 from components.files import write_json
 from components.metrics.figures import values
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from components.training.loop import fit
 from infra.ray_cluster import encoding
 from infra.storage.store import Store
@@ -158,7 +158,9 @@ def test_a_slice_of_the_emoji_preset_from_files_to_figures(tmp_path, monkeypatch
     assert sampler.texts and not sampler.conditional
     settings = sampler.Settings(num_inference_steps=2)
     prompts = ("red heart", "waving hand")
-    images = sampler.sample(Request(torch.tensor([1, 1]), None, settings, prompts, negative_prompts=("", "blue")))
+    images = sampler.sample(
+        Request(torch.tensor([1, 1]), settings, Conditions(prompt=prompts, negative_prompt=("", "blue")))
+    )
     assert images.shape == (2, 3, 16, 16) and not torch.equal(images[0], images[1])
 
     reference.reference(params)

@@ -2,10 +2,11 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
+import time
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import yaml
 
 from components.errors import SamplerError
 from infra.serving.model_store import read_promoted
+from tests.infra.local import ask, free_port
 from tests.infra.serving_helpers import write_sampler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +43,7 @@ def project(tmp_path):
 def test_the_champion(project):
     model = read_promoted(project / "promoted.json")
     assert model.folder == str(project / "runs" / "ldm")
-    assert model.id == "latent-foundry@7" and model.edits
+    assert model.id == "latent-foundry@7" and "source" in model.accepts
     assert model.settings == {"num_inference_steps": 3} and model.size == "16x16"
 
 
@@ -63,32 +65,53 @@ def test_no_champion(project, content, message):
 
 
 def test_serves_until_told_to_end(project):
-    """The command itself: starts Ray, prints a curl line that works, ends cleanly on SIGTERM."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """The command itself: starts Ray, prints a curl line that works, and on SIGTERM to all of its process group, as
+    `timeout` and a terminal send it, finishes what it accepted and refuses in the API's schema what comes then."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["serve"] = {"port": port, "threads": 1}
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     command = [sys.executable, "-m", "pipelines.serve"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     server = subprocess.Popen(
-        command, cwd=project, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+        command, cwd=project, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        lines = [server.stdout.readline().strip() for _ in range(2)]
-        assert lines[0] == f"latent-foundry@7 at http://127.0.0.1:{port}/v1"
-        assert lines[1].startswith(f"curl -s http://127.0.0.1:{port}/v1/images/generations ")
-        subprocess.run(lines[1], shell=True, cwd=project, check=True, timeout=60)
-        assert (project / "image.png").read_bytes().startswith(b"\x89PNG")
-        with ThreadPoolExecutor(1) as pool:
-            accepted = pool.submit(make_slowly, f"http://127.0.0.1:{port}")
-            while not load(f"http://127.0.0.1:{port}"):
+        with ThreadPoolExecutor(2) as pool:
+            lines: list[str] = []
+            met = pool.submit(statuses, address, lambda: lines)
+            lines += [server.stdout.readline().strip() for _ in range(2)]
+            assert lines[0] == f"latent-foundry@7 at {address}/v1"
+            assert lines[1].startswith(f"curl -s {address}/v1/images/generations ")
+            assert met.result(60) <= {200, 503}
+            subprocess.run(lines[1], shell=True, cwd=project, check=True, timeout=60)
+            assert (project / "image.png").read_bytes().startswith(b"\x89PNG")
+            accepted = pool.submit(make_slowly, address)
+            while not load(address):
                 assert not accepted.done()
-            server.send_signal(signal.SIGTERM)
+            os.killpg(server.pid, signal.SIGTERM)
+            refused = pool.submit(statuses, address, accepted.done)
             assert accepted.result(60).startswith(b'{"created"')  # what was accepted is finished
+            assert 503 in refused.result(60) and refused.result() <= {200, 503}
         assert server.wait(60) == 0
     finally:
         server.kill()
+
+
+def statuses(address: str, until: Callable[[], object]) -> set[int]:
+    """All that a client meets that asks again and again. What is refused is refused in the schema."""
+    met = set()
+    while not until():
+        time.sleep(0.1)
+        try:
+            status, headers, body = ask(address)
+        except OSError:  # nobody listens yet, or any more
+            continue
+        met.add(status)
+        if status != 200:
+            assert headers["retry-after"] and json.loads(body)["error"]["code"] == "unavailable", (status, body)
+    return met
 
 
 def make_slowly(address: str) -> bytes:

@@ -13,7 +13,7 @@ from components.artifacts.pyfunc import CANDIDATE, SAMPLER, RegisteredSampler
 from components.artifacts.run_folder import Provenance
 from components.data.media.image import MEDIUM
 from components.errors import SamplerError
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from components.training import ema
 from components.training.loop import State
 from tests.components.helpers import CAPTION_LENGTH, LATENTS, build
@@ -38,7 +38,7 @@ def test_prompts_are_a_column(folder):
     model = RegisteredSampler(folder)
     got = model.predict({"seed": [3, 3], "prompt": ["a cat", "a dog"]})
     sampler = run_folder.load(folder / SAMPLER).family
-    request = Request(torch.tensor([3, 3]), None, sampler.Settings(**SETTINGS), ("a cat", "a dog"))
+    request = Request(torch.tensor([3, 3]), sampler.Settings(**SETTINGS), Conditions(prompt=("a cat", "a dog")))
     assert np.array_equal(got, MEDIUM.to_stored(sampler.sample(request)).permute(0, 2, 3, 1).numpy())
     assert not np.array_equal(got[0], got[1])
     assert np.array_equal(model.predict({"seed": [3]})[0], model.predict({"seed": [3], "prompt": [""]})[0])

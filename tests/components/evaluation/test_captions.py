@@ -45,8 +45,10 @@ def test_captions_are_read_with_the_classes_of_their_images(tmp_path):
 def test_prompts_follow_the_captions_whatever_the_batch_size(sampler, settings):
     for size in (3, 5):
         made = list(generation.requests(sampler, settings, 10, 0, size, ASKED))
-        assert [text for one in made for text in one.prompts] == [CAPTIONS[number % 4] for number in range(10)]
-        assert all(one.labels is None for one in made)
+        assert [text for one in made for text in one.conditions.prompt] == [
+            CAPTIONS[number % 4] for number in range(10)
+        ]
+        assert all(one.conditions.label is None for one in made)
     assert generation.wanted_labels(sampler, ASKED, 6).tolist() == [2, 0, 1, 1, 2, 0]
     assert generation.wanted_labels(sampler, Captions(CAPTIONS), 6) is None
 
@@ -54,8 +56,8 @@ def test_prompts_follow_the_captions_whatever_the_batch_size(sampler, settings):
 def test_a_row_of_the_grid_is_a_caption(sampler, settings):
     request = generation.grid_request(sampler, settings, 0, ASKED)
     columns = generation.GRID_COLUMNS
-    assert len(request.prompts) == len(request.seeds)
-    assert set(request.prompts[columns : 2 * columns]) == {CAPTIONS[1]}
+    assert len(request.conditions.prompt) == len(request.seeds)
+    assert set(request.conditions.prompt[columns : 2 * columns]) == {CAPTIONS[1]}
 
 
 def test_guidance_counts_in_what_an_image_costs(sampler, settings):
@@ -66,5 +68,5 @@ def test_guidance_counts_in_what_an_image_costs(sampler, settings):
 def test_samplers_of_classes_are_asked_for_classes():
     sampler = build("latent_diffusion")
     request = generation.request(sampler, sampler.Settings(), 2, 5, 0, ASKED)
-    assert request.prompts is None and request.labels.tolist() == [2, 0, 1]
+    assert request.conditions.prompt is None and request.conditions.label.tolist() == [2, 0, 1]
     assert torch.equal(generation.wanted_labels(sampler, ASKED, 4), sampler.cycled_labels(4))

@@ -8,7 +8,7 @@ import torch
 from components.data.dataset import Dataset
 from components.evaluation.pictures import film_strip, interpolations, rows_by_class, walks
 from components.families.vae import Model as VAE
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from tests.components.helpers import build, tiny, tiny_data
 from tests.pipelines.measured import write_images
 
@@ -43,8 +43,11 @@ def test_interpolations_end_in_the_reconstructions(vae, dataset):
 def test_walks_go_from_the_first_samples_to_the_last():
     sampler = build("latent_diffusion")
     settings = sampler.Settings(num_inference_steps=3)
-    first = Request(torch.tensor([1, 2]), torch.tensor([0, 1]), settings)
-    for last in (replace(first, seeds=torch.tensor([3, 4])), replace(first, labels=torch.tensor([2, 0]))):
+    first = Request(torch.tensor([1, 2]), settings, Conditions(label=torch.tensor([0, 1])))
+    for last in (
+        replace(first, seeds=torch.tensor([3, 4])),
+        replace(first, conditions=Conditions(label=torch.tensor([2, 0]))),
+    ):
         found = walks(sampler, first, last, 4).unflatten(0, (2, 4))
         torch.testing.assert_close(found[:, 0], sampler.sample(first), rtol=0, atol=1e-4)
         torch.testing.assert_close(found[:, -1], sampler.sample(last), rtol=0, atol=1e-4)
@@ -53,12 +56,16 @@ def test_walks_go_from_the_first_samples_to_the_last():
 
 def test_a_film_strip_ends_in_the_image_and_shows_the_way():
     sampler = build("latent_diffusion")
-    request = Request(torch.arange(2), torch.tensor([0, 1]), sampler.Settings(num_inference_steps=5))
+    request = Request(torch.arange(2), sampler.Settings(num_inference_steps=5), Conditions(label=torch.tensor([0, 1])))
     images, progress = film_strip(sampler, request, frames=4)
     assert images.shape == (4, 2, 1, 16, 16)
     assert progress == sorted(progress) and progress[-1] == 1.0 and 0 < progress[0] < 0.5
     assert torch.equal(images[-1], sampler.sample(request))
-    few, _ = film_strip(sampler, Request(request.seeds, request.labels, sampler.Settings(num_inference_steps=2)), 8)
+    few, _ = film_strip(
+        sampler,
+        Request(request.seeds, sampler.Settings(num_inference_steps=2), Conditions(label=request.conditions.label)),
+        8,
+    )
     assert len(few) == 2  # an estimate between the two steps, and the image
     gan = build("dcgan")
-    assert film_strip(gan, Request(torch.arange(2), None, gan.Settings()), frames=4) is None
+    assert film_strip(gan, Request(torch.arange(2), gan.Settings()), frames=4) is None

@@ -11,7 +11,7 @@ from components.artifacts.run_folder import Provenance
 from components.families import family_class, family_names
 from components.families.base import Family, Sampler
 from components.sampling.engine import Engine, Forward
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from components.training.loop import Player, State, TrainingConfig, fit
 from tests.components.helpers import build, no_wrap, stream, tiny
 
@@ -82,7 +82,7 @@ def co_batched(sampler: Sampler, requests: list[Request]) -> tuple[list[torch.Te
 
 def request(sampler: Sampler, seeds: list[int], **settings) -> Request:
     labels = torch.tensor(seeds) % sampler.num_classes if sampler.conditional else None
-    return Request(torch.tensor(seeds), labels, sampler.Settings(**settings))
+    return Request(torch.tensor(seeds), sampler.Settings(**settings), Conditions(label=labels))
 
 
 def fast(name: str) -> dict:

@@ -14,7 +14,7 @@ from components.conditioning.text import texts_of_column, tokens_of_column
 from components.data.dataset import batches
 from components.errors import DataError, SamplerError
 from components.families import family_class
-from components.sampling.requests import Request, Source
+from components.sampling.requests import Conditions, Request, Source
 from components.sampling.trajectories import drive
 from components.training import ema
 from components.training.loop import Player, TrainingConfig, fit, step_player
@@ -99,7 +99,7 @@ def asked(sampler, seeds=SEEDS, source=None, **settings) -> Request:
     rows = range(len(seeds))
     labels = torch.tensor([row % 3 for row in rows]) if sampler.conditional else None
     prompts = tuple(CAPTIONS[row] for row in rows) if sampler.texts else None
-    return Request(seeds, labels, chosen, prompts, source=source)
+    return Request(seeds, chosen, Conditions(label=labels, prompt=prompts, source=source))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -244,7 +244,7 @@ def test_prompts_and_negative_prompts_steer():
 
     def sample(prompts, negative=None, scale=3.0):
         chosen = settings.model_copy(update={"guidance_scale": scale})
-        return sampler.sample(Request(SEEDS[:1], None, chosen, prompts, negative_prompts=negative))
+        return sampler.sample(Request(SEEDS[:1], chosen, Conditions(prompt=prompts, negative_prompt=negative)))
 
     assert not torch.equal(sample(("a cat",)), sample(("a dog",)))
     assert torch.equal(sample(("a cat",)), sample(("a cat",), ("",)))
@@ -296,7 +296,7 @@ def test_a_text_net_learns_to_tell_captions_apart():
         optimizer.step()
     settings = family.Settings(num_inference_steps=8, guidance_scale=1.0)
     prompts = CAPTIONS * 4
-    images = family.sample(Request(torch.arange(16), None, settings, prompts))
+    images = family.sample(Request(torch.arange(16), settings, Conditions(prompt=prompts)))
     wanted = torch.tensor([1.0, 1.0, -1.0, -1.0] * 4)
     assert (images.mean((1, 2, 3)).sign() == wanted).float().mean() >= 0.9
 

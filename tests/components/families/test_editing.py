@@ -8,7 +8,7 @@ import torch
 from components.diffusion.solvers import SOLVERS
 from components.errors import SamplerError
 from components.families.latent_diffusion import slerp
-from components.sampling.requests import Blend, Request, Source
+from components.sampling.requests import Blend, Conditions, Request, Source
 from components.sampling.trajectories import drive
 from tests.components.families.contract import co_batched
 from tests.components.helpers import IMAGES, build
@@ -31,7 +31,7 @@ def images():
 
 def edited(sampler, images, strength, mask=None, seeds=SEEDS, **settings):
     chosen = sampler.Settings(**{"num_inference_steps": 6, **settings})
-    return sampler.sample(Request(seeds, LABELS, chosen, source=Source(images, strength, mask)))
+    return sampler.sample(Request(seeds, chosen, Conditions(label=LABELS, source=Source(images, strength, mask))))
 
 
 def decoded(sampler, images):
@@ -86,7 +86,7 @@ def test_the_net_sees_the_kept_part_under_the_noise_of_each_level(sampler, image
     settings = sampler.Settings(num_inference_steps=8, guidance_scale=1.0, solver=solver)
     zero = torch.zeros_like(MASK)
     drive(
-        sampler.trajectory(Request(SEEDS, LABELS, settings, source=Source(images, 1.0, zero))),
+        sampler.trajectory(Request(SEEDS, settings, Conditions(label=LABELS, source=Source(images, 1.0, zero)))),
         {**sampler.calls, "denoiser": watching},
     )
     with torch.no_grad():
@@ -119,7 +119,9 @@ def test_edits_together_equal_alone_through_the_engine(sampler, images):
         mask = MASK[:1] if row % 2 else None
         settings = sampler.Settings(num_inference_steps=5 + row, solver=solver)
         source = Source(one, strength, mask)
-        requests.append(Request(torch.tensor([row]), torch.tensor([row % 3]), settings, source=source))
+        requests.append(
+            Request(torch.tensor([row]), settings, Conditions(label=torch.tensor([row % 3]), source=source))
+        )
     together, forwards = co_batched(sampler, requests)
     for request, got in zip(requests, together, strict=True):
         assert (got - sampler.sample(request)).abs().max() < 1e-4
@@ -129,7 +131,7 @@ def test_edits_together_equal_alone_through_the_engine(sampler, images):
 def test_a_negative_class_takes_the_place_of_no_class(sampler):
     def sample(labels, negative, scale):
         settings = sampler.Settings(num_inference_steps=3, guidance_scale=scale)
-        return sampler.sample(Request(SEEDS, labels, settings, negative_labels=negative))
+        return sampler.sample(Request(SEEDS, settings, Conditions(label=labels, negative_label=negative)))
 
     null = torch.full_like(LABELS, sampler.num_classes)
     others = torch.tensor([1, 1])
@@ -142,10 +144,10 @@ def test_a_negative_class_takes_the_place_of_no_class(sampler):
 
 def test_a_blend_goes_from_one_seed_to_the_other(sampler):
     settings = sampler.Settings(num_inference_steps=4)
-    ends = [sampler.sample(Request(torch.tensor([seed]), None, settings)) for seed in (3, 4)]
+    ends = [sampler.sample(Request(torch.tensor([seed]), settings)) for seed in (3, 4)]
     share = torch.linspace(0, 1, 5)
     blend = Blend(torch.full((5,), 4), share)
-    path = sampler.sample(Request(torch.full((5,), 3), None, settings, blend=blend))
+    path = sampler.sample(Request(torch.full((5,), 3), settings, blend=blend))
     assert torch.allclose(path[:1], ends[0], atol=1e-5) and torch.allclose(path[-1:], ends[1], atol=1e-5)
     steps = (path[1:] - path[:-1]).abs().mean((1, 2, 3))
     assert steps.min() > 1e-4 and steps.max() < (ends[1] - ends[0]).abs().mean(), "no jump on the way"
@@ -155,18 +157,18 @@ def test_a_blend_goes_from_one_class_to_the_other(sampler):
     def sample(rows, labels, blend=None, **settings):
         chosen = sampler.Settings(num_inference_steps=4, **settings)
         labels = None if labels is None else torch.full((rows,), labels)
-        return sampler.sample(Request(torch.full((rows,), 3), labels, chosen, blend=blend))
+        return sampler.sample(Request(torch.full((rows,), 3), chosen, Conditions(label=labels), blend=blend))
 
     share = torch.linspace(0, 1, 5)
-    towards = Blend(None, share, labels=torch.full((5,), 2))
+    towards = Blend(None, share, label=torch.full((5,), 2))
     ends = [sample(1, label) for label in (0, 2)]
     path = sample(5, 0, towards)
     assert torch.allclose(path[:1], ends[0], atol=1e-5) and torch.allclose(path[-1:], ends[1], atol=1e-5)
     assert (path[1:] - path[:-1]).abs().mean((1, 2, 3)).min() > 1e-5
     assert torch.allclose(sample(5, None, towards)[:1], sample(1, None), atol=1e-5), "from no class"
-    both = Blend(torch.full((5,), 4), share, labels=torch.full((5,), 2))
+    both = Blend(torch.full((5,), 4), share, label=torch.full((5,), 2))
     assert torch.allclose(sample(5, 0, both)[:1], ends[0], atol=1e-5)
-    last = Request(torch.tensor([4]), torch.tensor([2]), sampler.Settings(num_inference_steps=4))
+    last = Request(torch.tensor([4]), sampler.Settings(num_inference_steps=4), Conditions(label=torch.tensor([2])))
     assert torch.allclose(sample(5, 0, both)[-1:], sampler.sample(last), atol=1e-5)
 
 
@@ -176,10 +178,12 @@ def test_stable_diffusion_blends_texts():
 
     def sample(prompts, scale, blend=None):
         settings = sampler.Settings(num_inference_steps=2, guidance_scale=scale)
-        return sampler.sample(Request(torch.full((len(prompts),), 3), None, settings, prompts, blend=blend))
+        return sampler.sample(
+            Request(torch.full((len(prompts),), 3), settings, Conditions(prompt=prompts), blend=blend)
+        )
 
     for scale in (1.0, 3.0):
-        path = sample(("cat",) * 3, scale, Blend(None, torch.tensor([0, 0.5, 1]), prompts=("dog",) * 3))
+        path = sample(("cat",) * 3, scale, Blend(None, torch.tensor([0, 0.5, 1]), prompt=("dog",) * 3))
         assert torch.allclose(path[[0, 2]], sample(("cat", "dog"), scale), atol=1e-4)
         assert (path[1] - path[[0, 2]]).abs().amax((1, 2, 3)).min() > 1e-5
 
@@ -206,24 +210,22 @@ def test_requests_are_cut_and_moved_whole(images):
     whole = Request(
         SEEDS,
         None,
-        None,
-        ("a", "b"),
-        negative_labels=LABELS,
-        negative_prompts=("c", "d"),
-        source=Source(images, 1, MASK),
-        blend=Blend(SEEDS + 7, torch.tensor([0.2, 0.4]), LABELS, ("e", "f")),
+        Conditions(
+            prompt=("a", "b"), negative_label=LABELS, negative_prompt=("c", "d"), source=Source(images, 1, MASK)
+        ),
+        blend=Blend(SEEDS + 7, torch.tensor([0.2, 0.4]), label=LABELS, prompt=("e", "f")),
     )
     parts = list(whole.to(torch.device("cpu")).split(1))
-    assert [part.prompts for part in parts] == [("a",), ("b",)]
-    assert [part.negative_prompts for part in parts] == [("c",), ("d",)]
-    assert torch.equal(torch.cat([part.negative_labels for part in parts]), LABELS)
-    assert torch.equal(torch.cat([part.source.images for part in parts]), images)
-    assert torch.equal(torch.cat([part.source.mask for part in parts]), MASK)
+    assert [part.conditions.prompt for part in parts] == [("a",), ("b",)]
+    assert [part.conditions.negative_prompt for part in parts] == [("c",), ("d",)]
+    assert torch.equal(torch.cat([part.conditions.negative_label for part in parts]), LABELS)
+    assert torch.equal(torch.cat([part.conditions.source.images for part in parts]), images)
+    assert torch.equal(torch.cat([part.conditions.source.mask for part in parts]), MASK)
     assert torch.equal(torch.cat([part.blend.seeds for part in parts]), SEEDS + 7)
-    assert torch.equal(torch.cat([part.blend.labels for part in parts]), LABELS)
-    assert [part.blend.prompts for part in parts] == [("e",), ("f",)]
+    assert torch.equal(torch.cat([part.blend.label for part in parts]), LABELS)
+    assert [part.blend.prompt for part in parts] == [("e",), ("f",)]
     assert [float(part.blend.share) for part in parts] == pytest.approx([0.2, 0.4])
-    assert all(part.labels is None for part in parts)
+    assert all(part.conditions.label is None for part in parts)
 
 
 def test_what_cannot_be_edited_is_refused(sampler, images):
@@ -234,19 +236,19 @@ def test_what_cannot_be_edited_is_refused(sampler, images):
     with pytest.raises(SamplerError, match="mask: expected 2x1x16x16, to go with the images, found 2x1x8x8"):
         Source(images, 0.5, torch.ones(2, 1, 8, 8))
     with pytest.raises(SamplerError, match="source: expected images 1x16x16, found 3x16x16"):
-        sampler.sample(Request(SEEDS, None, settings, source=Source(images.repeat(1, 3, 1, 1), 0.5)))
+        sampler.sample(Request(SEEDS, settings, Conditions(source=Source(images.repeat(1, 3, 1, 1), 0.5))))
     with pytest.raises(SamplerError, match="edits no images"):
         gan = build("dcgan")
-        gan.sample(Request(SEEDS, None, gan.Settings(), source=Source(images, 0.5)))
+        gan.sample(Request(SEEDS, gan.Settings(), Conditions(source=Source(images, 0.5))))
     with pytest.raises(SamplerError, match="no way between two seeds"):
-        gan.sample(Request(SEEDS, None, gan.Settings(), blend=Blend(SEEDS, torch.zeros(2))))
-    with pytest.raises(SamplerError, match="blend: prompts: this sampler takes no texts"):
-        sampler.sample(Request(SEEDS, None, settings, blend=Blend(None, torch.zeros(2), prompts=("a", "b"))))
-    with pytest.raises(SamplerError, match="blend: labels: expected one for each of 2 seeds, found 1"):
-        sampler.sample(Request(SEEDS, None, settings, blend=Blend(None, torch.zeros(2), LABELS[:1])))
-    with pytest.raises(SamplerError, match="negative label: this sampler is not guided away from classes"):
-        gan.sample(Request(SEEDS, None, gan.Settings(), negative_labels=LABELS))
-    with pytest.raises(SamplerError, match="labels: expected one for each of 2 seeds, found 3"):
-        sampler.sample(Request(SEEDS, torch.tensor([0, 1, 2]), settings))
+        gan.sample(Request(SEEDS, gan.Settings(), blend=Blend(SEEDS, torch.zeros(2))))
+    with pytest.raises(SamplerError, match="blend: prompt: this sampler takes no texts"):
+        sampler.sample(Request(SEEDS, settings, blend=Blend(None, torch.zeros(2), prompt=("a", "b"))))
+    with pytest.raises(SamplerError, match="blend: label: expected one for each of 2 seeds, found 1"):
+        sampler.sample(Request(SEEDS, settings, blend=Blend(None, torch.zeros(2), label=LABELS[:1])))
+    with pytest.raises(SamplerError, match="negative_label: this sampler is not guided away from classes"):
+        gan.sample(Request(SEEDS, gan.Settings(), Conditions(negative_label=LABELS)))
+    with pytest.raises(SamplerError, match="label: expected one for each of 2 seeds, found 3"):
+        sampler.sample(Request(SEEDS, settings, Conditions(label=torch.tensor([0, 1, 2]))))
     with pytest.raises(SamplerError, match="takes no texts"):
-        sampler.sample(Request(SEEDS, None, settings, prompts=("a", "b")))
+        sampler.sample(Request(SEEDS, settings, Conditions(prompt=("a", "b"))))

@@ -8,7 +8,7 @@ import torch
 from components.artifacts import run_folder
 from components.diffusion.objectives import OBJECTIVES
 from components.diffusion.solvers import SOLVERS
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from tests.components.families.contract import request
 from tests.components.helpers import LATENTS, build, stream
 
@@ -31,7 +31,9 @@ def test_labels_and_guidance_steer_latent_diffusion(folders):
 
     def sample(labels, scale):
         labels = None if labels is None else torch.tensor(labels)
-        return sampler.sample(Request(seeds, labels, sampler.Settings(num_inference_steps=3, guidance_scale=scale)))
+        return sampler.sample(
+            Request(seeds, sampler.Settings(num_inference_steps=3, guidance_scale=scale), Conditions(label=labels))
+        )
 
     assert torch.equal(sample(None, 1), sample(None, 5)), "without a class there is nothing to guide towards"
     first, second = sample([0, 1], 1)

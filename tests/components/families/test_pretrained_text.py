@@ -14,7 +14,7 @@ from components.data.dataset import batches
 from components.errors import DataError
 from components.interchange.text_encoders import read
 from components.nets.text_encoders import FrozenText
-from components.sampling.requests import Blend, Request
+from components.sampling.requests import Blend, Conditions, Request
 from components.sampling.trajectories import drive
 from components.training.loop import TrainingConfig, fit
 from tests.components.families.contract import PROVENANCE, co_batched, player
@@ -127,7 +127,7 @@ def test_dropped_captions_are_the_empty_texts_embedding(encoder):
 def sample(family, prompts, negative=None, scale=3.0, **parts):
     settings = family.Settings(num_inference_steps=3, guidance_scale=scale)
     seeds = SEEDS[:1].repeat(1 if prompts is None else len(prompts))
-    return family.sample(Request(seeds, None, settings, prompts, negative_prompts=negative, **parts))
+    return family.sample(Request(seeds, settings, Conditions(prompt=prompts, negative_prompt=negative), **parts))
 
 
 def test_prompts_and_negative_prompts_change_the_image(encoder):
@@ -144,7 +144,7 @@ def test_prompts_and_negative_prompts_change_the_image(encoder):
 def test_a_blend_of_prompts_goes_from_one_to_the_other(encoder):
     family = made(encoder)
     share = torch.linspace(0, 1, 5)
-    path = sample(family, ("a cat",) * 5, blend=Blend(None, share, prompts=("two birds",) * 5))
+    path = sample(family, ("a cat",) * 5, blend=Blend(None, share, prompt=("two birds",) * 5))
     assert torch.allclose(path[:1], sample(family, ("a cat",)), atol=1e-4)
     assert torch.allclose(path[-1:], sample(family, ("two birds",)), atol=1e-4)
     assert (path[1:] - path[:-1]).abs().amax((1, 2, 3)).min() > 1e-5, "each step changes something"
@@ -159,7 +159,11 @@ def test_a_run_folder_carries_the_encoder_and_rows_of_all_requests_share_forward
     assert sampler.libraries == ("transformers",)
     settings = sampler.Settings(num_inference_steps=3)
     requests = [
-        Request(torch.tensor([row]), None, settings, (caption,), negative_prompts=("a dog",) if row % 2 else None)
+        Request(
+            torch.tensor([row]),
+            settings,
+            Conditions(prompt=(caption,), negative_prompt=("a dog",) if row % 2 else None),
+        )
         for row, caption in enumerate(CAPTIONS)
     ]
     together, forwards = co_batched(sampler, requests)
@@ -185,7 +189,7 @@ def test_a_guide_is_asked_about_the_same_embeddings(encoder):
         return counted
 
     settings = family.Settings(num_inference_steps=3, guidance="autoguidance")
-    request = Request(SEEDS, None, settings, ("a cat", "a dog"))
+    request = Request(SEEDS, settings, Conditions(prompt=("a cat", "a dog")))
     calls = {name: counting(name, answer) for name, answer in family.calls.items()}
     family.nets.eval()
     images = drive(family.trajectory(request), calls)

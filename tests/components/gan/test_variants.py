@@ -20,7 +20,7 @@ from components.nets.gan.dcgan import Flat, Trunk
 from components.nets.gan.layers import SelfAttention
 from components.nets.gan.residual import part_sizes
 from components.nets.gan.stylegan2 import ModulatedConv, demodulation, enlarge, reduce
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from tests.components.helpers import IMAGES, Rows, build, copied, stream, tiny_data
 
 VARIANTS = [name for name in family_names() if issubclass(family_class(name), GAN)]
@@ -28,7 +28,7 @@ VARIANTS = [name for name in family_names() if issubclass(family_class(name), GA
 
 def sampled(family, seeds, labels=None, **settings) -> torch.Tensor:
     labels = None if labels is None else torch.tensor(labels)
-    return family.sample(Request(torch.tensor(seeds), labels, family.Settings(**settings)))
+    return family.sample(Request(torch.tensor(seeds), family.Settings(**settings), Conditions(label=labels)))
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ pytest.importorskip("transformers")
 from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.interchange.from_diffusers import read
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from tests.components.interchange import folders
 
 PROMPTS = ("a fish", "two cats")
@@ -33,7 +34,7 @@ def pair(request, tmp_path_factory):
 def ours(family, prompts=PROMPTS, negative=None, **settings):
     seeds = torch.arange(len(prompts))
     settings = family.Settings(solver="euler", num_inference_steps=5, **settings)
-    return family.sample(Request(seeds, None, settings, prompts=prompts, negative_prompts=negative)), settings
+    return family.sample(Request(seeds, settings, Conditions(prompt=prompts, negative_prompt=negative))), settings
 
 
 def noise(family, count: int) -> torch.Tensor:
@@ -64,7 +65,7 @@ def test_refiner_takes_over_at_its_level(tmp_path):
     family = read(tmp_path / "base", tmp_path / "refiner")
     start, steps = 0.6, 9  # whole times, so that both interpolate levels alike
     settings = family.Settings(solver="euler", num_inference_steps=steps, guidance_scale=4.0, refiner_start=start)
-    request = Request(torch.arange(2), None, settings, prompts=PROMPTS, negative_prompts=("", ""))
+    request = Request(torch.arange(2), settings, Conditions(prompt=PROMPTS, negative_prompt=("", "")))
     found = family.sample(request)
     times = [111.0 * left for left in range(steps, 0, -1)]
     common = {"prompt": list(PROMPTS), "negative_prompt": ["", ""], "guidance_scale": 4.0}
@@ -73,7 +74,7 @@ def test_refiner_takes_over_at_its_level(tmp_path):
     half = base(**common, timesteps=times, denoising_end=start, latents=noise(family, 2), output_type="latent").images
     whole = refiner(**common, image=half, timesteps=times, denoising_start=start, output_type="pt").images
     assert (found - (whole * 2 - 1)).abs().max() < 1e-3
-    plain = family.sample(Request(**{**vars(request), "settings": settings.model_copy(update={"refiner_start": 1.0})}))
+    plain = family.sample(replace(request, settings=settings.model_copy(update={"refiner_start": 1.0})))
     assert (found - plain).abs().max() > 1e-2
 
 

@@ -138,7 +138,7 @@ def test_generators_are_served_too(engine):
     family = DCGAN(DCGAN.Config(latent_dim=4, width=4), DataInfo(shape=(1, 8, 8)))
     family.nets.eval()
     engine.nets = dict(family.calls)
-    requests = [Request(torch.tensor([seed]), None, DCGAN.Settings()) for seed in range(4)]
+    requests = [Request(torch.tensor([seed]), DCGAN.Settings()) for seed in range(4)]
     futures = [engine.submit(lambda request=request: family.trajectory(request)) for request in requests]
     for request, future in zip(requests, futures, strict=True):
         assert (future.result(TIMEOUT) - family.sample(request)).abs().max() < 1e-3

@@ -8,8 +8,8 @@ import pytest
 
 from components.errors import ConfigError
 from infra.config import ServeConfig
+from infra.serving.api_error import ApiError
 from infra.serving.http_guards import KEYS_VARIABLE, digest, read_keys
-from infra.serving.openai_api import ApiError
 from tests.infra.chromium import EXECUTABLE, Page
 from tests.infra.local import LocalBackend, ask, client
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 from components.artifacts import run_folder
 from components.data.media.image import MEDIUM
-from components.sampling.requests import Request, Source
+from components.sampling.requests import Conditions, Request, Source
 from components.training.ema import copy_of
 from components.training.loop import State
 from infra.config import ServeConfig
-from infra.serving.openai_api import ApiError
-from infra.serving.openai_api import Source as Upload
+from infra.serving.api_error import ApiError
+from infra.serving.openai_api import SourceImage as Upload
 from infra.serving.sampler_replica import opened
 from infra.serving.uploads import open_image, source
 from tests.components.helpers import CAPTION_LENGTH, LATENTS, build
@@ -60,8 +60,8 @@ def own(folder, label, source=None, steps=4, guidance=2.0, **more) -> np.ndarray
     """What the sampler itself makes of it."""
     family = run_folder.load(folder).family
     settings = family.Settings(num_inference_steps=steps, guidance_scale=guidance)
-    request = Request(torch.tensor([5]), torch.tensor([label]) if label is not None else None, settings, **more)
-    request = Request(**{**vars(request), "source": source})
+    given = {"label": torch.tensor([label])} if label is not None else {}
+    request = Request(torch.tensor([5]), settings, Conditions(**given, **more, source=source))
     return MEDIUM.to_stored(family.sample(request))[0, 0].numpy()
 
 
@@ -123,7 +123,7 @@ def test_a_negative_prompt_leads_away(run, folder):
     def made(**extra):
         return pixels(client(address).images.generate(prompt="two", extra_body={**FAST, **extra}).data[0])
 
-    away = own(folder, 2, negative_labels=torch.tensor([0]))
+    away = own(folder, 2, negative_label=torch.tensor([0]))
     assert differ(made(negative_prompt="zero"), away) <= 1
     assert differ(made(), away) > 2 and differ(made(), made(negative_prompt="")) == 0
 
@@ -165,7 +165,7 @@ def test_a_body_that_is_no_form(run, drawing):
 
 def test_a_model_that_edits_nothing():
     class Model:
-        id, edits = "gan@1", False
+        id, accepts = "gan@1", ("label",)
 
     with pytest.raises(ApiError, match="gan@1 draws from noise alone"):
         source(b"", None, None, Model, 100, redraws=True)
@@ -208,7 +208,7 @@ def test_prompts_of_a_sampler_of_texts(text_folder):
     sampler = run_folder.load(text_folder).family
     settings = sampler.Settings(num_inference_steps=4)
     expected = sampler.sample(
-        Request(torch.tensor([5]), None, settings, prompts=("a cat",), negative_prompts=("a dog",))
+        Request(torch.tensor([5]), settings, Conditions(prompt=("a cat",), negative_prompt=("a dog",)))
     )
     with serving(backend, config) as address:
         images = client(address).images

@@ -34,7 +34,8 @@ def model_store(root, **fields) -> ModelStore:
 def test_promoted_files_are_copied_so_that_no_promotion_changes_them(root):
     champions = Champions(model_store(root))
     (first,) = champions.look()
-    assert first.id == "latent-foundry@1" and first.settings == {"num_inference_steps": 7} and first.edits
+    assert first.id == "latent-foundry@1" and first.settings == {"num_inference_steps": 7}
+    assert "source" in first.accepts
     assert Path(first.folder).is_relative_to(root / ".cache/served")
     shutil.rmtree(root / "runs/a")
     write_sampler(root / "runs/a", seed=1)

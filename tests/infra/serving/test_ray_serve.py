@@ -22,7 +22,7 @@ from ray import serve
 from components.artifacts import run_folder
 from components.data.media.image import MEDIUM
 from components.errors import SamplerError
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from infra.config import ServeConfig
 from infra.serving import ray_serve
 from infra.serving.model_store import ModelStore
@@ -91,7 +91,9 @@ def test_a_class_by_name_or_number(client):
 def test_the_image_is_the_samplers_own(client, project):
     family = run_folder.load(project / "runs/ldm").family
     settings = family.Settings(solver="heun", num_inference_steps=5, guidance_scale=3.0)
-    expected = MEDIUM.to_stored(family.sample(Request(torch.tensor([11]), torch.tensor([1]), settings)))[0, 0].numpy()
+    expected = MEDIUM.to_stored(
+        family.sample(Request(torch.tensor([11]), settings, Conditions(label=torch.tensor([1]))))
+    )[0, 0].numpy()
     answer = client.images.generate(
         prompt="one",
         model="latent-foundry",
@@ -406,7 +408,7 @@ def test_promotions_and_a_killed_replica_lose_nothing(address, project, promotio
         family = family_of(project / "runs" / ("ldm" if version == "3" else version))
         settings = family.Settings(**DEFAULTS | FAST)
         for image, own_seed in zip(images, (seed, seed + 1), strict=True):
-            request = Request(torch.tensor([own_seed]), torch.tensor([2]), settings)
+            request = Request(torch.tensor([own_seed]), settings, Conditions(label=torch.tensor([2])))
             assert np.abs(image.astype(int) - MEDIUM.to_stored(family.sample(request))[0, 0].numpy()).max() <= 1
     wait_for(lambda: len(replicas()) == 1)  # those before are gone
 

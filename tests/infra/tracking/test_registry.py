@@ -15,7 +15,7 @@ from components.artifacts import pyfunc, run_folder
 from components.data.media.image import MEDIUM
 from components.evaluation.generation import open_candidate
 from components.families import family_class
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from infra.config import TrackingConfig
 from infra.tracking.registry import Entry, Registry, requirements
 from tests.infra.serving_helpers import write_sampler
@@ -90,7 +90,9 @@ def test_the_champion_loads_and_samples_in_a_clean_process(registered, tmp_path)
     import torch
 
     sampler, settings = open_candidate(registered / "runs/ldm", SETTINGS, "cpu", "")
-    here = MEDIUM.to_stored(sampler.sample(Request(torch.tensor([3, 4]), torch.tensor([0, 2]), settings)))
+    here = MEDIUM.to_stored(
+        sampler.sample(Request(torch.tensor([3, 4]), settings, Conditions(label=torch.tensor([0, 2]))))
+    )
     assert torch.equal(torch.tensor(told["pixels"], dtype=torch.uint8), here.permute(0, 2, 3, 1))
 
 

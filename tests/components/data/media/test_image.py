@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from components.data.media import Medium, medium
+from components.data.media import Medium, medium, medium_names
 from components.data.media.image import MEDIUM, grid
 from components.errors import DataError
+from tests import toys
 
 LEVELS = torch.arange(256, dtype=torch.uint8)
 
@@ -101,6 +102,14 @@ def test_the_folder_is_the_registry():
     assert isinstance(medium("image"), Medium) and medium("image") is MEDIUM
     with pytest.raises(DataError, match=r"^data/x/manifest.json: medium: expected one of image.*, found 'smell'$"):
         medium("smell", "data/x/manifest.json: medium")
+
+
+def test_a_file_in_a_folder_of_its_own_is_a_medium():
+    with toys.installed():
+        assert medium("series").dtype == "int16" and medium_names() == ("clip", "image", "series")
+    assert medium_names() == ("image",)
+    with pytest.raises(DataError, match="^medium: expected one of image, found 'series'$"):
+        medium("series")
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 4), (1, 16), (3, 2, 4, 4)])

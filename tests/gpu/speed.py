@@ -1,0 +1,195 @@
+"""Training speed: our loop against diffusers' networks in the plain loop of its examples, with each option on and off;
+the share of the matrix peak; the share of a step outside forward, backward and optimizer."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from components.data.dataset import batches
+from components.training.loop import Wrap
+from tests.benchmarks.diffusers_peer import let_torchvision_import, their_rate
+from tests.benchmarks.rates import fit_rate, settle
+from tests.components.helpers import no_wrap
+from tests.gpu import models, profile
+from tests.gpu.models import DEMO, MIDDLE, Size
+from tests.gpu.part import Part
+
+STEPS, WARM = 25, 8
+TOY_STEPS, TOY_WARM = 2, 1
+PEAK_SIZE = 8192
+BATCH_SIZES = (32, 64, 256, 512)
+WIDTHS = {128: 256, 192: 192, 320: 96}  # and the rows of a batch, which is halved until it fits
+OPTIONS = {  # of our loop
+    "float32": {"precision": "float32"},
+    "bfloat16": {"precision": "bfloat16"},
+    "float32 channels_last": {"precision": "float32", "channels_last": True},
+    "bfloat16 channels_last": {"precision": "bfloat16", "channels_last": True},
+    "bfloat16 channels_last cudnn_benchmark": {"precision": "bfloat16", "channels_last": True, "benchmark": True},
+}
+COMPILE_NEEDS = 45.0  # seconds
+
+
+def run(part: Part) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    part.measure("peak_tflops", lambda: peaks(part))
+    sizes = {"demo": models.sized(part, DEMO), "middle": models.sized(part, MIDDLE)}
+    for name, size in sizes.items():
+        against_diffusers(part, name, size)
+    best = best_option(part)
+    part.tell("best.option", best)
+    middle = sizes["middle"]
+    for name, size in sizes.items():
+        part.measure(f"outside.{name}", lambda size=size: profile.outside(part, size, OPTIONS[best]))
+    for width, rows in WIDTHS.items():
+        size = models.sized(part, models.of_width(width, rows))
+        part.measure(f"peak_share.{width}", lambda size=size: peak_share(part, size, OPTIONS[best]), needs=8)
+    for rows in BATCH_SIZES:
+        size = middle if part.toy else replace(middle, batch_size=rows)
+        part.measure(f"batch_sizes.{rows}", lambda size=size: ours(part, size, **OPTIONS[best]), needs=5)
+    for name, size in sizes.items():
+        part.measure(f"profile.{name}", lambda size=size: profile.kernels(part, size, OPTIONS[best]), needs=5)
+    for name, size, mode in (
+        ("middle default", middle, "default"),
+        ("demo default", sizes["demo"], "default"),
+        ("demo reduce-overhead", sizes["demo"], "reduce-overhead"),
+    )[: 1 if part.toy else 3]:
+        work = functools.partial(compiled, part, size, OPTIONS[best], mode)
+        part.measure(f"compile.{name}", work, needs=0 if part.toy else COMPILE_NEEDS)
+
+
+def steps(part: Part) -> tuple[int, int]:
+    """How many are timed, and how many come before."""
+    return (TOY_STEPS, TOY_WARM) if part.toy else (STEPS, WARM)
+
+
+def peaks(part: Part) -> dict[str, float]:
+    """TFLOP/s of a product of two square matrices of random numbers."""
+    size, found = 256 if part.toy else PEAK_SIZE, {}
+    for dtype in (torch.bfloat16, torch.float32):
+        left, right = torch.randn(2, size, size, device=part.device, dtype=dtype)
+        times = [seconds(lambda left=left, right=right: left @ right) for _ in range(3 if part.toy else 13)]
+        found[str(dtype).removeprefix("torch.")] = 2 * size**3 / sorted(times[2:])[len(times[2:]) // 2] / 1e12
+    return found
+
+
+def seconds(work: Callable[[], object]) -> float:
+    settle()
+    began = time.perf_counter()
+    work()
+    settle()
+    return time.perf_counter() - began
+
+
+def ours(
+    part: Part,
+    size: Size,
+    precision: str,
+    channels_last: bool = False,
+    benchmark: bool = False,
+    wrap: Wrap = no_wrap,
+) -> float:
+    """Images a second of our loop."""
+    torch.backends.cudnn.benchmark = benchmark
+    family = models.unet(size, part.device, channels_last)
+    return fit_rate(
+        family, models.latents(size), size.batch_size, *steps(part), wrap, precision=precision, clip_norm=1.0
+    )
+
+
+def theirs(part: Part, size: Size, precision: str) -> float:
+    torch.backends.cudnn.benchmark = False
+    family = models.unet(size, torch.device("cpu"))
+    return their_rate(family, models.latents(size), size.batch_size, *steps(part), precision)
+
+
+def against_diffusers(part: Part, name: str, size: Size) -> None:
+    """Images a second of each option and of the peer, and the ratio of the best of each."""
+    let_torchvision_import()
+    rates = {
+        option: part.measure(f"rates.{name}.{option}", functools.partial(ours, part, size, **chosen))
+        for option, chosen in OPTIONS.items()
+    }
+    peer = {
+        precision: part.measure(f"rates.{name}.diffusers {precision}", functools.partial(theirs, part, size, precision))
+        for precision in ("float32", "bfloat16")
+    }
+    told = {}
+    for precision, rate in peer.items():
+        own = [value for option, value in rates.items() if option.startswith(precision) and value]
+        if own and rate:
+            told[precision] = max(own) / rate
+            told[f"{precision} without options"] = (rates[precision] or 0) / rate
+    part.tell(f"ours_over_diffusers.{name}", told or "diffusers was not measured")
+
+
+def best_option(part: Part) -> str:
+    """The fastest at the middle size."""
+    rates = part.found["rates"]["middle"]
+    return max(OPTIONS, key=lambda option: rates[option] if isinstance(rates[option], int | float) else 0.0)
+
+
+def peak_share(part: Part, size: Size, option: dict) -> dict:
+    """Of the matrix peak at bfloat16: forward and backward alone, and the whole loop."""
+    while True:
+        try:
+            return _peak_share(part, size, option)
+        except torch.OutOfMemoryError:
+            if size.batch_size < 8:
+                raise
+            torch.cuda.empty_cache()
+            size = replace(size, batch_size=size.batch_size // 2)
+
+
+def _peak_share(part: Part, size: Size, option: dict) -> dict:
+    flops, taken, parameters = forward_backward(part, size, option)
+    peak = 1e12 * part.found["peak_tflops"]["bfloat16"]
+    rate = ours(part, size, **{**option, "precision": "bfloat16"})
+    return {
+        "forward_backward": flops / taken / peak,
+        "loop": flops / size.batch_size * rate / peak,
+        "tflops": flops / taken / 1e12,
+        "gflop_per_row": flops / size.batch_size / 1e9,
+        "batch_size": size.batch_size,
+        "images_per_second": rate,
+        "parameters": parameters,
+        "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if part.on_gpu else 0.0,
+    }
+
+
+def forward_backward(part: Part, size: Size, option: dict) -> tuple[int, float, int]:
+    """FLOPs and seconds of one forward and backward pass in bfloat16, and how many parameters there are."""
+    family = models.unet(size, part.device, option.get("channels_last", False))
+    net, (phase,) = family.nets[models.net_name(family)], family.phases
+    batch = next(batches(models.latents(size), size.batch_size)).to(part.device)
+
+    def step() -> None:
+        net.zero_grad()
+        with torch.autocast(part.device.type, torch.bfloat16):
+            loss = phase.loss(net, batch)["loss"]
+        loss.backward()
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    times = sorted(seconds(step) for _ in range(3 if part.toy else 8))
+    return counter.get_total_flops(), times[len(times) // 2], sum(weight.numel() for weight in net.parameters())
+
+
+def compiled(part: Part, size: Size, option: dict, mode: str) -> dict:
+    """Images a second with torch.compile, and the seconds before the first timed step."""
+    how = {"backend": "aot_eager"} if part.toy else {"mode": mode}
+
+    def wrap(net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        return torch.compile(net, **how), optimizer
+
+    torch._dynamo.reset()
+    began = time.perf_counter()
+    rate = ours(part, size, **option, wrap=wrap)
+    spent = time.perf_counter() - began - steps(part)[0] * size.batch_size / rate
+    return {"images_per_second": rate, "seconds_before": spent}
