@@ -2,12 +2,13 @@
 # make cluster-up | cluster-repro | cluster-down: a Ray cluster on AWS (ray_cluster.yaml)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-VENV := $(CURDIR)/.venv
+# relative: make would take a folder's name with spaces for several names
+VENV := .venv
 BIN := $(VENV)/bin
 # uv does not read pip's configuration: hand on where pip finds wheels
 UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_FIND_LINKS
-export PATH := $(BIN):$(PATH)
+export PATH := $(if $(filter /%,$(BIN)),,$(CURDIR)/)$(BIN):$(PATH)
 # nothing looks for the network: usage statistics, telemetry, model hubs
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -50,9 +51,9 @@ cluster-up: setup
 
 # git stays here: the head runs what changed and pushes the data, dvc.lock comes back, `dvc pull` and a commit are yours
 cluster-repro: setup
-	ray rsync-up $(CLUSTER) $(CURDIR)/ $(REMOTE)/
+	ray rsync-up $(CLUSTER) '$(CURDIR)/' $(REMOTE)/
 	ray exec $(CLUSTER) 'cd $(REMOTE) && { dvc pull --quiet --allow-missing || true; } && LATENT_FOUNDRY_CLUSTER="{address: auto}" python -m pipelines.repro $(TARGETS) && dvc push'
-	ray rsync-down $(CLUSTER) $(REMOTE)/dvc.lock $(CURDIR)/dvc.lock
+	ray rsync-down $(CLUSTER) $(REMOTE)/dvc.lock '$(CURDIR)/dvc.lock'
 
 cluster-down: setup
 	ray down --yes $(CLUSTER)
@@ -60,7 +61,7 @@ cluster-down: setup
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock $(BIN)/uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --requirement requirements.lock
+	VIRTUAL_ENV='$(VENV)' $(BIN)/uv pip install --quiet --requirement requirements.lock
 	@touch $@
 
 $(BIN)/uv:

@@ -1,16 +1,47 @@
 """Strict typed configuration: every block of params.yaml becomes a frozen pydantic model at the door."""
 
-from typing import TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from components.errors import ConfigError
 
 
 class Strict(BaseModel):
-    """Base of every configuration block: unknown keys are refused, values never change."""
+    """Base of every configuration block: unknown keys are refused, values never change. A block below that names
+    some of its keys keeps the default block's values in the others, not those of the block's type."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, block: Any) -> Any:
+        if not isinstance(block, dict):
+            return block
+        laid = {}
+        for name, field in cls.model_fields.items():
+            if isinstance(block.get(name), dict) and _of_one_model(field):
+                laid[name] = _laid_over(field.default, block[name])
+        return block | laid
+
+
+def _of_one_model(field: FieldInfo) -> bool:
+    """Whether the default is a block of the only kind that the field takes; where there is a choice, keys of one kind
+    mean nothing in another."""
+    kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
+    return isinstance(field.default, BaseModel) and [type(field.default)] == [k for k in kinds if k is not type(None)]
+
+
+def _laid_over(default: BaseModel, block: dict) -> dict:
+    """The default's values with the block's in their place, and so in the blocks below that the default has."""
+    values = {name: getattr(default, name) for name in type(default).model_fields}
+    for name, value in block.items():
+        fields = type(default).model_fields
+        below = name in fields and _of_one_model(fields[name]) and isinstance(value, dict)
+        values[name] = _laid_over(values[name], value) if below else value
+    return values
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)

@@ -101,6 +101,7 @@ class ServeConfig(Strict):
     max_rows: int = Field(64, ge=1)  # of one forward
     slots: int = Field(256, ge=1)  # rows of images that advance at the same time
     queue: int = Field(256, ge=0)  # rows of images that may wait for a slot
+    cache_bytes: int | None = Field(None, gt=0)  # of what one net keeps between calls; room for `slots` rows if unset
     buckets: tuple[Annotated[int, Field(ge=1)], ...] = ()  # sizes that the rows of a forward are padded up to
     threads: int = Field(0, ge=0)
     stuck_after: float = Field(30, gt=0)  # seconds without a forward's end, after which a replica is replaced

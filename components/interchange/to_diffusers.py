@@ -89,7 +89,9 @@ def refuse_unless_expressible(family: LatentDiffusion, where: str) -> None:
         raise SamplerError(f"{where}: its autoencoder answers with logits (reconstruction: bce); expected mse or l1")
     _, height, width = autoencoder.data.shape
     if height != width or height % 8:
-        raise SamplerError(f"{where}: images of {height}x{width}; diffusers' pipelines expect squares, multiples of 8")
+        raise SamplerError(
+            f"{where}: images of {height}x{width} pixels; diffusers' pipelines expect squares, multiples of 8"
+        )
     groups = {module.num_groups for module in family.nets.modules() if isinstance(module, nn.GroupNorm)}
     if len(groups) > 1:
         found = ", ".join(map(str, sorted(groups)))

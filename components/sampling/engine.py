@@ -14,11 +14,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from components.sampling.trajectories import Call, Trajectory
+from components.sampling.batching import num_rows, packed, split
+from components.sampling.state import caches, refuse_more_rows
+from components.sampling.trajectories import Answer, Call, Trajectory
 
 IDLE_BEAT = 0.2  # seconds between heartbeats of an engine with nothing to do
 LATE = "the deadline passed before the image was finished"
@@ -49,12 +52,15 @@ class Forward:
 
 @dataclass(frozen=True)
 class Load:
-    """Rows that advance, rows that wait, and how many of each there is room for."""
+    """Rows that advance, rows that wait, and how many of each there is room for; rows that nets keep, and how many of
+    them there is room for, in the net that is nearest to full."""
 
     active: int
     waiting: int
     slots: int
     queue: int
+    kept: int = 0
+    cache_rows: int = 0
 
 
 @dataclass(eq=False)
@@ -72,6 +78,7 @@ class _Task:
     show_at: list[float] = field(default_factory=list)  # shares of the way, the next one last
     on_preview: Callable[[float, Tensor], None] | None = None
     previews: list[Future[Tensor]] = field(default_factory=list)
+    leases: dict[str, Tensor] = field(default_factory=dict)  # slots of its rows, by the net that keeps them
     charged: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,17 +88,25 @@ class _Task:
     def signature(self) -> tuple:
         """Calls of equal signature can share a forward."""
         inputs = self.call.inputs.items()
-        return self.call.net, tuple((name, tensor.shape[1:], tensor.dtype) for name, tensor in inputs)
+        return (
+            self.call.net,
+            self.call.stateful,
+            tuple((name, tensor.shape[1:], tensor.dtype) for name, tensor in inputs),
+        )
 
 
 class Engine:
     """A thread that advances trajectories together.
 
-    nets:         what answers the calls, by Call.net; rows in, as many rows out
+    nets:         what answers the calls, by Call.net; rows in, as many rows out, a tensor or a mapping of some
     max_rows:     rows in one forward, unless a single call has more
     slots:        rows of trajectories that advance at the same time; more than `max_rows` take turns
     queue:        rows that may wait for a slot; beyond them `submit` raises EngineFull
     buckets:      sizes that a forward's rows are padded up to, for compiled nets and CUDA graphs; none: no padding
+    cache_rows:   of trajectories that a net which keeps rows can hold (components/sampling/state.py); `slots` if not
+                  told. Their slots are leased from a trajectory's first such call to its end. No more rows advance than
+                  there is room for: others wait in the queue, and beyond it `submit` raises EngineFull
+    cache_bytes:  the most that the cache of one net may take
     on_forward:   told about every forward, on the engine's thread
     """
 
@@ -103,9 +118,13 @@ class Engine:
         slots: int = 256,
         queue: int = 256,
         buckets: Sequence[int] = (),
+        cache_rows: int | None = None,
+        cache_bytes: int | None = None,
         on_forward: Callable[[Forward], None] = lambda forward: None,
     ):
-        self.nets, self.max_rows, self.slots, self.queue = nets, max_rows, slots, queue
+        self.nets, self.max_rows, self.queue = nets, max_rows, queue
+        self._caches = caches(nets, cache_rows or slots, cache_bytes)
+        self.slots = min([slots, *(cache.rows for cache in self._caches.values())])
         self.buckets = sorted(buckets)
         self.on_forward = on_forward
         self._lock = threading.Condition()
@@ -156,7 +175,9 @@ class Engine:
     def load(self) -> Load:
         with self._lock:
             waiting = sum(task.charged for task in self._waiting)
-            return Load(self._rows - waiting, waiting, self.slots, self.queue)
+            fullest = min(self._caches.values(), key=lambda cache: cache.num_free, default=None)
+            kept = (fullest.leased, fullest.rows) if fullest else ()
+            return Load(self._rows - waiting, waiting, self.slots, self.queue, *kept)
 
     def silence(self) -> float:
         """Seconds since the thread's last sign of life, infinite when it has ended. A forward is one long silence."""
@@ -182,8 +203,8 @@ class Engine:
                 while self._wait_for_work():
                     self._admit()
                     self._drop_gone()
-                    if self._active:
-                        self._advance(self._choose())
+                    if self._active and (chosen := self._choose()):
+                        self._advance(chosen)
         finally:
             self._abandon()
 
@@ -224,7 +245,9 @@ class Engine:
     def _choose(self) -> list[_Task]:
         """The calls of the next forward: those that can share one with the oldest call, every group's first call before
         any group's second, older before newer. So each group advances in every round, however many others have."""
-        by_age = sorted(self._active, key=lambda task: task.arrival)
+        by_age = self._ready()
+        if not by_age:
+            return []
         signature, turns = by_age[0].signature, Counter()
         candidates = []
         for task in by_age:
@@ -238,11 +261,28 @@ class Engine:
                 rows += task.charged
         return chosen
 
+    def _ready(self) -> list[_Task]:
+        """Those whose next call can be answered, oldest first: all but calls whose rows are to be kept and for which no
+        slots are free. Older ones get slots first. If all wait for each other, the youngest gives up."""
+        ready, blocked = [], set()
+        for task in sorted(self._active, key=lambda task: task.arrival):
+            if task.call.stateful and task.call.net not in task.leases:
+                cache, rows = self._caches[task.call.net], num_rows(task.call)
+                if task.call.net in blocked or rows > cache.num_free:
+                    blocked.add(task.call.net)
+                    continue
+                task.leases[task.call.net] = cache.lease(rows)
+            ready.append(task)
+        if not ready:
+            youngest = max(self._active, key=lambda task: task.arrival)
+            self._leave(youngest, EngineFull(f"{youngest.call.net}: no room to keep its rows"))
+        return ready
+
     def _advance(self, tasks: list[_Task]) -> None:
         """Answers the calls of `tasks` by one forward. If it raises, each is answered alone, so that a call that cannot
         be answered fails its own trajectory only."""
         try:
-            answers = self._forward([task.call for task in tasks])
+            answers = self._forward(tasks)
         except Exception as error:
             if len(tasks) == 1:
                 self._leave(tasks[0], error)
@@ -254,17 +294,17 @@ class Engine:
         for task, answer in zip(tasks, answers, strict=True):
             self._step(task, answer)
 
-    def _forward(self, calls: list[Call]) -> tuple[Tensor, ...]:
-        began = time.perf_counter()
-        counts = [_rows(call) for call in calls]
+    def _forward(self, tasks: list[_Task]) -> list[Answer]:
+        began, calls = time.perf_counter(), [task.call for task in tasks]
+        net, counts = calls[0].net, [num_rows(call) for call in calls]
         rows = sum(counts)
         padding = next((size for size in self.buckets if size >= rows), rows) - rows
-        inputs = {name: _pack([call.inputs[name] for call in calls], padding) for name in calls[0].inputs}
-        answer = self.nets[calls[0].net](**inputs)
-        if len(answer) != rows + padding:
-            raise ValueError(f"{calls[0].net}: {rows + padding} rows in, {len(answer)} out; expected as many")
-        answers = answer[:rows].split(counts)
-        self.on_forward(Forward(calls[0].net, rows, padding, len(calls), time.perf_counter() - began))
+        inputs: dict[str, Any] = packed(calls, padding)
+        if calls[0].stateful:
+            slots = torch.cat([task.leases[net][:count] for task, count in zip(tasks, counts, strict=True)])
+            inputs |= self._caches[net].inputs(slots, padding, next(iter(inputs.values())))
+        answers = split(net, self.nets[net](**inputs), counts, padding)
+        self.on_forward(Forward(net, rows, padding, len(calls), time.perf_counter() - began))
         return answers
 
     def _step(self, task: _Task, answer: Tensor | None) -> None:
@@ -273,13 +313,23 @@ class Engine:
             if task.trajectory is None:
                 task.trajectory = task.start()
             task.call = task.trajectory.send(answer)
-            self._charge(task, _rows(task.call))
+            self._refuse_unkeepable(task)
+            self._charge(task, num_rows(task.call))
             task.arrival = next(self._arrivals)
             self._show(task)
         except StopIteration as stop:
             self._leave(task, stop.value)
         except Exception as error:
             self._leave(task, error)
+
+    def _refuse_unkeepable(self, task: _Task) -> None:
+        """Raises ValueError of a call whose rows its net cannot keep."""
+        net = task.call.net
+        if task.call.stateful:
+            if net not in self._caches:
+                raise ValueError(f"{net}: keeps no rows between calls; expected a net with `allocate`")
+            most = len(task.leases[net]) if net in task.leases else self._caches[net].rows
+            refuse_more_rows(net, num_rows(task.call), most)
 
     def _show(self, task: _Task) -> None:
         """Starts the preview that a call offers, if one is due; it advances like any trajectory of its group."""
@@ -314,11 +364,17 @@ class Engine:
             self._active.remove(task)
         with self._lock:
             self._rows -= task.charged
+        self._free(task)
         if task.trajectory is not None:
             task.trajectory.close()
         for preview in task.previews:
             preview.cancel()
         _tell(task.future, outcome)
+
+    def _free(self, task: _Task) -> None:
+        for net, slots in task.leases.items():
+            self._caches[net].free(slots)
+        task.leases = {}
 
     def _abandon(self) -> None:
         """The thread ends: nobody may wait for it."""
@@ -327,18 +383,8 @@ class Engine:
             tasks: Iterable[_Task] = [*self._active, *self._waiting]
             self._active, self._waiting, self._rows = [], deque(), 0
         for task in tasks:
+            self._free(task)
             _tell(task.future, EngineStopped("the engine has stopped"))
-
-
-def _rows(call: Call) -> int:
-    return len(next(iter(call.inputs.values())))
-
-
-def _pack(tensors: list[Tensor], padding: int) -> Tensor:
-    """Rows of all tensors, then the last row `padding` times over."""
-    if padding:
-        tensors = [*tensors, tensors[-1][-1:].expand(padding, *tensors[-1].shape[1:])]
-    return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
 
 def _gone(task: _Task) -> bool:

@@ -9,21 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from components.sampling.state import Cache, refuse_more_rows
+
 
 @dataclass(frozen=True)
 class Call:
-    """One evaluation of a network, or of a part of one, called `net`. Rows come first in every input and the answer."""
+    """One evaluation of a network, or of a part of one, called `net`. Rows come first in every input and the answer,
+    which is a tensor or a mapping of some. `stateful`: the net keeps the call's rows for the trajectory's next one
+    (components/sampling/state.py); later calls may have fewer rows than the first, the first ones, never more."""
 
     net: str
     inputs: dict[str, Tensor]
     preview: Preview | None = None
+    stateful: bool = False
 
 
-Trajectory = Generator[Call, Tensor, Tensor]
+Answer = Tensor | Mapping[str, Tensor]
+Trajectory = Generator[Call, Answer, Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,23 @@ def offering(trajectory: Trajectory, preview: Preview | None) -> Trajectory:
 
 
 @torch.inference_mode()
-def drive(trajectory: Trajectory, nets: Mapping[str, Callable[..., Tensor]]) -> Tensor:
-    """Runs one trajectory to its end: images (B, C, ...) in [-1, 1]."""
+def drive(trajectory: Trajectory, nets: Mapping[str, Callable[..., Answer]]) -> Tensor:
+    """Runs one trajectory to its end: images (B, C, ...) in [-1, 1]. What nets keep lasts as long."""
+    caches: dict[str, Cache] = {}
     try:
         call = next(trajectory)
         while True:
-            call = trajectory.send(nets[call.net](**call.inputs))
+            kept = _kept(call, nets, caches) if call.stateful else {}
+            call = trajectory.send(nets[call.net](**call.inputs, **kept))
     except StopIteration as stop:
         return stop.value
+
+
+def _kept(call: Call, nets: Mapping[str, Callable[..., Answer]], caches: dict[str, Cache]) -> dict[str, Any]:
+    """The cache and slots of a call whose net keeps rows; its trajectory's first such call makes the cache."""
+    first = next(iter(call.inputs.values()))
+    if call.net not in caches:
+        caches[call.net] = Cache(nets[call.net], len(first))
+    cache = caches[call.net]
+    refuse_more_rows(call.net, len(first), cache.rows)
+    return cache.inputs(torch.arange(len(first)), 0, first)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -253,12 +253,18 @@ def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) ->
     if reason := model.kind.why_not(model.kind.Config(**model.run.config), chosen):
         raise ApiError(400, reason, param=reason.partition(":")[0])
     settings = chosen.model_dump(mode="json")
-    steps = settings.get("num_inference_steps", 1)
+    steps = _num_steps(settings)
     if steps > limits.max_steps:
         raise ApiError(
             400, f"num_inference_steps: at most {limits.max_steps}, found {steps}", param="num_inference_steps"
         )
     return settings
+
+
+def _num_steps(settings: Mapping[str, Any]) -> int:
+    """Of a sampler's settings, or of all parts of a composite's, a block each."""
+    blocks = [block for block in settings.values() if isinstance(block, dict)]
+    return settings.get("num_inference_steps", 0) + sum(map(_num_steps, blocks))
 
 
 def invalid(errors: list[dict]) -> ApiError:

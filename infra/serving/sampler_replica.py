@@ -47,6 +47,7 @@ class SamplerReplica:
             slots=config.slots,
             queue=config.queue,
             buckets=config.buckets,
+            cache_bytes=config.cache_bytes,
             on_forward=serve_metrics.recorder(lambda: self.engine.load()),
         )
         self._submit(self._specimen()).result()  # warm, and known to work, before it counts as up

@@ -18,6 +18,7 @@ def recorder(load: Callable[[], Load]) -> Callable[[Forward], None]:
     milliseconds = Histogram("foundry_forward_ms", "Milliseconds of one forward", list(MILLISECONDS), ("net",))
     active = Gauge("foundry_active_rows", "Rows of images that advance")
     waiting = Gauge("foundry_waiting_rows", "Rows of images that wait for a slot")
+    kept = Gauge("foundry_kept_rows", "Rows that a net keeps between calls, of the net nearest to full")
 
     def record(forward: Forward) -> None:
         tags = {"net": forward.net}
@@ -26,5 +27,6 @@ def recorder(load: Callable[[], Load]) -> Callable[[Forward], None]:
         now = load()
         active.set(now.active)
         waiting.set(now.waiting)
+        kept.set(now.kept)
 
     return record

@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
-from components.data.media.image import eight_bit, fitted, on_white
+from components.data.media.image import eight_bit, fitted, on_white, upright
 from infra.serving.api_error import ApiError
 from infra.serving.openai_api import ServedModel, SourceImage
 
@@ -24,8 +24,10 @@ def open_image(data: bytes, param: str, max_pixels: int) -> Image.Image:
             if opened.width * opened.height > max_pixels:
                 found = f"{opened.width}x{opened.height}"
                 raise ApiError(400, f"{param}: at most {max_pixels} pixels, found {found}", param=param)
-            return eight_bit(ImageOps.exif_transpose(opened))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's ways to say so
+            return eight_bit(upright(opened))
+    except ApiError:
+        raise
+    except Exception as error:  # what Pillow raises of damaged files is of many kinds
         message = f"{param}: expected a whole PNG, JPEG or WebP image ({type(error).__name__})"
         raise ApiError(400, message, param=param, code="invalid_image") from None
 

@@ -33,6 +33,32 @@ def test_valid_block():
     assert outer == Outer(steps=3, inner=Inner(rate=1e-4), widths=(1, 2))
 
 
+class Whole(Strict):
+    outer: Outer = Outer(steps=7, inner=Inner(rate=0.5, kind="b"), widths=(2,))
+    chosen: Inner | Outer = Inner(kind="b")
+    perhaps: Inner | None = Inner(kind="b")
+    absent: Inner | None = None
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        ({"outer": {"widths": [3]}}, Whole(outer=Outer(steps=7, inner=Inner(rate=0.5, kind="b"), widths=(3,)))),
+        ({"outer": {"inner": {"rate": 1}}}, Whole(outer=Outer(steps=7, inner=Inner(rate=1, kind="b"), widths=(2,)))),
+        ({"perhaps": {"rate": 1}}, Whole(perhaps=Inner(rate=1, kind="b"))),
+        ({"perhaps": None, "absent": {"rate": 1}}, Whole(perhaps=None, absent=Inner(rate=1))),
+        ({"chosen": {"rate": 1}}, Whole(chosen=Inner(rate=1))),  # a choice of kinds: nothing is carried over
+    ],
+)
+def test_a_partial_block_is_laid_over_the_default_block(block, expected):
+    assert parse(Whole, block, "x") == expected
+
+
+def test_a_mistake_in_a_partial_block_is_named():
+    with pytest.raises(ConfigError, match=r"x\.outer\.inner\.lr: unknown key"):
+        parse(Whole, {"outer": {"inner": {"lr": 1}}}, "x")
+
+
 MISTAKES = {
     "unknown key": ({"steps": 1, "stpes": 2}, ["x.stpes: unknown key", "known keys here: steps, inner, widths"]),
     "unknown key below": ({"steps": 1, "inner": {"lr": 1}}, ["x.inner.lr: unknown key"]),

@@ -287,3 +287,27 @@ class TestTerraform:
             re.DOTALL,
         )
         assert re.search(r'test\s+= "StringLikeIfExists"', text) and '"s3:prefix"' in text
+
+
+@pytest.mark.parametrize("folder", ["plain", "with two spaces"])
+def test_make_in_any_folder_makes_one_environment_in_it(tmp_path, folder):
+    here = tmp_path / folder
+    here.mkdir()
+    for name in ("Makefile", "requirements.lock"):
+        (here / name).write_text((ROOT / name).read_text())
+    # stands for Python: says so when it makes an environment, whose programs do nothing
+    python = tmp_path / "python"
+    program = 'echo "#!/bin/sh" > "$3/bin/$name" && chmod +x "$3/bin/$name"'
+    made = f'mkdir -p "$3/bin"\nfor name in pip uv python; do {program}; done\n'
+    python.write_text(f'#!/bin/sh\n[ "$1" = -m ] || exit 0\n{made}')
+    python.chmod(0o755)
+    for _ in range(2):
+        done = subprocess.run(
+            ["make", "setup", f"PYTHON={python}"], cwd=here, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob(".venv")] == [Path(folder) / ".venv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder, "python"])
+    assert (here / ".venv/.installed").exists()
+    shown = subprocess.run(["make", "-pn", "setup"], cwd=here, capture_output=True, text=True).stdout
+    assert re.search(rf"^(export )?PATH := {re.escape(str(here))}/\.venv/bin:", shown, re.MULTILINE)

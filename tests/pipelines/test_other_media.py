@@ -19,28 +19,25 @@ from PIL import Image
 
 from components.artifacts import run_folder
 from components.artifacts.pyfunc import CANDIDATE, SAMPLER, RegisteredSampler
-from components.data.dataset import Dataset, batches, read_manifest, write_manifest
+from components.data.dataset import Dataset, batches, read_manifest
 from components.data.media import medium
 from components.errors import SamplerError
 from components.families import family_class
-from components.families.base import AutoencoderInfo, DataInfo, data_info
+from components.families.base import data_info
 from components.sampling.engine import Engine
-from components.sampling.requests import Request, Source
+from components.sampling.requests import Conditions, Request, Source
 from components.sources import DataConfig
 from components.sources import Source as Rows
-from components.training.loop import TrainingConfig, fit
-from infra.ray_cluster.encoding import Encoder, Moments
-from infra.storage.store import Store
 from pipelines import evaluate, reconstruct, reference
 from pipelines.prepare import prepare, summary
 from tests import toys
 from tests.components.helpers import one_exact_thread
+from tests.pipelines.in_process import encode, train
 
 CLASSES = ("low", "high")
 SHAPES = {"series": (1, 24), "clip": (3, 4, 4, 6)}
 FAMILIES = {"vae": "toy_autoencoder", "judge": "toy_judge", "gen": "toy_generator"}
 FAMILIES |= {"ldm": "toy_diffusion", "pixels": "toy_diffusion"}
-TRAINING = TrainingConfig(steps=4, batch_size=8, report_every=2, save_every=4)
 SETTINGS = {"num_inference_steps": 3, "guidance_scale": 1.5}
 
 
@@ -70,42 +67,6 @@ def params() -> dict:
     }
 
 
-def train(root: Path, name: str, info: DataInfo, data: Path) -> None:
-    """A short training, and its run folder."""
-    kind = family_class(FAMILIES[name])
-    torch.manual_seed(0)
-    family = kind(kind.Config(), info)
-    if info.autoencoder is not None:
-        run_folder.load_weights(family.nets["autoencoder"], root / "runs/vae/autoencoder.safetensors")
-    functions = {"wrap": lambda net, optimizer: (net, optimizer), "report": lambda step, figures: figures}
-    stream = batches(Dataset(data), TRAINING.batch_size)
-    state = fit(family, stream, TRAINING, start=None, save=lambda state: None, **functions)
-    assert all(math.isfinite(value) for report in state.history for value in report.values())
-    provenance = run_folder.Provenance(data="d", code="c", job="j", seed=0, step=TRAINING.steps)
-    run_folder.write(root / "runs" / name, FAMILIES[name], family, state, provenance)
-
-
-def encode(root: Path) -> DataInfo:
-    """data/latents as the stage writes it, by the actor of its pool."""
-    images, target = root / "data/images/train", root / "data/latents"
-    target.mkdir()
-    encoder = Encoder(root / "runs/vae", images, Store.open(target), 5)
-    facts = read_manifest(images)
-    parts = [encoder._encode(number) for number in range(len(facts.shards))]
-    moments = Moments(*(sum(values) for values in zip(*(part for _, part in parts), strict=True)))
-    write_manifest(
-        target,
-        [shard for shard, _ in parts],
-        medium=facts.medium,
-        value_range=facts.value_range,
-        classes=facts.classes,
-        statistics=moments.statistics(),
-    )
-    config = run_folder.read_config(root / "runs/vae")
-    of = AutoencoderInfo(family=config.family, config=config.config, data=config.data)
-    return data_info(read_manifest(target), of)
-
-
 class Project(NamedTuple):
     root: Path
     medium: str
@@ -129,8 +90,8 @@ def project(request, tmp_path_factory):
         images = root / "data/images/train"
         info = data_info(read_manifest(images))
         for model in ("vae", "judge", "gen", "pixels"):
-            train(root, model, info, images)
-        train(root, "ldm", encode(root), root / "data/latents")
+            train(root, model, FAMILIES[model], {}, info, images)
+        train(root, "ldm", FAMILIES["ldm"], {}, encode(root), root / "data/latents")
         reference.main([])
         for sampler in ("ldm", "pixels", "gen"):
             evaluate.main([f"samplers.{sampler}"])
@@ -169,7 +130,7 @@ def test_samples_are_rows_alone_as_in_a_batch(project, name):
     sampler = project.sampler(name)
     settings = sampler.Settings(**(SETTINGS if FAMILIES[name] == "toy_diffusion" else {}))
     requests = [
-        Request(torch.tensor([seed]), torch.tensor([seed % 2]) if sampler.conditional else None, settings)
+        Request(torch.tensor([seed]), settings, Conditions(torch.tensor([seed % 2]) if sampler.conditional else None))
         for seed in (3, 4, 3)
     ]
     engine = Engine(sampler.calls)
@@ -189,19 +150,23 @@ def test_what_a_mask_keeps_stays(project, name):
     mask = torch.zeros(2, 1, *shape[1:])
     mask[..., : shape[-1] // 2] = 1
     settings = sampler.Settings(**SETTINGS)
-    made = sampler.sample(Request(torch.arange(2), torch.arange(2), settings, source=Source(given, 0.8, mask)))
+    made = sampler.sample(
+        Request(torch.arange(2), settings, Conditions(torch.arange(2), source=Source(given, 0.8, mask)))
+    )
     kept = mask.expand_as(given) == 0
     torch.testing.assert_close(made[kept], given[kept], rtol=0, atol=1e-6)
     assert not torch.allclose(made[~kept], given[~kept], atol=1e-2)
     with pytest.raises(SamplerError, match=f"source: expected {medium(project.medium).plural} "):
-        sampler.sample(Request(torch.arange(2), torch.arange(2), settings, source=Source(given[..., :-1], 0.8)))
+        sampler.sample(
+            Request(torch.arange(2), settings, Conditions(torch.arange(2), source=Source(given[..., :-1], 0.8)))
+        )
 
 
 def test_every_solver_schedule_and_weighting_takes_the_shape(project):
     sampler, kind = project.sampler("pixels"), family_class("toy_diffusion")
     for solver in ("ddpm", "heun", "plms", "dpmpp_2m", "unipc"):
         settings = sampler.Settings(solver=solver, guidance_rescale=0.7, **SETTINGS)
-        made = sampler.sample(Request(torch.arange(2), torch.arange(2), settings))
+        made = sampler.sample(Request(torch.arange(2), settings, Conditions(torch.arange(2))))
         assert made.shape == (2, *SHAPES[project.medium]) and made.isfinite().all()
     stream = batches(Dataset(project.root / "data/images/train"), 6)
     for change in ({"weighting": {"name": "min_snr"}}, {"weighting": {"name": "learned"}}, {"objective": "edm"}):

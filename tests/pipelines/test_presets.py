@@ -171,3 +171,24 @@ def test_a_slice_of_the_emoji_preset_from_files_to_figures(tmp_path, monkeypatch
     assert first["network_evaluations"] == 2 + 2 * 2 + 1
     assert second["network_evaluations"] == 2 + 3 * 2 + 1
     assert (paths.SAMPLES / "ldm/0-grid.png").is_file()
+
+
+def test_the_way_back_and_every_backup_is_kept(tmp_path):
+    target, before = tmp_path / "params.yaml", tmp_path / "params.before.yaml"
+    shipped = (ROOT / "params.yaml").read_text().replace("  address: local\n", "  address: local # this machine\n")
+    target.write_text(shipped)
+    assert apply(PRESETS[0], target, before) == before and before.read_text() == shipped
+    preset = target.read_text()
+    assert "address: local # this machine" in preset and load(target).cluster.address == "local"
+    assert apply(before, target, before) == tmp_path / "params.before.2.yaml"
+    assert target.read_text() == before.read_text() == shipped
+    assert (tmp_path / "params.before.2.yaml").read_text() == preset
+    assert apply(before, target, before) is None
+
+
+def test_a_file_that_says_nothing_of_where_stays_valid(tmp_path):
+    target, before = tmp_path / "params.yaml", tmp_path / "params.before.yaml"
+    target.write_text(PRESETS[0].read_text() + "# otherwise\n")
+    apply(PRESETS[0], target, before)
+    assert target.read_text() == PRESETS[0].read_text()
+    load(target)

@@ -57,7 +57,7 @@ def test_what_is_no_autoencoder_is_refused(project):
     (project / "params.yaml").write_text(
         yaml.safe_dump({**PARAMS, "autoencoders": {"dcgan": PARAMS["samplers"]["dcgan"]}})
     )
-    with pytest.raises(InputError, match="runs/dcgan: expected a trained autoencoder"):
+    with pytest.raises(InputError, match="runs/dcgan: expected a trained autoencoder.*found a dcgan"):
         reconstruct.main(["autoencoders.dcgan"])
     shutil.rmtree(project / "data/images/test")
     write_images(project / "data/images/test", 5, 2, 8)

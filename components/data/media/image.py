@@ -10,13 +10,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from components.data.media.base import Medium
 from components.errors import DataError
 from components.shapes import shape_text
 
+# by EXIF's Orientation (CIPA DC-008-2019, 4.6.4): how to turn what is stored
+_TURNS = dict(
+    enumerate(
+        (
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_270,
+            Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        ),
+        start=2,
+    )
+)
 _GAP = 1  # pixels between the images of a preview
 
 
@@ -44,7 +59,7 @@ class ImageMedium(Medium):
         """The first frame, upright, transparency composited on white, brought to `shape` by `fitted`."""
         try:
             with Image.open(path) as opened:
-                image = eight_bit(ImageOps.exif_transpose(opened))
+                image = eight_bit(upright(opened))
             return fitted(on_white(image), shape)
         except UnidentifiedImageError:
             raise DataError("not an image of any format that Pillow knows") from None
@@ -115,6 +130,17 @@ def fitted(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
     converted = image.convert("L" if channels == 1 else "RGB")
     pixels = np.asarray(ImageOps.fit(converted, (width, height), Image.Resampling.BICUBIC))
     return pixels[None] if channels == 1 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An opened image, decoded and turned as its EXIF orientation says. Nothing else of its metadata is read, and what
+    cannot be read turns nothing."""
+    image.load()
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # Pillow raises of odd metadata whatever its parsing meets
+        turn = None
+    return image.copy() if turn is None else image.transpose(turn)
 
 
 def on_white(image: Image.Image) -> Image.Image:

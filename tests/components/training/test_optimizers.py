@@ -115,3 +115,16 @@ def test_impossible_values_are_refused(bad):
 
 def test_number_that_yaml_reads_as_a_string():
     assert OptimizerConfig(learning_rate="1e-4").learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("family", "phase", "block"),
+    [("dcgan", "generator", {"learning_rate": 1e-4}), ("latent_diffusion", "optimizer", {"name": "adam"})],
+)
+def test_one_key_of_a_familys_optimizer_leaves_its_others(family, phase, block):
+    from components.config import parse
+    from components.families import family_class
+
+    config = family_class(family).Config
+    usual = getattr(config(), phase)
+    assert getattr(parse(config, {phase: block}, "model"), phase) == usual.model_copy(update=block)

@@ -1,0 +1,54 @@
+"""Stages `train` and `encode` without a cluster: a short training, and the encoder's actor called directly."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from components.artifacts import run_folder
+from components.data.dataset import Dataset, batches, read_manifest, write_manifest
+from components.families import family_class
+from components.families.base import AutoencoderInfo, DataInfo, data_info
+from components.training.loop import TrainingConfig, fit
+from infra.ray_cluster.encoding import Encoder, Moments
+from infra.storage.store import Store
+from tests.components.helpers import no_wrap
+
+TRAINING = TrainingConfig(steps=4, batch_size=8, report_every=2, save_every=4)
+
+
+def train(root: Path, name: str, family_name: str, model: dict, info: DataInfo, data: Path) -> None:
+    """A few steps, and the run folder runs/NAME."""
+    kind = family_class(family_name)
+    torch.manual_seed(0)
+    family = kind(kind.Config(**model), info)
+    if info.autoencoder is not None:
+        run_folder.load_weights(family.nets["autoencoder"], root / "runs/vae/autoencoder.safetensors")
+    functions = {"wrap": no_wrap, "report": lambda step, figures: figures, "save": lambda state: None}
+    state = fit(family, batches(Dataset(data), TRAINING.batch_size), TRAINING, start=None, **functions)
+    assert all(math.isfinite(value) for report in state.history for value in report.values())
+    provenance = run_folder.Provenance(data="d", code="c", job=name, seed=0, step=TRAINING.steps)
+    run_folder.write(root / "runs" / name, family_name, family, state, provenance)
+
+
+def encode(root: Path, flips: bool = False) -> DataInfo:
+    """data/latents of data/images/train by runs/vae."""
+    images, target = root / "data/images/train", root / "data/latents"
+    target.mkdir()
+    encoder = Encoder(root / "runs/vae", images, Store.open(target), 50, flips)
+    facts = read_manifest(images)
+    parts = [encoder._encode(number) for number in range(len(facts.shards))]
+    moments = Moments(*(sum(values) for values in zip(*(part for _, part in parts), strict=True)))
+    write_manifest(
+        target,
+        [shard for shard, _ in parts],
+        medium=facts.medium,
+        value_range=facts.value_range,
+        classes=facts.classes,
+        statistics=moments.statistics(),
+    )
+    config = run_folder.read_config(root / "runs/vae")
+    of = AutoencoderInfo(family=config.family, config=config.config, data=config.data)
+    return data_info(read_manifest(target), of)
