@@ -20,7 +20,7 @@ from components.evaluation.measuring import Perception, Real
 from components.evaluation.protocol import EvaluateConfig, Protocol, library_versions
 from components.evaluation.quality import Reference
 from components.evaluation.tasks import KEPT_IMAGES, Extractors, SampledBatch, SampleTask, Seen, default_device
-from components.families.base import Sampler
+from components.families.base import JUDGE, Sampler
 from components.metrics.frechet import Moments
 from infra.ray_cluster.worker_pool import WorkerPool
 from pipelines.support import paths
@@ -48,8 +48,10 @@ class Measurement:
 
 
 def judge_folder(params: Params) -> Path | None:
+    """The run of the judge that `inputs` gives `evaluate`."""
+    folder = params.inputs_of("evaluate").get(JUDGE)
     # by the name that it has here, which the protocol tells, also where it is a link
-    return (paths.RUNS / next(iter(params.judges))).absolute() if params.judges else None
+    return None if folder is None else folder.absolute()
 
 
 def open_extractors(params: Params, device: str) -> Extractors:
