@@ -14,8 +14,7 @@ from components.errors import SamplerError
 from components.files import sha256_folder
 from components.interchange import from_diffusers, to_diffusers
 from components.training.loop import State
-from pipelines.support import cli, paths
-from pipelines.train import code_hash
+from pipelines.support import cli, code_closure, paths
 
 FORMATS = {"diffusers": to_diffusers.export}
 
@@ -35,7 +34,8 @@ def import_(name: str, source: Path, refiner: Path | None) -> None:
     family = from_diffusers.read(source, refiner)
     folders = [folder for folder in (source, refiner) if folder is not None]
     content = "-".join(sha256_folder(folder, "**/*.safetensors")[:32] for folder in folders)
-    provenance = run_folder.Provenance(data=content, code=code_hash(), job=content, seed=0, step=0)
+    code = code_closure.code_hash(code_closure.of_training("stable_diffusion"))
+    provenance = run_folder.Provenance(data=content, code=code, job=content, seed=0, step=0)
     average = {net: family.nets[net].state_dict() for net in family.kept if net not in family.pretrained}
     run_folder.write(target, "stable_diffusion", family, State(0, {}, {}, average), provenance)
     print(f"{' with '.join(map(str, folders))}: {target}")

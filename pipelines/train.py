@@ -7,59 +7,54 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from components.artifacts import run_folder
-from components.config import Strict, parse
+from components.config import parse
 from components.data.dataset import MANIFEST, read_manifest, verify
 from components.families import family_class
-from components.families.base import AutoencoderInfo, data_info
-from components.files import sha256, sha256_folder
+from components.families.base import JUDGE, AutoencoderInfo, RunInfo, data_info
+from components.files import sha256, sha256_folder, whole_folder, write_whole
 from infra import ray_train
 from infra.ray_cluster.ray_session import session
 from infra.storage.buckets import check_storage
 from infra.tracking import runs
-from pipelines.support import cli, paths, remote
-from pipelines.support.params import Params, TrainBlock, load, name_of, train_block
+from pipelines.support import cli, code_closure, inputs, paths, remote
+from pipelines.support.params import Params, load, name_of, train_block
 from pipelines.support.paths import ROOT
 
 
 def make_job(params: Params, key: str) -> ray_train.Job:
-    """The job of a block, checked: its data set is whole, its family can be built. Raises InputError otherwise."""
-    block = train_block(params, key)
+    """The job of a block, checked: its data set is whole, its inputs are there and fit, its family can be built. Raises
+    InputError otherwise."""
+    block, name = train_block(params, key), name_of(key)
     folder = Path(block.data)
     manifest = verify(folder)
+    given = inputs.resolve(params, name)
+    kept = {
+        role: RunInfo(family=one.run.family, config=one.run.config, data=one.run.data)
+        for role, one in given.items()
+        if one.role.kept
+    }
     info = data_info(manifest, read_autoencoder_info(folder), read_text_info(folder))
+    info = info.model_copy(update={"inputs": kept})
     kind = family_class(block.family)
-    config = parse(kind.Config, block.whole_model(), f"{key}.model")
+    config = parse(kind.Config, inputs.whole_model(params, name, trained=True), f"{key}.model")
     kind(config, info)  # refuses here, on the driver, what no worker could train
-    borrowed = tuple((name, str(Path(path).resolve())) for name, path in kind.borrows(config).items())
+    if JUDGE in given:
+        read_manifest(paths.TEST_IMAGES)
     return ray_train.Job(
-        name=name_of(key),
+        name=name,
         family=block.family,
         config=config,
         info=info,
         training=block.training,
         seed=params.seed,
         data=str(folder.resolve()),
-        data_hash="-".join([data_hash(folder), *(content_hash(Path(path)) for path in _others(block, config))]),
-        code_hash=code_hash(),
-        watch=_watch(block),
-        borrowed=borrowed,
-        start="" if block.start is None else str(Path(block.start).resolve()),
+        data_hash=data_hash(folder),
+        code_hash=code_closure.code_hash(code_closure.of_training(block.family)),
+        inputs=tuple(
+            ray_train.Input(role, str(one.path.resolve()), content_hash(one.path)) for role, one in given.items()
+        ),
+        held_out=str(paths.TEST_IMAGES.resolve()) if JUDGE in given else "",
     )
-
-
-def _others(block: TrainBlock, config: Strict) -> list[str]:
-    """What a training reads beside its data: what its family looks through, and the run that it starts from."""
-    return [*family_class(block.family).borrows(config).values(), *filter(None, [block.start])]
-
-
-def _watch(block: TrainBlock) -> ray_train.Watch | None:
-    """What to compare checkpoints with, checked to be there."""
-    watch = block.watch
-    if watch is None:
-        return None
-    run_folder.read_config(Path(watch.judge))
-    read_manifest(Path(watch.held_out))
-    return ray_train.Watch(str(Path(watch.judge).resolve()), str(Path(watch.held_out).resolve()))
 
 
 def read_autoencoder_info(folder: Path) -> AutoencoderInfo | None:
@@ -88,9 +83,18 @@ def content_hash(path: Path) -> str:
     return sha256_folder(path, "*.safetensors")[:32]
 
 
-def code_hash() -> str:
-    """The code that training runs through."""
-    return sha256_folder(ROOT / "components", "**/*.py")
+def write_curves(target: Path, history: list[dict[str, float]]) -> None:
+    """A CSV for each phase of a training: its loss and other figures by step."""
+    phases: dict[str, list[dict[str, float]]] = {}
+    for row in history:
+        for phase in dict.fromkeys(name.rpartition("/")[0] for name in row if name.endswith("/loss")):
+            told = {
+                name.removeprefix(f"{phase}/"): value for name, value in row.items() if name.startswith(f"{phase}/")
+            }
+            phases.setdefault(phase, []).append({"step": row["step"], **told})
+    with whole_folder(target) as folder:
+        for phase, rows in phases.items():
+            write_whole(folder / f"{phase}.csv", run_folder.as_csv(rows))
 
 
 def main(argv: list[str]) -> None:
@@ -99,10 +103,9 @@ def main(argv: list[str]) -> None:
     job = make_job(params, key)
     if remote.is_away(params.cluster):
         remote.refuse_local_tracker(params)
-        block = train_block(params, key)
-        watched = (block.watch.judge, block.watch.held_out) if block.watch else ()
-        inputs = [block.data, *watched, *_others(block, job.config)]
-        remote.run(params, "pipelines.train", [key], list(map(Path, inputs)), [paths.RUNS / job.name])
+        read = [Path(train_block(params, key).data), *params.inputs_of(job.name).values()]
+        read += [paths.TEST_IMAGES] if job.held_out else []
+        remote.run(params, "pipelines.train", [key], read, [paths.RUNS / job.name, paths.CURVES / job.name])
         return
     check_storage(params.cluster.storage(ROOT))
     described = {
@@ -127,6 +130,7 @@ def main(argv: list[str]) -> None:
     )
     target = paths.RUNS / job.name
     run_folder.write(target, job.family, job.build(), state, provenance)
+    write_curves(paths.CURVES / job.name, state.history)
     print(f"{job.name}: trained for {state.step} steps, written to {target}")
 
 

@@ -20,17 +20,21 @@ PATIENCE = 240  # seconds for any one thing to happen
 
 
 def prepare(clone: Path) -> None:
-    done = command(clone, sys.executable, "-m", "pipelines.prepare")
-    assert done.returncode == 0, done.stderr
+    for verb in ("prepare", "hash_code"):
+        done = command(clone, sys.executable, "-m", f"pipelines.{verb}")
+        assert done.returncode == 0, done.stderr
 
 
 def start(clone: Path, key: str, by_dvc: bool = False) -> psutil.Popen:
     """The stage by itself, or the `dvc repro` that runs it."""
-    stage = f"train@{key.partition('.')[2]}"
-    command = ["dvc", "repro", "--single-item", stage] if by_dvc else ["pipelines.train", key]
+    group, _, name = key.partition(".")
+    stage = f"{group.removesuffix('s')}@{name}"
+    arguments = ["dvc", "repro", "--single-item", stage] if by_dvc else ["pipelines.train", key]
+    if by_dvc:
+        assert command(clone, sys.executable, "-m", "pipelines.hash_inputs", key).returncode == 0
     with (clone / "chaos.log").open("a") as log:
         return psutil.Popen(
-            [sys.executable, "-m", *command],
+            [sys.executable, "-m", *arguments],
             cwd=clone,
             env=environment(clone),
             stdout=log,

@@ -54,20 +54,36 @@ def followed(tmp_path_factory) -> Path:
     return folder
 
 
+def test_the_guide_is_one_file_and_one_block():
+    assert [language for language, _ in blocks()] == ["python", "sh", "diff"]
+
+
+def passed(folder: Path, *arguments: str) -> int:
+    """Runs pytest in a clone; the number of tests that passed, none failing."""
+    done = command(folder, sys.executable, "-m", "pytest", *arguments, "-p", "no:cacheprovider")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    return int(re.search(r"(\d+) passed", done.stdout)[1])
+
+
 def test_the_commands_of_the_guide_pass(followed):
     (commands,) = (content for language, content in blocks() if language == "sh")
     for line in commands.splitlines():
         program, *arguments = shlex.split(line)
-        assert program == "python"
-        done = command(followed, sys.executable, *arguments, "-p", "no:cacheprovider")
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-        passed = int(re.search(r"(\d+) passed", done.stdout)[1])
-        assert passed > 30, "contract and remedies"
+        assert (program, *arguments[:2]) == ("python", "-m", "pytest")
+        assert passed(followed, *arguments[2:]) > 40, "contract and remedies"
 
 
+@pytest.mark.skipif(
+    "foreach: ${samplers}" not in (ROOT / "dvc.yaml").read_text(), reason="dvc.yaml lists the models itself"
+)
 def test_the_graph_knows_the_new_family(followed):
-    done = command(followed, sys.executable, "-m", "pytest", "tests/pipelines/test_dvc.py", "-p", "no:cacheprovider")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert passed(followed, "tests/pipelines/test_dvc.py", "tests/pipelines/test_presets.py")
+
+
+def test_the_new_file_keeps_the_projects_style_and_layers(followed):
+    for tool in (["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."]):
+        done = command(followed, sys.executable, *tool)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def test_remedies_of_the_table_are_keys_of_the_config():

@@ -48,7 +48,7 @@ def test_a_revision_is_run_elsewhere_and_comes_back_whole(s3, project, tmp_path)
     git(tmp_path, "clone", "--quiet", "--branch", "result", str(tmp_path / "origin.git"), str(fresh))
     assert git(fresh, "show", "--stat", "--format=%s").startswith("dvc repro of ")
     assert (fresh / "dvc.lock").is_file() and not (fresh / "data/images/train").exists()
-    pulled = command(fresh, "dvc", "pull", "--allow-missing", "prepare")
+    pulled = command(fresh, "dvc", "pull", "--allow-missing", "--with-deps", "prepare")
     assert pulled.returncode == 0, pulled.stderr
     shards = sorted(path.name for path in (fresh / "data/images/train").iterdir())
     assert "manifest.json" in shards

@@ -125,7 +125,7 @@ def assert_whole(clone: Path, tracking: str) -> None:
     again = command(clone, "dvc", "repro")
     assert "Data and pipelines are up to date" in again.stdout, again.stdout + again.stderr
     stages = set(yaml.safe_load((clone / "dvc.lock").read_text())["stages"])
-    assert {"prepare", "train@judge", "encode", "evaluate@ldm", "promote", "report"} <= stages
+    assert {"prepare", "judge@judge", "encode@latents", "evaluate@ldm", "promote", "report"} <= stages
     promoted = json.loads((clone / "promoted.json").read_text())
     client = MlflowClient(tracking)
     assert client.get_model_version_by_alias("tiny", "champion").version == promoted["version"]

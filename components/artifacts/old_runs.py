@@ -1,4 +1,4 @@
-"""Diffusion run folders from before the net was called `denoiser`: their config and weights in today's names."""
+"""Run folders of an earlier version: their config and weights by today's names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from components.diffusion.config import MOVED
 
 NETS = {"unet": "denoiser"}
-PARTS = {"unet": "backbone", "context": "conditioner.context", "text": "conditioner.text"}  # of an old net's weights
+# of an old net's weights; `read` is of BigBiGAN's encoder
+PARTS = {"unet": "backbone", "context": "conditioner.context", "text": "conditioner.text", "read": "head"}
 
 
 def upgraded(family: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def weights_file(path: Path) -> Path:
 
 def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """A net's weights by today's names."""
-    if not any(key.startswith("unet.") for key in weights):
+    if not any(key.startswith(("unet.", "read.")) for key in weights):
         return weights
     found = {}
     for key, value in weights.items():

@@ -75,7 +75,7 @@ def write(target: Path, name: str, family: Family, state: State, provenance: Pro
         if state.snapshots:
             _write_averages(folder / AVERAGES, state.snapshots)
         write_json(folder / CONFIG, config.model_dump(mode="json"))
-        write_whole(folder / HISTORY, _csv(state.history))
+        write_whole(folder / HISTORY, as_csv(state.history))
 
 
 def load_json(path: Path, expected: str) -> Any:
@@ -172,8 +172,8 @@ def load_weights(net: torch.nn.Module, path: Path) -> None:
         raise SamplerError(f"{path}: not this network's weights ({' '.join(str(error).split())[:200]})") from None
 
 
-def _csv(history: list[dict[str, float]]) -> str:
-    """One row a report; a figure that a report lacks is left empty."""
+def as_csv(history: list[dict[str, float]]) -> str:
+    """Curves as a table, one row a report; a figure that a report lacks is left empty."""
     names = list(dict.fromkeys(name for row in history for name in row))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -10,18 +12,20 @@ from components.config import Strict
 
 
 class PerceptualConfig(Strict):
-    """`weight` against an error summed over pixels, as if each had this distance (Esser et al. 2021). One of `judge`, a
-    judge's run folder, and `lpips`, a file of AlexNet's weights (the extra `metrics`)."""
+    """`weight` against an error summed over pixels, as if each had this distance (Esser et al. 2021). `network`: the
+    input that measures it, a judge's run or `lpips`, a file of AlexNet's weights (the extra `metrics`)."""
 
     weight: float = Field(0.1, gt=0)
-    judge: str = ""
-    lpips: str = ""
+    network: Literal["judge", "lpips"] = "judge"
 
-    @model_validator(mode="after")
-    def _one(self) -> PerceptualConfig:
-        if bool(self.judge) == bool(self.lpips):
-            raise ValueError("expected either judge, a run folder, or lpips, a file of weights")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _of_old_runs(cls, content: Any) -> Any:
+        """Run folders of before name the network's path under its own key."""
+        if isinstance(content, dict) and "network" not in content and {"judge", "lpips"} & content.keys():
+            rest = {name: value for name, value in content.items() if name not in ("judge", "lpips")}
+            return {**rest, "network": "lpips" if content.get("lpips") else "judge"}
+        return content
 
 
 def by_judge(net: nn.Module, images: Tensor, others: Tensor) -> Tensor:
@@ -34,7 +38,7 @@ def by_lpips(net: nn.Module, images: Tensor, others: Tensor) -> Tensor:
     return net(images.expand(-1, 3, -1, -1), others.expand(-1, 3, -1, -1)).flatten()
 
 
-DISTANCES = {"judge": by_judge, "lpips": by_lpips}  # by what Family.borrows calls the network
+DISTANCES = {"judge": by_judge, "lpips": by_lpips}  # by the role of the network
 
 
 def _apart(one: Tensor, other: Tensor) -> Tensor:

@@ -210,7 +210,9 @@ class Batch:
     ahead: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
-        columns = {name: values.to(device, non_blocking=True) for name, values in self.columns.items()}
+        device = torch.device(device)
+        waits = device.type == "cpu"  # towards it, values are read before a copy that nobody waits for has come
+        columns = {name: values.to(device, non_blocking=not waits) for name, values in self.columns.items()}
         return Batch(columns, self.draws.to(device), self.weight, self.step)
 
     def split(self, parts: int) -> list[tuple[Batch, float]]:

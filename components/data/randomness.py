@@ -54,7 +54,8 @@ class Draws:
         return Draws(mix(mix(seeds * _GAMMA) + hash64("sample")))
 
     def to(self, device: torch.device) -> Draws:
-        return Draws(self.keys.to(device))
+        device = torch.device(device)
+        return Draws(self.keys.to(device, non_blocking=device.type != "cpu"))
 
     def fold(self, name: int | str) -> Draws:
         """Draws of the same rows that are independent of these, one kind for every name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -67,19 +67,26 @@ class DiscreteSchedule(Schedule):
     """A table of a thousand variance-preserving levels, joined by straight lines in log sigma."""
 
     log_sigmas: Tensor  # (NUM_TRAIN_TIMESTEPS,) float64, increasing
+    _placed: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def sigma(self, t: Tensor) -> Tensor:
         place = (t.double() * (NUM_TRAIN_TIMESTEPS - 1)).clamp(0, NUM_TRAIN_TIMESTEPS - 1)
         low = place.floor().long().clamp(max=NUM_TRAIN_TIMESTEPS - 2)
-        table = self.log_sigmas.to(t.device)
+        table = self._table(t.device)
         return torch.lerp(table[low], table[low + 1], place - low).exp().to(t.dtype)
 
     def time(self, sigma: Tensor) -> Tensor:
-        table = self.log_sigmas.to(sigma.device)
+        table = self._table(sigma.device)
         log_sigma = sigma.double().log().clamp(table[0], table[-1])
         high = torch.searchsorted(table, log_sigma).clamp(1, NUM_TRAIN_TIMESTEPS - 1)
         part = (log_sigma - table[high - 1]) / (table[high] - table[high - 1])
         return ((high - 1 + part) / (NUM_TRAIN_TIMESTEPS - 1)).to(sigma.dtype)
+
+    def _table(self, device: torch.device) -> Tensor:
+        """The levels on a device, copied there once."""
+        if device not in self._placed:
+            self._placed[device] = self.log_sigmas.to(device)
+        return self._placed[device]
 
 
 def build(config: ScheduleConfig) -> Schedule:

@@ -50,7 +50,8 @@ class Extractors:
             return Extractors(pretrained.build(config, device), judging)
         if judging is None:
             raise ConfigError(
-                "params.yaml.judges: empty; evaluate.extractor judge needs one, or name another extractor"
+                "params.yaml.inputs: expected evaluate/judge: runs/..., which evaluate.extractor judge needs, or "
+                "another extractor"
             )
         return Extractors(judging, judging)
 

@@ -6,7 +6,7 @@ sampler, how images come about. It knows no cluster, no tracker and no path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -63,12 +63,21 @@ class DataInfo(Strict):
     statistics: dict[str, tuple[float, ...]] = {}
     autoencoder: AutoencoderInfo | None = None
     text: dict | None = None  # EncoderLayout of nets/text_encoders.py
+    inputs: dict[str, RunInfo] = {}  # trained runs that the model keeps a part of, by role
 
 
 class AutoencoderInfo(Strict):
     """How to build the autoencoder of a latent data set."""
 
     family: str = "vae"
+    config: dict
+    data: DataInfo
+
+
+class RunInfo(Strict):
+    """How to build the model of an input that a run keeps."""
+
+    family: str
     config: dict
     data: DataInfo
 
@@ -87,6 +96,20 @@ def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None, te
         autoencoder=autoencoder,
         text=text,
     )
+
+
+class Role(NamedTuple):
+    """An input of a training: another trained run, or a file of weights, that params.yaml names under `inputs`.
+
+    `kind`: what its family must be, such as Judge; any sampler by default. `family`: its very name. `kept`: whether the
+    model needs a net of it to sample; DataInfo.inputs then says how to build it, and the net of the role's name goes
+    into the run folder."""
+
+    kind: type[Family] | None = None
+    family: str = ""
+    needed: bool = False
+    kept: bool = False
+    is_file: bool = False  # of weights, and no run folder
 
 
 @dataclass(frozen=True)
@@ -125,6 +148,7 @@ class Family:
     pretrained: tuple[str, ...] = ()  # nets that are never trained here; kept, but not averaged
     libraries: tuple[str, ...] = ()  # beyond torch, that own a part of its nets
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
+    received: Mapping[str, Family | nn.Module] = {}  # inputs by role, frozen, on the device of the nets
 
     @property
     def medium(self) -> Medium:
@@ -137,14 +161,14 @@ class Family:
         return {}
 
     @classmethod
-    def borrows(cls, config: Strict) -> Mapping[str, str]:
-        """Trained networks that a training of this config looks through and does not keep: by `judge`, the run folder
-        of one, or by `lpips`, a file of weights."""
+    def roles(cls, config: Strict) -> Mapping[str, Role]:
+        """The inputs that a training of this config takes beside those of every family, GENERAL_ROLES."""
         return {}
 
-    def borrow(self, name: str, net: nn.Module) -> None:
-        """Receives a network that `borrows` names, before training."""
-        raise NotImplementedError
+    def receive(self, role: str, given: Family | nn.Module) -> None:
+        """Takes the input of a role before training: a run's family with its averaged weights, or a net whose weights
+        are a file. It is frozen, in evaluation mode."""
+        self.received = {**self.received, role: given}
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor | None:
         """Rows to look at during training, (N, C, ...) in [-1, 1], or None. `columns`: rows of the training set."""
@@ -166,6 +190,16 @@ class Judge(Family):
     kept = ("classifier",)
 
 
+# of every family: whose weights and model a training goes on from, and what tells figures of its checkpoints
+START, JUDGE = "start", "judge"
+GENERAL_ROLES = {START: Role(), JUDGE: Role(Judge)}
+
+
+def roles_of(name: str, kind: type[Family], config: Strict) -> dict[str, Role]:
+    """All inputs that a training of a family may have, by role."""
+    return {**GENERAL_ROLES, START: Role(family=name), **kind.roles(config)}
+
+
 class Sampler(Family):
     """A family that generates rows of a medium."""
 
@@ -174,16 +208,16 @@ class Sampler(Family):
     accepts: frozenset[str] = frozenset()  # what steers it: names of Conditions, and "blend"; may depend on the config
 
     @classmethod
-    def why_not(cls, config: Strict, settings: Strict) -> str | None:
-        """Why a model of this config cannot sample with these settings: the setting's name, a colon, the reason. None
-        if it can."""
+    def why_not(cls, config: Strict, settings: Strict, inputs: Collection[str] = ()) -> str | None:
+        """Why a model of this config, which keeps a part of the inputs of these roles, cannot sample with these
+        settings: the setting's name, a colon, the reason. None if it can."""
         return None
 
     def trajectory(self, request: Request) -> Trajectory:
         """The coroutine that makes the rows of a request: (B, C, ...) in [-1, 1]. Raises SamplerError of what the
         sampler does not take, on whatever way a request comes."""
         refuse_unaccepted(self.accepts, self.medium.plural, self.image_shape, self.num_classes, request)
-        if reason := self.why_not(self.config, request.settings):
+        if reason := self.why_not(self.config, request.settings, self.data.inputs):
             raise SamplerError(reason)
         return self._trajectory(request)
 

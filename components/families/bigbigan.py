@@ -1,4 +1,4 @@
-"""BigBiGAN: BigGAN with an encoder; the discriminator judges images, codes and their pairs (Donahue and Simonyan
+"""BigBiGAN: BigGAN with an encoder; the discriminator scores images, codes and their pairs (Donahue and Simonyan
 2019). Without classes: what its features know of them is measured."""
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from components.data.dataset import Batch
-from components.families.base import Family, Losses, Phase, Tiny
-from components.gan.base import detached, refuse_unless_doubled
-from components.gan.big import Big, BigConfig
-from components.gan.standing import WHOLE
+from components.families.base import DataInfo, Family, Losses, Phase, Tiny
+from components.gan import big
+from components.gan.base import GAN, detached
+from components.gan.networks import doubled_side, residual_generator
+from components.gan.standing_statistics import WHOLE
 from components.metrics.figures import Definition, Figures, named
 from components.metrics.probe import PROBE_ACCURACY, probe_accuracy
-from components.nets.gan.critic import Sample
+from components.nets.gan.critic import CriticInputs
 from components.nets.gan.joint import Encoder, JointCritic
+from components.sampling.requests import Request
 from components.training.optimizers import OptimizerConfig
 
 RECONSTRUCTION = Definition(
@@ -28,77 +30,83 @@ RECONSTRUCTION = Definition(
 )
 
 
-class Config(BigConfig):
+class Config(big.BigConfig):
     encoder: OptimizerConfig = OptimizerConfig(name="adam", learning_rate=2e-4, betas=(0.0, 0.999))
 
 
-class Model(Big):
+class Model(GAN):
     Config = Config
+    Settings = big.BigSettings
     kept = ("generator", "encoder")
 
-    def players(self) -> dict[str, nn.Module]:
-        refuse_unless_doubled(self)
-        (channels, size, _), config = self.data.shape, self.config
-        sizes = (channels, size, config.width, config.latent_dim, config.attention_at)
+    def __init__(self, config: Config, data: DataInfo):
+        super().__init__(config, data)
+        self.calls = {"generator": big.standing_statistics(self)}
+
+    def networks(self) -> dict[str, nn.Module]:
+        config = self.config
+        sizes = (*doubled_side(self), config.width, config.latent_dim, config.attention_at)
         return {
-            "generator": self.residual_generator(),
+            "generator": residual_generator(self, **big.generator_options(config)),
             "discriminator": JointCritic(*sizes),
             "encoder": Encoder(*sizes),
         }
 
-    def moves(self) -> tuple[Phase, ...]:
-        every = self.config.num_critic_steps
+    def training_phases(self) -> tuple[Phase, ...]:
         return (
-            *super().moves(),
+            *super().training_phases(),
             Phase(
                 "encode",
                 "encoder",
                 self.encoder_loss,
                 self.config.encoder,
-                every,
+                every=self.config.num_critic_steps,
                 low_precision=False,
                 ahead=self.encode,
             ),
         )
 
-    def known(self, images: Tensor, labels: Tensor | None) -> Sample:
+    def critic_inputs(self, images: Tensor, labels: Tensor | None) -> CriticInputs:
         return {"images": images, "codes": self.nets["encoder"](images)}
 
-    def generate(self, net: nn.Module, batch: Batch) -> Sample:
-        z = self.inputs(batch.draws, "fakes", {})["z"]
+    def generate(self, net: nn.Module, batch: Batch) -> CriticInputs:
+        z = self.generator_inputs(batch.draws, "fakes", {})["z"]
         return {"images": net(z), "codes": z}
 
-    def encode(self, net: nn.Module, batch: Batch) -> Sample:
+    def encode(self, net: nn.Module, batch: Batch) -> CriticInputs:
         """The real rows of a step with their codes by `net`, the encoder."""
         images = self.medium.rows(batch.columns)
         return {"images": images, "codes": net(images)}
 
-    def encoded(self, net: nn.Module, batch: Batch) -> Sample:
-        """What `encode` makes, or has made ahead."""
+    def encoded(self, net: nn.Module, batch: Batch) -> CriticInputs:
+        """The rows of `encode`, called here or ahead of the phases."""
         return batch.ahead["encode"] if "encode" in batch.ahead else self.encode(net, batch)
 
     @torch.no_grad()
-    def real_sample(self, batch: Batch) -> Sample:
+    def real_inputs(self, batch: Batch) -> CriticInputs:
         return detached(self.encoded(self.nets["encoder"], batch))
 
     def encoder_loss(self, net: nn.Module, batch: Batch) -> Losses:
         """The generator's loss with the sides exchanged: real images with their codes are to pass for generated."""
-        real = self.seen(self.encoded(net, batch), batch, "real")
+        real = self.augmented(self.encoded(net, batch), batch, "real")
         if not self.loss.paired:
             return {"loss": self.loss.generator(-self.nets["discriminator"](real).scores[0], None)}
-        fake = self.seen(self.fake_sample(batch), batch, "fake")
+        fake = self.augmented(self.fake_inputs(batch), batch, "fake")
         score_real, score_fake = self.nets["discriminator"](real, fake).scores
         return {"loss": self.loss.generator(-score_real, -score_fake)}
 
-    def of_images(self, scores: Tensor) -> Tensor:
-        return scores[:, 0]  # the other two judge codes, which are the encoder's on both sides
+    def sampling_inputs(self, request: Request) -> dict[str, Tensor]:
+        return big.truncated_inputs(self, request)
+
+    def image_scores(self, scores: Tensor) -> Tensor:
+        return scores[:, 0]  # the other two score codes, which are the encoder's on both sides
 
     @torch.inference_mode()
     def reconstruct(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) through encoder and generator, in [-1, 1]."""
         self.nets.eval()
         codes = self.nets["encoder"](images)
-        return self.standing(codes, torch.full((len(codes),), WHOLE, device=codes.device))
+        return self.calls["generator"](codes, torch.full((len(codes),), WHOLE, device=codes.device))
 
     def validate(
         self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor] | None, judge: Family | None

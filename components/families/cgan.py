@@ -1,4 +1,4 @@
-"""cGAN: both players know the class (Mirza and Osindero 2014; projection by Miyato and Koyama 2018)."""
+"""cGAN: both networks take the class (Mirza and Osindero 2014; projection by Miyato and Koyama 2018)."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Literal
 from torch import nn
 
 from components.families.base import Tiny
+from components.gan.base import GAN
 from components.gan.config import ConvConfig
-from components.gan.convolutional import ConvolutionalGAN
+from components.gan.networks import convolutional
 
 
 class Config(ConvConfig):
-    condition: Literal["concatenate", "project"] = "project"  # how the discriminator is told
+    condition: Literal["concatenate", "project"] = "project"  # how the discriminator takes it
 
 
-class Model(ConvolutionalGAN):
+class Model(GAN):
     Config = Config
     conditional = True
 
-    def players(self) -> dict[str, nn.Module]:
-        return self.convolutional(condition=self.config.condition)
+    def networks(self) -> dict[str, nn.Module]:
+        return convolutional(self, condition=self.config.condition)
 
 
 TINY = Tiny({"latent_dim": 5, "width": 4})

@@ -5,15 +5,16 @@ from __future__ import annotations
 from torch import nn
 
 from components.families.base import Tiny
+from components.gan.base import GAN
 from components.gan.config import ConvConfig
-from components.gan.convolutional import ConvolutionalGAN
+from components.gan.networks import convolutional
 
 
-class Model(ConvolutionalGAN):
+class Model(GAN):
     Config = ConvConfig  # whose defaults are those of Radford et al. 2016, section 4
 
-    def players(self) -> dict[str, nn.Module]:
-        return self.convolutional()
+    def networks(self) -> dict[str, nn.Module]:
+        return convolutional(self)
 
 
 TINY = Tiny({"latent_dim": 5, "width": 4})

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from components.conditioning.classes import ClassConditioner
 from components.conditioning.text import Bytes, Embeddings, Projection, TextConditioner, TextEncoder
 from components.config import parse
+from components.constants import constant
 from components.data.dataset import Batch
 from components.data.media import medium
 from components.data.randomness import Draws
@@ -24,14 +25,16 @@ from components.diffusion.denoiser import Denoiser
 from components.diffusion.guidance import Condition, Denoise, Guidance, Preconditioner, keeping, solve
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS
-from components.errors import DataError
+from components.errors import ConfigError, DataError
 from components.families import family_class
-from components.families.base import DataInfo, Early, Losses, Phase, Sampler, Tiny
+from components.families.base import DataInfo, Early, Losses, Phase, Role, RunInfo, Sampler, Tiny
 from components.nets.text_encoders import EncoderLayout
 from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call, Preview, Trajectory
 from components.shapes import per_channel, per_row
 
+_ALIKE = ("shape", "classes", "statistics", "autoencoder", "text")  # of a guide's data and the guided net's
+GUIDE = "guide"  # the net that autoguidance leads away from: an early average, or another run's (Karras et al. 2024a)
 # by model.conditioning, what steers it
 STEERING = {"none": (), "class": ("label", "negative_label"), "text": ("prompt", "negative_prompt")}
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, Table 1
@@ -112,12 +115,13 @@ class Model(Sampler):
         self.libraries = self.text_inputs.libraries
         self.early = self.early_nets(config)
         copies = {name: copy.deepcopy(denoiser) for name in self.early}
-        fixed = {**self.space.nets, **self.text_inputs.nets}
+        guides = {name: _build_guide(config, data, run) for name, run in data.inputs.items() if name == GUIDE}
+        fixed = {**self.space.nets, **self.text_inputs.nets, **guides}
         self.nets = nn.ModuleDict({"denoiser": denoiser, **fixed, **copies})
         self.pretrained = tuple(fixed)
         self.kept = ("denoiser", *self.pretrained, *self.early)
         self.calls = {**self.space.calls, **self.text_inputs.nets}
-        for name, net in {"denoiser": denoiser, **copies}.items():
+        for name, net in {"denoiser": denoiser, **copies, **guides}.items():
             self.calls |= {name: net.denoise, _text_of(name): net.conditioner.text} if self.texts else {name: net}
         self.schedule = schedules.build(config.schedule)
         self.preconditioner = Preconditioner(config.objective, self.schedule)
@@ -125,12 +129,23 @@ class Model(Sampler):
 
     @classmethod
     def early_nets(cls, config: Config) -> dict[str, Early]:
-        return {} if config.guide is None else {"guide": Early("denoiser", config.guide.at, config.guide.sigma_rel)}
+        return {} if config.guide is None else {GUIDE: Early("denoiser", config.guide.at, config.guide.sigma_rel)}
 
     @classmethod
-    def why_not(cls, config: Config, settings: Settings) -> str | None:
-        if settings.guidance == "autoguidance" and config.guide is None:
-            return "guidance: autoguidance needs a snapshot from early in the training, which model.guide keeps"
+    def roles(cls, config: Config) -> dict[str, Role]:
+        return {GUIDE: Role(family="latent_diffusion", kept=True)}
+
+    def receive(self, role: str, given: Model) -> None:
+        assert role == GUIDE, f"latent_diffusion takes no {role}"
+        self.nets[GUIDE].load_state_dict(given.nets["denoiser"].state_dict())
+
+    @classmethod
+    def why_not(cls, config: Config, settings: Settings, inputs: Collection[str] = ()) -> str | None:
+        if settings.guidance == "autoguidance" and config.guide is None and GUIDE not in inputs:
+            return (
+                "guidance: autoguidance needs a worse net: a snapshot from early in the training, which model.guide "
+                "keeps, or a run that inputs names as NAME/guide"
+            )
         return None
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
@@ -159,7 +174,7 @@ class Model(Sampler):
             return {"tokens": self.text_inputs.trained(batch, dropped)}
         if not self.conditional:
             return {"label": torch.full_like(dropped, self.null, dtype=torch.int64)}
-        return {"label": torch.where(dropped, self.null, batch.columns["label"])}
+        return {"label": batch.columns["label"].masked_fill(dropped, self.null)}
 
     def times(self, draws: Draws) -> Tensor:
         """(B,) training times in (0, 1)."""
@@ -180,7 +195,7 @@ class Model(Sampler):
             settings.guidance_scale,
             settings.guidance_interval,
             settings.guidance_rescale,
-            "guide" if settings.guidance == "autoguidance" else None,
+            GUIDE if settings.guidance == "autoguidance" else None,
         )
         denoise = yield from self._denoise(request, guidance)
         finish = self._decode
@@ -272,7 +287,7 @@ class Model(Sampler):
         return latents * std + mean
 
     def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (like.new_tensor(values) for values in self.space.moments)
+        mean, std = (constant(tuple(values), like) for values in self.space.moments)
         return per_channel(mean, like), per_channel(std, like)
 
 
@@ -306,6 +321,20 @@ def build_denoiser(config: Config, data: DataInfo) -> Denoiser:
     conditioner = _conditioner(config, data)
     backbone = config.backbone.build(data.shape[0], conditioner.rows)
     return Denoiser(conditioner, backbone, uncertainty=config.weighting.name == "learned")
+
+
+def _build_guide(config: Config, data: DataInfo, run: RunInfo) -> Denoiser:
+    """The net of another run, to be compared with this one's answer by answer. Raises ConfigError unless both answer
+    the same question about the same data."""
+    if config.guide is not None:
+        raise ConfigError("latent_diffusion: guide: expected model.guide or an input of this role, found both")
+    other = parse(Config, run.config, GUIDE)
+    alike = {name: (getattr(config, name), getattr(other, name)) for name in ("objective", "schedule", "conditioning")}
+    alike |= {name: (getattr(data, name), getattr(run.data, name)) for name in _ALIKE}
+    for name, (own, found) in alike.items():
+        if own != found:
+            raise ConfigError(f"latent_diffusion: guide: expected a run with the same {name}, found another")
+    return build_denoiser(other, data)
 
 
 def _conditioner(config: Config, data: DataInfo) -> ClassConditioner | TextConditioner:

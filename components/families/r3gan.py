@@ -6,9 +6,10 @@ from pydantic import Field
 from torch import nn
 
 from components.families.base import Tiny
-from components.gan.base import GAN, critic_options, refuse_unless_doubled
+from components.gan.base import GAN
 from components.gan.config import ConvConfig
 from components.gan.losses import LossName
+from components.gan.networks import critic_options, doubled_side
 from components.nets.gan.critic import Critic
 from components.nets.gan.r3gan import Generator, Head, Trunk
 from components.training.optimizers import OptimizerConfig
@@ -34,9 +35,8 @@ class Model(GAN):
     conditional = True
     labels_optional = True
 
-    def players(self) -> dict[str, nn.Module]:
-        refuse_unless_doubled(self)
-        (channels, size, _), config, classes = self.data.shape, self.config, self.num_classes
+    def networks(self) -> dict[str, nn.Module]:
+        (channels, size), config, classes = doubled_side(self), self.config, self.num_classes
         sizes = {name: getattr(config, name) for name in ("width", "blocks", "expansion", "group_size")}
         return {
             "generator": Generator(channels, size, config.latent_dim, classes, config.embedding_dim, **sizes),

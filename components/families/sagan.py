@@ -1,12 +1,16 @@
-"""SAGAN: self-attention, spectral normalisation of both players, hinge loss, two time scales (Zhang et al. 2019)."""
+"""SAGAN: self-attention, spectral normalisation of both networks, hinge loss, two time scales (Zhang et al. 2019)."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+from torch import nn
+
 from components.families.base import Tiny
+from components.gan.base import GAN
+from components.gan.config import ResidualConfig
 from components.gan.losses import LossName
-from components.gan.residual import ResidualConfig, ResidualGAN
+from components.gan.networks import projection_residual
 from components.training.optimizers import OptimizerConfig
 
 
@@ -18,9 +22,12 @@ class Config(ResidualConfig):
     discriminator: OptimizerConfig = OptimizerConfig(name="adam", learning_rate=4e-4, betas=(0.0, 0.9))
 
 
-class Model(ResidualGAN):
+class Model(GAN):
     Config = Config
     conditional = True
+
+    def networks(self) -> dict[str, nn.Module]:
+        return projection_residual(self)
 
 
 TINY = Tiny({"latent_dim": 5, "width": 4})

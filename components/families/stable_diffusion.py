@@ -4,7 +4,7 @@ encoders, as pipelines.export imports it from a folder of diffusers."""
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -123,7 +123,11 @@ class Model(LatentDiffusion):
         return {}
 
     @classmethod
-    def why_not(cls, config: Config, settings: Settings) -> str | None:
+    def roles(cls, config: Config) -> dict:
+        return {}
+
+    @classmethod
+    def why_not(cls, config: Config, settings: Settings, inputs: Collection[str] = ()) -> str | None:
         return None
 
     def _told(self, batch: Batch) -> Condition:

@@ -14,12 +14,12 @@ from components.data.dataset import Batch
 from components.data.randomness import Draws
 from components.families.base import DataInfo, Losses, Tiny
 from components.gan import penalties
-from components.gan.base import GAN, critic_options, refuse_unless_doubled
+from components.gan.base import GAN
 from components.gan.config import ConvConfig
-from components.nets.gan.critic import Critic, Sample
+from components.gan.networks import critic_options, doubled_side
+from components.nets.gan.critic import Critic, CriticInputs
 from components.nets.gan.stylegan2 import Generator, Head, Trunk
 from components.sampling.requests import Request
-from components.sampling.trajectories import Call, Trajectory
 from components.training.optimizers import OptimizerConfig
 
 ADAM = OptimizerConfig(name="adam", learning_rate=2e-3, betas=(0.0, 0.99))  # Karras et al. 2020, appendix B
@@ -60,9 +60,8 @@ class Model(GAN):
         super().__init__(config, data)
         self.nets["generator"].register_buffer("mean_path", torch.zeros(()))
 
-    def players(self) -> dict[str, nn.Module]:
-        refuse_unless_doubled(self)
-        (channels, size, _), config = self.data.shape, self.config
+    def networks(self) -> dict[str, nn.Module]:
+        (channels, size), config = doubled_side(self), self.config
         trunk = Trunk(channels, size, config.width, config.growing is not None)
         critic = Critic(
             trunk,
@@ -74,20 +73,20 @@ class Model(GAN):
         sizes = (config.latent_dim, config.width, config.style_dim, config.mapping_layers)
         return {"generator": Generator(channels, size, *sizes, self.num_classes), "discriminator": critic}
 
-    def inputs(self, draws: Draws, name: str, label: Sample) -> dict[str, Tensor]:
+    def generator_inputs(self, draws: Draws, name: str, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         generator, draws = self.nets["generator"], draws.fold(name)
         return {
-            **super().inputs(draws, "z", label),
+            **super().generator_inputs(draws, "z", condition),
             "noise": draws.normal("noise", (generator.noise_size,)),
         }
 
-    def mixed(self, draws: Draws, name: str, label: Sample) -> dict[str, Tensor]:
-        """The inputs of training: rows of two styles among them (Karras et al. 2019, section 3.1)."""
+    def mixed_inputs(self, draws: Draws, name: str, condition: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Generator inputs of training: rows of two styles among them (Karras et al. 2019, section 3.1)."""
         layers, folded = self.nets["generator"].num_layers, draws.fold(f"{name} mixing")
         is_mixed = folded.uniform("mixed") < self.config.style_mixing
-        cross = torch.where(is_mixed, 1 + folded.integers("cross", layers - 1), layers)
+        cross = (1 + folded.integers("cross", layers - 1)).masked_fill(~is_mixed, layers)
         second = folded.normal("z2", (self.config.latent_dim,))
-        return {**self.inputs(draws, name, label), "z2": second, "cross": cross}
+        return {**self.generator_inputs(draws, name, condition), "z2": second, "cross": cross}
 
     def grow(self, step: int) -> None:
         if self.config.growing:
@@ -95,18 +94,18 @@ class Model(GAN):
             grown = (len(generator.sides) - 1) * min(1.0, step / self.config.growing.steps)
             generator.grown = trunk.grown = grown
 
-    def generate(self, net: nn.Module, batch: Batch) -> Sample:
+    def generate(self, net: nn.Module, batch: Batch) -> CriticInputs:
         self.grow(batch.step)
-        label = self.label(batch)
-        images, styles = net(**self.mixed(batch.draws, "fakes", label), with_styles=True)
-        return {"images": images, "styles": styles, **label}
+        condition = self.condition(batch)
+        images, styles = net(**self.mixed_inputs(batch.draws, "fakes", condition), with_styles=True)
+        return {"images": images, "styles": styles, **condition}
 
-    def fake_sample(self, batch: Batch) -> Sample:
-        return without_styles(super().fake_sample(batch))
+    def fake_inputs(self, batch: Batch) -> CriticInputs:
+        return without_styles(super().fake_inputs(batch))
 
     def generator_loss(self, net: nn.Module, batch: Batch) -> Losses:
         config, fake = self.config, self.generated(net, batch)
-        terms = self.generator_terms(without_styles(fake), batch, self.nets["generator"])
+        terms = self.generator_objective(without_styles(fake), batch)
         if config.path_length and batch.step % config.path_length_every == 0:
             noise = batch.draws.normal("path", fake["images"].shape[1:])
             terms["path_length"] = self.path_length(penalties.path_lengths(fake["images"], fake["styles"], noise))
@@ -120,15 +119,14 @@ class Model(GAN):
             mean.lerp_(lengths.mean(), 0.01)
         return (lengths - mean.clone()).square().mean()
 
-    def _trajectory(self, request: Request) -> Trajectory:
-        label = {"label": request.conditions.label} if self.conditional else {}
+    def sampling_inputs(self, request: Request) -> dict[str, Tensor]:
         psi = torch.full((len(request.seeds),), request.settings.truncation_psi, device=request.seeds.device)
-        return (yield Call("generator", {**self.inputs(Draws.of_seeds(request.seeds), "sample", label), "psi": psi}))
+        return {**super().sampling_inputs(request), "psi": psi}
 
 
-def without_styles(sample: Sample) -> Sample:
-    """A generated sample as the discriminator takes it."""
-    return {name: value for name, value in sample.items() if name != "styles"}
+def without_styles(inputs: CriticInputs) -> CriticInputs:
+    """Generated rows as the discriminator takes them."""
+    return {name: value for name, value in inputs.items() if name != "styles"}
 
 
 TINY = Tiny({"latent_dim": 5, "width": 4, "style_dim": 6, "mapping_layers": 2, "penalise_every": 2})

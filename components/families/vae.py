@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -16,7 +15,7 @@ from components.autoencoding.perceptual import DISTANCES, PerceptualConfig
 from components.config import Strict
 from components.data.dataset import Batch
 from components.errors import SamplerError
-from components.families.base import Autoencoder, DataInfo, Losses, Phase, Tiny
+from components.families.base import Autoencoder, DataInfo, Judge, Losses, Phase, Role, Tiny
 from components.nets.autoencoder import AutoencoderKL
 from components.nets.autoencoder.codebook import Codebook
 from components.nets.autoencoder.discriminator import PatchDiscriminator
@@ -60,7 +59,6 @@ class Model(Autoencoder):
         self.nets = nn.ModuleDict({"autoencoder": net})
         self.calls = {"decoder": net.decode}
         self.phases = (Phase("autoencode", "autoencoder", self.loss, config.optimizer),)
-        self.perceptual_net: tuple[str, nn.Module] | None = None  # what the perceptual loss looks with
         if config.adversarial:
             self._add_discriminator(config.adversarial)
 
@@ -76,12 +74,11 @@ class Model(Autoencoder):
         self.phases = (*self.phases, moves)
 
     @classmethod
-    def borrows(cls, config: Config) -> Mapping[str, str]:
-        asked = config.perceptual
-        return {} if asked is None else {"judge": asked.judge} if asked.judge else {"lpips": asked.lpips}
-
-    def borrow(self, name: str, net: nn.Module) -> None:
-        self.perceptual_net = name, net.requires_grad_(False).eval()
+    def roles(cls, config: Config) -> dict[str, Role]:
+        if config.perceptual is None:
+            return {}
+        network = config.perceptual.network
+        return {network: Role(Judge, needed=True, is_file=network == "lpips")}
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -96,9 +93,7 @@ class Model(Autoencoder):
         }
         loss, seen = terms["reconstruction"], self._as_images(answer.images)
         if config.perceptual:
-            assert self.perceptual_net is not None, "nobody lent the network of the perceptual loss"
-            kind, perceptual_net = self.perceptual_net
-            terms["perceptual"] = DISTANCES[kind](perceptual_net.to(images.device), seen, images).mean()
+            terms["perceptual"] = self._perceptual(seen, images).mean()
             loss = loss + config.perceptual.weight * images[0].numel() * terms["perceptual"]
         figures = {}
         if config.adversarial:
@@ -114,6 +109,13 @@ class Model(Autoencoder):
             terms["kl"] = gaussian_kl(answer.mean, answer.std)
             loss = loss + config.kl_weight * terms["kl"]
         return {"loss": loss, **terms, **figures}
+
+    def _perceptual(self, seen: Tensor, images: Tensor) -> Tensor:
+        """(B,) distances to the eyes of the input that the config names."""
+        network = self.config.perceptual.network
+        assert network in self.received, f"the perceptual loss was not handed its {network}"
+        given = self.received[network]
+        return DISTANCES[network](given.nets["classifier"] if network == "judge" else given, seen, images)
 
     def _reconstruction(self, net: nn.Module, batch: Batch) -> tuple[Reconstruction, Tensor]:
         """A batch through the net, and the images that it should give."""

@@ -6,9 +6,10 @@ from pydantic import Field
 from torch import nn
 
 from components.families.base import Tiny
+from components.gan.base import GAN
 from components.gan.config import ConvConfig
-from components.gan.convolutional import ConvolutionalGAN
 from components.gan.losses import LossName
+from components.gan.networks import convolutional
 from components.training.optimizers import OptimizerConfig
 
 RMSPROP = OptimizerConfig(name="rmsprop", learning_rate=5e-5)  # Arjovsky et al. 2017, Algorithm 1
@@ -22,11 +23,11 @@ class Config(ConvConfig):
     discriminator: OptimizerConfig = RMSPROP
 
 
-class Model(ConvolutionalGAN):
+class Model(GAN):
     Config = Config
 
-    def players(self) -> dict[str, nn.Module]:
-        return self.convolutional()
+    def networks(self) -> dict[str, nn.Module]:
+        return convolutional(self)
 
 
 TINY = Tiny({"latent_dim": 5, "width": 4, "num_critic_steps": 2})

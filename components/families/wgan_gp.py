@@ -6,9 +6,10 @@ from pydantic import Field
 from torch import nn
 
 from components.families.base import Tiny
+from components.gan.base import GAN
 from components.gan.config import ConvConfig
-from components.gan.convolutional import ConvolutionalGAN
 from components.gan.losses import LossName
+from components.gan.networks import convolutional
 from components.training.optimizers import OptimizerConfig
 
 ADAM = OptimizerConfig(name="adam", learning_rate=1e-4, betas=(0.0, 0.9))  # Gulrajani et al. 2017, Algorithm 1
@@ -22,11 +23,11 @@ class Config(ConvConfig):
     discriminator: OptimizerConfig = ADAM
 
 
-class Model(ConvolutionalGAN):
+class Model(GAN):
     Config = Config
 
-    def players(self) -> dict[str, nn.Module]:
-        return self.convolutional(batch_norm=False)  # the penalty is defined for each row alone
+    def networks(self) -> dict[str, nn.Module]:
+        return convolutional(self, batch_norm=False)  # the penalty is defined for each row alone
 
 
 TINY = Tiny({"latent_dim": 5, "width": 4, "num_critic_steps": 2})

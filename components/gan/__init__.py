@@ -1,1 +1,1 @@
-"""What all GAN variants share: the two players' losses, and the remedies that any variant takes by params.yaml."""
+"""Adversarial losses and the remedies that every GAN family takes by params.yaml."""

@@ -130,9 +130,9 @@ COLOUR: dict[str, Augment] = {
 }
 
 
-def next_probability(p: Tensor, verdicts: Tensor, target: float, ramp_steps: int) -> Tensor:
+def next_probability(p: Tensor, realness: Tensor, target: float, ramp_steps: int) -> Tensor:
     """`p` a step later: up while the discriminator takes more than its share of real images for real, else down.
 
-    `verdicts`: (B,), above 0 means real. r = E[sign] is held at `target` (Karras et al. 2020a, equation 1)."""
-    direction = (verdicts.sign().mean() - target).sign()
+    `realness`: (B,), above 0 means real. r = E[sign] is held at `target` (Karras et al. 2020a, equation 1)."""
+    direction = (realness.sign().mean() - target).sign()
     return (p + direction / ramp_steps).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""What makes BigGAN of SAGAN, but for the class: BigBiGAN shares it (Brock et al. 2019)."""
+"""The part of BigGAN that BigBiGAN shares: its defaults, its generator and truncated sampling (Brock et al. 2019)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor
 
 from components.config import Strict
 from components.data.randomness import Draws
-from components.families.base import DataInfo
+from components.gan.base import GAN
+from components.gan.config import ResidualConfig
 from components.gan.losses import LossName
-from components.gan.residual import ResidualConfig, ResidualGAN
-from components.gan.standing import WHOLE, Standing, truncated_normal
+from components.gan.standing_statistics import WHOLE, StandingStatistics, truncated_normal
 from components.sampling.requests import Request
-from components.sampling.trajectories import Call, Trajectory
 from components.training.optimizers import OptimizerConfig
 
 
@@ -35,21 +34,19 @@ class BigSettings(Strict):
     truncation: float = Field(WHOLE, gt=0, le=WHOLE)  # z is drawn within this many standard deviations
 
 
-class Big(ResidualGAN):
-    Config = BigConfig
-    Settings = BigSettings
+def generator_options(config: BigConfig) -> dict[str, int | bool]:
+    """The arguments of nets.gan.residual.Generator that set BigGAN's apart from SAGAN's."""
+    return {"embedding_dim": config.embedding_dim, "split_latent": True}
 
-    def __init__(self, config: BigConfig, data: DataInfo):
-        super().__init__(config, data)
-        classes = self.num_classes if self.conditional else 0
-        self.standing = Standing(self.nets["generator"], config.latent_dim, classes)
-        self.calls = {"generator": self.standing}
 
-    def residual_generator(self) -> nn.Module:
-        return super().residual_generator(embedding_dim=self.config.embedding_dim, split_latent=True)
+def standing_statistics(gan: GAN) -> StandingStatistics:
+    """A GAN's generator with standing statistics in its norms."""
+    classes = gan.num_classes if gan.conditional else 0
+    return StandingStatistics(gan.nets["generator"], gan.config.latent_dim, classes)
 
-    def _trajectory(self, request: Request) -> Trajectory:
-        truncation = torch.full((len(request.seeds),), request.settings.truncation, device=request.seeds.device)
-        z = truncated_normal(Draws.of_seeds(request.seeds), "sample", self.config.latent_dim, truncation)
-        label = {"label": request.conditions.label} if self.conditional else {}
-        return (yield Call("generator", {"z": z, "truncation": truncation, **label}))
+
+def truncated_inputs(gan: GAN, request: Request) -> dict[str, Tensor]:
+    """Inputs of `standing_statistics` for a request's rows, z within the truncation that it asks for."""
+    truncation = torch.full((len(request.seeds),), request.settings.truncation, device=request.seeds.device)
+    z = truncated_normal(Draws.of_seeds(request.seeds), "sample", gan.config.latent_dim, truncation)
+    return {"z": z, "truncation": truncation, **gan.requested_condition(request)}

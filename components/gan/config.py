@@ -1,4 +1,4 @@
-"""What every GAN variant can be told: its loss, its optimizers, and the remedies, each off unless its key is there."""
+"""Config of every GAN: its loss, its optimizers, and the remedies, each off unless its key is there."""
 
 from __future__ import annotations
 
@@ -96,6 +96,12 @@ class GANConfig(Strict):
 
 
 class ConvConfig(GANConfig):
-    """The size of convolutional players."""
+    """The size of convolutional networks."""
 
     width: int = Field(64, ge=1)  # channels beside the image; each resolution below has twice as many
+
+
+class ResidualConfig(ConvConfig):
+    """Residual networks with self-attention (Zhang et al. 2019)."""
+
+    attention_at: int | None = 8  # the side of the maps that attend to themselves

@@ -1,4 +1,4 @@
-"""Adversarial losses: functions of discriminator scores (logits), for either player.
+"""Adversarial losses: functions of discriminator scores (logits), for either network.
 
 Scores are (B,), or (B, S) from a discriminator that gives S scores a row; a loss is the mean over all of them.
 """
@@ -20,12 +20,12 @@ LossName = Literal["non_saturating", "hinge", "wasserstein", "least_squares", "r
 class Loss:
     """`discriminator(real, fake, truth)`: `truth` is the target of real scores, below 1 under one-sided label smoothing
     (losses without targets ignore it). `generator(fake, real)`: `real` is given where `paired`, row by row.
-    `verdict(real, fake)`: how real the discriminator takes the real rows to be; above 0 means real.
+    `realness(real, fake)`: scores of the real rows about the loss's decision boundary; above 0 means real.
     """
 
     discriminator: Callable[[Tensor, Tensor, float], Tensor]
     generator: Callable[[Tensor, Tensor | None], Tensor]
-    verdict: Callable[[Tensor, Tensor], Tensor]
+    realness: Callable[[Tensor, Tensor], Tensor]
     paired: bool = False
     targets: bool = False
 
@@ -43,33 +43,33 @@ LOSSES: dict[LossName, Loss] = {
     "non_saturating": Loss(
         discriminator=lambda real, fake, truth: bce(real, truth) + bce(fake, 0.0),
         generator=lambda fake, real: bce(fake, 1.0),
-        verdict=lambda real, fake: real,
+        realness=lambda real, fake: real,
         targets=True,
     ),
     # Lim and Ye 2017; Zhang et al. 2019, equation 4
     "hinge": Loss(
         discriminator=lambda real, fake, truth: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
         generator=lambda fake, real: -fake.mean(),
-        verdict=lambda real, fake: real,
+        realness=lambda real, fake: real,
     ),
     # Arjovsky et al. 2017, equation 2; only differences of scores mean something
     "wasserstein": Loss(
         discriminator=lambda real, fake, truth: fake.mean() - real.mean(),
         generator=lambda fake, real: -fake.mean(),
-        verdict=lambda real, fake: real - (real.mean(0) + fake.mean(0)) / 2,
+        realness=lambda real, fake: real - (real.mean(0) + fake.mean(0)) / 2,
     ),
     # Mao et al. 2017, equation 9: a = 0, b = c = 1
     "least_squares": Loss(
         discriminator=lambda real, fake, truth: _squared(real, truth) + _squared(fake, 0.0),
         generator=lambda fake, real: _squared(fake, 1.0),
-        verdict=lambda real, fake: real - 0.5,
+        realness=lambda real, fake: real - 0.5,
         targets=True,
     ),
     # Jolicoeur-Martineau 2019, section 4.1, as Huang et al. 2024 pair rows (equation 2)
     "relativistic": Loss(
         discriminator=lambda real, fake, truth: F.softplus(fake - real).mean(),
         generator=lambda fake, real: F.softplus(real - fake).mean(),
-        verdict=lambda real, fake: real - (real.mean(0) + fake.mean(0)) / 2,
+        realness=lambda real, fake: real - (real.mean(0) + fake.mean(0)) / 2,
         paired=True,
     ),
 }

@@ -11,16 +11,18 @@ from torch.func import functional_call
 
 from components.gan.config import Unroll
 from components.gan.losses import Loss
-from components.nets.gan.critic import CriticOutput, Sample
+from components.nets.gan.critic import CriticInputs, CriticOutput
 
 
-def unrolled(critic: nn.Module, real: Sample, fake: Sample, loss: Loss, config: Unroll) -> Callable[..., CriticOutput]:
+def unrolled(
+    critic: nn.Module, real: CriticInputs, fake: CriticInputs, loss: Loss, config: Unroll
+) -> Callable[..., CriticOutput]:
     """`critic` after `config.steps` of gradient descent on its loss; the critic itself stays as it is."""
     weights = {name: value.detach().clone().requires_grad_() for name, value in critic.named_parameters()}
     # buffers that a forward moves are those of the copy
     buffers = {name: value.clone() for name, value in critic.named_buffers()}
 
-    def at(*groups: Sample) -> CriticOutput:
+    def at(*groups: CriticInputs) -> CriticOutput:
         return functional_call(critic, (weights, buffers), groups)
 
     for _ in range(config.steps):

@@ -80,8 +80,8 @@ def accuracies(
     scores no zero, that of training images and fakes lies halfway between their means."""
     real = scores(family, family.medium.rows(train)[:_ROWS], train.get("label"))
     fake = scores(family, fakes, labels)
-    # `verdict` may depend on means, so the rest is placed by the same ones
-    zero = (real - family.loss.verdict(real, fake)).mean()
+    # `realness` may depend on means, so the rest is placed by the same ones
+    zero = (real - family.loss.realness(real, fake)).mean()
     found = {ACCURACY_TRAIN: real > zero, ACCURACY_FAKE: fake <= zero}
     if held_out is not None:
         found[ACCURACY_HELD_OUT] = scores(family, family.medium.rows(held_out)[:_ROWS], held_out.get("label")) > zero
@@ -92,9 +92,9 @@ def scores(family: GAN, images: Tensor, labels: Tensor | None) -> Tensor:
     """Scores (N,) of images (N, C, H, W). Norms go by these images, as in a training step, and what a forward moves is
     thrown away."""
     images = images.to(next(family.nets.parameters()).device)
-    sample = family.known(images, None if labels is None else labels[: len(images)].to(images.device))
+    inputs = family.critic_inputs(images, None if labels is None else labels[: len(images)].to(images.device))
     critic = family.nets["discriminator"]
     buffers = {name: value.clone() for name, value in critic.named_buffers()}
-    (found,) = functional_call(critic.train(), buffers, (sample,)).scores
+    (found,) = functional_call(critic.train(), buffers, (inputs,)).scores
     critic.eval()
-    return family.of_images(found)
+    return family.image_scores(found)

@@ -55,13 +55,13 @@ class _Group:
 
     def __init__(self) -> None:
         self.sums: Tensor | float = 0.0
-        self.first_bad: Tensor | int = -1
+        self.first_bad: Tensor | None = None
         self.count = 0
 
     def add(self, values: Tensor, step: int) -> None:
         self.sums, self.count = self.sums + values, self.count + 1
         # a sum that just stopped being finite dates the fault without asking the device each step
         is_first = torch.isfinite(self.sums).logical_not_()
-        if torch.is_tensor(self.first_bad):
-            is_first &= self.first_bad < 0
-        self.first_bad = torch.where(is_first, step, self.first_bad)
+        if self.first_bad is None:
+            self.first_bad = torch.full_like(is_first, -1, dtype=torch.int64)
+        self.first_bad.masked_fill_(is_first & (self.first_bad < 0), step)

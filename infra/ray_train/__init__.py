@@ -5,6 +5,6 @@ loop of components.training. The driver shows and tracks what rank 0 reports.
 """
 
 from infra.ray_train.driver import run_lock, train
-from infra.ray_train.job import Job, Watch
+from infra.ray_train.job import Input, Job
 
-__all__ = ["Job", "Watch", "run_lock", "train"]
+__all__ = ["Input", "Job", "run_lock", "train"]

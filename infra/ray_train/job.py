@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -15,27 +16,27 @@ from components.artifacts import run_folder
 from components.config import Strict
 from components.evaluation import pretrained
 from components.families import family_class
-from components.families.base import DataInfo, Family
+from components.families.base import START, DataInfo, Family, Role
 from components.training.loop import TrainingConfig
 from infra.storage.staging import Staged, local, stage
 
 
-@dataclass(frozen=True)
-class Watch:
-    """What a look at a checkpoint compares with: absolute folders of a judge's run and of images held out."""
+class Input(NamedTuple):
+    """A trained run or a file of weights that a training reads beside its data: an absolute path, and its content's
+    hash."""
 
-    judge: str
-    held_out: str
+    role: str
+    path: str
+    hash: str
 
 
 @dataclass(frozen=True)
 class Job:
     """Everything that decides a training's result. Equal jobs have equal hashes and continue each other's runs.
 
-    `data` is the absolute folder of the data set, `data_hash` and `code_hash` the content of it and of the code.
-    `watch` decides figures beside the training, not its result. `borrowed`: where the networks lie that the family
-    looks through while training, by what it calls them; `start`: the run folder whose weights it begins with. Their
-    content is part of `data_hash`. `staged`: by folder, where workers that do not see the driver's files get them.
+    `data` is the absolute folder of the data set, `data_hash` and `code_hash` the content of it and of the code that
+    the training runs through. `held_out`: the absolute folder of a data set that checkpoints are validated on, by the
+    input `judge`; empty without one. `staged`: by folder, where workers that do not see the driver's files get them.
     """
 
     name: str
@@ -47,9 +48,8 @@ class Job:
     data: str
     data_hash: str
     code_hash: str
-    watch: Watch | None = None
-    borrowed: tuple[tuple[str, str], ...] = ()
-    start: str = ""
+    inputs: tuple[Input, ...] = ()
+    held_out: str = ""
     staged: Mapping[str, Staged] = field(default_factory=dict)
 
     @property
@@ -61,15 +61,16 @@ class Job:
             "training": self.training.model_dump(mode="json"),
             "seed": self.seed,
             "data": self.data_hash,
+            "inputs": {given.role: given.hash for given in self.inputs},
             "code": self.code_hash,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def in_storage(self, storage: str, cache_bytes: int) -> Job:
         """The same job with its folders in a bucket. Raises DataError if they cannot be brought there."""
-        folders = {self.data, *((self.watch.judge, self.watch.held_out) if self.watch else ())}
-        folders |= {str(Path(path).parent) if Path(path).is_file() else path for _, path in self.borrowed}
-        folders |= {self.start} if self.start else set()
+        paths = [Path(given.path) for given in self.inputs]
+        folders = {self.data, *filter(None, [self.held_out])}
+        folders |= {str(path.parent if path.is_file() else path) for path in paths}
         return replace(self, staged={folder: stage(Path(folder), storage, cache_bytes) for folder in sorted(folders)})
 
     def folder(self, name: str) -> Path:
@@ -79,20 +80,35 @@ class Job:
             return local(self.staged[str(path.parent)]) / path.name
         return local(self.staged.get(name, path))
 
+    def input(self, role: str) -> Path | None:
+        """Where this machine has the input of a role; None without one."""
+        return next((self.folder(given.path) for given in self.inputs if given.role == role), None)
+
     def build(self) -> Family:
-        """The family with its initial weights, equal in every process, and its pretrained nets loaded."""
+        """The family with its initial weights, equal in every process, its pretrained nets loaded and its inputs
+        received. Raises InputError of an input that is damaged."""
         torch.manual_seed(self.seed)  # layers initialise from the global generator
-        family = family_class(self.family)(self.config, self.info)
-        begin = self.start or self.data
-        for net in family.kept if self.start else family.pretrained:
-            run_folder.load_weights(family.nets[net], self.folder(begin) / f"{net}.safetensors")
-        for name, path in self.borrowed:
-            family.borrow(name, _borrowed(name, self.folder(path)))
+        kind = family_class(self.family)
+        family = kind(self.config, self.info)
+        start = self.input(START)
+        for net in family.pretrained if start is None else family.kept:
+            if net not in self.info.inputs:
+                run_folder.load_weights(family.nets[net], (start or self.folder(self.data)) / f"{net}.safetensors")
+        for role, expected in kind.roles(self.config).items():
+            path = self.input(role)
+            if path is not None:
+                family.receive(role, _load(path, role, expected))
         return family
 
 
-def _borrowed(name: str, path: Path) -> nn.Module:
-    """The network that Family.borrows speaks of. Raises InputError if it cannot be had."""
-    if name == "lpips":
-        return pretrained.lpips_net(str(path), "perceptual.lpips")
-    return run_folder.load(path).family.nets["classifier"]
+def _load(path: Path, role: str, expected: Role) -> Family | nn.Module:
+    given = pretrained.lpips_net(str(path), role) if expected.is_file else run_folder.load(path).family
+    (given if expected.is_file else given.nets).requires_grad_(False).eval()
+    return given
+
+
+def to_device(family: Family, device: torch.device | str) -> None:
+    """Moves a family's nets and its inputs."""
+    family.nets.to(device)
+    for given in family.received.values():
+        (given if isinstance(given, nn.Module) else given.nets).to(device)

@@ -12,10 +12,10 @@ import torch
 
 from components.artifacts import run_folder
 from components.data.dataset import Dataset
-from components.families.base import Family
+from components.families.base import JUDGE, Family
 from components.metrics.figures import VALIDATION, Figures, as_json, definitions_as_json, from_json, values
 from components.training.loop import State, restore_nets
-from infra.ray_train.job import Job
+from infra.ray_train.job import Job, to_device
 from infra.storage.store import Store
 
 ROWS = 500  # of the training images and of those held out, that figures are made of
@@ -39,7 +39,7 @@ class Validator:
     def _load(self, state: State) -> Family:
         if self._shadow is None:
             self._shadow = self._job.build()
-            self._shadow.nets.to(self._device)
+            to_device(self._shadow, self._device)
         restore_nets(self._shadow, state)  # networks that are not averaged are validated as they are
         for net, weights in state.average.items():
             self._shadow.nets[net].load_state_dict(weights)
@@ -47,11 +47,11 @@ class Validator:
         return self._shadow
 
     def _figures(self, shadow: Family, dataset: Dataset) -> Figures:
-        watch = self._job.watch
-        if watch is None:
+        folder = self._job.input(JUDGE)
+        if folder is None:
             return {}
-        judge = run_folder.load(self._job.folder(watch.judge), self._device).family
-        held_out = Dataset(self._job.folder(watch.held_out))
+        judge = run_folder.load(folder, self._device).family
+        held_out = Dataset(self._job.folder(self._job.held_out))
         return shadow.validate(_some(dataset, self._device), _some(held_out, self._device), judge)
 
 

@@ -22,7 +22,7 @@ from components.evaluation.features import Extractors, Features
 from components.evaluation.protocol import EvaluateConfig, Protocol, library_versions
 from components.evaluation.set_figures import Perception, Real, Reference, set_figures
 from components.evaluation.tasks import KEPT_IMAGES, SampledBatch, SampleTask
-from components.families.base import Sampler
+from components.families.base import JUDGE, Sampler
 from components.metrics.figures import Figures, under, values
 from components.metrics.frechet import Moments
 from components.metrics.modes import collapsed
@@ -51,9 +51,10 @@ class Measurement:
 
 
 def judge_folder(params: Params) -> Path | None:
-    """The run folder of the judge that params.yaml names, None if it names none."""
+    """The run of the judge that `inputs` gives `evaluate`, or None."""
+    folder = params.inputs_of("evaluate").get(JUDGE)
     # by the name that it has here, which the protocol tells, also where it is a link
-    return (paths.RUNS / next(iter(params.judges))).absolute() if params.judges else None
+    return None if folder is None else folder.absolute()
 
 
 def open_extractors(params: Params, device: str) -> Extractors:

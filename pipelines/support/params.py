@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from components.artifacts import run_folder
 from components.config import Strict, parse
 from components.errors import ConfigError
 from components.evaluation.generation import AVERAGE, weights_and_settings
@@ -24,36 +23,37 @@ from components.families.base import Sampler
 from components.sources import DataConfig
 from components.training.loop import TrainingConfig
 from infra.config import ClusterConfig, ServeConfig, TrackingConfig
+from pipelines.support import inputs
 
 DEFAULT = Path("params.yaml")
 WHERE = ("cluster", "tracking", "serve")  # blocks that say where, not what; the environment may change them
 VARIABLE = "LATENT_FOUNDRY_"
+RESERVED = ("evaluate", "images", "raw", "reference")  # no block's name, because they are folders' or stages'
 TRAINED = ("autoencoders", "judges", "samplers")  # the groups whose blocks `pipelines.train` takes
 
 
-class WatchBlock(Strict):
-    """What looks at a training's checkpoints compare with: a judge's run folder, and images that are not trained on."""
-
-    judge: str
-    held_out: str
-
-
 class TrainBlock(Strict):
-    """One model: its family, the data set folder it trains on, the family's own Config, and the loop's. `start`: a run
-    folder to go on from, whose weights and model it has where `model` says nothing else."""
+    """One model: its family, the data set folder it trains on, the family's own Config, and the loop's."""
 
     family: str
     data: str
     model: Any = {}
     training: TrainingConfig
-    watch: WatchBlock | None = None
-    start: str | None = None
 
-    def whole_model(self) -> Any:
-        """`model`, on that of `start`. Raises SamplerError if that is no run folder."""
-        if self.start is None or not isinstance(self.model, dict):
-            return self.model
-        return {**run_folder.read_config(Path(self.start)).config, **self.model}
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_old_keys(cls, content: Any) -> Any:
+        for key, role in {"watch": "judge", "start": "start"}.items():
+            if isinstance(content, dict) and key in content:
+                raise ValueError(f"{key}: replaced by the block inputs of params.yaml: NAME/{role}: runs/...")
+        perceptual = (content.get("model") or {}).get("perceptual") if isinstance(content, dict) else None
+        for role in ("judge", "lpips"):
+            if isinstance(perceptual, dict) and role in perceptual:
+                raise ValueError(
+                    f"model.perceptual.{role}: replaced by network: {role}, and NAME/{role}: {perceptual[role]} in the "
+                    "block inputs of params.yaml"
+                )
+        return content
 
 
 class SamplerBlock(TrainBlock):
@@ -73,11 +73,9 @@ class TextConfig(Strict):
 
 
 class EncodeConfig(Strict):
-    """How `encode` runs the autoencoder over the images. `autoencoder`: its run folder, or a sampler's which holds one;
-    by default the first of params.autoencoders. `text`: what embeds the captions, for samplers with model.text.encoder
-    pretrained."""
+    """A latent data set, data/<name>: the training images by the autoencoder that `inputs` gives it, a run of one or of
+    a sampler that holds one. `text`: what embeds the captions, for samplers with model.text.encoder pretrained."""
 
-    autoencoder: str | None = None
     batch_size: int = Field(256, gt=0)
     flips: bool = False  # the mirrored images, too, for samplers with model.flips
     text: TextConfig | None = None
@@ -134,23 +132,47 @@ class Params(Strict):
     data: DataConfig
     autoencoders: dict[str, TrainBlock]
     judges: dict[str, TrainBlock]
-    encode: EncodeConfig = EncodeConfig()
+    encode: dict[str, EncodeConfig] = {}
     samplers: dict[str, SamplerBlock]
+    inputs: dict[str, str] = {}  # NAME/ROLE: the trained run, or file of weights, that NAME reads beside its data
     evaluate: EvaluateConfig = EvaluateConfig()
     promote: PromoteConfig = PromoteConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
     serve: ServeConfig = ServeConfig()
 
-    @field_validator("samplers", "autoencoders", "judges")
+    @field_validator("encode", mode="before")
     @classmethod
-    def _names(cls, blocks: dict[str, TrainBlock]) -> dict[str, TrainBlock]:
+    def _refuse_one_for_all(cls, blocks: Any) -> Any:
+        old = set(EncodeConfig.model_fields) | {"autoencoder"}
+        if isinstance(blocks, dict) and old & blocks.keys():
+            raise ValueError(
+                "expected a block for each latent data set, such as latents: {batch_size: 256}, and "
+                "latents/autoencoder: runs/vae in the block inputs"
+            )
+        return blocks
+
+    @field_validator("samplers", "autoencoders", "judges", "encode")
+    @classmethod
+    def _names(cls, blocks: dict[str, Any]) -> dict[str, Any]:
         for name in blocks:
             if not name.replace("_", "").isalnum():
                 raise ValueError(
                     f"a block's name is also a folder and a stage: letters, digits and _ only, not {name!r}"
                 )
+            if name in RESERVED:
+                raise ValueError(f"{name!r} is a name of its own: expected none of {', '.join(RESERVED)}")
         return blocks
+
+    @property
+    def models(self) -> dict[str, TrainBlock]:
+        """Every block that `pipelines.train` takes, by name."""
+        return {name: block for group in TRAINED for name, block in getattr(self, group).items()}
+
+    def inputs_of(self, name: str) -> dict[str, Path]:
+        """What `inputs` gives a model, a latent data set or a stage, by role."""
+        keys = {key.partition("/"): path for key, path in self.inputs.items()}
+        return {role: Path(path) for (owner, _, role), path in keys.items() if owner == name}
 
 
 def load(path: Path = DEFAULT) -> Params:
@@ -162,9 +184,11 @@ def load(path: Path = DEFAULT) -> Params:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     params = parse(Params, _with_environment(content), str(path))
+    _refuse_two_of_a_name(params, str(path))
     for group in TRAINED:
         for name, block in getattr(params, group).items():
-            _check_family(block, f"{path}.{group}.{name}")
+            _check_family(params, name, block, f"{path}.{group}.{name}")
+    inputs.check(params, str(path))
     return params
 
 
@@ -185,9 +209,16 @@ def _with_environment(content: Any) -> Any:
     return changed
 
 
-def _check_family(block: TrainBlock, where: str) -> None:
+def _refuse_two_of_a_name(params: Params, where: str) -> None:
+    names = [name for group in (*TRAINED, "encode") for name in getattr(params, group)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}: two blocks are called {name}; expected one, for their folders' sake")
+
+
+def _check_family(params: Params, name: str, block: TrainBlock, where: str) -> None:
     kind = family_class(block.family, f"{where}.family")
-    config = parse(kind.Config, block.whole_model(), f"{where}.model")
+    config = parse(kind.Config, inputs.whole_model(params, name), f"{where}.model")
     if kind.early_nets(config) and not block.training.ema_snapshots:
         raise ConfigError(f"{where}.training.ema_snapshots: expected above 0, because model.guide is a snapshot")
     if isinstance(block, SamplerBlock):
@@ -198,7 +229,7 @@ def _check_family(block: TrainBlock, where: str) -> None:
         for number, candidate in enumerate(block.candidates):
             length, settings = weights_and_settings(candidate)
             chosen = parse(kind.Settings, settings, f"{where}.candidates.{number}")
-            if reason := kind.why_not(config, chosen):
+            if reason := kind.why_not(config, chosen, params.inputs_of(name)):
                 raise ConfigError(f"{where}.candidates.{number}.{reason}")
             if length is not None and not block.training.ema_snapshots:
                 raise ConfigError(

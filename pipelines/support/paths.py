@@ -6,7 +6,10 @@ ROOT = Path(__file__).resolve().parents[2]  # of the project, whose code runs
 
 TRAIN_IMAGES = Path("data/images/train")
 TEST_IMAGES = Path("data/images/test")
-LATENTS = Path("data/latents")
+DATA = Path("data")  # data/<name> is also the latent data set of a block of params.yaml's `encode`
+INPUTS = Path("inputs")  # inputs/<name>: what decides a model or stage besides its data and code
+CODE_HASHES = Path("code_hashes")
+CURVES = Path("curves")  # curves/<model>/<phase>.csv: the figures of a training, for `dvc plots show`
 RUNS = Path("runs")
 REFERENCE = Path("reference")  # what extractor and judge see of the real images
 KNOWN = REFERENCE / "known.json"  # the protocol, and figures of real images, copies and noise

@@ -19,7 +19,7 @@ from components.metrics.figures import values
 from tests.benchmarks import digits, quality
 
 FOLDER = digits.ROOT / ".cache" / "autoencoder_ablation"
-PERCEPTUAL = {"perceptual": {"judge": "the table's own judge", "weight": 0.1}}
+PERCEPTUAL = {"perceptual": {"weight": 0.1}}
 ADVERSARIAL = {"adversarial": {"start": 100, "weight": 0.1}}
 VARIANTS: dict[str, dict] = {  # beside params.yaml's own autoencoder
     "plain": {},
@@ -37,7 +37,7 @@ def measure(variant: str, seed: int) -> dict:
     key = "autoencoders.vae"
     vae = digits.made(key, train, seed, VARIANTS[variant])
     if vae.config.perceptual:
-        vae.borrow("judge", yardstick.judge.nets["classifier"])
+        vae.receive("judge", yardstick.judge)
     vae, _, _ = digits.trained(key, vae, train, seed)
     validated = values(vae.validate(test.columns, test.columns, yardstick.judge))
     key, latents = "samplers.ldm", quality.encoded(vae, train)

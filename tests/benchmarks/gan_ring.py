@@ -22,9 +22,10 @@ from components.data.dataset import Batch, batches
 from components.data.randomness import Draws
 from components.families.base import DataInfo
 from components.gan import penalties
-from components.gan.base import GAN, critic_options
+from components.gan.base import GAN
 from components.gan.config import GANConfig
-from components.nets.gan.critic import Critic, Sample
+from components.gan.networks import critic_options
+from components.nets.gan.critic import Critic, CriticInputs
 from components.training.loop import TrainingConfig, fit
 from components.training.optimizers import OptimizerConfig
 from tests.benchmarks.common import emit
@@ -81,17 +82,17 @@ class Flat(nn.Flatten):
 class Plane(GAN):
     """Perceptrons of two layers on points of the plane, in the place of images."""
 
-    def players(self) -> dict[str, nn.Module]:
+    def networks(self) -> dict[str, nn.Module]:
         generator = nn.Sequential(
             nn.Linear(self.config.latent_dim, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 2),
             nn.Unflatten(1, (2, 1, 1)),
         )  # fmt: skip
         return {"generator": generator, "discriminator": Critic(Trunk(128), Flat, **critic_options(self))}
 
-    def inputs(self, draws: Draws, name: str, label: Sample) -> dict[str, Tensor]:
+    def generator_inputs(self, draws: Draws, name: str, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"input": draws.normal(name, (self.config.latent_dim,))}
 
-    def real_sample(self, batch: Batch) -> Sample:
+    def real_inputs(self, batch: Batch) -> CriticInputs:
         return {"images": batch.columns["point"]}
 
 
@@ -129,7 +130,7 @@ def trained(places: str, config: dict, seed: int, steps: int) -> Plane:
 def sampled(family: Plane, count: int = SAMPLES) -> Tensor:
     """(count, 2)"""
     draws = Draws.of_seeds(torch.arange(count))
-    return family.nets["generator"](**family.inputs(draws, "sample", {})).flatten(1)
+    return family.nets["generator"](**family.generator_inputs(draws, "sample", {})).flatten(1)
 
 
 def modes_kept(points: Tensor, centres: Tensor) -> tuple[int, float]:

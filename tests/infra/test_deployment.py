@@ -245,11 +245,11 @@ class TestMake:
         assert make("cluster-up") == ["ray get-auth-token --generate", "ray up --yes ray_cluster.yaml"]
 
     def test_repro_joins_the_cluster_even_where_nothing_could_be_pulled(self, make, tmp_path):
-        calls = make("cluster-repro", "TARGETS=train@vae")
+        calls = make("cluster-repro", "TARGETS=autoencoder@vae")
         assert [call for call in calls if not call.startswith("ray exec")] == [
             f"ray rsync-up ray_cluster.yaml {ROOT}/ {tmp_path}/there/",
             "dvc pull --quiet --allow-missing",
-            "python -m pipelines.repro train@vae {address: auto}",
+            "python -m pipelines.repro autoencoder@vae {address: auto}",
             "dvc push",
             f"ray rsync-down ray_cluster.yaml {tmp_path}/there/dvc.lock {ROOT}/dvc.lock",
         ]

@@ -31,6 +31,8 @@ PARAMS = {
         },
         "dcgan": {"family": "dcgan", "data": "data/images/train", "training": {"steps": 1, "batch_size": 4}},
     },
+    "encode": {"latents": {}},
+    "inputs": {"latents/autoencoder": "runs/vae", "evaluate/judge": "runs/judge"},
     "promote": {"refuse_collapsed": False},  # what nobody trained draws next to nothing
     "evaluate": {"num_samples": 24, "batch_size": 10, "neighbours": 3, "resamples": 20},
 }

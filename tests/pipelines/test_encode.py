@@ -32,6 +32,7 @@ from tests.components.helpers import CAPTION_LENGTH, CAPTIONS, no_wrap
 from tests.components.interchange import folders
 from tests.pipelines.measured import PARAMS, write_run
 
+LATENTS = Path("data/latents")
 MODEL = {
     "conditioning": "text",
     "text": {"encoder": "pretrained"},
@@ -45,9 +46,9 @@ def project(tmp_path, monkeypatch):
     done in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(encode, "session", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(encode.ray_data, "encode", in_process)
+    monkeypatch.setattr(encode.encoding, "encode", in_process)
     folders.t5(tmp_path / "elsewhere/t5")
-    content = {**PARAMS, "encode": {"batch_size": 3, "text": {"encoder": "elsewhere/t5", "length": 10}}}
+    content = {**PARAMS, "encode": {"latents": {"batch_size": 3, "text": {"encoder": "elsewhere/t5", "length": 10}}}}
     training = {"steps": 2, "batch_size": 4, "report_every": 1, "save_every": 2}
     content["samplers"] = {"ldm": {**PARAMS["samplers"]["ldm"], "model": MODEL, "training": training}}
     Path("params.yaml").write_text(yaml.safe_dump(content))
@@ -57,7 +58,7 @@ def project(tmp_path, monkeypatch):
 
 
 def in_process(autoencoder, images, target, batch_size, cluster, storage, flips, text):
-    """ray_data.encode by one actor's work."""
+    """encoding.encode by one actor's work."""
     encoder = encoding.Encoder(autoencoder, images, Store.open(target), batch_size, flips, (text, target))
     shards, moments = zip(*(encoder._encode(number) for number in range(2)), strict=True)
     return list(shards), moments[0].statistics()
@@ -76,7 +77,7 @@ def write_images(captions: tuple[str, ...] | None) -> None:
 
 def test_from_captions_to_a_sampler_that_needs_no_other_folder(project, monkeypatch):
     encode.main([])
-    latents = Dataset(paths.LATENTS)
+    latents = Dataset(LATENTS)
     assert latents.manifest.columns["text"].model_dump() == {"shape": (10, 16), "dtype": "float16"}
     rows, net = latents.take(np.arange(10)), read("elsewhere/t5", 10, "here")
     captions = texts_of_column(rows["caption"])
@@ -94,7 +95,7 @@ def test_from_captions_to_a_sampler_that_needs_no_other_folder(project, monkeypa
     run_folder.write(
         paths.RUNS / "ldm", job.family, family, state, Provenance(data="d", code="c", job="j", seed=0, step=2)
     )
-    shutil.rmtree(paths.LATENTS)
+    shutil.rmtree(LATENTS)
 
     sampler = run_folder.load(paths.RUNS / "ldm").family
     settings = sampler.Settings(num_inference_steps=2)
@@ -113,4 +114,4 @@ def test_what_cannot_be_embedded_is_refused_before_anything_is_written(project):
     (project / "elsewhere/t5/pytorch_model.bin").write_bytes(b"\x80")
     with pytest.raises(SamplerError, match="may be a pickle"):
         encode.main([])
-    assert not paths.LATENTS.exists()
+    assert not LATENTS.exists()

@@ -271,8 +271,10 @@ def test_an_unknown_sampler_lists_those_there_are(project, key):
 
 
 def test_no_judge_in_params(project):
-    (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "judges": {}}))
-    with pytest.raises(ConfigError, match="judges"):
+    (project / "params.yaml").write_text(
+        yaml.safe_dump({**PARAMS, "judges": {}, "inputs": {"latents/autoencoder": "runs/vae"}})
+    )
+    with pytest.raises(ConfigError, match=r"inputs: expected evaluate/judge"):
         reference.reference(load())
 
 

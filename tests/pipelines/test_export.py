@@ -14,13 +14,14 @@ from components.errors import SamplerError
 from components.sampling.engine import Engine
 from components.sampling.requests import Conditions, Request
 from components.training.loop import State
-from infra.ray_train import Job
+from infra.ray_train import Input, Job
 from pipelines import export
-from pipelines.support import paths
-from pipelines.support.params import TrainBlock
+from pipelines.support import inputs, paths
+from pipelines.support.params import Params, TrainBlock
 from tests.components.helpers import assert_same
 from tests.components.interchange import folders
 from tests.components.interchange.test_to_diffusers import run
+from tests.pipelines.measured import PARAMS
 
 
 @pytest.fixture
@@ -86,14 +87,17 @@ def test_an_imported_model_is_served_and_fine_tuned(runs, tmp_path):
     block = TrainBlock(
         family="stable_diffusion",
         data="data/latents",
-        start=str(runs / "sd"),
         model={"optimizer": {"learning_rate": 0.001}},
         training={"steps": 1, "batch_size": 2},
     )
-    config = parse(type(family).Config, block.whole_model(), "model")
+    start = str(runs / "sd")
+    content = {**PARAMS, "samplers": {"tuned": block.model_dump()}, "inputs": {"tuned/start": start}}
+    params = Params(**content)
+    config = parse(type(family).Config, inputs.whole_model(params, "tuned"), "model")
     assert config.backbone == family.config.backbone
     assert config.optimizer.learning_rate == 0.001
-    job = Job("tuned", block.family, config, family.data, block.training, 0, "nowhere", "d", "c", start=block.start)
+    given = (Input("start", start, "hash"),)
+    job = Job("tuned", block.family, config, family.data, block.training, 0, "nowhere", "d", "c", given)
     begun = job.build()
     for net in family.kept:
         assert_same(dict(begun.nets[net].state_dict()), dict(family.nets[net].state_dict()), net)

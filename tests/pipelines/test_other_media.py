@@ -57,6 +57,7 @@ def params() -> dict:
     return {
         "data": {},
         "autoencoders": {"vae": block("vae", images)},
+        "inputs": {"evaluate/judge": "runs/judge"},
         "judges": {"judge": block("judge", images)},
         "samplers": {
             "ldm": {**block("ldm", latents), **tried},

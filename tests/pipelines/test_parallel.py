@@ -14,11 +14,11 @@ from tests.clones import command, make_clone, tiny_params
 
 GRAPH = {
     "prepare": set(),
-    "train@vae": {"prepare"},
-    "train@dcgan": {"prepare"},
-    "encode": {"train@vae"},
-    "evaluate@dcgan": {"train@dcgan"},
-    "promote": {"encode", "evaluate@dcgan"},
+    "autoencoder@vae": {"prepare"},
+    "sampler@dcgan": {"prepare"},
+    "encode@latents": {"autoencoder@vae"},
+    "evaluate@dcgan": {"sampler@dcgan"},
+    "promote": {"encode@latents", "evaluate@dcgan"},
 }
 
 
@@ -48,7 +48,7 @@ def test_independent_stages_run_at_the_same_time_and_none_before_what_it_needs()
     assert sorted(stages.order) == sorted(GRAPH)
     place = {stage: number for number, stage in enumerate(stages.order)}
     assert all(place[need] < place[stage] for stage, needs in GRAPH.items() for need in needs)
-    assert stages.beside["train@vae"] == {"train@dcgan"}
+    assert stages.beside["autoencoder@vae"] == {"sampler@dcgan"}
     assert stages.beside["prepare"] == set()
 
 
@@ -59,10 +59,10 @@ def test_what_measures_times_runs_alone():
 
 
 def test_the_first_failure_is_told_and_nothing_is_started_after_it():
-    stages = Stages("train@dcgan")
-    assert parallel.run(GRAPH, stages, 2) == "train@dcgan"
+    stages = Stages("sampler@dcgan")
+    assert parallel.run(GRAPH, stages, 2) == "sampler@dcgan"
     assert "evaluate@dcgan" not in stages.order and "promote" not in stages.order
-    assert "train@vae" in stages.order, "what ran already was finished"
+    assert "autoencoder@vae" in stages.order, "what ran already was finished"
 
 
 def test_no_more_than_asked_for():
@@ -72,11 +72,14 @@ def test_no_more_than_asked_for():
 
 
 def test_the_graph_is_dvcs():
-    graph = parallel.read_graph(parallel.ROOT, ["train@ldm"])
-    assert graph["encode"] >= {"prepare", "train@vae"}
-    assert set(graph) == {"prepare", "train@vae", "encode", "train@ldm"}
-    with pytest.raises(InputError, match="no stage train@nothing; expected one of"):
-        parallel.read_graph(parallel.ROOT, ["train@nothing"])
+    graph = parallel.read_graph(parallel.ROOT, ["sampler@ldm"])
+    assert graph["encode@latents"] >= {"prepare", "encode_block@latents", "input@latents/autoencoder"}
+    assert graph["input@latents/autoencoder"] == {"autoencoder@vae"}
+    trained = {"prepare", "autoencoder@vae", "encode@latents", "sampler@ldm"}
+    blocks = {"autoencoder_block@vae", "encode_block@latents", "sampler_block@ldm"}
+    assert set(graph) == {"code", *trained, *blocks, "input@latents/autoencoder"}
+    with pytest.raises(InputError, match="no stage sampler@nothing; expected one of"):
+        parallel.read_graph(parallel.ROOT, ["sampler@nothing"])
 
 
 @pytest.mark.parametrize(
@@ -93,9 +96,11 @@ def test_each_stage_has_its_share(workers, most, shared):
 @pytest.mark.timeout(900)
 def test_dvc_lock_is_complete_after_concurrent_stages(tmp_path):
     clone = make_clone(tmp_path / "clone", tiny_params())
-    targets = ("train@vae", "train@judge", "train@dcgan")
+    targets = ("autoencoder@vae", "judge@judge", "sampler@dcgan")
     done = command(clone, sys.executable, "-m", "pipelines.parallel", "--stages", "2", *targets)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert set(yaml.safe_load((clone / "dvc.lock").read_text())["stages"]) == {"prepare", *targets}
+    others = {"code", "prepare", "autoencoder_block@vae", "judge_block@judge", "sampler_block@dcgan"}
+    others |= {"input@dcgan/judge"}
+    assert set(yaml.safe_load((clone / "dvc.lock").read_text())["stages"]) == {*others, *targets}
     again = command(clone, "dvc", "repro", *targets)
     assert "Data and pipelines are up to date" in again.stdout, again.stdout

@@ -55,7 +55,7 @@ def test_what_is_no_autoencoder_is_refused(project):
     with pytest.raises(ConfigError, match=r"no autoencoder 'samplers.ldm' in params.yaml; expected one of autoenc"):
         reconstruct.main(["samplers.ldm"])
     (project / "params.yaml").write_text(
-        yaml.safe_dump({**PARAMS, "autoencoders": {"dcgan": PARAMS["samplers"]["dcgan"]}})
+        yaml.safe_dump({**PARAMS, "autoencoders": {"dcgan": PARAMS["samplers"]["dcgan"]}, "samplers": {}})
     )
     with pytest.raises(InputError, match="runs/dcgan: expected a trained autoencoder.*found a dcgan"):
         reconstruct.main(["autoencoders.dcgan"])

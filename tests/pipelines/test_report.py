@@ -22,9 +22,11 @@ def promoted_project(measured_project, tmp_path_factory):
     shutil.copytree(measured_project, root)
     promote_candidate(root, "ldm", 1)
     lock = "schema: '2.0'\nstages:\n  prepare:\n    outs:\n    - {path: data/images/train, md5: 0123456789abcdef.dir}\n"
-    lock += "  train@vae:\n    deps:\n    - {path: data/images/train}\n    outs:\n    - {path: runs/vae, md5: fed}\n"
+    lock += (
+        "  autoencoder@vae:\n    deps:\n    - {path: data/images/train}\n    outs:\n    - {path: runs/vae, md5: fed}\n"
+    )
     (root / "dvc.lock").write_text(lock)
-    write_json(root / ".cache/durations/train@vae.json", {"seconds": 151.2})
+    write_json(root / ".cache/durations/autoencoder@vae.json", {"seconds": 151.2})
     return root
 
 
@@ -180,7 +182,7 @@ def test_the_closer_look_and_the_graph(project):
     text = " ".join(" ".join(parsed(content).text).split())
     for expected in ("Nearest to training images", "Failures", "From noise to image", "Lowest of all.", "copy"):
         assert expected in text
-    assert "train@vae 2 min 31 s after prepare" in text
+    assert "autoencoder@vae 2 min 31 s after prepare" in text
     assert "No training kept averages on the way" in text
 
 

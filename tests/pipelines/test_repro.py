@@ -47,12 +47,12 @@ def test_nothing_to_do_starts_no_ray(calls, monkeypatch):
 
 def test_arguments_go_to_dvc_and_a_cluster_is_not_replaced(calls, monkeypatch):
     with pytest.raises(SystemExit):
-        repro.main(["train@vae"])
-    assert calls.pop() == ("dvc repro train@vae", "127.0.0.1:6379")
+        repro.main(["autoencoder@vae"])
+    assert calls.pop() == ("dvc repro autoencoder@vae", "127.0.0.1:6379")
     monkeypatch.setattr(repro, "load", lambda: type("Params", (), {"cluster": ClusterConfig(address="auto")}))
     with pytest.raises(SystemExit):
-        repro.main(["train@vae"])
-    assert calls.pop() == ("dvc repro train@vae", None)
+        repro.main(["autoencoder@vae"])
+    assert calls.pop() == ("dvc repro autoencoder@vae", None)
 
 
 @pytest.mark.parametrize("address, joined", [("local", "127.0.0.1:6379"), ("head:10001", "head:10001")])

@@ -1,66 +1,240 @@
-"""What a training borrows from other runs: checked on the driver, part of its hash, lent to every worker."""
+"""What a training reads of other runs: checked on the driver, part of its hash, there for every worker, kept where
+sampling needs it."""
 
 from __future__ import annotations
 
-import pytest
+import shutil
+from pathlib import Path
 
+import pytest
+import torch
+import yaml
+
+import components.families
 from components.artifacts import run_folder
-from components.errors import SamplerError
-from components.training.loop import State
-from pipelines.support.params import DEFAULT, TrainBlock, load
-from pipelines.support.paths import ROOT
-from pipelines.train import make_job
+from components.config import Strict, parse
+from components.data.dataset import Dataset, batches
+from components.errors import ConfigError, SamplerError
+from components.families.base import Role
+from components.families.dcgan import Model as DCGAN
+from components.sampling.requests import Request
+from components.training.loop import State, fit
+from pipelines.support import paths
+from pipelines.support.params import Params, load
+from pipelines.train import make_job, write_curves
 from tests.benchmarks.common import write_noise
-from tests.components.helpers import IMAGES, build, stream, tiny
+from tests.components.helpers import IMAGES, assert_same, build, no_wrap, stream, tiny
 
 KEY = "autoencoders.vae"
+TRAINING = {"steps": 2, "batch_size": 4, "report_every": 1, "save_every": 2, "ema_snapshots": 2}
+PIXELS = {"backbone": {"widths": [8, 8], "attention": [False, True], "heads": 2, "context_dim": 8}}
 
 
-@pytest.fixture
-def project(tmp_path):
-    """A data set of noise and an untrained judge, and a function from a model block to params."""
-    write_noise(tmp_path / "images", IMAGES, 20)
-    judge = build("judge")
-    provenance = run_folder.Provenance(data="d", code="c", job="j", seed=0, step=1)
-    average = {"classifier": judge.nets["classifier"].state_dict()}
-    run_folder.write(tmp_path / "judge", "judge", judge, State(1, {}, {}, average), provenance)
-
-    def params(**model):
-        block = TrainBlock(
-            family="vae",
-            data=str(tmp_path / "images"),
-            model={**tiny("vae").config, **model},
-            training={"steps": 1, "batch_size": 4},
-            watch={"judge": str(tmp_path / "judge"), "held_out": str(tmp_path / "images")},
-        )
-        return load(ROOT / DEFAULT).model_copy(update={"autoencoders": {"vae": block}})
-
-    return tmp_path, params
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    """A project of noise with an untrained judge."""
+    monkeypatch.chdir(tmp_path)
+    for folder in (paths.TRAIN_IMAGES, paths.TEST_IMAGES):
+        write_noise(folder, IMAGES, 20)
+    write_run("judge", "judge")
 
 
-def test_a_perceptual_loss_is_lent_its_judge(project):
-    folder, params = project
-    plain = make_job(params(), KEY)
-    job = make_job(params(perceptual={"judge": str(folder / "judge")}), KEY)
-    assert plain.borrowed == ()
+def write_run(name: str, family: str, seed: int = 0) -> None:
+    model = build(family, seed)
+    average = {net: model.nets[net].state_dict() for net in model.kept}
+    provenance = run_folder.Provenance(data="d", code="c", job="j", seed=seed, step=1)
+    run_folder.write(paths.RUNS / name, family, model, State(1, {}, {}, average), provenance)
+
+
+def params(inputs: dict[str, str], models: dict[str, dict] | None = None, **model) -> Params:
+    """As params.yaml would say it; `models`: samplers on pixels, by name their model blocks."""
+    images = {"data": str(paths.TRAIN_IMAGES), "training": TRAINING}
+    content = {
+        "data": {"source": "digits"},
+        "autoencoders": {"vae": {**images, "family": "vae", "model": {**tiny("vae").config, **model}}},
+        "judges": {"judge": {**images, "family": "judge", "model": dict(tiny("judge").config)}},
+        "samplers": {
+            name: {**images, "family": "latent_diffusion", "model": block} for name, block in (models or {}).items()
+        },
+        "inputs": inputs,
+    }
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    return load(Path("params.yaml"))
+
+
+def train(asked: Params, key: str):
+    """What the stage does, in this process. Returns the loaded run."""
+    job = make_job(asked, key)
+    family = job.build()
+    state = fit(
+        family,
+        batches(Dataset(Path(job.data)), job.training.batch_size, seed=job.seed),
+        job.training,
+        start=None,
+        wrap=no_wrap,
+        report=lambda step, figures: figures,
+        save=lambda state: None,
+    )
+    provenance = run_folder.Provenance(data=job.data_hash, code="c", job=job.hash, seed=job.seed, step=state.step)
+    run_folder.write(paths.RUNS / job.name, job.family, family, state, provenance)
+    return run_folder.load(paths.RUNS / job.name)
+
+
+def test_a_perceptual_loss_is_handed_its_judge():
+    plain = make_job(params({}), KEY)
+    asked = params({"vae/judge": "runs/judge"}, perceptual={})
+    job = make_job(asked, KEY)
+    assert plain.inputs == () and plain.held_out == ""
     family = job.build()
     losses = family.loss(family.nets["autoencoder"], next(stream("vae")))
     assert losses["perceptual"] > 0
     before = job.hash
-    judge = build("judge", seed=1)
-    average = {"classifier": judge.nets["classifier"].state_dict()}
-    described = run_folder.read_config(folder / "judge").provenance
-    run_folder.write(folder / "judge", "judge", judge, State(1, {}, {}, average), described)
-    assert make_job(params(perceptual={"judge": str(folder / "judge")}), KEY).hash != before
-    assert make_job(params(), KEY).hash == plain.hash
+    write_run("judge", "judge", seed=1)
+    assert make_job(asked, KEY).hash != before
+    assert make_job(params({}), KEY).hash == plain.hash
 
 
-def test_a_judge_that_is_missing_is_named(project):
-    folder, params = project
-    with pytest.raises(SamplerError, match="nowhere/config.json: missing"):
-        make_job(params(perceptual={"judge": str(folder / "nowhere")}), KEY)
+def test_an_input_that_is_missing_damaged_or_of_another_kind_is_named():
+    asked = params({"vae/judge": "runs/nowhere"}, perceptual={})
+    with pytest.raises(SamplerError, match=r"nowhere/config\.json: missing"):
+        make_job(asked, KEY)
+    write_run("other", "dcgan")
+    with pytest.raises(
+        SamplerError, match="inputs: vae/judge: runs/other: expected a run of a judge, found one of dcgan"
+    ):
+        make_job(params({"vae/judge": "runs/other"}, perceptual={}), KEY)
+    (paths.RUNS / "judge/classifier.safetensors").write_bytes(b"")
+    with pytest.raises(SamplerError, match=r"classifier\.safetensors: not this network's weights"):
+        make_job(params({"vae/judge": "runs/judge"}, perceptual={}), KEY).build()
 
 
-def test_an_autoencoder_is_watched(project):
-    _, params = project
-    assert make_job(params(), KEY).watch.judge == str((project[0] / "judge").resolve())
+@pytest.mark.parametrize(
+    ("inputs", "model", "told"),
+    [
+        ({}, {"perceptual": {}}, r"params\.yaml\.inputs: expected vae/judge: runs/\.\.\., which vae needs"),
+        ({"vae/teacher": "runs/judge"}, {}, "inputs: vae/teacher: expected a role of start, judge"),
+        ({"nobody/judge": "runs/judge"}, {}, "inputs: nobody/judge: expected NAME/ROLE, the name one of vae, judge"),
+        ({"vae": "runs/judge"}, {}, "inputs: vae: expected NAME/ROLE"),
+        ({"vae/start": "runs/vae"}, {}, "inputs: vae/start: expected another run than its own"),
+        ({"vae/start": "runs/judge"}, {}, "expected a run of a vae, found one of judge"),
+    ],
+)
+def test_inputs_that_nothing_takes_are_refused_at_the_door(inputs, model, told):
+    with pytest.raises((ConfigError, SamplerError), match=told) as caught:
+        params(inputs, **model)
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoints_are_validated_by_the_judge_on_the_test_split():
+    job = make_job(params({"vae/judge": "runs/judge"}), KEY)
+    assert job.input("judge") == (paths.RUNS / "judge").resolve()
+    assert job.held_out == str(paths.TEST_IMAGES.resolve())
+
+
+def test_a_training_starts_from_another_runs_weights_and_model():
+    first = params({}, {"base": PIXELS})
+    base = train(first, "samplers.base")
+    both = params({"tuned/start": "runs/base"}, {"base": PIXELS, "tuned": {"optimizer": {"learning_rate": 1e-5}}})
+    job = make_job(both, "samplers.tuned")
+    assert job.config.backbone == base.family.config.backbone
+    assert job.config.optimizer.learning_rate == 1e-5
+    assert_same(dict(job.build().nets["denoiser"].state_dict()), dict(base.family.nets["denoiser"].state_dict()))
+
+
+def test_a_smaller_net_guides_and_lies_in_the_run_folder():
+    models = {"small": {"backbone": {**PIXELS["backbone"], "widths": [4, 4]}}, "guided": PIXELS}
+    models = {name: {**block, "conditioning": "class"} for name, block in models.items()}
+    models["small"]["backbone"]["heads"] = 2
+    asked = params({"guided/guide": "runs/small"}, models)
+    small = train(asked, "samplers.small")
+    run = train(asked, "samplers.guided")
+    shutil.rmtree(paths.RUNS / "small")
+    assert (run.folder / "guide.safetensors").is_file()
+    sampler = run_folder.load(run.folder).family
+    assert_same(dict(sampler.nets["guide"].state_dict()), dict(small.family.nets["denoiser"].state_dict()))
+
+    def sample(**settings):
+        return sampler.sample(
+            Request(torch.arange(2), torch.tensor([0, 1]), sampler.Settings(num_inference_steps=2, **settings))
+        )
+
+    guided = sample(guidance="autoguidance", guidance_scale=3.0)
+    assert not torch.equal(guided, sample(guidance_scale=1.0)) and not torch.equal(guided, sample(guidance_scale=3.0))
+    assert_same({"a": sample(guidance="autoguidance", guidance_scale=1.0)}, {"a": sample(guidance_scale=1.0)})
+    other = {**models, "guided": {**models["guided"], "objective": "edm"}}
+    train(params({}, models), "samplers.small")
+    with pytest.raises(ConfigError, match="guide: expected a run with the same objective, found another"):
+        make_job(params({"guided/guide": "runs/small"}, other), "samplers.guided")
+
+
+def test_without_a_guide_autoguidance_is_refused_at_the_door():
+    content = yaml.safe_load(Path("params.yaml").read_text()) if Path("params.yaml").exists() else None
+    assert content is None
+    asked = params({}, {"small": PIXELS, "guided": PIXELS})
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    content["samplers"]["guided"]["candidates"] = [{"guidance": "autoguidance"}]
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match="autoguidance needs a worse net"):
+        load(Path("params.yaml"))
+    content["inputs"] = {"guided/guide": "runs/small"}
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    assert load(Path("params.yaml")).samplers["guided"].candidates != asked.samplers["guided"].candidates
+
+
+class Student(DCGAN):
+    """Its generator learns to make the images of a frozen teacher from equal noise."""
+
+    class Config(DCGAN.Config):
+        pass
+
+    @classmethod
+    def roles(cls, config: Strict) -> dict[str, Role]:
+        return {"teacher": Role(needed=True)}
+
+    def generator_loss(self, net, batch):
+        taught = self.received["teacher"].nets["generator"]
+        codes = batch.draws.normal("code", (self.config.latent_dim,))
+        with torch.no_grad():
+            wanted = taught(codes)
+        return {"loss": (net(codes) - wanted).square().mean()}
+
+
+def register(monkeypatch, model: type) -> None:
+    """A family without a file."""
+    real = components.families.family_class
+
+    def family_class(name: str, where: str = "family"):
+        return model if name == model.__name__.lower() else real(name, where)
+
+    for module in ("infra.ray_train.job", "pipelines.train", "pipelines.support.inputs", "pipelines.support.params"):
+        monkeypatch.setattr(f"{module}.family_class", family_class)
+
+
+def test_a_frozen_teacher_teaches(monkeypatch):
+    register(monkeypatch, Student)
+    write_run("teacher", "dcgan", seed=3)
+    asked = params({})
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    block = {**content["judges"]["judge"], "family": "student", "model": dict(tiny("dcgan").config)}
+    content |= {"samplers": {"student": block}, "inputs": {"student/teacher": "runs/teacher"}}
+    asked = parse(Params, content, "params.yaml")
+    monkeypatch.setattr("pipelines.support.code_closure.of_training", lambda family: [])
+    job = make_job(asked, "samplers.student")
+    family = job.build()
+    teacher = family.received["teacher"]
+    assert not any(weight.requires_grad for weight in teacher.nets.parameters()) and not teacher.nets.training
+    before = {name: value.clone() for name, value in teacher.nets.state_dict().items()}
+    phase = next(phase for phase in family.phases if phase.net == "generator")
+    batch = next(stream("dcgan"))
+    family.generator_loss(family.nets["generator"], batch)["loss"].backward()
+    assert phase.net == "generator" and any(
+        weight.grad is not None and weight.grad.any() for weight in family.nets["generator"].parameters()
+    )
+    assert_same(before, dict(teacher.nets.state_dict()))
+
+
+def test_curves_are_a_table_a_phase(tmp_path):
+    rows = [{"step": 1, "a/loss": 2.0, "a/kl": 1.0, "b/loss": 3.0, "watch/psnr": 9.0}, {"step": 2, "a/loss": 1.0}]
+    write_curves(tmp_path / "curves", rows)
+    assert {path.name for path in (tmp_path / "curves").iterdir()} == {"a.csv", "b.csv"}
+    assert (tmp_path / "curves/a.csv").read_text() == "step,loss,kl\n1,2.0,1.0\n2,1.0,\n"

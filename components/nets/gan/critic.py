@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from components.config import Strict
 from components.nets.gan.layers import MinibatchStd, PairwiseDistances
 
-Sample = dict[str, Tensor]  # "images" (B, C, H, W), and what conditions them: "label" (B,) int64, "codes" (B, D)
+CriticInputs = dict[str, Tensor]  # "images" (B, C, H, W) and their conditioning: "label" (B,) int64, "codes" (B, D)
 Condition = Literal["none", "concatenate", "project"]
 
 
@@ -24,15 +24,15 @@ class MinibatchDiscrimination(Strict):
 
 
 class CriticOutput(NamedTuple):
-    """Of each group of samples: scores (B,) or (B, S), and features (B, F) before them."""
+    """Of each group of inputs: scores (B,) or (B, S), and features (B, F) before them."""
 
     scores: tuple[Tensor, ...]
     features: tuple[Tensor, ...]
 
 
 class GroupedCritic(nn.Module):
-    """Groups of samples, scored together where every row is judged alone, else group by group: statistics over a
-    mini-batch (`BatchNorm` and the like) must not mix reals and fakes. Subclasses write `judge`.
+    """Groups of inputs, scored together where every row is judged alone, else group by group: statistics over a
+    mini-batch (`BatchNorm` and the like) must not mix reals and fakes. Subclasses write `score_group`.
 
     Groups whose images carry gradients are scored apart from those whose do not: a penalty's backward passes would run
     through all rows of a forward.
@@ -40,25 +40,25 @@ class GroupedCritic(nn.Module):
 
     mixes_rows: bool
 
-    def judge(self, sample: Sample) -> tuple[Tensor, Tensor]:
+    def score_group(self, inputs: CriticInputs) -> tuple[Tensor, Tensor]:
         """Scores (B,) or (B, S) and features (B, F)."""
         raise NotImplementedError
 
-    def forward(self, *groups: Sample) -> CriticOutput:
+    def forward(self, *groups: CriticInputs) -> CriticOutput:
         if self.mixes_rows:
-            return _verdict([self.judge(group) for group in groups])
+            return _output([self.score_group(group) for group in groups])
         answers: dict[int, tuple[Tensor, Tensor]] = {}
         for carries in (False, True):
             places = [place for place, group in enumerate(groups) if group["images"].requires_grad == carries]
             if places:
                 answers |= zip(places, self._together([groups[place] for place in places]), strict=True)
-        return _verdict([answers[place] for place in range(len(groups))])
+        return _output([answers[place] for place in range(len(groups))])
 
-    def _together(self, groups: list[Sample]) -> list[tuple[Tensor, Tensor]]:
+    def _together(self, groups: list[CriticInputs]) -> list[tuple[Tensor, Tensor]]:
         if len(groups) == 1:
-            return [self.judge(groups[0])]
+            return [self.score_group(groups[0])]
         sizes = [len(group["images"]) for group in groups]
-        scores, features = self.judge({key: torch.cat([group[key] for group in groups]) for key in groups[0]})
+        scores, features = self.score_group({key: torch.cat([group[key] for group in groups]) for key in groups[0]})
         return list(zip(scores.split(sizes), features.split(sizes), strict=True))
 
 
@@ -67,13 +67,13 @@ def _channels_last(gradient: Tensor | None) -> Tensor | None:
     return None if gradient is None else gradient.contiguous(memory_format=torch.channels_last)
 
 
-def _verdict(answers: list[tuple[Tensor, Tensor]]) -> CriticOutput:
+def _output(answers: list[tuple[Tensor, Tensor]]) -> CriticOutput:
     return CriticOutput(tuple(scores for scores, _ in answers), tuple(features for _, features in answers))
 
 
 class Critic(GroupedCritic):
-    """`trunk` (images -> maps (B, trunk.channels, 4, 4)); `read` (channels -> a module to features (B, read.dim)) may
-    be told of one channel more, the mini-batch's standard deviation.
+    """`trunk` (images -> maps (B, trunk.channels, 4, 4)); `head` (channels -> a module to features (B, head.dim)) may
+    get one channel more, the mini-batch's standard deviation.
 
     `condition`: the class as one-hot planes beside the image's channels (Mirza and Osindero 2014), or as an inner
     product with the features (Miyato and Koyama 2018, equation 3).
@@ -82,7 +82,7 @@ class Critic(GroupedCritic):
     def __init__(
         self,
         trunk: nn.Module,
-        read,
+        head,
         *,
         condition: Condition = "none",
         num_classes: int = 0,
@@ -94,8 +94,8 @@ class Critic(GroupedCritic):
         self.num_classes = num_classes
         self.trunk = trunk
         self.deviation = MinibatchStd() if minibatch_std else nn.Identity()
-        self.read = read(trunk.channels + minibatch_std)
-        self.dim = self.read.dim
+        self.head = head(trunk.channels + minibatch_std)
+        self.dim = self.head.dim
         self.distances = (
             PairwiseDistances(self.dim, minibatch_discrimination.kernels, minibatch_discrimination.dim)
             if minibatch_discrimination
@@ -107,20 +107,20 @@ class Critic(GroupedCritic):
             isinstance(module, nn.BatchNorm2d | MinibatchStd | PairwiseDistances) for module in self.modules()
         )
 
-    def judge(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        features = self.features(sample)
+    def score_group(self, inputs: CriticInputs) -> tuple[Tensor, Tensor]:
+        features = self.features(inputs)
         whole = features if self.distances is None else torch.cat([features, self.distances(features)], dim=1)
         scores = self.score(whole)[:, 0]
         if self.embedding is not None:
-            scores = scores + (self.embedding(sample["label"]) * features).sum(1)
+            scores = scores + (self.embedding(inputs["label"]) * features).sum(1)
         return scores, features
 
-    def features(self, sample: Sample) -> Tensor:
-        images = sample["images"]
+    def features(self, inputs: CriticInputs) -> Tensor:
+        images = inputs["images"]
         if self.condition == "concatenate":
-            planes = nn.functional.one_hot(sample["label"], self.num_classes).to(images)
+            planes = nn.functional.one_hot(inputs["label"], self.num_classes).to(images)
             images = torch.cat([images, planes[:, :, None, None].expand(-1, -1, *images.shape[2:])], dim=1)
         maps = self.trunk(images)
         if maps.requires_grad and maps.is_contiguous(memory_format=torch.channels_last):
             maps.register_hook(_channels_last)
-        return self.read(self.deviation(maps))
+        return self.head(self.deviation(maps))

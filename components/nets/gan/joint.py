@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.nets.gan.critic import GroupedCritic, Sample
+from components.nets.gan.critic import CriticInputs, GroupedCritic
 from components.nets.gan.residual import Pooled, Trunk
 
 
@@ -16,11 +16,11 @@ class Encoder(nn.Module):
     def __init__(self, channels: int, size: int, width: int, latent_dim: int, attention_at: int | None):
         super().__init__()
         self.trunk = Trunk(channels, size, width, attention_at)
-        self.read = Pooled(self.trunk.channels, self.trunk.channels)
-        self.linear = nn.Linear(self.read.dim, latent_dim)
+        self.head = Pooled(self.trunk.channels, self.trunk.channels)
+        self.linear = nn.Linear(self.head.dim, latent_dim)
 
     def features(self, images: Tensor) -> Tensor:
-        return self.read(self.trunk(images)) / 16  # a mean over the 4x4 places: codes begin at unit scale
+        return self.head(self.trunk(images)) / 16  # a mean over the 4x4 places: codes begin at unit scale
 
     def forward(self, images: Tensor) -> Tensor:
         return self.linear(self.features(images))
@@ -34,14 +34,14 @@ class JointCritic(GroupedCritic):
     def __init__(self, channels: int, size: int, width: int, latent_dim: int, attention_at: int | None):
         super().__init__()
         self.trunk = Trunk(channels, size, width, attention_at)
-        self.read = Pooled(self.trunk.channels, self.trunk.channels)
-        dim = self.read.dim
+        self.head = Pooled(self.trunk.channels, self.trunk.channels)
+        dim = self.head.dim
         self.codes = Perceptron(latent_dim, dim)
         self.pair = Perceptron(2 * dim, dim)
         self.scores = nn.ModuleList([nn.Linear(dim, 1) for _ in range(3)])
 
-    def judge(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        images, codes = self.read(self.trunk(sample["images"])), self.codes(sample["codes"])
+    def score_group(self, inputs: CriticInputs) -> tuple[Tensor, Tensor]:
+        images, codes = self.head(self.trunk(inputs["images"])), self.codes(inputs["codes"])
         parts = [images, codes, self.pair(torch.cat([images, codes], dim=1))]
         return torch.cat([score(part) for score, part in zip(self.scores, parts, strict=True)], dim=1), images
 

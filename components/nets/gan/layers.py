@@ -42,7 +42,7 @@ class SpectralNorm(nn.Module):
             if self.training and weight.requires_grad:
                 self.u.copy_(u)
         sigma = torch.dot(u, matrix @ v)
-        return weight / torch.where(sigma > 1e-6, sigma, 1.0)  # weights that begin at 0 have no direction yet
+        return weight / sigma.masked_fill(~(sigma > 1e-6), 1.0)  # weights that begin at 0 have no direction yet
 
 
 def spectral_normalise(net: nn.Module) -> None:

@@ -91,15 +91,15 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         first, *others = z.split(self.parts, dim=1)
-        known = self.known(label)
+        class_condition = self.class_condition(label)
         x = self.linear(first).unflatten(1, (-1, 4, 4))
         for k, block in enumerate(self.blocks):
-            x = block(x, torch.cat([*known, others[k]], dim=1))
+            x = block(x, torch.cat([*class_condition, others[k]], dim=1))
             x = self.attention[str(k)](x) if str(k) in self.attention else x
         return torch.tanh(self.to_image(F.relu(self.norm(x))))
 
-    def known(self, label: Tensor | None) -> list[Tensor]:
-        """What the class adds to each norm's condition."""
+    def class_condition(self, label: Tensor | None) -> list[Tensor]:
+        """The class's part of each norm's condition."""
         if not self.num_classes:
             return []
         if self.embedding is not None:

@@ -71,3 +71,12 @@ def test_old_averages_are_read(tmp_path):
     run_folder._write_averages(tmp_path / run_folder.AVERAGES, [{"step": 1, "sigma_rel": 0.05, "nets": weights}])
     (snapshot,) = run_folder.read_averages(tmp_path)
     assert_same(snapshot["nets"]["denoiser"], copied(family.nets["denoiser"]))
+
+
+def test_an_old_encoder_of_bigbigan_is_read(tmp_path):
+    encoder = build("bigbigan").nets["encoder"]
+    weights = {key.replace("head.", "read."): value.contiguous() for key, value in copied(encoder).items()}
+    safetensors.torch.save_file(weights, tmp_path / "encoder.safetensors")
+    found = build("bigbigan", seed=1).nets["encoder"]
+    run_folder.load_weights(found, tmp_path / "encoder.safetensors")
+    assert_same(copied(found), copied(encoder))

@@ -10,7 +10,7 @@ import torch
 from components.autoencoding.equivariance import Change, EquivarianceConfig, draw
 from components.config import parse
 from components.data.dataset import Batch
-from components.errors import ConfigError, SamplerError
+from components.errors import SamplerError
 from components.families import family_class
 from components.metrics.figures import values
 from components.metrics.reconstruction import reconstruction_figures
@@ -22,13 +22,13 @@ from tests.components.helpers import IMAGES, Rows, assert_same, build, copied, n
 pytestmark = pytest.mark.usefixtures("exact")
 
 OPTIONS = {
-    "perceptual": {"perceptual": {"judge": "runs/judge"}},
+    "perceptual": {"perceptual": {}},
     "adversarial": {"adversarial": {"width": 4}},
     "equivariance": {"equivariance": {"share": 1.0}},
     "codebook": {"codebook": {"size": 8}},
-    "bce": {"perceptual": {"judge": "runs/judge"}, "adversarial": {"width": 4}, "reconstruction": "bce"},
+    "bce": {"perceptual": {}, "adversarial": {"width": 4}, "reconstruction": "bce"},
     "all": {
-        "perceptual": {"judge": "runs/judge"},
+        "perceptual": {},
         "adversarial": {"width": 4},
         "equivariance": {"share": 1.0},
         "codebook": {"size": 8},
@@ -47,7 +47,7 @@ TERMS = {
 def autoencoder(option: str, seed: int = 0, **changes):
     family = build("vae", seed, **{**OPTIONS[option], **changes})
     if family.config.perceptual:
-        family.borrow("judge", build("judge").nets["classifier"])
+        family.receive("judge", build("judge"))
     return family
 
 
@@ -228,12 +228,12 @@ def test_figures_of_reconstructions():
     assert found["reconstruction_fd"] > exact["reconstruction_fd"]
 
 
-@pytest.mark.parametrize(
-    "block", [{}, {"judge": "runs/judge", "lpips": "alexnet.pth"}], ids=["neither network", "both networks"]
-)
-def test_a_perceptual_loss_wants_one_network(block):
-    with pytest.raises(ConfigError, match="expected either judge, a run folder, or lpips"):
-        parse(family_class("vae").Config, {"perceptual": block}, "model")
+def test_the_perceptual_loss_of_an_old_run_is_read():
+    old = [{"judge": "runs/judge", "lpips": "", "weight": 0.2}, {"lpips": "alexnet.pth", "judge": ""}]
+    configs = [parse(family_class("vae").Config, {"perceptual": block}, "model") for block in old]
+    assert [config.perceptual.network for config in configs] == ["judge", "lpips"]
+    assert configs[0].perceptual.weight == 0.2
+    assert [set(family_class("vae").roles(config)) for config in configs] == [{"judge"}, {"lpips"}]
 
 
 def test_a_discriminator_that_images_cannot_bear_is_refused():

@@ -55,9 +55,9 @@ def test_both_players_pull_scores_apart_ways(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_verdicts_tell_good_scores_from_bad(name):
+def test_realness_tells_good_scores_from_bad(name):
     real, fake = torch.tensor([3.0, 4.0, -2.0]), torch.tensor([-3.0, -4.0, -2.5])
-    assert (LOSSES[name].verdict(real, fake) > 0).tolist() == [True, True, False]
+    assert (LOSSES[name].realness(real, fake) > 0).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("name", ["non_saturating", "least_squares"])

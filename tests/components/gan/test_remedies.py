@@ -206,18 +206,20 @@ def test_instance_noise_falls_to_nothing():
     family = build("dcgan", instance_noise={"std": 0.5, "steps": 10})
     batches = stream("dcgan")
     batch = next(batches)
-    sample = family.real_sample(batch)
-    assert float((family.seen(sample, batch, "real")["images"] - sample["images"]).std()) == pytest.approx(0.5, rel=0.1)
+    inputs = family.real_inputs(batch)
+    assert float((family.augmented(inputs, batch, "real")["images"] - inputs["images"]).std()) == pytest.approx(
+        0.5, rel=0.1
+    )
     for _ in range(5):
         batch = next(batches)
-    sample = family.real_sample(batch)
-    assert float((family.seen(sample, batch, "real")["images"] - sample["images"]).std()) == pytest.approx(
+    inputs = family.real_inputs(batch)
+    assert float((family.augmented(inputs, batch, "real")["images"] - inputs["images"]).std()) == pytest.approx(
         0.25, rel=0.1
     )
     for _ in range(5):
         batch = next(batches)
-    sample = family.real_sample(batch)
-    assert torch.equal(family.seen(sample, batch, "real")["images"], sample["images"])
+    inputs = family.real_inputs(batch)
+    assert torch.equal(family.augmented(inputs, batch, "real")["images"], inputs["images"])
 
 
 # -- nets
@@ -291,15 +293,15 @@ def test_topk_leaves_bad_rows_without_gradient():
     batches = stream("dcgan")
     next(batches)
     images = torch.randn(6, 1, 16, 16, requires_grad=True)
-    family.generator_terms({"images": images}, next(batches), family.nets["generator"])["loss"].backward()
+    family.generator_objective({"images": images}, next(batches))["loss"].backward()
     assert int((images.grad.flatten(1).abs().sum(1) > 0).sum()) == 3
 
 
 def test_feature_matching_is_zero_for_the_real_images_themselves():
     family = build("wgan_gp", feature_matching=1.0)
     batch = next(stream("dcgan"))
-    same = family.generator_terms(family.real_sample(batch), batch, family.nets["generator"])["feature_matching"]
-    other = family.generator_terms({"images": torch.zeros(6, 1, 16, 16)}, batch, family.nets["generator"])
+    same = family.generator_objective(family.real_inputs(batch), batch)["feature_matching"]
+    other = family.generator_objective({"images": torch.zeros(6, 1, 16, 16)}, batch)
     assert float(same) == pytest.approx(0, abs=1e-9)
     assert float(other["feature_matching"]) > 0
 
@@ -309,11 +311,11 @@ def test_unrolled_loss_is_that_of_a_discriminator_some_steps_on():
     batch = next(stream("dcgan"))
     fake = {"images": torch.randn(6, 1, 16, 16).clamp(-1, 1).requires_grad_()}
     before = copied(family.nets["discriminator"])
-    found = family.generator_terms(fake, batch, family.nets["generator"])["adversarial"]
+    found = family.generator_objective(fake, batch)["adversarial"]
     assert_same(copied(family.nets["discriminator"]), before)
     critic = family.nets["discriminator"]
     optimizer = torch.optim.SGD(critic.parameters(), lr=0.5)
-    real = family.real_sample(batch)
+    real = family.real_inputs(batch)
     for _ in range(2):  # the same moves by an ordinary optimizer
         optimizer.zero_grad()
         family.loss.discriminator(*critic(real, {"images": fake["images"].detach()}).scores, 1.0).backward()

@@ -43,9 +43,9 @@ def test_bigbigan_is_validated_by_what_its_discriminator_says_of_images_alone():
             # codes and pairs pass for real whatever is shown
             score.bias.fill_(0.0 if column == 0 else 100.0)
     images = torch.rand(6, 1, 16, 16) * 2 - 1
-    (scores,) = family.nets["discriminator"](family.known(images, None)).scores
-    assert torch.equal(family.of_images(scores), scores[:, 0])
-    assert float(family.of_images(scores).abs().max()) < 50 < float(scores[:, 1:].min())
+    (scores,) = family.nets["discriminator"](family.critic_inputs(images, None)).scores
+    assert torch.equal(family.image_scores(scores), scores[:, 0])
+    assert float(family.image_scores(scores).abs().max()) < 50 < float(scores[:, 1:].min())
 
 
 def test_a_discriminator_that_knows_its_images_by_heart_is_noticed():

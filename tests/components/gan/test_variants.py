@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from components.data.randomness import Draws
 from components.errors import DataError, SamplerError
 from components.families import family_class, family_names
-from components.gan.base import GAN, weights_of
-from components.gan.standing import WHOLE, truncated_normal
+from components.gan.base import GAN
+from components.gan.remedies import weights_of
+from components.gan.standing_statistics import WHOLE, truncated_normal
 from components.metrics.figures import values
 from components.metrics.probe import probe_accuracy
 from components.nets.gan.critic import Critic
@@ -81,7 +82,7 @@ def critic(condition: str) -> Critic:
 def test_projection_against_its_closed_form():
     net = critic("project")
     images, label = torch.randn(5, 1, 16, 16), torch.tensor([0, 1, 2, 1, 0])
-    features = net.read(net.trunk(images))
+    features = net.head(net.trunk(images))
     expected = (
         features @ net.score.weight[0]
         + net.score.bias
@@ -95,7 +96,7 @@ def test_concatenation_is_a_plane_a_class():
     images, label = torch.randn(2, 1, 16, 16), torch.tensor([2, 0])
     planes = torch.zeros(2, 3, 16, 16)
     planes[0, 2] = planes[1, 0] = 1
-    expected = net.score(net.read(net.trunk(torch.cat([images, planes], 1))))[:, 0]
+    expected = net.score(net.head(net.trunk(torch.cat([images, planes], 1))))[:, 0]
     assert torch.allclose(net({"images": images, "label": label}).scores[0], expected, atol=1e-6)
 
 
@@ -143,15 +144,15 @@ def test_standing_statistics_are_those_of_the_truncation():
     family = build("biggan")
     family.nets.eval()
     before = copied(family.nets["generator"])
-    narrow, wide = (family.standing.statistics(truncation) for truncation in (0.3, WHOLE))
-    assert family.standing.statistics(0.3) is narrow
+    narrow, wide = (family.calls["generator"].statistics(truncation) for truncation in (0.3, WHOLE))
+    assert family.calls["generator"].statistics(0.3) is narrow
     key = next(name for name in narrow if name.startswith("blocks.0.norm1") and name.endswith("var"))
     assert (narrow[key] < wide[key]).all(), "narrower draws vary less"
     for name, value in copied(family.nets["generator"]).items():
         assert torch.equal(value, before[name]), "the net's own statistics stay"
     with torch.no_grad():
         next(family.nets["generator"].parameters()).mul_(2)
-    assert family.standing.statistics(0.3) is not narrow, "other weights, other statistics"
+    assert family.calls["generator"].statistics(0.3) is not narrow, "other weights, other statistics"
 
 
 def test_rows_of_different_truncation_share_a_call():
@@ -160,9 +161,9 @@ def test_rows_of_different_truncation_share_a_call():
     label, levels = torch.tensor([0, 1, 2, 0]), torch.tensor([0.5, WHOLE, 0.5, WHOLE])
     family.nets.eval()
     with torch.inference_mode():
-        together = family.standing(z, levels, label)
+        together = family.calls["generator"](z, levels, label)
         for row in range(4):
-            alone = family.standing(z[row : row + 1], levels[row : row + 1], label[row : row + 1])
+            alone = family.calls["generator"](z[row : row + 1], levels[row : row + 1], label[row : row + 1])
             assert torch.allclose(alone[0], together[row], atol=1e-5)
 
 
@@ -191,7 +192,7 @@ def test_encoder_and_generator_want_the_opposite_of_the_discriminator():
     family = build("bigbigan")
     batch = next(stream("bigbigan"))
     family.nets["discriminator"].requires_grad_(False)  # as in the encoder's phase: spectral norms rest
-    scores = family.nets["discriminator"](family.real_sample(batch)).scores[0]
+    scores = family.nets["discriminator"](family.real_inputs(batch)).scores[0]
     assert scores.shape == (6, 3)
     loss = family.encoder_loss(family.nets["encoder"], batch)["loss"]
     assert float(loss.detach()) == pytest.approx(float(scores.mean().detach()), rel=1e-4), "real pairs are to score low"

@@ -10,7 +10,7 @@ from components.artifacts.run_folder import Provenance
 from components.families import family_class
 from components.metrics.figures import Definition, Figure, named
 from components.training.loop import State
-from infra.ray_train import Job, Watch, validation
+from infra.ray_train import Input, Job, validation
 from infra.storage.store import Store
 from tests.infra.ray_train.jobs import make_job, write_images
 
@@ -51,8 +51,11 @@ class ValidatedJob(Job):
 
 def test_validation_sees_the_average_of_what_is_kept_and_the_live_weights_of_the_rest(folders):
     job = make_job(folders / "images", "wgan_gp")
-    watch = Watch(str(folders / "judge"), str(folders / "images"))
-    job = ValidatedJob(**{**{f.name: getattr(job, f.name) for f in dataclasses.fields(job)}, "watch": watch})
+    changes = {
+        "inputs": (Input("judge", str(folders / "judge"), "hash"),),
+        "held_out": str(folders / "images"),
+    }
+    job = ValidatedJob(**{**{f.name: getattr(job, f.name) for f in dataclasses.fields(job)}, **changes})
     family = job.build()
     average = {"generator": {name: value + 1 for name, value in family.nets["generator"].state_dict().items()}}
     state = State(3, {name: net.state_dict() for name, net in family.nets.items()}, {}, average)

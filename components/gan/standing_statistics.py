@@ -24,7 +24,7 @@ def truncated_normal(draws: Draws, name: str, dim: int, truncation: Tensor) -> T
     return (2**0.5 * torch.erfinv(uniform)).float()
 
 
-class Standing:
+class StandingStatistics:
     """Answers the generator's calls with standing statistics: the norms' means and variances are those of many forwards
     at the truncation that is asked for and with the weights that there are (Brock et al. 2019, section 3.1)."""
 

@@ -1,0 +1,116 @@
+"""What params.yaml's block `inputs` says: which trained run a model or stage reads beside its data.
+
+    inputs:
+      NAME/ROLE: runs/...
+
+NAME is a model, a latent data set of `encode`, or `evaluate`; which roles a model has, its family says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from components.artifacts import run_folder
+from components.artifacts.run_folder import RunConfig
+from components.config import parse
+from components.errors import ConfigError, SamplerError
+from components.families import family_class
+from components.families.base import JUDGE, START, Judge, Role, Sampler, roles_of
+from pipelines.support import paths
+
+if TYPE_CHECKING:
+    from pipelines.support.params import Params
+
+AUTOENCODER = "autoencoder"
+ROLES_OF_STAGES = {"evaluate": {JUDGE: Role(Judge)}}
+ROLES_OF_LATENTS = {AUTOENCODER: Role(needed=True)}
+
+
+class Given(NamedTuple):
+    """An input as it lies on disk: what it is for, where, and what run it is, None for a file of weights."""
+
+    role: Role
+    path: Path
+    run: RunConfig | None
+
+
+def roles(params: Params, name: str, model: Any = None) -> dict[str, Role] | None:
+    """The inputs that a name may have; None if nothing has that name. `model`: what the name's model block comes to,
+    where that is known already."""
+    if name in params.models:
+        kind = family_class(params.models[name].family)
+        config = parse(kind.Config, whole_model(params, name) if model is None else model, f"{name}.model")
+        return roles_of(params.models[name].family, kind, config)
+    return ROLES_OF_LATENTS if name in params.encode else ROLES_OF_STAGES.get(name)
+
+
+def check(params: Params, where: str) -> None:
+    """Raises ConfigError of an input that nothing takes or that does not fit, and of one that is missing."""
+    for key, path in params.inputs.items():
+        owner, _, role = key.partition("/")
+        known = roles(params, owner) if role else None
+        if known is None:
+            names = ", ".join([*params.models, *params.encode, *ROLES_OF_STAGES])
+            raise ConfigError(f"{where}.inputs: {key}: expected NAME/ROLE, the name one of {names}")
+        if role not in known:
+            raise ConfigError(f"{where}.inputs: {key}: expected a role of {', '.join(known)}")
+        if Path(path) == paths.RUNS / owner:
+            raise ConfigError(f"{where}.inputs: {key}: expected another run than its own")
+        source = _model_at(params, Path(path))
+        if source is not None:
+            _refuse_unless_fits(known[role], params.models[source].family, f"{where}.inputs: {key}: {path}")
+    for name in (*params.models, *params.encode):
+        for role, expected in roles(params, name).items():
+            if expected.needed and role not in params.inputs_of(name):
+                raise ConfigError(f"{where}.inputs: expected {name}/{role}: runs/..., which {name} needs")
+
+
+def resolve(params: Params, name: str) -> dict[str, Given]:
+    """The inputs of a name as they lie on disk, by role. Raises SamplerError of one that is missing or does not fit."""
+    found = {}
+    for role, path in params.inputs_of(name).items():
+        where = f"inputs: {name}/{role}: {path}"
+        expected = roles(params, name)[role]
+        if expected.is_file:
+            if not path.is_file():
+                raise SamplerError(f"{where}: missing; expected a file of weights")
+            found[role] = Given(expected, path, None)
+            continue
+        run = run_folder.read_config(path)
+        _refuse_unless_fits(expected, run.family, where)
+        found[role] = Given(expected, path, run)
+    return found
+
+
+def whole_model(params: Params, name: str, trained: bool = False) -> Any:
+    """A block's `model`, on that of the run that it starts from. `trained`: that run is there, and its folder says what
+    it is; otherwise params.yaml does, where it trains it. Raises SamplerError if it is no run folder."""
+    block, start = params.models[name], params.inputs_of(name).get(START)
+    if start is None or not isinstance(block.model, dict):
+        return block.model
+    source = None if trained else _model_at(params, start)
+    if source == name:
+        raise ConfigError(f"inputs: {name}/{START}: expected another run than its own")
+    if source is None:
+        run = run_folder.read_config(start)
+        family, base = run.family, run.config
+    else:
+        family, base = params.models[source].family, whole_model(params, source)
+    _refuse_unless_fits(Role(family=block.family), family, f"inputs: {name}/{START}: {start}")
+    return {**base, **block.model}
+
+
+def _model_at(params: Params, path: Path) -> str | None:
+    """The model of params.yaml that is trained into a folder, if one is."""
+    return path.name if path == paths.RUNS / path.name and path.name in params.models else None
+
+
+def _refuse_unless_fits(role: Role, family: str, where: str) -> None:
+    if role.family:
+        fits, wanted = family == role.family, role.family
+    else:
+        kind = role.kind or Sampler
+        fits, wanted = issubclass(family_class(family, where), kind), kind.__name__.lower()
+    if not fits:
+        raise SamplerError(f"{where}: expected a run of a {wanted}, found one of {family}")
