@@ -1,6 +1,6 @@
 """Describes the real images, once for all samplers: `python -m pipelines.reference` -> reference/.
 
-    reference/train, reference/test   a data set each: what extractor and judge see of every image; moments.safetensors
+    reference/train, reference/test   a data set each: the features of every image; moments.safetensors
     reference/known.json              the protocol, and figures of sets that are known: real images, copies, noise
 
 Features stay as they are while data, extractor and judge are the same; only what changed is computed again.
@@ -16,15 +16,21 @@ import torch
 
 from components.data.dataset import MANIFEST, Dataset, Manifest, read_manifest, verify, write_manifest
 from components.data.randomness import Draws
+from components.devices import default_device
 from components.errors import DataError
 from components.evaluation import generation
-from components.evaluation.extractor import label_agreement
-from components.evaluation.measuring import copied_share, figures
-from components.evaluation.tasks import DescribeTask, Extractors, Seen, default_device
+from components.evaluation.features import Extractors, Features
+from components.evaluation.set_figures import set_figures, some
+from components.evaluation.tasks import DescribeTask
 from components.files import sha256, whole_folder, write_json
+from components.metrics.classes import JUDGE_ACCURACY, label_agreement
+from components.metrics.figures import Figures, definitions_as_json, named
 from components.metrics.frechet import Sums
+from components.metrics.neighbours import memorised_figure
 from infra.ray_cluster.worker_pool import WorkerPool, worker_pool
-from pipelines.support import cli, measurement, paths
+from pipelines.support import cli, paths
+from pipelines.support.measurement import MOMENTS, Measurement, judge_folder, open_extractors, open_measurement, row
+from pipelines.support.metrics_files import Known, KnownSet
 from pipelines.support.params import Params, load
 from pipelines.support.paths import ROOT
 
@@ -32,7 +38,7 @@ SPLITS = {"train": paths.TRAIN_IMAGES, "test": paths.TEST_IMAGES}
 
 
 def origin(images: Path, extractors: Extractors) -> dict[str, str | int | float]:
-    """What a description depends on. Two with equal origins are equal."""
+    """Everything that a description depends on. Two with equal origins are equal."""
     return {
         "data": sha256(images / MANIFEST),
         "extractor": extractors.extractor.name,
@@ -53,12 +59,12 @@ def describe(workers: WorkerPool, params: Params, split: str, extractors: Extrac
         return False
     config = params.evaluate
     with whole_folder(target) as folder:
-        order = DescribeTask(
-            images.resolve(), folder.resolve(), config.extractor, measurement.judge_folder(params), config.batch_size
+        task = DescribeTask(
+            images.resolve(), folder.resolve(), config.extractor, judge_folder(params), config.batch_size
         )
-        make = order.worker if workers.spreads else functools.partial(order.worker, extractors)
+        make = task.worker if workers.spreads else functools.partial(task.worker, extractors)
         done = list(workers.map(make, range(len(facts.shards))))
-        _write_moments(folder / measurement.MOMENTS, functools.reduce(Sums.plus, (sums for _, sums in done)))
+        _write_moments(folder / MOMENTS, functools.reduce(Sums.plus, (sums for _, sums in done)))
         shards = [shard for shard, _ in done]
         write_manifest(
             folder,
@@ -72,10 +78,9 @@ def describe(workers: WorkerPool, params: Params, split: str, extractors: Extrac
 
 
 def is_whole(folder: Path, wanted: dict) -> bool:
+    """Whether a description is there, undamaged and of this origin."""
     try:
-        return (
-            read_manifest(folder).source == wanted and bool(verify(folder)) and (folder / measurement.MOMENTS).is_file()
-        )
+        return read_manifest(folder).source == wanted and bool(verify(folder)) and (folder / MOMENTS).is_file()
     except DataError:
         return False
 
@@ -88,56 +93,64 @@ def _write_moments(path: Path, sums: Sums) -> None:
     safetensors.torch.save_file(tensors, path)
 
 
-def known(measured: measurement.Measurement, extractors: Extractors) -> dict[str, dict]:
-    """Figures of sets whose quality is known. `floor`: real training images, what a perfect sampler would get; its
-    share of copies is that of the held-out images. `copy`: the training set itself, suspicious for its copies alone.
-    `noise`: uniform pixels, what no sampler should get."""
-    config, train = measured.config, measured.train
+def known_sets(measurement: Measurement, extractors: Extractors) -> tuple[KnownSet, ...]:
+    """Figures of sets whose quality is known: real training images, what a perfect sampler would get; the training set
+    handed in as samples, suspicious for its copies alone; uniform pixels, what no sampler should get."""
+    config, train = measurement.config, measurement.train
     count = min(config.num_samples, len(train))
-    found = {}
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))[:count]
-    for name, chosen in {"floor": rows, "copy": torch.arange(count)}.items():
-        taken = train.take(chosen)
-        seen = Seen(*(None if part is None else part[chosen] for part in measured.train_seen))
-        labels = taken["label"] if measured.real.classes else None
-        found[name] = figures(seen, train.medium.rows(taken), labels, measured.real, config, measured.perception)
-    copies = copied_share(measured.real.reference.features, measured.real.train, config)
-    found["floor"]["memorised"] = copies
+    real, copy = (_of_training_images(measurement, chosen) for chosen in (rows, torch.arange(count)))
+    # a training image is its own copy, so the share of copies that a perfect sampler has is that of held-out images
+    held_out = some(measurement.real.reference.features, config)
+    real |= named(memorised_figure(held_out, measurement.real.train))
+    noise = _of_noise(measurement, extractors)
+    told = "of the training split; copies are counted in the held-out split"
+    return (
+        KnownSet("floor", "real images", told, count, real),
+        KnownSet("copy", "copy", "training images handed in as samples: good figures, all copies", count, copy),
+        KnownSet("noise", "noise", "images of uniform pixels", config.num_samples, noise),
+    )
+
+
+def _of_training_images(measurement: Measurement, rows: torch.Tensor) -> Figures:
+    train, real = measurement.train, measurement.real
+    taken = train.take(rows)
+    labels = taken["label"] if real.classes else None
+    features = measurement.train_features.take(rows)
+    images = train.medium.rows(taken)
+    return set_figures(features, images, labels, real, measurement.config, measurement.perception)
+
+
+def _of_noise(measurement: Measurement, extractors: Extractors) -> Figures:
+    config, real = measurement.config, measurement.real
     keys = Draws.of_seeds(generation.seeds(config.num_samples, config.seed)).keys
-    shape = measured.protocol.image_shape
+    shape = measurement.protocol.image_shape
     noise = torch.cat([2 * Draws(part).uniform("noise", shape) - 1 for part in keys.split(config.batch_size)])
-    seen = Seen.joined([extractors.look(part) for part in noise.split(config.batch_size)])
-    labels = torch.arange(len(noise)) % len(measured.real.classes) if measured.real.classes else None
-    found["noise"] = figures(seen, noise, labels, measured.real, config, measured.perception)
-    sizes = {"floor": count, "copy": count, "noise": len(noise)}
-    return {name: {"num_samples": sizes[name], **row} for name, row in found.items()}
+    features = Features.joined([extractors.features(part) for part in noise.split(config.batch_size)])
+    labels = torch.arange(len(noise)) % len(real.classes) if real.classes else None
+    return set_figures(features, noise, labels, real, config, measurement.perception)
 
 
-def reference(params: Params) -> dict:
+def reference(params: Params) -> Known:
     """Writes everything below reference/. Returns what known.json holds."""
-    extractors = measurement.open_extractors(params, default_device())
+    extractors = open_extractors(params, default_device())
     with worker_pool(params.cluster, ROOT, writes_files=True) as workers:
         described = {split: describe(workers, params, split, extractors) for split in SPLITS}
     for split, anew in described.items():
         manifest: Manifest = read_manifest(paths.REFERENCE / split)
         print(f"{paths.REFERENCE / split}: {manifest.count} images {'described' if anew else 'unchanged'}", flush=True)
-    measured = measurement.open_measurement(params, extractors)
-    content = {
-        "protocol": measured.protocol.model_dump(mode="json"),
-        "judge_accuracy": None
-        if measured.test_seen.judged is None
-        else label_agreement(measured.test_seen.judged, measured.test_labels),
-        **known(measured, extractors),
-    }
-    write_json(paths.KNOWN, content)
-    return content
+    measurement = open_measurement(params, extractors)
+    judged = measurement.test_features.judged
+    accuracy = None if judged is None else JUDGE_ACCURACY.figure(label_agreement(judged, measurement.test_labels))
+    known = Known(measurement.protocol, named(accuracy), known_sets(measurement, extractors))
+    write_json(paths.KNOWN, {**known.as_json(), "definitions": definitions_as_json(known.collections)})
+    return known
 
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv, "python -m pipelines.reference")
-    content = reference(load())
-    for name in ("floor", "copy", "noise"):
-        print(f"{name}: {measurement.row(content[name])}")
+    for one in reference(load()).sets:
+        print(f"{one.label}: {row(one.figures)}")
 
 
 if __name__ == "__main__":

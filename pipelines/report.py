@@ -6,6 +6,7 @@ the git revision; no date is in it.
 
 from __future__ import annotations
 
+import math
 import platform
 from collections import defaultdict
 from pathlib import Path
@@ -20,72 +21,104 @@ from components.data.dataset import Dataset, verify
 from components.errors import InputError
 from components.evaluation.pictures import data_uri
 from components.evaluation.plots import COLOURS, Line, Point, curves, trade_off
+from components.evaluation.protocol import Protocol
 from components.files import write_whole
+from components.metrics.figures import VALIDATION, Definition, Figure, definitions
 from infra.tracking import runs
-from pipelines.support import cli, lineage, paths
-from pipelines.support.metrics_files import read_json, read_metrics, told
-from pipelines.support.params import TRAINED, Params, load
+from pipelines.support import cli, lineage, paths, sample_pictures
+from pipelines.support.candidates import Candidate, read_champion, settings_text
+from pipelines.support.metrics_files import Known, SamplerMetrics, read_json, read_metrics
+from pipelines.support.params import TRAINED, Params, PromoteConfig, load
 from pipelines.support.paths import ROOT
+from pipelines.support.policy import cost
 from pipelines.support.report_pictures import (
     autoencoder_pictures,
     champion_film,
     champion_grid,
-    champion_picture,
     champion_walks,
     class_rows,
-    read_grid,
     real_grid,
 )
 
 TEMPLATE = Path(__file__).parent / "support/report.html.j2"
 NONE = "\N{EN DASH}"  # in place of a figure
-_LOOKS = "watch"  # as the training loop's history names what was found at checkpoints
 
 Context = dict[str, Any]
 
 
-def candidate_rows(metrics: dict[str, dict], promoted: dict) -> list[Context]:
-    """Every candidate of every sampler, and a champion of an earlier training, best first."""
+def candidate_rows(metrics: dict[str, SamplerMetrics], promoted: dict, metric: str) -> list[Context]:
+    """Every candidate of every sampler, and a champion of an earlier training, best first; those without the metric
+    last."""
+    candidates = [candidate for measured in metrics.values() for candidate in measured.candidates]
     rows = []
-    for sampler, measured in metrics.items():
-        for number, figures in enumerate(measured["candidates"]):
-            champion = (sampler, number) == (promoted["sampler"], promoted["candidate"])
-            grid = champion_grid() if champion else read_grid(sampler, number)
-            told_by = {"sampler": sampler, "name": f"{sampler} #{number}", "told": told(figures["settings"])}
-            rows.append({**figures, **told_by, "champion": champion, "grid": data_uri(grid)})
+    for candidate in candidates:
+        reigns = (candidate.sampler, candidate.number) == (promoted["sampler"], promoted["candidate"])
+        grid = champion_grid() if reigns else sample_pictures.read_grid(candidate.sampler, candidate.number)
+        rows.append(_row(candidate, candidate.name, reigns, grid))
     if promoted["candidate"] is None:
-        name = f"{promoted['sampler']} v{promoted['version']}"
-        told_by = {"sampler": promoted["sampler"], "name": name, "told": told(promoted["settings"])}
-        grid = data_uri(champion_grid())
-        rows.append({**promoted["figures"], **told_by, "searched": False, "champion": True, "grid": grid})
-    return sorted(rows, key=lambda row: row["frechet_distance"])
+        candidate = read_champion(version=promoted["version"])
+        rows.append(_row(candidate, f"{candidate.sampler} {candidate.name}", True, champion_grid()))
+    return sorted(rows, key=lambda row: cost(row["candidate"], metric) if metric in row["figures"] else math.inf)
 
 
-def quality_against_time(rows: list[Context], floor: dict) -> Context:
-    """The plot and its legend."""
+def _row(candidate: Candidate, name: str, reigns: bool, grid: bytes) -> Context:
+    return {
+        "candidate": candidate,
+        "sampler": candidate.sampler,
+        "name": name,
+        "settings": settings_text(candidate.settings),
+        "figures": candidate.figures,
+        "searched": candidate.searched,
+        "collapsed": candidate.collapsed,
+        "champion": reigns,
+        "grid": data_uri(grid),
+    }
+
+
+def columns(rows: list[Context], known: Known, policy: PromoteConfig) -> list[Definition]:
+    """The definitions of all figures on the page: those that decide first, then as they were measured."""
+    defined = definitions([*(row["figures"] for row in rows), *(one.figures for one in known.sets)])
+    deciding = [name for name in dict.fromkeys([policy.metric, *policy.guards]) if name in defined]
+    return [*(defined.pop(name) for name in deciding), *defined.values()]
+
+
+def quality_against_time(rows: list[Context], known: Known, metric: str) -> Context | None:
+    """A plot of the metric against the first figure that is a time, and its legend; None where nobody has both."""
+    defined = definitions(row["figures"] for row in rows)
+    time = next((one for one in defined.values() if one.kind == "time" and one.name != metric), None)
+    rows = [row for row in rows if time is not None and {metric, time.name} <= row["figures"].keys()]
+    if time is None or not rows:
+        return None
     order = {sampler: place for place, sampler in enumerate(dict.fromkeys(row["sampler"] for row in rows))}
+    x, y = time.name, metric
     points = [
         Point(
-            x=row["ms_per_image"],
-            y=row["frechet_distance"],
+            x=row["figures"][x].value,
+            y=row["figures"][y].value,
             group=row["sampler"],
-            name=f"{row['name']} ({row['told']}): "
-            f"Fréchet distance {figure(row['frechet_distance'])}, {figure(row['ms_per_image'])} ms per image",
+            name=f"{row['name']} ({row['settings']}): "
+            + ", ".join(f"{row['figures'][one].definition.label} {figure(row['figures'][one])}" for one in (y, x)),
             mark=row["name"],
             ringed=row["champion"],
         )
         for row in rows
     ]
-    level = (floor["frechet_distance"], "real training images")
-    svg = trade_off(points, "milliseconds per image", "Fréchet distance", level)
+    level = next(((one.figures[metric].value, one.label) for one in known.sets if metric in one.figures), None)
+    higher_is_better = defined[metric].better == "higher"
+    svg = trade_off(points, axis_label(time), axis_label(defined[metric]), level, higher_is_better)
     legend = [(sampler, COLOURS[place % len(COLOURS)]) for sampler, place in order.items()]
-    return {"svg": Markup(svg), "legend": legend}
+    return {"svg": Markup(svg), "legend": legend, "x": time, "y": defined[metric], "rising": higher_is_better}
+
+
+def axis_label(definition: Definition) -> str:
+    """A figure's label with its unit."""
+    return f"{definition.label}, {definition.unit}" if definition.unit else definition.label
 
 
 def training_curves(params: Params) -> tuple[list[Context], list[Context]]:
-    """A small plot for each figure of each run, the phases of a run sharing a plot; and apart from those the figures of
-    looks at checkpoints, which tell quality over training time."""
-    losses, looks = [], []
+    """A small plot for each term of each run, the phases of a run sharing a plot; and apart from those the figures of
+    checkpoint validation, which show quality over training time."""
+    losses, validated = [], []
     for name in [name for group in TRAINED for name in getattr(params, group)]:
         path = paths.RUNS / name / run_folder.HISTORY
         if not path.is_file():
@@ -95,28 +128,29 @@ def training_curves(params: Params) -> tuple[list[Context], list[Context]]:
         for key in dict.fromkeys(key for row in history for key in row if key != "step"):
             phase, _, term = key.rpartition("/")
             reports = [(row["step"], row[key]) for row in history if key in row]
-            plots[phase == _LOOKS, term].append(Line(phase, *zip(*reports, strict=True)))
-        for (is_look, term), lines in plots.items():
+            plots[phase == VALIDATION, term].append(Line(phase, *zip(*reports, strict=True)))
+        for (is_validation, term), lines in plots.items():
             legend = [(line.name, COLOURS[place % len(COLOURS)]) for place, line in enumerate(lines)]
             plot = {"run": name, "term": term.replace("_", " "), "legend": legend, "svg": Markup(curves(lines, "step"))}
-            (looks if is_look else losses).append(plot)
-    return losses, looks
+            (validated if is_validation else losses).append(plot)
+    return losses, validated
 
 
-def quality_over_time(metrics: dict[str, dict]) -> list[Context]:
-    """The distance of each sampler at the steps of its training that snapshots were kept of."""
+def quality_over_time(metrics: dict[str, SamplerMetrics]) -> list[Context]:
+    """A plot for each figure of each sampler at the steps of its training that snapshots were kept of."""
     found = []
     for sampler, measured in metrics.items():
-        points = measured.get("over_training", [])
-        if len(points) > 1:
-            line = Line(sampler, [point["step"] for point in points], [point["frechet_distance"] for point in points])
-            plot = Markup(curves([line], "step"))
-            found.append({"run": sampler, "term": "Fréchet distance", "legend": [], "svg": plot})
+        grown = measured.over_training
+        for name, definition in definitions(figures for _, figures in grown).items():
+            points = [(step, figures[name].value) for step, figures in grown if name in figures]
+            if len(points) > 1:
+                svg = Markup(curves([Line(sampler, *zip(*points, strict=True))], "step"))
+                found.append({"run": sampler, "term": axis_label(definition), "legend": [], "svg": svg})
     return found
 
 
-def origins(promoted: dict, protocol: dict) -> Context:
-    """Where the champion comes from: name -> value, and the two tables beside."""
+def origins(promoted: dict, protocol: Protocol) -> Context:
+    """The champion's lineage: name -> value, and the two tables beside."""
     folder = Path(promoted["run_folder"])
     config = run_folder.read_config(folder)
     origin = config.provenance
@@ -131,28 +165,43 @@ def origins(promoted: dict, protocol: dict) -> Context:
         "training data": origin.data,
         "training code": origin.code,
         "training job": origin.job,
-        "extractor": f"{protocol['extractor']} {protocol['extractor_hash']}",
-        "judge's weights": protocol["judge_hash"] or "no judge",
-        "reference images": protocol["reference_hash"],
+        "extractor": f"{protocol.extractor} {protocol.extractor_hash}",
+        "judge's weights": protocol.judge_hash or "no judge",
+        "reference images": protocol.reference_hash,
+        "protocol": protocol.id,
         "versions": ", ".join(
-            f"{name} {version}"
-            for name, version in {"python": platform.python_version(), **protocol["versions"]}.items()
+            f"{name} {version}" for name, version in {"python": platform.python_version(), **protocol.versions}.items()
         ),
     }
     return {"facts": facts, "locked": lineage.locked_outputs(), "model": yaml.safe_dump(config.config, sort_keys=True)}
 
 
-def figure(value: float | None) -> str:
-    """A figure as a person reads it: three digits or so; a dash where there is none."""
-    if value is None:
-        return NONE
+def number(value: float) -> str:
+    """A number as a person reads it: three digits or so."""
     if isinstance(value, int) or value == 0 or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:#.3g}".rstrip(".")
 
 
-def share(value: float | None) -> str:
-    return NONE if value is None else f"{100 * value:.1f}%"
+def value_text(definition: Definition, value: float) -> str:
+    """A figure's value as a person reads it: shares in percent, counts whole where they are, units behind."""
+    if definition.kind == "share":
+        return f"{100 * value:.1f}%"
+    whole = definition.kind == "count" and value == int(value)
+    text = number(int(value) if whole else value)
+    return f"{text} {definition.unit}" if definition.unit else text
+
+
+def figure(one: Figure | None) -> str:
+    """A figure's value; a dash where there is none."""
+    return NONE if one is None else value_text(one.definition, one.value)
+
+
+def interval(one: Figure | None, between: str = f" {NONE} ") -> str:
+    """A figure's interval; empty where there is none."""
+    if one is None or one.interval is None:
+        return ""
+    return between.join(value_text(one.definition, end) for end in one.interval)
 
 
 def duration(seconds: float | None) -> str:
@@ -168,35 +217,37 @@ def gather(params: Params) -> Context:
     metrics = read_metrics(params)
     if promoted["sampler"] not in metrics:
         raise InputError(f"{paths.PROMOTED}: champion {promoted['sampler']!r} is not in params.yaml; promote again")
+    policy = params.promote
     verify(paths.TEST_IMAGES)
     test, num_train = Dataset(paths.TEST_IMAGES), len(Dataset(paths.TRAIN_IMAGES))
     measured = metrics[promoted["sampler"]]
-    rows = candidate_rows(metrics, promoted)
+    rows = candidate_rows(metrics, promoted, policy.metric)
     reigning = next((row for row in rows if row["champion"]), None)
     if reigning is None:
         raise InputError(f"{paths.PROMOTED}: candidate {promoted['candidate']} was not measured; promote again")
     champion = run_folder.load(Path(promoted["run_folder"])).family
-    losses, looks = training_curves(params)
-    pictures = {name: champion_picture(f"{name}.png") for name in ("nearest", "failures")}
+    losses, validated = training_curves(params)
+    pictures = {name: sample_pictures.read_champions(name) for name in ("nearest", "failures")}
     return {
         "promoted": promoted,
         "champion": reigning,
         "measured": measured,
+        "floor": measured.known.sets[0],
+        "columns": columns(rows, measured.known, policy),
         "rows": rows,
-        "plot": quality_against_time(rows, measured["floor"]),
+        "plot": quality_against_time(rows, measured.known, policy.metric),
         "classes": class_rows(test, champion),
         "real": real_grid(test),
-        "has": {name: any(row.get(name) is not None for row in rows) for name in ("lpips_diversity", "clip_score")},
         "pictures": {name: data_uri(png) for name, png in pictures.items() if png},
         "film": champion_film(champion, promoted["settings"]),
         "walks": champion_walks(champion, promoted["settings"]),
         "autoencoders": [autoencoder_pictures(name, test) for name in params.autoencoders],
         "curves": losses,
-        "over_time": quality_over_time(metrics) + looks,
+        "over_time": quality_over_time(metrics) + validated,
         "graph": lineage.graph(),
-        "lineage": origins(promoted, measured["protocol"]),
+        "lineage": origins(promoted, measured.protocol),
         "data": {"train": num_train, "test": len(test), "classes": len(test.manifest.classes)},
-        "policy": params.promote.model_dump(mode="json", exclude={"registered_model"}, exclude_none=True),
+        "policy": policy,
     }
 
 
@@ -208,7 +259,7 @@ def render(context: Context) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(figure=figure, share=share, duration=duration)
+    environment.filters.update(figure=figure, interval=interval, number=number, duration=duration)
     return environment.from_string(TEMPLATE.read_text()).render(context)
 
 

@@ -33,7 +33,9 @@ def test_raw_digits_in_a_registered_champion_and_a_report_out(reproduced):
     assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors", ".csv"}
     for sampler in ("ldm", "dcgan", "wgan_gp"):
         metrics = json.loads((reproduced / f"metrics/{sampler}.json").read_text())
-        assert all(candidate["frechet_distance"] > 0 for candidate in metrics["candidates"])
+        assert metrics["frechet_distance"] > 0
+        (details,) = metrics["details"]
+        assert all(candidate["figures"]["frechet_distance"] > 0 for candidate in details["candidates"])
     page = (reproduced / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org/", "")
     assert promoted["sampler"] in page

@@ -15,9 +15,9 @@ from components.families.base import Judge
 from components.files import sha256
 
 
-class Features(NamedTuple):
-    """Of N images. `vectors`: (N, D) float64. `logits`: (N, num_classes) float64, or None from an extractor that knows
-    no classes."""
+class Embedding(NamedTuple):
+    """An extractor's answer to N images. `vectors`: (N, D) float64. `logits`: (N, num_classes) float64, or None from an
+    extractor that knows no classes."""
 
     vectors: Tensor
     logits: Tensor | None
@@ -31,7 +31,7 @@ class Extractor:
     name: str
     weights_hash: str
     shape: tuple[int, ...] | None
-    embed: Callable[[Tensor], Features]
+    embed: Callable[[Tensor], Embedding]
     resize: str = "none"
     libraries: tuple[str, ...] = ()  # beyond torch, whose versions figures depend on
 
@@ -44,24 +44,20 @@ def judge_extractor(run: Run, name: str) -> Extractor:
     device = next(net.parameters()).device
 
     @torch.inference_mode()
-    def embed(images: Tensor) -> Features:
+    def embed(images: Tensor) -> Embedding:
         vectors = net.features(images.to(device))
         # float64 on the CPU: the covariances of float32 features lose the digits that small distances live in
-        return Features(vectors.double().cpu(), net.logits(vectors).double().cpu())
+        return Embedding(vectors.double().cpu(), net.logits(vectors).double().cpu())
 
     return Extractor(name, sha256(run.folder / "classifier.safetensors"), run.config.data.shape, embed)
 
 
-def extract(extractor: Extractor, batches: Iterable[Tensor]) -> Features:
-    """The features of all images of an iterable of batches, in order."""
+def extract(extractor: Extractor, batches: Iterable[Tensor]) -> Embedding:
+    """The embedding of all images of an iterable of batches, in order."""
     return joined([extractor.embed(images) for images in batches])
 
 
-def joined(parts: list[Features]) -> Features:
+def joined(parts: list[Embedding]) -> Embedding:
+    """All parts as one, in order."""
     logits = None if parts[0].logits is None else torch.cat([part.logits for part in parts])
-    return Features(torch.cat([part.vectors for part in parts]), logits)
-
-
-def label_agreement(logits: Tensor, labels: Tensor) -> float:
-    """The share of images that the classifier gives the label asked for. `logits`: (N, num_classes), `labels`: (N,)."""
-    return float((logits.argmax(1) == labels.to(logits.device)).double().mean())
+    return Embedding(torch.cat([part.vectors for part in parts]), logits)

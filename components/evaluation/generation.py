@@ -17,9 +17,33 @@ from components.config import Strict, parse
 from components.data.dataset import Dataset
 from components.errors import SamplerError
 from components.families.base import Sampler
+from components.metrics.figures import Definition, Figures, named
 from components.sampling.requests import Conditions, Request
 from components.sampling.trajectories import drive
 
+MS_PER_IMAGE = Definition(
+    name="ms_per_image",
+    label="time per image",
+    explanation="at batches of evaluate.batch_size",
+    kind="time",
+    better="lower",
+    unit="ms",
+)
+MS_SINGLE = Definition(
+    name="ms_single",
+    label="time of an image alone",
+    explanation="sampled one at a time",
+    kind="time",
+    better="lower",
+    unit="ms",
+)
+NETWORK_EVALUATIONS = Definition(
+    name="network_evaluations",
+    label="network evaluations",
+    explanation="rows that an image sends through networks: a guided step counts twice, decoding once",
+    kind="count",
+    better="lower",
+)
 AVERAGE = "ema_sigma_rel"  # a candidate's key beside its solver settings: the width of the average of weights
 GRID_COLUMNS = 10
 _GRID_ROWS = 10  # without classes
@@ -137,7 +161,7 @@ def grid_request(sampler: Sampler, settings: Strict, seed: int, captions: Captio
 
 
 def ms_per_image(batches: list[tuple[int, float]]) -> float:
-    """The median over the largest batches, each told by its number of images and its seconds."""
+    """Milliseconds per image: the median over the largest batches, each given by its images and its seconds."""
     largest = max(size for size, _ in batches)
     return 1000 * statistics.median(seconds / size for size, seconds in batches if size == largest)
 
@@ -147,7 +171,17 @@ def ms_single(sampler: Sampler, settings: Strict, seed: int, captions: Captions 
     one_by_one = [
         generate(sampler, request) for request in requests(sampler, settings, 1 + _SINGLES, seed, 1, captions)
     ]
-    return ms_per_image([(1, piece.seconds) for piece in one_by_one[1:]])
+    return ms_per_image([(1, generated.seconds) for generated in one_by_one[1:]])
+
+
+def cost_figures(sampler: Sampler, settings: Strict, ms: float, seed: int, captions: Captions | None = None) -> Figures:
+    """What sampling costs: `ms` per image as measured in batches, the milliseconds of an image alone, network
+    evaluations."""
+    return named(
+        MS_PER_IMAGE.figure(ms),
+        MS_SINGLE.figure(ms_single(sampler, settings, seed, captions)),
+        NETWORK_EVALUATIONS.figure(network_evaluations(sampler, settings, captions)),
+    )
 
 
 def network_evaluations(sampler: Sampler, settings: Strict, captions: Captions | None = None) -> int:

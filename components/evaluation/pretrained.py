@@ -19,7 +19,7 @@ from torch import Tensor
 
 from components.data.media.image import MEDIUM
 from components.errors import ConfigError, SamplerError
-from components.evaluation.extractor import Extractor, Features
+from components.evaluation.extractor import Embedding, Extractor
 from components.evaluation.protocol import ExtractorConfig
 from components.files import sha256, sha256_folder
 from components.interchange.folders import folder_of
@@ -82,9 +82,9 @@ def inception(weights: str, device: str) -> Extractor:
         raise SamplerError(f"{path}: not Inception-v3's weights ({' '.join(str(error).split())[:200]})") from None
 
     @torch.inference_mode()
-    def embed(images: Tensor) -> Features:
+    def embed(images: Tensor) -> Embedding:
         vectors, logits = net(MEDIUM.to_stored(rgb(images)).to(device))
-        return Features(vectors.double().cpu(), logits.double().cpu())
+        return Embedding(vectors.double().cpu(), logits.double().cpu())
 
     return Extractor("inception", sha256(path), None, embed, "bilinear to 299 as TensorFlow 1", ("torch-fidelity",))
 
@@ -118,9 +118,9 @@ def dinov2(weights: str, device: str) -> Extractor:
     net, side = net.to(device), 224
 
     @torch.inference_mode()
-    def embed(images: Tensor) -> Features:
+    def embed(images: Tensor) -> Embedding:
         found = net(pixel_values=resized(images.to(device), side, _IMAGENET)).pooler_output
-        return Features(found.double().cpu(), None)
+        return Embedding(found.double().cpu(), None)
 
     resize = f"antialiased bicubic to {side}"
     return Extractor("dinov2", sha256_folder(folder, "*.safetensors"), None, embed, resize, ("transformers",))
@@ -131,8 +131,8 @@ def clip(weights: str, device: str) -> Extractor:
     net, folder = _transformer("CLIPModel", weights, "evaluate.extractor.weights", "clip")
     net, side = net.to(device), net.config.vision_config.image_size
 
-    def embed(images: Tensor) -> Features:
-        return Features(_embedded(net, images, device).double().cpu(), None)
+    def embed(images: Tensor) -> Embedding:
+        return Embedding(_embedded(net, images, device).double().cpu(), None)
 
     resize = f"antialiased bicubic to {side}"
     return Extractor("clip", sha256_folder(folder, "*.safetensors"), None, embed, resize, ("transformers",))

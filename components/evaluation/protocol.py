@@ -3,7 +3,9 @@ set span two orders of magnitude because protocols differ, so figures are compar
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 from typing import Literal
 
 from pydantic import Field
@@ -73,9 +75,15 @@ class Protocol(Strict):
     clip_score: str  # likewise
     versions: dict[str, str]
 
+    @property
+    def id(self) -> str:
+        """Twelve hex digits that figures carry: equal of equal protocols."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
 
 def library_versions(*more: str) -> dict[str, str]:
-    """Of the libraries whose arithmetic the figures come from; `more` are those of a pretrained extractor."""
+    """Versions of the libraries whose arithmetic the figures come from; `more` are those of a pretrained extractor."""
     return {name: importlib.metadata.version(name) for name in ("torch", "scikit-learn", *more)}
 
 

@@ -18,6 +18,7 @@ from components.data.dataset import Batch, Manifest
 from components.data.media import Medium, medium
 from components.data.randomness import Draws
 from components.errors import SamplerError
+from components.metrics.figures import Figures
 from components.metrics.reconstruction import reconstruction_figures
 from components.sampling.requests import Conditions, Request, refuse_unaccepted
 from components.sampling.trajectories import Call, Trajectory, drive
@@ -173,10 +174,10 @@ class Family:
         """Rows to look at during training, (N, C, ...) in [-1, 1], or None. `columns`: rows of the training set."""
         return None
 
-    def watch(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge) -> Mapping[str, float]:
-        """Figures of a checkpoint beside its losses. `train`, `held_out`: rows of the training set and of images that
-        are not trained on; `judge`: a classifier of them. Averaged nets hold their average, others their live weights.
-        """
+    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge) -> Figures:
+        """Checkpoint validation: figures beside the losses. `train`, `held_out`: rows of the training set and of images
+        that are not trained on; `judge`: a classifier of them. Averaged nets hold their average, others their live
+        weights."""
         return {}
 
 
@@ -298,7 +299,7 @@ class Autoencoder(Sampler):
         net = self.nets["autoencoder"].eval()
         return self.bounded(net.decode(net.encode(rows)[0]))
 
-    def watch(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge) -> dict[str, float]:
+    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge) -> Figures:
         """psnr, ssim and reconstruction_fd of rows that were not trained on."""
         rows = self.medium.rows(held_out).to(next(self.nets.parameters()).device)
         pairs = ((part, self.reconstruct(part)) for part in rows.split(256))

@@ -14,11 +14,20 @@ from components.gan import big
 from components.gan.base import GAN, detached
 from components.gan.networks import doubled_side, residual_generator
 from components.gan.standing_statistics import WHOLE
-from components.metrics.probe import probe_accuracy
+from components.metrics.figures import Definition, Figures, named
+from components.metrics.probe import PROBE_ACCURACY, probe_accuracy
 from components.nets.gan.critic import CriticInputs
 from components.nets.gan.joint import Encoder, JointCritic
 from components.sampling.requests import Request
 from components.training.optimizers import OptimizerConfig
+
+RECONSTRUCTION = Definition(
+    name="reconstruction",
+    label="reconstruction error",
+    explanation="the mean square of held-out images' pixels less those that encoder and generator make of them",
+    kind="distance",
+    better="lower",
+)
 
 
 class Config(big.BigConfig):
@@ -99,20 +108,21 @@ class Model(GAN):
         codes = self.nets["encoder"](images)
         return self.calls["generator"](codes, torch.full((len(codes),), WHOLE, device=codes.device))
 
-    def watch(
+    def validate(
         self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor] | None, judge: Family | None
-    ) -> dict[str, float]:
-        figures = super().watch(train, held_out, judge)
+    ) -> Figures:
+        figures = super().validate(train, held_out, judge)
         if held_out is None:
             return figures
         with torch.inference_mode():
             device, encoder = next(self.nets.parameters()).device, self.nets["encoder"]
             images, others = (self.medium.rows(columns).to(device) for columns in (train, held_out))
             features, other_features = encoder.features(images), encoder.features(others)
-            figures["reconstruction"] = float((self.reconstruct(others) - others).square().mean())
+            figures |= named(RECONSTRUCTION.figure((self.reconstruct(others) - others).square().mean()))
         if "label" in train:
             labels, other_labels = (columns["label"].to(device) for columns in (train, held_out))
-            figures["probe_accuracy"] = probe_accuracy(features.clone(), labels, other_features.clone(), other_labels)
+            accuracy = probe_accuracy(features.clone(), labels, other_features.clone(), other_labels)
+            figures |= named(PROBE_ACCURACY.figure(accuracy))
         return figures
 
 

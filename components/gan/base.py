@@ -16,7 +16,8 @@ from components.families.base import DataInfo, Family, Losses, Phase, Sampler, f
 from components.gan import remedies
 from components.gan.config import GANConfig
 from components.gan.losses import LOSSES
-from components.gan.watch import watch
+from components.gan.validation import validate
+from components.metrics.figures import Figures
 from components.nets.gan.critic import CriticInputs
 from components.nets.gan.layers import spectral_normalise
 from components.sampling.requests import Request
@@ -174,10 +175,10 @@ class GAN(Sampler):
         """Scores (B,) of the images alone, from a discriminator's scores (B,) or (B, S)."""
         return scores.flatten(1).mean(1) if scores.ndim > 1 else scores
 
-    def watch(
+    def validate(
         self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor] | None, judge: Family | None
-    ) -> dict[str, float]:
-        return watch(self, train, held_out, judge)
+    ) -> Figures:
+        return validate(self, train, held_out, judge)
 
 
 def detached(inputs: CriticInputs) -> CriticInputs:

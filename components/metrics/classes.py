@@ -7,8 +7,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.metrics import intervals
+from components.metrics.figures import Definition, Figure
+
 _SIDE = 16  # pixels: larger images are averaged down for the classifier that is trained on samples
 _MOST_TRAINED = 5000  # images that it is trained on
+INCEPTION_SCORE = Definition(
+    name="inception_score",
+    label="inception score",
+    explanation="how surely a classifier sorts each image and how evenly all of them, on the extractor's own classes",
+    kind="score",
+    better="higher",
+)
+LABEL_AGREEMENT = Definition(
+    name="label_agreement",
+    label="label agreement",
+    explanation="the share of images that the judge gives the class asked for",
+    kind="share",
+    better="higher",
+)
+JUDGE_ACCURACY = Definition(
+    name="judge_accuracy",
+    label="judge's accuracy",
+    explanation="the share of held-out real images that the judge gives their class",
+    kind="share",
+    better="higher",
+)
+CLASSIFIER_ACCURACY = Definition(
+    name="classifier_accuracy",
+    label="teaches a classifier",
+    explanation="what a small classifier that is trained on the samples gets right of held-out images",
+    kind="share",
+    better="higher",
+)
 
 
 def inception_score(logits: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -24,14 +55,40 @@ def inception_score(logits: Tensor, weights: Tensor | None = None) -> Tensor:
     return (conditional - torch.xlogy(marginal, marginal).sum(1)).exp().squeeze()
 
 
+def inception_figure(logits: Tensor, weights: Tensor) -> Figure:
+    """The score of logits (N, num_classes) with its bootstrap interval. `weights`: (R, N) multiplicities."""
+    score = float(inception_score(logits))
+    return INCEPTION_SCORE.figure(score, intervals.around(score, inception_score(logits, weights), 1.0))
+
+
+def label_agreement(logits: Tensor, labels: Tensor) -> float:
+    """The share of images that the classifier gives the label asked for. `logits`: (N, num_classes), `labels`: (N,)."""
+    return float((logits.argmax(1) == labels.to(logits.device)).double().mean())
+
+
+def agreement_figure(logits: Tensor, labels: Tensor | None, weights: Tensor) -> Figure | None:
+    """label_agreement with its bootstrap interval; None if no labels were asked for."""
+    if labels is None:
+        return None
+    interval = intervals.of_mean(logits.argmax(1) == labels, weights, 0.0, 1.0)
+    return LABEL_AGREEMENT.figure(label_agreement(logits, labels), interval)
+
+
+def classifier_figure(images: Tensor, labels: Tensor | None, real: Tensor, real_labels: Tensor) -> Figure | None:
+    """classifier_accuracy as `trained_on_samples` gives it; None of labels that are no two classes."""
+    if labels is None or len(labels.unique()) < 2:
+        return None
+    return CLASSIFIER_ACCURACY.figure(trained_on_samples(images, labels, real, real_labels).double().mean())
+
+
 def confidence(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) the classifier's probability of the class that each image was asked for."""
+    """The classifier's probability (N,) of the class that each image was asked for."""
     return logits.double().softmax(1).gather(1, labels[:, None])[:, 0]
 
 
 def trained_on_samples(images: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor) -> Tensor:
-    """(M,) bool: which of the real images (M, C, ...) a classifier gets right that was trained on generated images
-    (N, C, ...) of labels (N,); the mean is the classification accuracy score (Ravuri and Vinyals 2019, section 3).
+    """Hits (M,) bool on real images (M, C, H, W) of a classifier that was trained on generated images (N, C, H, W) of
+    labels (N,); their mean is the classification accuracy score (Ravuri and Vinyals 2019, section 3).
 
     The classifier is a support vector machine on standardised pixels, averaged down to a side of 16: it takes a second
     where a deep net takes minutes, so figures compare with one another, not with the paper's."""

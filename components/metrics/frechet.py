@@ -14,8 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from components.metrics.figures import Definition, Figure
 from components.metrics.intervals import Interval, around
 
+FRECHET_DISTANCE = Definition(
+    name="frechet_distance",
+    label="Fréchet distance",
+    explanation="between Gaussians that are fitted to the features of generated and of real images; FID on Inception's",
+    kind="distance",
+    better="lower",
+)
 _BOOTSTRAP_VALUES = 2**22  # of resampled features held at once: few large operations, little memory
 
 
@@ -29,19 +37,19 @@ class Moments:
 
     @staticmethod
     def of(features: Tensor, chunk: int = 4096) -> Moments:
-        """Of features (N, D), N at least 2."""
+        """Moments of features (N, D), N at least 2."""
         return Moments.streamed(features.split(chunk))
 
     @staticmethod
     def streamed(chunks: Iterable[Tensor]) -> Moments:
-        """Of chunks (n, D) of any float type; memory holds one chunk."""
+        """Moments of chunks (n, D) of any float type; memory holds one chunk."""
         return Sums.streamed(chunks).moments()
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What parts of a set add up to its moments by: count, mean (D,), and scatter (D, D), the sum of outer products
-    about the mean. float64; merges as Chan et al. 1983, equation 2.1."""
+    """Mergeable sums of a part of a set: count, mean (D,), and scatter (D, D), the sum of outer products about the
+    mean. float64; merges as Chan et al. 1983, equation 2.1."""
 
     count: int
     mean: Tensor
@@ -49,7 +57,7 @@ class Sums:
 
     @staticmethod
     def streamed(chunks: Iterable[Tensor]) -> Sums:
-        """Of chunks (n, D) of any float type, at least one."""
+        """Sums over chunks (n, D) of any float type, at least one."""
         return functools.reduce(Sums.plus, map(Sums.of, chunks))
 
     @staticmethod
@@ -75,6 +83,12 @@ class Sums:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), in squared units of the features, never negative."""
     return float(_distances(a.mean[None], a.covariance[None], b, _root(b.covariance)))
+
+
+def frechet_figure(features: Tensor, reference: Moments, rows: Tensor) -> Figure:
+    """The distance of features (N, D) with its bootstrap interval; `rows` as in `frechet_interval`."""
+    distance = frechet_distance(Moments.of(features), reference)
+    return FRECHET_DISTANCE.figure(distance, frechet_interval(features, reference, rows))
 
 
 def _distances(means: Tensor, covariances: Tensor, reference: Moments, root: Tensor) -> Tensor:

@@ -10,10 +10,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.metrics import intervals
+from components.metrics.figures import Definition, Figures, named
+
 _ROWS = 1024  # of the kernel matrix held at once
 _DIAGONAL = 64  # rows whose small kernel matrix is computed for its diagonal alone
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # Jayasumana et al. 2024, section 4
 Kernel = Callable[[Tensor, Tensor], Tensor]
+KERNEL_DISTANCE = Definition(
+    name="kid",
+    label="kernel distance",
+    explanation="squared maximum mean discrepancy of features under a cubic kernel; KID on Inception's",
+    kind="distance",
+    better="lower",
+)
+CMMD = Definition(
+    name="cmmd",
+    label="CMMD",
+    explanation="the same of unit vectors under a Gaussian kernel, times 1000; the published one is on CLIP's features",
+    kind="distance",
+    better="lower",
+)
+
+
+def kernel_figures(generated: Tensor, reference: Tensor) -> Figures:
+    """kid and cmmd of generated (M, D) and reference (N, D) features, with intervals from their standard errors."""
+    found = {KERNEL_DISTANCE: kernel_distance(generated, reference), CMMD: cmmd(generated, reference)}
+    return named(*(one.figure(value, intervals.normal(value, stderr)) for one, (value, stderr) in found.items()))
 
 
 def kernel_distance(generated: Tensor, reference: Tensor) -> tuple[float, float]:

@@ -10,20 +10,43 @@ import torch
 from torch import Tensor
 
 from components.config import Strict
+from components.metrics.figures import Definition, Figures, named
+
+CLASSES_HIT = Definition(
+    name="classes_hit",
+    label="classes hit",
+    explanation="classes that come at least a tenth as often as if all came equally often",
+    kind="count",
+    better="higher",
+)
+LABEL_ENTROPY = Definition(
+    name="label_entropy",
+    label="label entropy",
+    explanation="how evenly the classes come; 1 if all come equally often",
+    kind="score",
+    better="higher",
+)
+NDB = Definition(
+    name="ndb",
+    label="NDB",
+    explanation="the share of cells of the real images' features whose frequency differs among generated ones",
+    kind="share",
+    better="lower",
+)
 
 
-def mode_coverage(labels: Tensor, num_classes: int, least: float = 0.1) -> dict[str, float]:
-    """Of the labels (N,) int64 that a classifier gives to samples.
+def mode_coverage(labels: Tensor, num_classes: int, least: float = 0.1) -> Figures:
+    """classes_hit and label_entropy of the labels (N,) int64 that a classifier gives to samples.
 
     classes_hit: how many classes hold at least `least` of the share that they would have if all were equally likely,
     because a stray mistake of the classifier is no mode. label_entropy: of the histogram, in [0, 1]; 1 is uniform.
     """
     shares = torch.bincount(labels.cpu(), minlength=num_classes).double() / len(labels)
     entropy = -torch.xlogy(shares, shares).sum() / math.log(num_classes)
-    return {
-        "classes_hit": float((shares >= least / num_classes).sum()),
-        "label_entropy": abs(float(entropy.clamp(0, 1))),  # rounding may leave -0 or 1 + eps
-    }
+    return named(
+        CLASSES_HIT.figure((shares >= least / num_classes).sum()),
+        LABEL_ENTROPY.figure(abs(float(entropy.clamp(0, 1)))),  # rounding may leave -0 or 1 + eps
+    )
 
 
 def ndb(real: Tensor, fake: Tensor, bins: int, generator: torch.Generator, significance: float = 0.05) -> float:
@@ -83,9 +106,9 @@ FLOORS = Floors()
 def collapsed(figures: Mapping[str, float], num_classes: int, floors: Floors = FLOORS) -> str | None:
     """Why the figures say that a sampler draws only a part of the data, in one line; None if they do not.
 
-    Reads `classes_hit`, `label_entropy` and `recall`, those of them that are there and not None.
+    Reads `classes_hit`, `label_entropy` and `recall`, those of them that are there.
     """
-    found = {name: value for name, value in figures.items() if value is not None}
+    found = figures
     if found.get("classes_hit", math.inf) < floors.classes * num_classes:
         return f"collapsed: draws {found['classes_hit']:.0f} of {num_classes} classes"
     if found.get("label_entropy", math.inf) < floors.label_entropy:
@@ -98,7 +121,7 @@ def collapsed(figures: Mapping[str, float], num_classes: int, floors: Floors = F
 def overfitted(figures: Mapping[str, float], gap: float = 0.3) -> str | None:
     """Why the figures say that a discriminator knows its training images by heart; None if they do not.
 
-    Reads `accuracy_train` and `accuracy_held_out`, of `Family.watch`; `gap` is the largest difference that passes.
+    Reads `accuracy_train` and `accuracy_held_out`, of `Family.validate`; `gap` is the largest difference that passes.
     """
     if not {"accuracy_train", "accuracy_held_out"} <= figures.keys():
         return None

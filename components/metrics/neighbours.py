@@ -13,10 +13,48 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from components.metrics import intervals
+from components.metrics.figures import Definition, Figure, Figures, named
+
 _ROWS = 1024  # of the distance matrix held at once
 _AMONG = 8192  # of the set that is searched for neighbours, as float64 at once
 _EQUAL = 1e-12  # of the squared lengths: what cancellation leaves of the squared distance of equal vectors
 MEMORISED_RATIO = 1 / 3  # Yoon et al. 2023, section 4.1
+PRECISION = Definition(
+    name="precision",
+    label="precision",
+    explanation="the share of generated images that lie among the real ones",
+    kind="score",
+    better="higher",
+)
+RECALL = Definition(
+    name="recall",
+    label="recall",
+    explanation="the share of real images that lie among the generated ones",
+    kind="score",
+    better="higher",
+)
+DENSITY = Definition(
+    name="density",
+    label="density",
+    explanation="how many real images' neighbourhoods a generated image lies in, over the number expected",
+    kind="score",
+    better="higher",
+)
+COVERAGE = Definition(
+    name="coverage",
+    label="coverage",
+    explanation="the share of real images whose neighbourhood holds a generated one",
+    kind="score",
+    better="higher",
+)
+MEMORISED = Definition(
+    name="memorised",
+    label="copies",
+    explanation="images less than a third as far from one training image as from any other",
+    kind="share",
+    better="lower",
+)
 
 
 @dataclass(frozen=True)
@@ -45,8 +83,8 @@ def share_inside(features: Tensor, manifold: Manifold) -> float:
 
 @dataclass(frozen=True)
 class Inside:
-    """Who lies in whose ball. `samples`: (N, M) bool, sample n in the ball of real image m. `real`: (M, N) bool, real
-    image m in the ball of sample n. `neighbours` is the k of both manifolds."""
+    """Membership of samples and real images in each other's balls. `samples`: (N, M) bool, sample n in the ball of real
+    image m. `real`: (M, N) bool, real image m in the ball of sample n. `neighbours` is the k of both manifolds."""
 
     samples: Tensor
     real: Tensor
@@ -85,6 +123,27 @@ class Inside:
     def resampled_coverage(self, weights: Tensor) -> Tensor:
         """(R,) coverage of resampled sets of samples. `weights`: (R, N) multiplicities."""
         return _shares_hit(self.samples.T, weights)
+
+
+def neighbour_figures(inside: Inside, weights: Tensor) -> Figures:
+    """precision, recall, density and coverage with bootstrap intervals. `weights`: (R, N) multiplicities."""
+    precise, dense = inside.precise(), inside.dense()
+    recall, coverage = _share(inside.recalled()), _share(inside.covered())
+    return named(
+        PRECISION.figure(_share(precise), intervals.of_mean(precise, weights, 0.0, 1.0)),
+        RECALL.figure(recall, intervals.around(recall, inside.resampled_recall(weights), 0.0, 1.0)),
+        DENSITY.figure(_share(dense), intervals.of_mean(dense, weights, 0.0)),
+        COVERAGE.figure(coverage, intervals.around(coverage, inside.resampled_coverage(weights), 0.0, 1.0)),
+    )
+
+
+def memorised_figure(features: Tensor, train: Tensor) -> Figure | None:
+    """The share of images, by features (M, D), that copy a training image (N, D); None of a single training image."""
+    return None if len(train) < 2 else MEMORISED.figure(_share(memorised(nearest(features, train, 2)[1])))
+
+
+def _share(hits: Tensor) -> float:
+    return float(hits.double().mean())
 
 
 def _shares_hit(hits: Tensor, weights: Tensor) -> Tensor:

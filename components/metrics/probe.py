@@ -6,6 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.metrics.figures import Definition
+
+PROBE_ACCURACY = Definition(
+    name="probe_accuracy",
+    label="linear probe",
+    explanation="held-out images whose class a linear classifier reads off the encoder's features",
+    kind="share",
+    better="higher",
+)
+
 
 @torch.enable_grad()
 def probe_accuracy(features: Tensor, labels: Tensor, held_out: Tensor, held_out_labels: Tensor) -> float:

@@ -44,8 +44,8 @@ def train(job: Job, cluster: ClusterConfig, storage: str | Path, tracker: RunLog
         if state is None or state.step < job.training.steps:  # a finished run needs no workers to say so
             state = _fit(job, cluster, storage, run, tracker)
             _track(state, tracker)
-    seen = validation.kept(run)
-    state.history = [{**row, **seen.get(int(row["step"]), {})} for row in state.history]
+    validated = {step: validation.tracked(figures) for step, figures in validation.kept(run).items()}
+    state.history = [{**row, **validated.get(int(row["step"]), {})} for row in state.history]
     return state
 
 
@@ -76,7 +76,7 @@ def _fit(job: Job, cluster: ClusterConfig, storage: str | Path, run: Store, trac
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
-        # a look takes no share of the cluster, and its loss is no loss to the training
+        # validation takes no share of the cluster, and its loss is no loss to the training
         validation_config=ray.train.ValidationConfig(
             functools.partial(validate_apart, job=job, reports=reports.queue, run=run),
             ray_remote_kwargs={"num_cpus": 0},

@@ -16,13 +16,12 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
+RATE = "images_per_second"  # a figure of every report on steps
 LINE_EVERY = 10.0  # seconds, where the output is no terminal
 
 
 class Listener(Protocol):
     def figures(self, step: int, figures: dict[str, float]) -> None: ...
-
-    def validated(self, step: int, figures: dict[str, float]) -> None: ...
 
     def picture(self, name: str, png: bytes) -> None: ...
 
@@ -73,7 +72,7 @@ def console(name: str, total: int) -> Listener:
 
 def describe(figures: dict[str, float]) -> str:
     """The rate and the losses, the rest is for the tracker."""
-    rate = f"{figures['images_per_second']:.0f} images/s"
+    rate = f"{figures[RATE]:.0f} images/s"
     losses = [f"{name} {value:.4g}" for name, value in figures.items() if name.endswith("/loss")]
     return "  ".join([rate, *losses])
 
@@ -86,14 +85,13 @@ class Bar:
         self._bar = tqdm(total=total, desc=name, bar_format=layout, dynamic_ncols=True)
 
     def figures(self, step: int, figures: dict[str, float]) -> None:
+        if RATE not in figures:  # of a checkpoint's validation, not of steps
+            return
         self._bar.set_postfix_str(describe(figures), refresh=False)
         self._bar.update(step - self._bar.n)
         self._bar.refresh()
         if step >= self._bar.total:
             self._bar.close()
-
-    def validated(self, step: int, figures: dict[str, float]) -> None:
-        pass
 
     def picture(self, name: str, png: bytes) -> None:
         pass
@@ -108,6 +106,8 @@ class Lines:
         self._last = 0.0
 
     def figures(self, step: int, figures: dict[str, float]) -> None:
+        if RATE not in figures:  # of a checkpoint's validation, not of steps
+            return
         now = time.monotonic()
         self._first = self._first or (now, step)
         if now - self._last < LINE_EVERY and step < self._total:
@@ -116,9 +116,6 @@ class Lines:
         elapsed, steps = now - self._first[0], step - self._first[1]
         left = f"  {elapsed / steps * (self._total - step):.0f} s left" if steps > 0 and step < self._total else ""
         print(f"{self._name}: step {step}/{self._total}  {describe(figures)}{left}", flush=True)
-
-    def validated(self, step: int, figures: dict[str, float]) -> None:
-        pass
 
     def picture(self, name: str, png: bytes) -> None:
         pass

@@ -17,6 +17,7 @@ from ray.util.queue import Queue
 from components.data.dataset import Dataset, batches, row_weight
 from components.data.permutation import global_batch
 from components.errors import TrainingError
+from components.metrics.figures import Figures
 from components.training import sharding
 from components.training.loop import State, fit
 from components.training.metric_averages import NonFiniteError
@@ -25,6 +26,7 @@ from infra.ray_train import validation
 from infra.ray_train.checkpoints import read_state, restore, write_checkpoint
 from infra.ray_train.job import Job, to_device
 from infra.ray_train.preemption import Preemption
+from infra.ray_train.progress import RATE
 from infra.storage.store import Store
 
 GIB = 2**30
@@ -123,30 +125,29 @@ class Worker:
         return agreed
 
     def save(self, state: State) -> None:
-        """Stores a checkpoint and has it looked at: here, if no other worker waits, in a task of its own otherwise."""
+        """Stores a checkpoint and has it validated: here, if no other worker waits, in a task of its own otherwise."""
         began = time.monotonic()
         alone = self.world == 1
         if self.reporter and alone:
-            self.reporter.validated(self.run, state.step, *self.validator.look(state))
+            self.reporter.validated(self.run, state.step, *self.validator.validate(state))
         checkpoint = write_checkpoint(state) if self.reporter else None
-        look = checkpoint is not None and not alone
         ray.train.report(
             {"step": state.step},
             checkpoint=checkpoint,
             delete_local_checkpoint_after_upload=checkpoint is not None,
-            validation=look,
+            validation=checkpoint is not None and not alone,
         )
         self.preemption.saved(time.monotonic() - began)
 
 
 def validate_apart(checkpoint: ray.train.Checkpoint, job: Job, reports: Queue, run: Store) -> dict[str, float]:
-    """A look at a stored checkpoint, as a Ray task."""
+    """Validates a stored checkpoint, as a Ray task. Nothing goes back through Ray Train: figures come by the queue."""
     torch.set_num_threads(1)  # the workers have the cores
     with checkpoint.as_directory() as folder:
         state = read_state(Path(folder), "cpu")
-    picture, figures = validation.Validator(job, "cpu").look(state)
+    picture, figures = validation.Validator(job, "cpu").validate(state)
     Reporter(job, reports, torch.device("cpu")).validated(run, state.step, picture, figures)
-    return figures
+    return {}
 
 
 def _accelerator(on_gpu: bool, sharded: bool) -> Accelerator:
@@ -158,7 +159,7 @@ def _accelerator(on_gpu: bool, sharded: bool) -> Accelerator:
 
 
 class Reporter:
-    """A voice to the driver, which shows and tracks off the step's path."""
+    """Sends rank 0's metrics to the driver through a queue, so that showing and tracking never block a step."""
 
     def __init__(self, job: Job, queue: Queue, device: torch.device, world: int = 1):
         self._job, self._queue, self._device, self._world = job, queue, device, world
@@ -170,12 +171,13 @@ class Reporter:
 
     def figures(self, step: int, figures: dict[str, float]) -> None:
         rate = (step - self._first) * self._job.training.batch_size / (time.monotonic() - self._began)
-        self._queue.put(("figures", step, {**figures, "images_per_second": rate, **self._system()}))
+        self._queue.put(("figures", step, {**figures, RATE: rate, **self._system()}))
 
-    def validated(self, run: Store, step: int, picture: bytes | None, figures: dict[str, float]) -> None:
-        """Hands on a look: figures into the run's storage and to the driver, the picture to the driver."""
+    def validated(self, run: Store, step: int, picture: bytes | None, figures: Figures) -> None:
+        """Hands on a checkpoint's validation: figures into the run's storage and to the driver, the picture to the
+        driver."""
         validation.keep(run, step, figures)
-        self._queue.put(("validated", step, figures))
+        self._queue.put(("figures", step, validation.tracked(figures)))
         if picture is not None:
             self._queue.put(("picture", f"previews/{step:07d}.png", picture))
 

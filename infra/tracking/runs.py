@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from components.errors import InputError
+from components.metrics.figures import VALIDATION
 from infra.config import TrackingConfig
 
 ENVIRONMENT = {
@@ -27,7 +28,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # of 7: a wrong address should not take minutes to say so
 }
 JOB_TAG = "job"
-WATCHED = re.compile("watch/")  # figures of looks at checkpoints, which come apart from those of steps
+_VALIDATED = re.compile(f"{VALIDATION}/")  # figures of checkpoints, which come apart from those of steps
 
 
 def connect(uri: str):
@@ -126,23 +127,19 @@ class RunLogger:
     def __init__(self, run: TrackedRun):
         self._client = connect(run.uri)
         self._run_id = run.run_id
-        # every report has every loss, so the steps of any one tell which reports are on record
+        # every report of a kind has every figure of it, so the steps of any one tell which reports are on record
         names = self._client.get_run(run.run_id).data.metrics
         self._written = set()
-        for kind, is_one in (("figures", lambda name: name.endswith("/loss")), ("validated", WATCHED.match)):
+        for kind, is_one in (("figures", lambda name: name.endswith("/loss")), ("validated", _VALIDATED.match)):
             found = [name for name in names if is_one(name)]
             history = self._client.get_metric_history(run.run_id, found[0]) if found else []
             self._written |= {(kind, metric.step) for metric in history}
 
     def figures(self, step: int, figures: Mapping[str, float]) -> None:
-        self._log_once("figures", step, figures)
-
-    def validated(self, step: int, figures: Mapping[str, float]) -> None:
-        self._log_once("validated", step, figures)
-
-    def _log_once(self, kind: str, step: int, figures: Mapping[str, float]) -> None:
+        """Logs one report: of a step's losses, or of its checkpoint's validation."""
         from mlflow.entities import Metric
 
+        kind = "validated" if all(map(_VALIDATED.match, figures)) else "figures"
         if not figures or (kind, step) in self._written:
             return
         self._written.add((kind, step))

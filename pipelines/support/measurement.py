@@ -1,4 +1,5 @@
-"""What every candidate is measured against, and how one is measured: shared by reference, evaluate and promote."""
+"""Measurement of candidates: the real images that they are held against, sampling, figures and pictures. Shared by
+reference, evaluate and promote."""
 
 from __future__ import annotations
 
@@ -14,65 +15,68 @@ from torch import Tensor
 from components.artifacts import run_folder
 from components.config import Strict
 from components.data.dataset import Dataset, Manifest
+from components.devices import default_device
 from components.errors import InputError, SamplerError
-from components.evaluation import generation, measuring, pretrained
-from components.evaluation.measuring import Perception, Real
+from components.evaluation import generation, pretrained, selection
+from components.evaluation.features import Extractors, Features
 from components.evaluation.protocol import EvaluateConfig, Protocol, library_versions
-from components.evaluation.quality import Reference
-from components.evaluation.tasks import KEPT_IMAGES, Extractors, SampledBatch, SampleTask, Seen, default_device
+from components.evaluation.set_figures import Perception, Real, Reference, set_figures
+from components.evaluation.tasks import KEPT_IMAGES, SampledBatch, SampleTask
 from components.families.base import JUDGE, Sampler
+from components.metrics.figures import Figures, under, values
 from components.metrics.frechet import Moments
+from components.metrics.modes import collapsed
 from infra.ray_cluster.worker_pool import WorkerPool
 from pipelines.support import paths
 from pipelines.support.params import Params
 
 MOMENTS = "moments.safetensors"
-FIGURES = ("frechet_distance", "precision", "recall", "density", "coverage", "kid", "label_agreement", "ms_per_image")
 _TIMED = 4  # batches behind a time, the first to warm up, where many workers sample and none is alone
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The real images, what is seen of them, and the protocol. `test_labels` (M,) are those of all of `test`, empty
-    where it has none."""
+    """The real images, their features, and the protocol. `test_labels` (M,) are those of all of `test`, empty where it
+    has none."""
 
     config: EvaluateConfig
     protocol: Protocol
     real: Real
     train: Dataset
     test: Dataset
-    train_seen: Seen
-    test_seen: Seen
+    train_features: Features
+    test_features: Features
     test_labels: Tensor
     perception: Perception
 
 
 def judge_folder(params: Params) -> Path | None:
-    """The run of the judge that `inputs` gives `evaluate`."""
+    """The run of the judge that `inputs` gives `evaluate`, or None."""
     folder = params.inputs_of("evaluate").get(JUDGE)
     # by the name that it has here, which the protocol tells, also where it is a link
     return None if folder is None else folder.absolute()
 
 
 def open_extractors(params: Params, device: str) -> Extractors:
+    """The extractor and the judge that params.yaml names. Raises InputError of one that is not there."""
     return Extractors.open(params.evaluate.extractor, judge_folder(params), device)
 
 
-def read_seen(split: str) -> tuple[Seen, Manifest]:
+def read_features(split: str) -> tuple[Features, Manifest]:
     """A description as `reference` wrote it. Raises InputError if it is missing."""
     folder = paths.REFERENCE / split
     if not folder.is_dir():
         raise InputError(f"{folder}: missing; expected what `python -m pipelines.reference` writes")
     described = Dataset(folder)
     columns = described.take(torch.arange(len(described)))
-    return Seen(*(columns.get(name) for name in Seen._fields)), described.manifest
+    return Features(*(columns.get(name) for name in Features._fields)), described.manifest
 
 
 def open_measurement(params: Params, extractors: Extractors) -> Measurement:
     """Reads the descriptions of the real images. Raises InputError if missing, or of other images or extractors."""
     config = params.evaluate
-    train_seen, train_facts = read_seen("train")
-    test_seen, test_facts = read_seen("test")
+    train_features, train_facts = read_features("train")
+    test_features, test_facts = read_features("test")
     train, test = Dataset(paths.TRAIN_IMAGES), Dataset(paths.TEST_IMAGES)
     judge_hash = "" if extractors.judge is None else extractors.judge.weights_hash
     for facts in (train_facts, test_facts):
@@ -83,8 +87,8 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
     moments = Moments(int(tensors["count"]), tensors["mean"], tensors["covariance"])
     images = test.take(torch.arange(min(len(test), KEPT_IMAGES)))
     real = Real(
-        Reference.of(test_seen.vectors, config, moments),
-        train_seen.vectors,
+        Reference.of(test_features.vectors, config, moments),
+        train_features.vectors,
         test.medium.rows(images),
         images.get("label", torch.empty(0, dtype=torch.int64)),
         test.manifest.classes,
@@ -105,7 +109,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
         **perceived_by,
     )
     labels = torch.cat([columns.get("label", torch.empty(0, dtype=torch.int64)) for columns in test.chunks(4096)])
-    return Measurement(config, protocol, real, train, test, train_seen, test_seen, labels, perception)
+    return Measurement(config, protocol, real, train, test, train_features, test_features, labels, perception)
 
 
 def open_perception(config: EvaluateConfig) -> tuple[Perception, dict[str, str]]:
@@ -118,16 +122,19 @@ def open_perception(config: EvaluateConfig) -> tuple[Perception, dict[str, str]]
 
 @dataclass(frozen=True)
 class Measured:
-    """One candidate: its figures, its grid, its images nearest to training ones above those, its least convincing."""
+    """A measured candidate: all its settings, its figures, why it counts as collapsed (or empty), its grid, its images
+    nearest to training ones above those, its least convincing."""
 
-    figures: dict
+    settings: dict
+    figures: Figures
+    collapsed: str
     grid: Tensor
     nearest: Tensor
     failures: Tensor | None
 
 
 def sampling(params: Params, run: Path, candidate: dict) -> SampleTask:
-    """The order for a candidate's evaluation set."""
+    """The task of sampling a candidate's evaluation set."""
     config = params.evaluate
     weights = Path(config.extractor.weights).absolute() if config.extractor.weights else None
     return SampleTask(
@@ -144,70 +151,81 @@ def sampling(params: Params, run: Path, candidate: dict) -> SampleTask:
 
 
 def sample(
-    worker_pool: WorkerPool, order: SampleTask, ready: tuple[Sampler, Strict], extractors: Extractors
+    workers: WorkerPool, task: SampleTask, ready: tuple[Sampler, Strict], extractors: Extractors
 ) -> list[SampledBatch]:
     """Samples the set on all workers. `ready`, `extractors`: the sampler and the extractors open in this process."""
-    make: Callable = order.worker if worker_pool.spreads else functools.partial(order.worker, ready, extractors)
-    return list(worker_pool.map(make, order.parts))
+    make: Callable = task.worker if workers.spreads else functools.partial(task.worker, ready, extractors)
+    return list(workers.map(make, task.parts))
 
 
 def ms_per_image(
-    worker_pool: WorkerPool, order: SampleTask, pieces: list[SampledBatch], ready: tuple[Sampler, Strict]
+    workers: WorkerPool, task: SampleTask, batches: list[SampledBatch], ready: tuple[Sampler, Strict]
 ) -> float:
-    """Of a sampler that has its machine to itself: workers that share one would slow each other."""
-    sizes = [len(piece.seen.vectors) for piece in pieces]
-    if not worker_pool.spreads:
-        return generation.ms_per_image(list(zip(sizes, (piece.seconds for piece in pieces), strict=True)))
-    requests = generation.requests(*ready, max(sizes) * _TIMED, order.seed, max(sizes), order.captions)
+    """Milliseconds per image, timed with no other worker running: workers that share a machine slow each other."""
+    sizes = [len(batch.features.vectors) for batch in batches]
+    if not workers.spreads:
+        return generation.ms_per_image(list(zip(sizes, (batch.seconds for batch in batches), strict=True)))
+    requests = generation.requests(*ready, max(sizes) * _TIMED, task.seed, max(sizes), task.captions)
     times = [generation.generate(ready[0], request).seconds for request in requests]
     return generation.ms_per_image([(max(sizes), seconds) for seconds in times[1:]])
 
 
-def load_sampler(folder: Path, bench: Measurement, device: str) -> run_folder.Run:
+def load_sampler(folder: Path, measurement: Measurement, device: str) -> run_folder.Run:
     """A trained sampler that fits the data. Raises SamplerError if its run folder is damaged or made for others."""
     run = run_folder.load(folder, device)
     sampler = generation.sampler_of(run)
-    if sampler.conditional and sampler.data.classes != bench.test.manifest.classes:
+    if sampler.conditional and sampler.data.classes != measurement.test.manifest.classes:
         raise SamplerError(f"{folder}: was trained on other classes than {paths.TEST_IMAGES} has; train it again")
     return run
 
 
 def measure(
-    worker_pool: WorkerPool,
-    order: SampleTask,
+    workers: WorkerPool,
+    task: SampleTask,
     ready: tuple[Sampler, Strict],
-    bench: Measurement,
+    measurement: Measurement,
     extractors: Extractors,
 ) -> Measured:
     """Samples a candidate's set and measures it. The grid is sampled first and warms up."""
     sampler, settings = ready
-    config, captions = bench.config, order.captions
-    request = generation.grid_request(sampler, settings, config.seed, captions)
-    grid = torch.cat([generation.generate(sampler, part).images for part in request.split(config.batch_size)])
-    if tuple(grid.shape[1:]) != bench.protocol.image_shape:
-        raise SamplerError(
-            f"makes images of shape {tuple(grid.shape[1:])}; {paths.TEST_IMAGES} has {bench.protocol.image_shape}"
-        )
-    pieces = sample(worker_pool, order, ready, extractors)
-    seen = Seen.joined([piece.seen for piece in pieces])
-    images = sampler.medium.to_floats(torch.cat([piece.images for piece in pieces if piece.images is not None]))
-    labels = generation.wanted_labels(sampler, captions, len(seen.vectors))
+    config, captions, real = measurement.config, task.captions, measurement.real
+    grid = _sample_grid(task, ready, measurement)
+    batches = sample(workers, task, ready, extractors)
+    features = Features.joined([batch.features for batch in batches])
+    images = sampler.medium.to_floats(torch.cat([batch.images for batch in batches if batch.images is not None]))
+    labels = generation.wanted_labels(sampler, captions, len(features.vectors))
     prompts = generation.request(sampler, settings, 0, len(images), config.seed, captions).conditions.prompt
-    figures = {
-        "settings": order.candidate | settings.model_dump(mode="json"),
-        **measuring.figures(seen, images, labels, bench.real, config, bench.perception, prompts),
-        "ms_per_image": ms_per_image(worker_pool, order, pieces, ready),
-        "ms_single": generation.ms_single(sampler, settings, config.seed, captions),
-        "network_evaluations": generation.network_evaluations(sampler, settings, captions),
-    }
-    samples, trained_on = measuring.closest_to_training(seen, len(images), bench.real)
-    pairs = torch.cat([images[samples], bench.train.rows(trained_on)])
+    figures = set_figures(features, images, labels, real, config, measurement.perception, prompts)
+    ms = ms_per_image(workers, task, batches, ready)
+    figures |= generation.cost_figures(sampler, settings, ms, config.seed, captions)
+    samples, trained_on = selection.closest_to_training(features, len(images), real)
+    pairs = torch.cat([images[samples], measurement.train.rows(trained_on)])
     worst = None
-    if labels is not None and seen.judged is not None:
-        worst = images[measuring.least_convincing(seen, len(images), labels)]
-    return Measured(figures, grid, pairs, worst)
+    if labels is not None and features.judged is not None:
+        worst = images[selection.least_convincing(features, len(images), labels)]
+    return Measured(
+        task.candidate | settings.model_dump(mode="json"),
+        under(measurement.protocol.id, figures),
+        (collapsed(values(figures), len(real.classes)) or "") if real.classes else "",
+        grid,
+        pairs,
+        worst,
+    )
 
 
-def row(figures: dict) -> str:
-    """Figures in one line, for the terminal."""
-    return "  ".join(f"{name} {figures[name]:.4g}" for name in FIGURES if figures.get(name) is not None)
+def _sample_grid(task: SampleTask, ready: tuple[Sampler, Strict], measurement: Measurement) -> Tensor:
+    config = measurement.config
+    request = generation.grid_request(*ready, config.seed, task.captions)
+    grid = torch.cat([generation.generate(ready[0], part).images for part in request.split(config.batch_size)])
+    if tuple(grid.shape[1:]) != measurement.protocol.image_shape:
+        raise SamplerError(
+            f"makes images of shape {tuple(grid.shape[1:])}; {paths.TEST_IMAGES} has {measurement.protocol.image_shape}"
+        )
+    return grid
+
+
+def row(figures: Figures) -> str:
+    """The first figure of each kind in one line, for the terminal."""
+    first = {figure.definition.kind: figure for figure in reversed(figures.values())}
+    shown = [figure for figure in figures.values() if first[figure.definition.kind] is figure]
+    return "  ".join(f"{figure.name} {figure.value:.4g}" for figure in shown)

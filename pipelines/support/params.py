@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -81,21 +81,50 @@ class EncodeConfig(Strict):
     text: TextConfig | None = None
 
 
-class PromoteConfig(Strict):
-    """Which candidate reigns: the lowest `metric` among those that pass the guards, unless the reigning champion's
-    interval reaches as low. A sampler without a figure does not pass a bound on it."""
+class Bound(Strict):
+    """The least and the most that a figure may be; either may be left out."""
 
-    metric: Literal["frechet_distance", "kid", "cmmd"] = "frechet_distance"
-    min_improvement: float = Field(0.0, ge=0, lt=1)  # below the champion's interval, as a share of its figure
-    max_ms_per_image: float | None = Field(None, gt=0)
-    batch_size: int | None = Field(None, ge=1)  # of that time: 1, or evaluate.batch_size, which is the default
-    min_label_agreement: float | None = Field(None, ge=0, le=1)
-    min_recall: float | None = Field(None, ge=0, le=1)
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> Bound:
+        if self.at_least is None and self.at_most is None:
+            raise ValueError("expected at_least, at_most or both")
+        return self
+
+
+_FORMER_GUARDS = {  # of PromoteConfig -> the figure and the bound that say the same
+    "max_ms_per_image": ("ms_per_image", "at_most"),
+    "batch_size": ("ms_single", "at_most"),
+    "min_label_agreement": ("label_agreement", "at_least"),
+    "min_recall": ("recall", "at_least"),
+    "min_classes_hit": ("classes_hit", "at_least"),
+    "min_label_entropy": ("label_entropy", "at_least"),
+    "max_memorised": ("memorised", "at_most"),
+}
+
+
+class PromoteConfig(Strict):
+    """Which candidate reigns: the best `metric` among those that pass the guards, unless the reigning champion's
+    interval reaches as far. `metric` and the keys of `guards` are names of figures, as metrics/<sampler>.json lists
+    them; a candidate without a figure passes no bound on it."""
+
+    metric: str = "frechet_distance"
+    min_improvement: float = Field(0.0, ge=0, lt=1)  # beyond the champion's interval, as a share of its figure
+    guards: dict[str, Bound] = {}
     refuse_collapsed: bool = True  # samplers that draw only a part of the data (components/metrics/modes.py)
-    min_classes_hit: int | None = Field(None, ge=1)  # classes that come at least a tenth as often as equal shares
-    min_label_entropy: float | None = Field(None, ge=0, le=1)  # 1: all classes come equally often
-    max_memorised: float | None = Field(None, ge=0, le=1)  # share of samples that copy a training image
     registered_model: str = Field("latent-foundry", min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_former_guards(cls, block: Any) -> Any:
+        for key in block if isinstance(block, dict) else ():
+            if key in _FORMER_GUARDS:
+                figure, bound = _FORMER_GUARDS[key]
+                value = "..." if key == "batch_size" else block[key]
+                raise ValueError(f"{key} is no key any more; expected guards: {{{figure}: {{{bound}: {value}}}}}")
+        return block
 
 
 class Params(Strict):
@@ -160,7 +189,6 @@ def load(path: Path = DEFAULT) -> Params:
         for name, block in getattr(params, group).items():
             _check_family(params, name, block, f"{path}.{group}.{name}")
     inputs.check(params, str(path))
-    _check_time(params, str(path))
     return params
 
 
@@ -186,15 +214,6 @@ def _refuse_two_of_a_name(params: Params, where: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{where}: two blocks are called {name}; expected one, for their folders' sake")
-
-
-def _check_time(params: Params, where: str) -> None:
-    measured = (1, params.evaluate.batch_size)
-    if params.promote.batch_size not in (None, *measured):
-        raise ConfigError(
-            f"{where}.promote.batch_size: times are measured alone (1) and at evaluate.batch_size ({measured[1]}), "
-            f"found {params.promote.batch_size}"
-        )
 
 
 def _check_family(params: Params, name: str, block: TrainBlock, where: str) -> None:

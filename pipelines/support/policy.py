@@ -1,26 +1,19 @@
 """Which candidate reigns: the `promote` block of params.yaml as a function of figures.
 
-A candidate is one sampler with one solver setting. The reigning champion stays unless it fails the guards, or a
-challenger that passes them lies below its interval: figures within an interval of each other are not told apart.
+The reigning champion stays unless it fails the guards, or a challenger that passes them lies beyond its interval:
+figures within an interval of each other are not told apart. Which figures decide is the user's choice; each figure
+says itself which way is better.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from components.errors import InputError
-from pipelines.support.params import PromoteConfig
-
-Candidate = dict[str, Any]  # one entry of a metrics file's `candidates`, with its `sampler`, `number` and `content`
-
-_LEAST = {
-    "min_label_agreement": "label_agreement",
-    "min_recall": "recall",
-    "min_classes_hit": "classes_hit",
-    "min_label_entropy": "label_entropy",
-}
-_MOST = {"max_memorised": "memorised"}
+from components.metrics.figures import Definition, definitions
+from pipelines.support.candidates import Candidate
+from pipelines.support.params import Bound, PromoteConfig
 
 
 @dataclass(frozen=True)
@@ -30,66 +23,90 @@ class Decision:
     why: str
 
 
-def label(candidate: Candidate) -> str:
-    """A candidate's name for people: `ldm #0`; of a registered version that is no candidate, its version."""
-    return f"{candidate['sampler']} #{candidate['number']}" if "number" in candidate else f"v{candidate['version']}"
-
-
-def milliseconds(candidate: Candidate, policy: PromoteConfig) -> float:
-    """Per image, at the batch size that the policy names."""
-    return candidate["ms_single" if policy.batch_size == 1 else "ms_per_image"]
+def refuse_unknown_figures(policy: PromoteConfig, candidates: Iterable[Candidate]) -> None:
+    """Raises InputError of a metric or guard that no candidate was measured by, listing those there are, and of a
+    metric that is better neither way."""
+    known = definitions(candidate.figures for candidate in candidates)
+    for key, name in [("metric", policy.metric), *(("guards", name) for name in policy.guards)]:
+        if name not in known:
+            raise InputError(f"params.yaml.promote.{key}: no figure {name!r}; expected one of {', '.join(known)}")
+    if known[policy.metric].better is None:
+        raise InputError(f"params.yaml.promote.metric: {policy.metric} is better neither higher nor lower")
 
 
 def objections(candidate: Candidate, policy: PromoteConfig) -> list[str]:
-    """Why the guards refuse a candidate; empty if they do not."""
-    if candidate.get("unmeasurable"):
-        return [candidate["unmeasurable"]]
-    reasons = [f"withdrawn by hand ({candidate['withdrawn']})"] if candidate.get("withdrawn") else []
-    if policy.refuse_collapsed and candidate.get("collapsed"):
-        reasons.append(candidate["collapsed"])
-    slowest, taken = policy.max_ms_per_image, milliseconds(candidate, policy)
-    if slowest is not None and taken > slowest:
-        reasons.append(f"{taken:.1f} ms per image is over max_ms_per_image {slowest:g}")
-    for guards, fails, beyond in ((_LEAST, float.__lt__, "under"), (_MOST, float.__gt__, "over")):
-        for guard, figure in guards.items():
-            bound, found = getattr(policy, guard), candidate.get(figure)
-            if bound is not None and found is None:
-                reasons.append(f"has no {figure.replace('_', ' ')}, so it cannot meet {guard}")
-            elif bound is not None and fails(float(found), float(bound)):
-                reasons.append(f"{figure.replace('_', ' ')} {found:.3f} is {beyond} {guard} {bound:g}")
+    """Why a candidate may not reign; empty if it may."""
+    if candidate.unmeasurable:
+        return [candidate.unmeasurable]
+    reasons = [f"withdrawn by hand ({candidate.withdrawn})"] if candidate.withdrawn else []
+    if policy.refuse_collapsed and candidate.collapsed:
+        reasons.append(candidate.collapsed)
+    if policy.metric not in candidate.figures:
+        reasons.append(f"has no {policy.metric}, which is promote.metric")
+    for name, bound in policy.guards.items():
+        reasons += _beyond(candidate, name, bound)
     return reasons
 
 
-def interval(candidate: Candidate, metric: str) -> list[float]:
-    return candidate[f"{metric.removesuffix('_distance')}_interval"]
+def _beyond(candidate: Candidate, name: str, bound: Bound) -> list[str]:
+    figure = candidate.figures.get(name)
+    if figure is None:
+        return [f"has no {name}, so it cannot meet guards.{name}"]
+    reasons = []
+    if bound.at_least is not None and figure.value < bound.at_least:
+        reasons.append(f"{name} {figure.value:.4g} is under at_least {bound.at_least:g}")
+    if bound.at_most is not None and figure.value > bound.at_most:
+        reasons.append(f"{name} {figure.value:.4g} is over at_most {bound.at_most:g}")
+    return reasons
 
 
-def threshold(reigning: Candidate, policy: PromoteConfig) -> float:
-    """What a challenger's metric must lie below."""
-    return interval(reigning, policy.metric)[0] - policy.min_improvement * abs(reigning[policy.metric])
+def cost(candidate: Candidate, metric: str) -> float:
+    """The candidate's metric where lower is better, its negative where higher is."""
+    figure = candidate.figures[metric]
+    return figure.definition.cost(figure.value)
+
+
+def bar(reigning: Candidate, policy: PromoteConfig) -> float:
+    """The value that a challenger's metric must lie beyond: the better end of the champion's interval, or its value
+    where it has none, and the least improvement beyond that."""
+    figure = reigning.figures[policy.metric]
+    ends = figure.interval or (figure.value,)
+    margin = policy.min_improvement * abs(figure.value)
+    return min(ends) - margin if figure.definition.better == "lower" else max(ends) + margin
 
 
 def decide(candidates: list[Candidate], reigning: Candidate | None, policy: PromoteConfig) -> Decision:
-    """`reigning` is the champion so far, measured by the same protocol; it may be one of the candidates. Raises
-    InputError telling each candidate's objections if none passes and none reigns."""
+    """Picks who reigns. `reigning` is the champion so far, measured by the same protocol; it may be one of the
+    candidates. Expects a policy that `refuse_unknown_figures` let pass. Raises InputError telling each candidate's
+    objections if none passes and none reigns."""
     metric = policy.metric
     passing = [candidate for candidate in candidates if not objections(candidate, policy)]
-    best = min(passing, key=lambda candidate: candidate[metric], default=None)
+    best = min(passing, key=lambda candidate: cost(candidate, metric), default=None)
     against = [] if reigning is None else objections(reigning, policy)
     if best is None and (reigning is None or against):
-        told = "; ".join(f"{label(c)}: {', '.join(objections(c, policy))}" for c in candidates)
-        raise InputError(f"promote: no candidate passes the guards of params.yaml ({told})")
+        reasons = "; ".join(f"{one.name}: {', '.join(objections(one, policy))}" for one in candidates)
+        raise InputError(f"promote: no candidate passes the guards of params.yaml ({reasons})")
+    words = _words(definitions([one.figures for one in candidates])[metric])
     if reigning is None:
-        return Decision(best, False, f"lowest {metric} of {len(passing)} candidates that pass; nobody reigned")
+        return Decision(best, False, f"{words.best} {metric} of {len(passing)} candidates that pass; nobody reigned")
     if against:
-        return Decision(best, False, f"{label(reigning)}, which reigned, is out: {', '.join(against)}")
-    if best is None or best["content"] == reigning["content"]:
-        return Decision(reigning, True, f"no candidate that passes has a lower {metric}")
-    bar = threshold(reigning, policy)
-    if best[metric] < bar:
-        return Decision(
-            best, False, f"{metric} {best[metric]:.4g} is below {bar:.4g}, the bar that {label(reigning)} sets"
-        )
-    return Decision(
-        reigning, True, f"{label(best)} is the best challenger; its {metric} {best[metric]:.4g} is not below {bar:.4g}"
-    )
+        return Decision(best, False, f"{reigning.name}, which reigned, is out: {', '.join(against)}")
+    if best is None or best.content == reigning.content:
+        return Decision(reigning, True, f"no candidate that passes has a {words.better} {metric}")
+    value, limit, direction = best.figures[metric].value, bar(reigning, policy), best.figures[metric].definition
+    if direction.cost(value) < direction.cost(limit):
+        why = f"{metric} {value:.4g} is {words.beyond} {limit:.4g}, the bar that {reigning.name} sets"
+        return Decision(best, False, why)
+    why = f"{best.name} is the best challenger; its {metric} {value:.4g} is not {words.beyond} {limit:.4g}"
+    return Decision(reigning, True, why)
+
+
+@dataclass(frozen=True)
+class _Words:
+    best: str
+    better: str
+    beyond: str
+
+
+def _words(definition: Definition) -> _Words:
+    return _Words("lowest", "lower", "below") if definition.better == "lower" else _Words("highest", "higher", "above")

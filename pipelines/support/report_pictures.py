@@ -20,9 +20,9 @@ from components.evaluation.pictures import (
 )
 from components.families.base import Sampler
 from components.sampling.requests import Conditions
-from pipelines.reconstruct import load_autoencoder
-from pipelines.support import paths
-from pipelines.support.metrics_files import read_json
+from pipelines.support import paths, sample_pictures
+from pipelines.support.autoencoders import load_autoencoder
+from pipelines.support.metrics_files import read_autoencoder
 
 Context = dict
 _COLUMNS = 10  # images in a row of pictures
@@ -38,21 +38,9 @@ def _uri(medium: Medium, rows: torch.Tensor, columns: int) -> str:
     return data_uri(medium.preview(rows, columns))
 
 
-def read_grid(sampler: str, number: int) -> bytes:
-    path = paths.SAMPLES / sampler / f"{number}-grid.png"
-    if not path.is_file():
-        raise InputError(f"{path}: missing; expected what `python -m pipelines.evaluate samplers.{sampler}` writes")
-    return path.read_bytes()
-
-
-def champion_picture(name: str) -> bytes | None:
-    """One of the pictures that promote put beside the champion, if it has it."""
-    path = paths.CHAMPION / name
-    return path.read_bytes() if path.is_file() else None
-
-
 def champion_grid() -> bytes:
-    png = champion_picture("grid.png")
+    """The champion's grid. Raises InputError if it is missing."""
+    png = sample_pictures.read_champions("grid")
     if png is None:
         raise InputError(f"{paths.CHAMPION / 'grid.png'}: missing; expected what `python -m pipelines.promote` writes")
     return png
@@ -84,9 +72,9 @@ def real_grid(dataset: Dataset) -> str:
 
 
 def autoencoder_pictures(name: str, dataset: Dataset) -> Context:
-    """What an autoencoder makes of held-out images, and the figures that `reconstruct` found."""
+    """An autoencoder's reconstructions and interpolations of held-out images, and the figures of `reconstruct`."""
     autoencoder = load_autoencoder(paths.RUNS / name)
-    measured = read_json(paths.METRICS / f"{name}.json", f"reconstruct autoencoders.{name}")
+    measured = read_autoencoder(name)
     firsts = [rows[0] for rows in rows_by_class(dataset, 1) if len(rows)]
     shown = torch.stack(firsts)[:_COLUMNS] if firsts else torch.arange(min(len(dataset), _COLUMNS))
     images, medium = dataset.rows(shown), dataset.medium
@@ -102,8 +90,8 @@ def autoencoder_pictures(name: str, dataset: Dataset) -> Context:
 
 
 def champion_film(champion: Sampler, settings: dict) -> Context | None:
-    """How a few images come about: a row an image, from the first estimate to the last. None of a sampler that makes
-    them in one step."""
+    """Film strip of a few images as they come about: a row an image, from the first estimate to the last. None of a
+    sampler that makes them in one step."""
     chosen = parse(champion.Settings, settings, f"{paths.PROMOTED}.settings")
     captions = generation.Captions.of(Dataset(paths.TEST_IMAGES)) if champion.texts else None
     request = generation.request(champion, chosen, 0, _FILMED, 0, captions)
@@ -118,7 +106,7 @@ def champion_film(champion: Sampler, settings: dict) -> Context | None:
 
 
 def champion_walks(champion: Sampler, settings: dict) -> list[Context]:
-    """Between what a champion draws from two seeds, of two classes, of two captions; none of one that knows no way."""
+    """Walks between a champion's samples of two seeds, two classes, two captions; none of one that cannot blend."""
     if not champion.edits:
         return []
     chosen = parse(champion.Settings, settings, f"{paths.PROMOTED}.settings")

@@ -15,6 +15,7 @@ import sys
 import torch
 
 from components.evaluation import generation
+from components.metrics.figures import values
 from tests.benchmarks import digits, quality
 
 FOLDER = digits.ROOT / ".cache" / "autoencoder_ablation"
@@ -38,13 +39,13 @@ def measure(variant: str, seed: int) -> dict:
     if vae.config.perceptual:
         vae.receive("judge", yardstick.judge)
     vae, _, _ = digits.trained(key, vae, train, seed)
-    watched = vae.watch(test.columns, test.columns, yardstick.judge)
+    validated = values(vae.validate(test.columns, test.columns, yardstick.judge))
     key, latents = "samplers.ldm", quality.encoded(vae, train)
     sampler, _, _ = digits.trained(key, digits.made(key, latents, seed), latents, seed)
     quality.with_autoencoder(sampler, vae)
     _, settings = generation.weights_and_settings(digits.demo().samplers["ldm"].candidates[0])
     picture = FOLDER / f"{variant}_{seed}.png"
-    return {**watched, **yardstick.of_sampler(sampler, sampler.Settings(**settings), picture)}
+    return {**validated, **yardstick.of_sampler(sampler, sampler.Settings(**settings), picture)}
 
 
 def kept(variant: str, seed: int) -> dict:

@@ -16,6 +16,7 @@ import torch
 
 from components.families import family_class
 from components.gan.base import GAN
+from components.metrics.figures import values
 from components.training.loop import TrainingConfig
 from components.training.optimizers import OptimizerConfig
 from tests.benchmarks import digits, quality
@@ -23,7 +24,7 @@ from tests.benchmarks import digits, quality
 FOLDER = digits.ROOT / ".cache" / "gan_digits"
 SECONDS = 120  # of training, of one core
 MOST_STEPS = 10**6  # more than anyone makes in that time
-WATCHED = ("accuracy_train", "accuracy_held_out", "accuracy_fake", "ndb", "reconstruction", "probe_accuracy")
+VALIDATED = ("accuracy_train", "accuracy_held_out", "accuracy_fake", "ndb", "reconstruction", "probe_accuracy")
 
 
 def adam(learning_rate: float, first: float = 0.0, second: float = 0.99) -> OptimizerConfig:
@@ -63,10 +64,10 @@ def measure(name: str, seed: int) -> dict:
     family = quality.made(name, SETTINGS[name], train.info, seed)
     training = TrainingConfig(steps=MOST_STEPS, batch_size=BATCH[name], save_every=MOST_STEPS)
     sampler, state, _ = quality.trained(family, train, training, seed, SECONDS, time.process_time)
-    watched = sampler.watch(train.columns, test.columns, yardstick.judge)
+    validated = values(sampler.validate(train.columns, test.columns, yardstick.judge))
     return {
         **yardstick.of_sampler(sampler, sampler.Settings(), FOLDER / f"{name}_{seed}.png"),
-        **{key: watched[key] for key in WATCHED if key in watched},
+        **{key: validated[key] for key in VALIDATED if key in validated},
         "steps": state.step,
         "parameters": sum(p.numel() for p in sampler.nets["generator"].parameters()),
         "all_parameters": sum(p.numel() for p in sampler.nets.parameters()),

@@ -19,7 +19,7 @@ from components.data.dataset import batches
 from components.data.media.image import MEDIUM
 from components.evaluation import generation
 from components.evaluation.protocol import EvaluateConfig
-from components.evaluation.quality import Reference, class_quality, quality
+from components.evaluation.set_figures import Reference, feature_figures, label_figures
 from components.families import family_class
 from components.families.base import AutoencoderInfo, DataInfo, Family, Sampler
 from components.sources import DataConfig
@@ -29,7 +29,7 @@ from infra.ray_cluster.encoding import Moments
 from tests.benchmarks.rates import Data
 from tests.components.helpers import no_wrap
 
-TOLD = ("frechet_distance", "frechet_interval", "precision", "recall", "label_agreement", "classes_hit")
+TOLD = ("frechet_distance", "precision", "recall", "label_agreement", "classes_hit")
 
 
 def read(config: DataConfig, seed: int = 0) -> dict[str, Data]:
@@ -129,11 +129,12 @@ class Yardstick:
         return torch.cat(vectors), torch.cat(logits)
 
     def of_images(self, images: Tensor, labels: Tensor | None) -> dict:
-        """Figures of a set; `labels` are those asked for."""
+        """Figures of a set, by name, and the interval of the distance; `labels` are those asked for."""
         vectors, logits = self.features(images)
-        found = quality(vectors, self.reference, self.protocol, labels)
-        found |= class_quality(logits, self.protocol, labels)
-        return {name: found[name] for name in TOLD if found.get(name) is not None}
+        found = feature_figures(vectors, self.reference, self.protocol, labels)
+        found |= label_figures(logits, None, self.protocol, labels)
+        told = {name: found[name].value for name in TOLD if name in found}
+        return told | {"frechet_interval": list(found["frechet_distance"].interval)}
 
     def of_sampler(self, sampler: Sampler, settings: Strict, picture: Path | None = None) -> dict:
         """Figures of a sampler's set under one setting, its milliseconds an image, and a picture to look at."""

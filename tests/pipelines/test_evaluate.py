@@ -13,7 +13,8 @@ from components.artifacts import run_folder
 from components.errors import ConfigError, DataError, InputError, SamplerError
 from components.evaluation import generation
 from components.evaluation.protocol import Protocol
-from components.evaluation.quality import CLASS_FIGURES, Reference, class_quality, quality
+from components.evaluation.set_figures import Reference, feature_figures, label_figures
+from components.metrics.figures import values
 from infra.config import ClusterConfig
 from infra.ray_cluster.worker_pool import worker_pool
 from pipelines import evaluate, reference
@@ -32,51 +33,63 @@ def project(described_project, tmp_path, monkeypatch):
 
 
 def measured(project, name: str) -> dict:
+    """The details of a metrics file; sets whose quality is known by their names, too."""
     evaluate.main([f"samplers.{name}"])
-    return json.loads((project / "metrics" / f"{name}.json").read_text())
+    (details,) = json.loads((project / "metrics" / f"{name}.json").read_text())["details"]
+    return details | {one["name"]: one for one in details["known"]}
 
 
 def test_every_candidate_has_every_figure_and_a_grid(project, capsys):
     result = measured(project, "ldm")
     assert [c["settings"]["solver"] for c in result["candidates"]] == ["ddim", "heun"]
-    for figures in result["candidates"]:
-        low, high = figures["frechet_interval"]
-        assert 0 <= low <= figures["frechet_distance"] <= high
+    for candidate in result["candidates"]:
+        figures, intervals = candidate["figures"], candidate["intervals"]
+        assert intervals["frechet_distance"][0] >= 0
         assert all(0 <= figures[name] <= 1 for name in ("precision", "recall", "coverage", "label_agreement"))
         assert figures["ms_per_image"] > 0 < figures["ms_single"]
-        assert math.isfinite(figures["kid"]) and figures["kid_stderr"] > 0
+        assert math.isfinite(figures["kid"]) and intervals["kid"][0] < intervals["kid"][1]
         for name in ("kid", "cmmd", "precision", "recall", "density", "coverage", "inception_score", "label_agreement"):
-            low, high = figures[f"{name}_interval"]
+            low, high = intervals[name]
             assert low <= figures[name] <= high
+        low, high = intervals["frechet_distance"]
+        assert low <= figures["frechet_distance"] <= high
         assert 0 <= figures["memorised"] <= 1 >= figures["classifier_accuracy"] >= 0
-        assert figures["lpips_diversity"] is None and figures["clip_score"] is None  # nobody asked
-    distances = [figures["frechet_distance"] for figures in result["candidates"]]
+        assert not {"lpips_diversity", "clip_score"} & figures.keys()  # nobody asked
+        assert set(figures) <= {one["name"] for one in result["definitions"]}
+    distances = [candidate["figures"]["frechet_distance"] for candidate in result["candidates"]]
     assert distances[result["best"]] == min(distances)
     assert Protocol(**result["protocol"]).num_samples == 24
     assert result["noise"]["num_samples"] == 24 == result["floor"]["num_samples"]
-    assert result["copy"]["memorised"] == 1 > result["floor"]["memorised"]
-    assert result["summary"]["frechet_distance"] == min(distances)
-    assert 0 <= result["judge_accuracy"] <= 1
+    assert result["copy"]["figures"]["memorised"] == 1 > result["floor"]["figures"]["memorised"]
+    assert 0 <= result["judge"]["figures"]["judge_accuracy"] <= 1
+    shown = json.loads((project / "metrics/ldm.json").read_text())
+    assert shown["frechet_distance"] == min(distances), "what `dvc metrics show` lists"
+    assert all(isinstance(value, float) for name, value in shown.items() if name != "details")
     names = {f"{number}{picture}.png" for number in (0, 1) for picture in ("-grid", "-nearest", "-failures")}
     assert {path.name for path in (project / "samples/ldm").iterdir()} == {*names, "candidates.csv"}
     with Image.open(project / "samples/ldm/1-grid.png") as grid:  # three classes in rows of ten, each pixel three wide
         assert grid.size == ((10 * 17 - 1) * 3, (3 * 17 - 1) * 3)
-    assert "floor: real training images" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "real images" in told and "#1: " in told and "guidance scale 2.0" in told
+    header, first, second = (project / "samples/ldm/candidates.csv").read_text().splitlines()
+    assert header.startswith("candidate,frechet_distance,kid") and first.startswith("ldm #0,")
+    assert float(second.split(",")[1]) == distances[1]
 
 
 def test_a_sampler_without_classes_has_no_label_agreement(project):
     result = measured(project, "dcgan")
-    assert not result["conditional"] and result["candidates"][0]["label_agreement"] is None
-    assert set(CLASS_FIGURES) <= result["candidates"][0].keys()
-    assert result["candidates"][0]["network_evaluations"] == 1
+    figures = result["candidates"][0]["figures"]
+    assert not result["conditional"] and "label_agreement" not in figures
+    assert {"inception_score", "classes_hit", "label_entropy"} <= figures.keys()
+    assert figures["network_evaluations"] == 1
+    assert (project / "samples/dcgan/candidates.csv").read_text().count("label_agreement") == 0
 
 
 def test_figures_are_a_function_of_the_inputs(project):
     def without_time() -> dict:
         result = measured(project, "ldm")
-        for figures in result["candidates"]:
-            del figures["ms_per_image"], figures["ms_single"]
-        del result["summary"]["ms_per_image"]
+        for candidate in result["candidates"]:
+            del candidate["figures"]["ms_per_image"], candidate["figures"]["ms_single"]
         return result
 
     assert without_time() == without_time()
@@ -87,9 +100,9 @@ def test_the_set_is_the_same_whatever_the_batch_size(project):
     settings = sampler.Settings(num_inference_steps=2)
     sets = []
     for batch_size in (4, 7):
-        pieces = [generation.generate(sampler, r) for r in generation.requests(sampler, settings, 14, 3, batch_size)]
-        assert torch.cat([piece.labels for piece in pieces]).tolist() == [i % 3 for i in range(14)]
-        sets.append(torch.cat([piece.images for piece in pieces]))
+        batches = [generation.generate(sampler, r) for r in generation.requests(sampler, settings, 14, 3, batch_size)]
+        assert torch.cat([batch.labels for batch in batches]).tolist() == [i % 3 for i in range(14)]
+        sets.append(torch.cat([batch.images for batch in batches]))
     assert (sets[0] - sets[1]).abs().max() <= 2.01 / 255  # a rounding may fall to the next of 256 levels
 
 
@@ -117,13 +130,18 @@ def test_time_is_the_median_of_full_batches():
 def test_the_reference_itself_is_perfect():
     features = torch.randn(60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     config = EvaluateConfig(neighbours=3, resamples=20)
-    figures = quality(features, Reference.of(features, config), config)
+    figures = values(feature_figures(features, Reference.of(features, config), config))
     assert figures["frechet_distance"] == pytest.approx(0, abs=1e-9)
     assert figures["precision"] == figures["recall"] == figures["coverage"] == 1
 
 
-def test_class_figures_are_those_listed_for_sets_without_a_judge():
-    assert tuple(class_quality(torch.eye(3), EvaluateConfig(resamples=20))) == CLASS_FIGURES
+def test_label_figures_need_somebody_who_knows_classes():
+    config, logits = EvaluateConfig(resamples=20), torch.eye(3)
+    assert label_figures(None, None, config) == {}
+    assert set(label_figures(None, logits, config)) == {"inception_score"}
+    judged = label_figures(logits, 5 * torch.eye(3), config, torch.arange(3))
+    assert set(judged) == {"inception_score", "classes_hit", "label_entropy", "label_agreement"}
+    assert judged["inception_score"].value == pytest.approx(2.77, abs=0.01)
 
 
 def nothing_written(project) -> bool:
@@ -183,22 +201,22 @@ def test_a_damaged_description_is_made_again(project, capsys):
 
 
 def test_many_workers_describe_and_sample_the_same(project, ray_session):
-    order = measurement.sampling(load(), project / "runs/ldm", {"solver": "ddim", "num_inference_steps": 2})
+    task = measurement.sampling(load(), project / "runs/ldm", {"solver": "ddim", "num_inference_steps": 2})
     described = {path.name: path.read_bytes() for path in project.glob("reference/*/*")}
     shutil.rmtree(project / "reference")
     sets = []
     for cluster in (ClusterConfig(), ClusterConfig(num_workers=2)):
         extractors = measurement.open_extractors(load(), "cpu")
         with worker_pool(cluster, evaluate.ROOT) as workers:
-            pieces = measurement.sample(workers, order, order.open("cpu"), extractors)
-        assert len(pieces) == 3
-        sets.append(pieces)
+            batches = measurement.sample(workers, task, task.open("cpu"), extractors)
+        assert len(batches) == 3
+        sets.append(batches)
     params = load().model_copy(update={"cluster": ClusterConfig(num_workers=2)})
     reference.reference(params)
     assert {path.name: path.read_bytes() for path in project.glob("reference/*/*")} == described
     for one, two in zip(*sets, strict=True):
         assert torch.equal(one.images, two.images)
-        assert torch.equal(one.seen.vectors, two.seen.vectors)
+        assert torch.equal(one.features.vectors, two.features.vectors)
 
 
 def test_without_reference_it_says_what_to_run(project):
@@ -220,7 +238,7 @@ def test_averages_on_the_way_tell_quality_over_training_time(project):
     (project / "params.yaml").write_text(yaml.safe_dump(content))
     points = measured(project, "ldm")["over_training"]
     assert [point["step"] for point in points] == [1, 3]
-    assert points[0]["frechet_distance"] != points[1]["frechet_distance"]
+    assert points[0]["figures"]["frechet_distance"] != points[1]["figures"]["frechet_distance"]
     assert measured(project, "dcgan")["over_training"] == []
 
 

@@ -177,11 +177,12 @@ def test_every_solver_schedule_and_weighting_takes_the_shape(project):
 
 @pytest.mark.parametrize("name", ["ldm", "pixels", "gen"])
 def test_figures_and_previews_are_there(project, name):
-    result = json.loads((project.root / f"metrics/{name}.json").read_text())
-    (figures,) = result["candidates"]
+    (result,) = json.loads((project.root / f"metrics/{name}.json").read_text())["details"]
+    (candidate,) = result["candidates"]
     for figure in ("frechet_distance", "kid", "precision", "recall", "memorised"):
-        assert math.isfinite(figures[figure]), figure
-    assert result["copy"]["memorised"] == 1 and result["noise"]["frechet_distance"] > 0
+        assert math.isfinite(candidate["figures"][figure]), figure
+    known = {one["name"]: one["figures"] for one in result["known"]}
+    assert known["copy"]["memorised"] == 1 and known["noise"]["frechet_distance"] > 0
     png = (project.root / f"samples/{name}/0-grid.png").read_bytes()
     sheet = Image.open(io.BytesIO(png))
     num_rows = 2 if result["conditional"] else 10

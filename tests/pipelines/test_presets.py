@@ -17,6 +17,7 @@ from components.errors import ConfigError
 from components.families import family_class
 from components.families.base import AutoencoderInfo, DataInfo
 from components.files import write_json
+from components.metrics.figures import values
 from components.sampling.requests import Conditions, Request
 from components.training.loop import fit
 from infra.ray_cluster import encoding
@@ -158,7 +159,7 @@ def test_a_slice_of_the_emoji_preset_from_files_to_figures(tmp_path, monkeypatch
 
     reference.reference(params)
     result = evaluate.evaluate(params, "samplers.ldm", "cpu")
-    first, second = result["candidates"]
+    first, second = (values(candidate.figures) for candidate in result.candidates)
     assert 0 <= first["label_agreement"] <= 1  # of the held-out captions' groups
     # two prompts' text, two steps with two rows, one decoder; with a guide heun asks three times, two nets each
     assert first["network_evaluations"] == 2 + 2 * 2 + 1

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,9 @@ def set_distances(root: Path, **distances: list[float]) -> None:
     for sampler, values in distances.items():
         path = root / f"metrics/{sampler}.json"
         content = json.loads(path.read_text())
-        for figures, value in zip(content["candidates"], values, strict=True):
-            figures |= {"frechet_distance": value, "frechet_interval": [0.9 * value, 1.1 * value]}
+        for candidate, value in zip(content["details"][0]["candidates"], values, strict=True):
+            candidate["figures"]["frechet_distance"] = value
+            candidate["intervals"]["frechet_distance"] = [0.9 * value, 1.1 * value]
         write_json(path, content)
 
 
@@ -130,10 +132,8 @@ def test_a_champion_of_an_earlier_training_is_measured_again_under_a_new_protoco
 def test_a_champion_that_cannot_be_measured_any_more_falls(project, monkeypatch, capsys):
     run_promote()
     retrained(project)
-    metrics = read_metrics(load())
-    for measured in metrics.values():
-        measured["device"] = "another"
-        write_json(project / f"metrics/{measured['sampler']}.json", measured)
+    for measured in read_metrics(load()).values():
+        replace(measured, device="another").write()
 
     def refuse(*_):
         raise InputError("other classes")

@@ -28,6 +28,7 @@ def project(described_project, tmp_path, monkeypatch):
 def test_figures_are_those_of_the_whole_split_whatever_the_batches(project, capsys):
     reconstruct.main(["autoencoders.vae"])
     found = json.loads((project / "metrics/vae.json").read_text())
+    (details,) = found["details"]
     images = MEDIUM.to_floats(Dataset(project / "data/images/test").take(torch.arange(30))["image"])
     with torch.no_grad():
         others = run_folder.load(project / "runs/vae").family.reconstruct(images)
@@ -37,7 +38,8 @@ def test_figures_are_those_of_the_whole_split_whatever_the_batches(project, caps
     assert found["psnr"] == pytest.approx(float(psnr), rel=1e-4)
     assert found["reconstruction_fd"] == pytest.approx(frechet_distance(*features), rel=1e-4)
     assert found["reconstruction_fd"] > 1e-3 and -1 <= found["ssim"] < 0.9  # untrained, so far from the images
-    assert found["num_images"] == 30 and found["extractor"] == "judge" and len(found["extractor_hash"]) == 64
+    assert details["num_images"] == 30 and details["extractor"] == "judge" and len(details["extractor_hash"]) == 64
+    assert [one["better"] for one in details["definitions"]] == ["higher", "higher", "lower"]
     assert "autoencoders.vae: psnr" in capsys.readouterr().out
 
 
@@ -45,7 +47,7 @@ def test_what_comes_back_unchanged_has_no_distance(project, monkeypatch):
     monkeypatch.setattr(VAE, "reconstruct", lambda self, images: images)
     reconstruct.main(["autoencoders.vae"])
     found = json.loads((project / "metrics/vae.json").read_text())
-    assert found["psnr"] is None, "infinite, which JSON cannot say"
+    assert "psnr" not in found, "infinite, which JSON cannot say"
     assert found["ssim"] == pytest.approx(1) and found["reconstruction_fd"] == pytest.approx(0, abs=1e-6)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from components.errors import InputError
 from components.files import write_json
+from components.metrics.figures import Definition
 from pipelines import report
 from tests.infra import chromium
 
@@ -36,13 +37,16 @@ def promote_candidate(root, sampler: str, number: int) -> None:
     for suffix, name in {"-grid": "grid", "-nearest": "nearest", "-failures": "failures"}.items():
         if (picture := root / f"samples/{sampler}/{number}{suffix}.png").is_file():
             shutil.copy(picture, root / f"champion/{name}.png")
-    candidate = json.loads((root / f"metrics/{sampler}.json").read_text())["candidates"][number]
+    (details,) = json.loads((root / f"metrics/{sampler}.json").read_text())["details"]
+    candidate = details["candidates"][number]
+    kept = {name: details[name] for name in ("sampler", "definitions", "protocol", "device")}
+    write_json(root / "champion/candidate.json", {**candidate, **kept, "candidate": number})
     promoted = {
         "sampler": sampler,
         "key": f"samplers.{sampler}",
         "candidate": number,
         "settings": candidate["settings"],
-        "figures": candidate,
+        "figures": candidate["figures"],
         "run_folder": "champion/sampler",
         "model": "latent-foundry",
         "version": "7",
@@ -118,12 +122,14 @@ def test_it_shows_the_champion_every_candidate_floor_noise_and_lineage(project):
 
 def test_the_autoencoder_shows_its_figures_and_the_champion_the_ways_between_its_samples(project):
     path = project / "metrics/vae.json"
-    figures = {**json.loads(path.read_text()), "psnr": 21.37, "ssim": 0.862, "reconstruction_fd": 3.14159}
-    write_json(path, figures)
+    figures = {"psnr": 21.37, "ssim": 0.862, "reconstruction_fd": 3.14159}
+    content = json.loads(path.read_text())
+    content["details"][0]["figures"] = figures
+    write_json(path, content)
     content = page(project)
     text = " ".join(" ".join(parsed(content).text).split())
     assert "peak signal-to-noise ratio 21.4 dB, structural similarity 0.862" in text
-    assert "Fréchet distance of the reconstructions 3.14 on the features of judge" in text
+    assert "Fréchet distance of the reconstructions 3.14" in text and "on the features of judge" in text
     assert "Between seeds" in text and "Between classes" in text
     path.unlink()
     with pytest.raises(InputError, match=r"metrics/vae\.json: missing; expected what .*reconstruct autoencoders\.vae"):
@@ -138,7 +144,7 @@ def test_a_champion_that_knows_no_way_between_samples_shows_none(project):
 def test_a_collapsed_candidate_is_called_so_in_its_row(project):
     path = project / "metrics/dcgan.json"
     metrics = json.loads(path.read_text())
-    metrics["candidates"][0]["collapsed"] = "collapsed: draws 1 of 99 classes"
+    metrics["details"][0]["candidates"][0]["collapsed"] = "collapsed: draws 1 of 99 classes"
     write_json(path, metrics)
     content = page(project)
     told = re.findall(r"<tr[^>]*><th>(\S+ #\d)(?:(?!</tr>).)*collapsed: draws 1 of 99 classes", content, re.DOTALL)
@@ -180,12 +186,13 @@ def test_the_closer_look_and_the_graph(project):
     assert "No training kept averages on the way" in text
 
 
-def test_quality_over_training_time_comes_from_snapshots_and_from_looks(project):
+def test_quality_over_training_time_comes_from_snapshots_and_from_checkpoint_validation(project):
     metrics = json.loads((project / "metrics/ldm.json").read_text())
-    points = [{"step": step, "frechet_distance": 9.0 / step} for step in (1, 2, 3)]
-    write_json(project / "metrics/ldm.json", {**metrics, "over_training": points})
+    points = [{"step": step, "figures": {"frechet_distance": 9.0 / step}, "intervals": {}} for step in (1, 2, 3)]
+    metrics["details"][0]["over_training"] = points
+    write_json(project / "metrics/ldm.json", metrics)
     history = project / "runs/vae/history.csv"
-    history.write_text("step,autoencode/loss,watch/psnr\n1,5,\n2,4,20\n3,3,25\n")
+    history.write_text("step,autoencode/loss,validation/psnr\n1,5,\n2,4,20\n3,3,25\n")
     content = page(project)
     section = content[content.index('id="over-time"') : content.index('id="curves"')]
     assert section.count("<polyline") == 2 and "ldm" in section and "psnr" in section
@@ -217,15 +224,21 @@ def test_what_is_missing_is_named_with_who_writes_it(project, missing, writer):
 
 def test_figures_of_different_protocols_are_refused(project):
     metrics = json.loads((project / "metrics/dcgan.json").read_text())
-    metrics["protocol"]["num_samples"] = 5
+    metrics["details"][0]["protocol"]["num_samples"] = 5
     write_json(project / "metrics/dcgan.json", metrics)
     with pytest.raises(InputError, match=r"ldm.json and metrics/dcgan.json: .+ protocols: num_samples 24 against 5"):
         report.main([])
 
 
 def test_a_metrics_file_without_its_protocol_is_refused(project):
-    write_json(project / "metrics/dcgan.json", {"candidates": []})
+    write_json(project / "metrics/dcgan.json", {"details": [{"candidates": [], "definitions": []}]})
     with pytest.raises(InputError, match="metrics/dcgan.json.protocol: expected a mapping"):
+        report.main([])
+
+
+def test_a_metrics_file_of_an_older_layout_says_what_to_run(project):
+    write_json(project / "metrics/dcgan.json", {"candidates": [{"frechet_distance": 1.0}], "protocol": {}})
+    with pytest.raises(InputError, match=r"dcgan\.json: no details in it; run .*evaluate samplers\.dcgan` again"):
         report.main([])
 
 
@@ -239,10 +252,21 @@ def test_a_stale_champion_is_refused(project, stale):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(None, report.NONE), (0.0, "0"), (2.3, "2.30"), (182.4, "182"), (12345, "12,345"), (-0.01234, "-0.0123")],
+    [(0.0, "0"), (2.3, "2.30"), (182.4, "182"), (12345, "12,345"), (-0.01234, "-0.0123")],
 )
-def test_figures_as_a_person_reads_them(value, shown):
-    assert report.figure(value) == shown
+def test_numbers_as_a_person_reads_them(value, shown):
+    assert report.number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit", "value", "low"),
+    [("share", "", "96.3%", "95.1%"), ("time", "ms", "0.963 ms", "0.951 ms"), ("score", "", "0.963", "0.951")],
+)
+def test_figures_as_a_person_reads_them(kind, unit, value, low):
+    defined = Definition(name="a", label="a", explanation="", kind=kind, better=None, unit=unit)
+    one = defined.figure(0.963, (0.951, 0.97))
+    assert report.figure(one) == value and report.interval(one).startswith(f"{low} {report.NONE} ")
+    assert report.figure(None) == report.NONE and report.interval(None) == ""
 
 
 @pytest.mark.skipif(chromium.EXECUTABLE is None, reason="no Chromium here")

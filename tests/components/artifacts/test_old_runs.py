@@ -75,7 +75,7 @@ def test_old_averages_are_read(tmp_path):
 
 def test_an_old_encoder_of_bigbigan_is_read(tmp_path):
     encoder = build("bigbigan").nets["encoder"]
-    weights = {key.replace("head.", "read."): value for key, value in copied(encoder).items()}
+    weights = {key.replace("head.", "read."): value.contiguous() for key, value in copied(encoder).items()}
     safetensors.torch.save_file(weights, tmp_path / "encoder.safetensors")
     found = build("bigbigan", seed=1).nets["encoder"]
     run_folder.load_weights(found, tmp_path / "encoder.safetensors")

@@ -5,7 +5,7 @@ import torch
 
 from components.artifacts import run_folder
 from components.errors import SamplerError
-from components.evaluation.extractor import extract, judge_extractor, label_agreement
+from components.evaluation.extractor import extract, judge_extractor
 from components.families.base import DataInfo
 from components.families.dcgan import Model as DCGAN
 from components.families.judge import Model as Judge
@@ -47,8 +47,3 @@ def test_a_generator_is_no_judge(tmp_path):
     run = write(tmp_path / "gan", "dcgan", DCGAN(DCGAN.Config(latent_dim=4, width=4), INFO))
     with pytest.raises(SamplerError, match="expected a trained judge, found family 'dcgan'"):
         judge_extractor(run, "judge")
-
-
-def test_label_agreement_is_the_share_of_hits():
-    logits = torch.eye(3)[[0, 1, 2, 2]]
-    assert label_agreement(logits, torch.tensor([0, 1, 2, 0])) == 0.75

@@ -14,7 +14,7 @@ from components.errors import ConfigError, SamplerError
 from components.evaluation import pretrained
 from components.evaluation.extractor import extract
 from components.evaluation.protocol import EvaluateConfig, ExtractorConfig
-from components.evaluation.quality import class_quality
+from components.evaluation.set_figures import label_figures
 from components.files import sha256
 from components.metrics.frechet import Moments, frechet_distance
 from components.metrics.kernel import kernel_distance
@@ -98,7 +98,7 @@ def test_figures_on_inception_equal_torch_fidelitys(inception_file, folders):
     inside = Inside.of(made.vectors, Manifold.of(real.vectors, 3), 3)
     assert float(inside.precise().double().mean()) == pytest.approx(theirs["precision"])
     assert float(inside.recalled().double().mean()) == pytest.approx(theirs["recall"])
-    score = class_quality(made.logits, EvaluateConfig(resamples=20))["inception_score"]
+    score = label_figures(None, made.logits, EvaluateConfig(resamples=20))["inception_score"].value
     assert score == pytest.approx(theirs["inception_score_mean"], rel=RELATIVE)
 
 

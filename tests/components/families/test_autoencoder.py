@@ -12,6 +12,7 @@ from components.config import parse
 from components.data.dataset import Batch
 from components.errors import SamplerError
 from components.families import family_class
+from components.metrics.figures import values
 from components.metrics.reconstruction import reconstruction_figures
 from components.nets.autoencoder.codebook import Codebook
 from components.training.loop import TrainingConfig, fit, step_player
@@ -208,20 +209,20 @@ def test_reconstructions_of_a_codebook_are_made_of_codes():
         assert torch.allclose(net.decode(mean), net.decode(net.codebook.nearest(mean)), atol=1e-5)
 
 
-def test_watched_figures_of_reconstructions():
+def test_figures_of_reconstructions():
     judge, columns = build("judge"), Rows(IMAGES).columns
     images = (columns["image"].float() / 127.5) - 1
     features = judge.nets["classifier"].features
-    exact = reconstruction_figures([(images, images)], features)
+    exact = values(reconstruction_figures([(images, images)], features))
     assert exact["ssim"] == pytest.approx(1)
     assert exact["reconstruction_fd"] == pytest.approx(0, abs=1e-6)
     others = (images + 0.2).clamp(-1, 1)
-    noisy = reconstruction_figures([(images, others)], features)
+    noisy = values(reconstruction_figures([(images, others)], features))
     error = ((images + 0.2).clamp(-1, 1) - images).square().mean((1, 2, 3))
     assert noisy["psnr"] == pytest.approx(float((10 * torch.log10(4 / error)).mean()), rel=1e-4)
-    parts = reconstruction_figures(zip(images.split(7), others.split(7), strict=True), features)
+    parts = values(reconstruction_figures(zip(images.split(7), others.split(7), strict=True), features))
     assert parts == pytest.approx(noisy, rel=1e-4), "however the set is cut"
-    found = build("vae").watch(columns, columns, judge)
+    found = values(build("vae").validate(columns, columns, judge))
     assert found.keys() == {"psnr", "ssim", "reconstruction_fd"}
     assert found["psnr"] < 15
     assert found["reconstruction_fd"] > exact["reconstruction_fd"]

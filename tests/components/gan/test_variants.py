@@ -14,6 +14,7 @@ from components.families import family_class, family_names
 from components.gan.base import GAN
 from components.gan.remedies import weights_of
 from components.gan.standing_statistics import WHOLE, truncated_normal
+from components.metrics.figures import values
 from components.metrics.probe import probe_accuracy
 from components.nets.gan.critic import Critic
 from components.nets.gan.dcgan import Flat, Trunk
@@ -200,7 +201,7 @@ def test_encoder_and_generator_want_the_opposite_of_the_discriminator():
 def test_bigbigan_reconstructs_and_is_probed():
     family = build("bigbigan")
     rows = Rows(IMAGES, 60).columns
-    figures = family.watch(rows, Rows(IMAGES, 40).columns, None)
+    figures = values(family.validate(rows, Rows(IMAGES, 40).columns, None))
     assert 0 <= figures["probe_accuracy"] <= 1
     assert 0 < figures["reconstruction"] < 4
 

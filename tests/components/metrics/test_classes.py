@@ -7,9 +7,9 @@ import torch
 from sklearn.metrics.pairwise import rbf_kernel
 
 from components.errors import ConfigError
-from components.evaluation.measuring import diversity
 from components.evaluation.protocol import SearchConfig
 from components.evaluation.search import best, refuse_bad_space, search
+from components.evaluation.set_figures import diversity_figure
 from components.metrics import classes, intervals
 from components.metrics.kernel import CMMD_SCALE, CMMD_SIGMA, cmmd
 
@@ -75,8 +75,14 @@ def test_diversity_pairs_images_of_one_class_alone():
     def distance(a, b):
         return (a - b).abs().flatten()
 
-    assert diversity(distance, images, labels) == (1 + 2) / 2
-    assert diversity(distance, images[:2], labels[:2]) is None
+    assert diversity_figure(distance, images, labels).value == (1 + 2) / 2
+    assert diversity_figure(distance, images[:2], labels[:2]) is None
+    assert diversity_figure(None, images, labels) is None
+
+
+def test_label_agreement_is_the_share_of_hits():
+    logits = torch.eye(3)[[0, 1, 2, 2]]
+    assert classes.label_agreement(logits, torch.tensor([0, 1, 2, 0])) == 0.75
 
 
 SEARCH = SearchConfig(

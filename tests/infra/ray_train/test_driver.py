@@ -111,7 +111,7 @@ def test_two_workers_train_on_the_same_global_batches(ray_session, images, tmp_p
     """With penalties, whose second derivative passes through data parallelism; no net looks across rows."""
     job = make_job(images, "r3gan")
     together, tracked = run(job, tmp_path, num_workers=2)
-    # both looks were taken, by tasks beside the workers
+    # both checkpoints were validated, by tasks beside the workers
     assert len(MlflowClient(tracked.uri).list_artifacts(tracked.run_id, "previews")) == 2
     # the loss sees every row's draw; weights themselves may part, since Adam divides rounding by rounding
     for row, other in zip(in_process(job).history, together.history, strict=True):

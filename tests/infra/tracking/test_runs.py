@@ -46,17 +46,17 @@ def test_repeated_steps_are_written_once(tmp_path):
     assert steps_of(run, "a/loss") == [10, 20, 30]
 
 
-def test_looks_are_tracked_beside_the_losses_of_their_step(tmp_path):
+def test_validation_is_tracked_beside_the_losses_of_its_step(tmp_path):
     run = open_run(tmp_path)
     first = runs.RunLogger(run)
     first.figures(10, {"a/loss": 1.0})
-    first.validated(10, {"watch/classes_hit": 3.0})
-    first.validated(20, {})  # most families have nothing to tell
+    first.figures(10, {"validation/classes_hit": 3.0})
+    first.figures(20, {})  # most families have nothing to tell
     resumed = runs.RunLogger(run)
-    resumed.validated(10, {"watch/classes_hit": 3.0})
-    resumed.validated(20, {"watch/classes_hit": 4.0})
+    resumed.figures(10, {"validation/classes_hit": 3.0})
+    resumed.figures(20, {"validation/classes_hit": 4.0})
     assert steps_of(run, "a/loss") == [10]
-    assert steps_of(run, "watch/classes_hit") == [10, 20]
+    assert steps_of(run, "validation/classes_hit") == [10, 20]
 
 
 def test_pictures_become_artifacts(tmp_path):

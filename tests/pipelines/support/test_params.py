@@ -98,9 +98,9 @@ def test_a_sampler_without_candidates_is_refused(content, tmp_path):
     assert "samplers.dcgan.candidates: empty" in refusal(content, tmp_path)
 
 
-def test_a_time_that_nobody_measures_is_refused(content, tmp_path):
-    content["promote"]["batch_size"] = 7
-    assert "promote.batch_size: times are measured alone (1) and at" in refusal(content, tmp_path)
+def test_a_guard_of_before_is_refused_with_its_new_form(content, tmp_path):
+    content["promote"]["max_ms_per_image"] = 7
+    assert "expected guards: {ms_per_image: {at_most: 7}}" in refusal(content, tmp_path)
 
 
 def test_an_unknown_family_lists_the_known_ones(content, tmp_path):

@@ -1,60 +1,84 @@
 """Who reigns, as a function of figures: guards, intervals, and what is said about it."""
 
+from dataclasses import replace
+
 import pytest
 
-from components.errors import InputError
-from pipelines.support.params import PromoteConfig
-from pipelines.support.policy import decide, objections
+from components.errors import ConfigError, InputError
+from components.metrics.figures import Definition, Figure, named
+from components.metrics.intervals import Interval
+from pipelines.support.candidates import Candidate
+from pipelines.support.params import PromoteConfig, parse
+from pipelines.support.policy import decide, objections, refuse_unknown_figures
+
+HIGHER = {"label_agreement", "recall", "classes_hit", "label_entropy", "toy_score"}
+NAMED = {"withdrawn", "unmeasurable", "collapsed"}
+INTERVALS = {"frechet_distance": lambda value: (0.8 * value, 1.2 * value)}
 
 
-def candidate(sampler="ldm", number=0, frechet=1.0, **figures) -> dict:
-    return {
-        "sampler": sampler,
-        "number": number,
-        "content": f"{sampler}{number}",
-        "settings": {"num_inference_steps": number + 1},
-        "frechet_distance": frechet,
-        "frechet_interval": [0.8 * frechet, 1.2 * frechet],
-        "ms_per_image": 10.0,
-        "ms_single": 30.0,
-        "label_agreement": 0.99,
-        **figures,
-    }
+def figure(name: str, value: float | tuple[float, Interval]) -> Figure:
+    """`value` may bring its interval."""
+    better = None if name == "colour" else "higher" if name in HIGHER else "lower"
+    definition = Definition(name=name, label=name, explanation="", kind="score", better=better)
+    alone, interval = value if isinstance(value, tuple) else (value, None)
+    return definition.figure(alone, interval or INTERVALS.get(name, lambda _: None)(alone))
 
 
-POLICY = PromoteConfig(max_ms_per_image=50, min_label_agreement=0.95)
+def candidate(sampler="ldm", number=0, frechet=1.0, **more) -> Candidate:
+    values = {"frechet_distance": frechet, "ms_per_image": 10.0, "ms_single": 30.0, "label_agreement": 0.99}
+    values |= {name: value for name, value in more.items() if name not in NAMED}
+    return Candidate(
+        sampler=sampler,
+        number=number,
+        content=f"{sampler}{number}",
+        settings={"num_inference_steps": number + 1},
+        figures=named(*(figure(name, value) for name, value in values.items() if value is not None)),
+        **{name: more[name] for name in NAMED & more.keys()},
+    )
+
+
+def reigning(sampler="old", **more) -> Candidate:
+    return replace(candidate(sampler, **more), version="3")
+
+
+def policy(metric="frechet_distance", **guards) -> PromoteConfig:
+    return PromoteConfig(metric=metric, guards=guards)
+
+
+POLICY = policy(ms_per_image={"at_most": 50}, label_agreement={"at_least": 0.95})
 GAN = candidate("dcgan", frechet=0.1, label_agreement=None)
 
 
 def test_the_lowest_metric_wins_where_nobody_reigns():
     decision = decide([candidate(number=0, frechet=2), candidate(number=1, frechet=1)], None, POLICY)
-    assert decision.winner["number"] == 1 and not decision.stays
-    assert "nobody reigned" in decision.why
+    assert decision.winner.number == 1 and not decision.stays
+    assert decision.why.startswith("lowest frechet_distance") and "nobody reigned" in decision.why
 
 
 def test_a_sampler_without_a_figure_cannot_meet_a_bound_on_it():
-    assert decide([GAN, candidate(frechet=2)], None, POLICY).winner["sampler"] == "ldm"
-    assert decide([GAN, candidate(frechet=2)], None, PromoteConfig()).winner["sampler"] == "dcgan"
+    assert decide([GAN, candidate(frechet=2)], None, POLICY).winner.sampler == "ldm"
+    assert decide([GAN, candidate(frechet=2)], None, PromoteConfig()).winner.sampler == "dcgan"
 
 
 @pytest.mark.parametrize(
-    ("guard", "figures"),
+    ("guards", "more"),
     [
-        ({"max_ms_per_image": 9}, {}),
-        ({"max_ms_per_image": 20, "batch_size": 1}, {}),
-        ({"min_label_agreement": 1.0}, {}),
-        ({"min_recall": 0.5}, {"recall": 0.4}),
-        ({"min_classes_hit": 10}, {"classes_hit": 9.0}),
-        ({"min_label_entropy": 0.9}, {"label_entropy": 0.2}),
-        ({"max_memorised": 0.1}, {"memorised": 0.2}),
+        ({"ms_per_image": {"at_most": 9}}, {}),
+        ({"ms_single": {"at_most": 20}}, {}),
+        ({"label_agreement": {"at_least": 1.0}}, {}),
+        ({"recall": {"at_least": 0.5}}, {"recall": 0.4}),
+        ({"classes_hit": {"at_least": 10}}, {"classes_hit": 9.0}),
+        ({"label_entropy": {"at_least": 0.9}}, {"label_entropy": 0.2}),
+        ({"memorised": {"at_most": 0.1}}, {"memorised": 0.2}),
+        ({"toy_score": {"at_least": 1, "at_most": 2}}, {"toy_score": 3}),
         ({}, {"withdrawn": "ann, yesterday: ugly"}),
         ({}, {"unmeasurable": "cannot be measured any more"}),
         ({}, {"collapsed": "collapsed: draws 20% of the classes"}),
     ],
 )
-def test_each_guard_refuses_with_its_name_and_passes_without(guard, figures):
-    (reason,) = objections(candidate(**figures), PromoteConfig(**guard))
-    assert not guard or next(iter(guard)) in reason
+def test_each_guard_refuses_with_its_name_and_passes_without(guards, more):
+    (reason,) = objections(candidate(**more), policy(**guards))
+    assert not guards or next(iter(guards)) in reason
     assert objections(candidate(recall=0.6, classes_hit=10.0, label_entropy=1.0, memorised=0.0), PromoteConfig()) == []
 
 
@@ -63,52 +87,107 @@ def test_a_collapsed_sampler_may_be_let_through():
 
 
 @pytest.mark.parametrize(
-    "bound", [{"min_recall": 0.4}, {"max_memorised": 0.4}, {"max_ms_per_image": 10.0}, {"min_label_agreement": 0.99}]
+    "guards",
+    [
+        {"recall": {"at_least": 0.4}},
+        {"memorised": {"at_most": 0.4}},
+        {"ms_per_image": {"at_most": 10.0}},
+        {"label_agreement": {"at_least": 0.99}},
+    ],
 )
-def test_a_figure_at_its_bound_passes(bound):
-    assert objections(candidate(recall=0.4, memorised=0.4), PromoteConfig(**bound)) == []
+def test_a_figure_at_its_bound_passes(guards):
+    assert objections(candidate(recall=0.4, memorised=0.4), policy(**guards)) == []
 
 
 def test_nobody_passes_tells_why_for_each():
-    with pytest.raises(InputError, match=r"ldm #0: 60\.0 ms .*; dcgan #0: has no label agreement"):
+    with pytest.raises(InputError, match=r"ldm #0: ms_per_image 60 is over .*; dcgan #0: has no label_agreement"):
         decide([candidate(ms_per_image=60), GAN], None, POLICY)
 
 
 @pytest.mark.parametrize(("frechet", "stays"), [(0.79, False), (0.81, True), (0.99, True), (1.5, True)])
 def test_a_challenger_must_be_below_the_champions_interval(frechet, stays):
-    reigning = {**candidate("old", frechet=1.0), "version": "3"}  # interval 0.8 to 1.2
-    decision = decide([candidate(frechet=frechet)], reigning, POLICY)
+    decision = decide([candidate(frechet=frechet)], reigning(frechet=1.0), POLICY)  # interval 0.8 to 1.2
     assert decision.stays == stays
-    assert decision.winner["sampler"] == ("old" if stays else "ldm")
+    assert decision.winner.sampler == ("old" if stays else "ldm")
 
 
 def test_a_minimum_improvement_lies_beyond_the_interval():
-    policy = PromoteConfig(min_improvement=0.1)  # below 0.8 - 0.1
-    reigning = {**candidate("old", frechet=1.0), "version": "3"}
-    assert decide([candidate(frechet=0.75)], reigning, policy).stays
-    assert not decide([candidate(frechet=0.69)], reigning, policy).stays
+    config = PromoteConfig(min_improvement=0.1)  # below 0.8 - 0.1
+    champion = reigning(frechet=1.0)
+    assert decide([candidate(frechet=0.75)], champion, config).stays
+    assert not decide([candidate(frechet=0.69)], champion, config).stays
 
 
 def test_another_metric_has_its_own_interval():
-    kid = {"kid": -0.5, "kid_interval": [-0.6, -0.4]}
-    reigning = {**candidate("old", frechet=1.0, **kid), "version": "3"}
-    policy = PromoteConfig(metric="kid")
-    assert decide([candidate(frechet=0.1, kid=-0.55, kid_interval=[-1, 0])], reigning, policy).stays
-    assert not decide([candidate(frechet=9.0, kid=-0.65, kid_interval=[-1, 0])], reigning, policy).stays
+    champion = reigning(frechet=1.0, kid=(-0.5, (-0.6, -0.4)))
+    assert decide([candidate(frechet=0.1, kid=(-0.55, (-1, 0)))], champion, policy("kid")).stays
+    assert not decide([candidate(frechet=9.0, kid=(-0.65, (-1, 0)))], champion, policy("kid")).stays
+
+
+def test_a_metric_that_is_better_higher_is_won_by_the_highest():
+    candidates = [candidate(number=0, recall=0.5), candidate(number=1, recall=0.7), candidate(number=2, recall=None)]
+    decision = decide(candidates, None, policy("recall"))
+    assert decision.winner.number == 1
+    assert decision.why == "highest recall of 2 candidates that pass; nobody reigned"
+    champion = reigning(recall=(0.6, (0.5, 0.72)))
+    kept = decide(candidates, champion, policy("recall"))
+    assert kept.stays and "its recall 0.7 is not above 0.72" in kept.why
+    fallen = decide([candidate(recall=0.73)], champion, policy("recall"))
+    assert not fallen.stays and "recall 0.73 is above 0.72" in fallen.why
+
+
+def test_a_metric_without_an_interval_is_told_apart_at_its_value():
+    champion = reigning(memorised=0.2)
+    assert decide([candidate(memorised=0.2)], champion, policy("memorised")).stays
+    assert not decide([candidate(memorised=0.19)], champion, policy("memorised")).stays
+
+
+def test_a_figure_that_only_a_family_or_medium_knows_may_decide():
+    candidates = [candidate(number=0, toy_score=1.0), candidate(number=1, toy_score=2.0), GAN]
+    config = policy("toy_score", toy_score={"at_least": 0.5})
+    refuse_unknown_figures(config, candidates)
+    assert decide(candidates, None, config).winner.number == 1
+
+
+def test_an_unknown_figure_is_refused_with_the_known_ones():
+    candidates = [candidate(), GAN]
+    known = "expected one of frechet_distance, ms_per_image, ms_single, label_agreement"
+    with pytest.raises(InputError, match=f"promote.metric: no figure 'fid'; {known}"):
+        refuse_unknown_figures(policy("fid"), candidates)
+    with pytest.raises(InputError, match=f"promote.guards: no figure 'speed'; {known}"):
+        refuse_unknown_figures(policy(speed={"at_most": 1}), candidates)
+    with pytest.raises(InputError, match=r"promote\.metric: colour is better neither higher nor lower"):
+        refuse_unknown_figures(policy("colour"), [candidate(colour=3)])
+
+
+@pytest.mark.parametrize(
+    ("block", "line"),
+    [
+        ({"min_label_agreement": 0.95}, r"expected guards: {label_agreement: {at_least: 0\.95}}"),
+        ({"max_memorised": 0.1}, r"expected guards: {memorised: {at_most: 0\.1}}"),
+        ({"max_ms_per_image": 200}, r"expected guards: {ms_per_image: {at_most: 200}}"),
+        ({"min_classes_hit": 10}, r"expected guards: {classes_hit: {at_least: 10}}"),
+        ({"batch_size": 1}, r"expected guards: {ms_single: {at_most: \.\.\.}}"),
+        ({"guards": {"recall": {}}}, r"promote\.guards\.recall: expected at_least, at_most or both"),
+        ({"guards": {"recall": {"over": 1}}}, r"promote\.guards\.recall\.over: unknown key"),
+    ],
+)
+def test_the_guards_of_before_are_refused_with_their_new_form(block, line):
+    with pytest.raises(ConfigError, match=line):
+        parse(PromoteConfig, block, "promote")
 
 
 def test_a_champion_that_fails_the_guards_falls_to_whoever_passes():
-    reigning = {**candidate("old", frechet=0.1, label_agreement=0.5), "version": "3"}
-    decision = decide([candidate(frechet=5)], reigning, POLICY)
-    assert decision.winner["sampler"] == "ldm"
-    assert "v3" not in decision.why and "old #0, which reigned, is out: label agreement 0.500" in decision.why
+    decision = decide([candidate(frechet=5)], reigning(frechet=0.1, label_agreement=0.5), POLICY)
+    assert decision.winner.sampler == "ldm"
+    assert "v3" not in decision.why and "old #0, which reigned, is out: label_agreement 0.5 is under" in decision.why
 
 
 def test_the_champion_stays_where_no_challenger_passes():
-    reigning = {**candidate("old"), "version": "3"}
-    assert decide([candidate(ms_per_image=60)], reigning, POLICY).stays
+    assert decide([candidate(ms_per_image=60)], reigning(), POLICY).stays
 
 
 def test_the_champion_is_a_candidate_itself():
-    decision = decide([candidate(number=0), candidate(number=1, frechet=2)], {**candidate(), "version": "1"}, POLICY)
-    assert decision.stays and decision.winner["version"] == "1"
+    champion = replace(candidate(), version="1")
+    decision = decide([candidate(number=0), candidate(number=1, frechet=2)], champion, POLICY)
+    assert decision.stays and decision.winner.version == "1"

@@ -213,10 +213,10 @@ def test_an_evaluation_on_a_head_measures_what_it_measures_here(s3, endpoint, me
         done = subprocess.run(verb, cwd=clone, env=settings, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     there = json.loads((clone / "metrics/ldm.json").read_text())
-    assert there["protocol"] == here["protocol"]
-    for found, expected in zip(there["candidates"], here["candidates"], strict=True):
+    assert there["details"][0]["protocol"] == here["details"][0]["protocol"]
+    for found, expected in zip(there["details"][0]["candidates"], here["details"][0]["candidates"], strict=True):
         for figure in ("frechet_distance", "kid", "precision", "recall", "label_agreement"):
-            assert found[figure] == pytest.approx(expected[figure], rel=1e-4, abs=1e-6), figure
+            assert found["figures"][figure] == pytest.approx(expected["figures"][figure], rel=1e-4, abs=1e-6), figure
     assert {path.name for path in (clone / "samples/ldm").iterdir()} >= {"0-grid.png", "1-nearest.png"}
 
 

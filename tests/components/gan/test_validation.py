@@ -1,25 +1,27 @@
-"""What a training is watched for: collapse, and a discriminator that knows its training images by heart."""
+"""Checkpoint validation of GANs: collapse, and a discriminator that knows its training images by heart."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from components.metrics.figures import values
 from components.metrics.modes import collapsed, overfitted
 from tests.components.helpers import IMAGES, Rows, build
 
 
-def watched(family, judge=True) -> dict[str, float]:
-    return family.watch(Rows(IMAGES, 60).columns, Rows(IMAGES, 40).columns, build("judge") if judge else None)
+def validated(family, judge=True) -> dict[str, float]:
+    judging = build("judge") if judge else None
+    return values(family.validate(Rows(IMAGES, 60).columns, Rows(IMAGES, 40).columns, judging))
 
 
 @pytest.mark.parametrize("name", ["dcgan", "wgan_gp", "cgan", "biggan", "bigbigan", "stylegan2", "r3gan"])
-def test_every_variant_is_watched(name):
-    figures = watched(build(name))
+def test_every_variant_is_validated(name):
+    figures = validated(build(name))
     assert {"classes_hit", "label_entropy", "recall", "ndb"} <= figures.keys()
     assert {"accuracy_train", "accuracy_held_out", "accuracy_fake"} <= figures.keys()
     assert all(isinstance(value, float) for value in figures.values())
-    assert "recall" not in watched(build(name), judge=False)
+    assert "recall" not in validated(build(name), judge=False)
 
 
 def test_a_generator_of_one_image_is_called_collapsed():
@@ -27,14 +29,14 @@ def test_a_generator_of_one_image_is_called_collapsed():
     with torch.no_grad():
         for parameter in family.nets["generator"].parameters():
             parameter.zero_()
-    figures = watched(family)
+    figures = validated(family)
     assert figures["classes_hit"] == 1
     assert figures["recall"] == 0
     assert figures["ndb"] > 0.5
     assert collapsed(figures, 3).startswith("collapsed: draws 1 of 3")
 
 
-def test_bigbigan_is_watched_by_what_its_discriminator_says_of_images_alone():
+def test_bigbigan_is_validated_by_what_its_discriminator_says_of_images_alone():
     family = build("bigbigan")
     with torch.no_grad():
         for column, score in enumerate(family.nets["discriminator"].scores):
@@ -60,6 +62,6 @@ def test_a_discriminator_that_knows_its_images_by_heart_is_noticed():
             return CriticOutput((torch.tensor(rows).float() * 2 - 1,), ())
 
     family.nets["discriminator"] = ByHeart()
-    figures = family.watch(train, held_out, None)
+    figures = values(family.validate(train, held_out, None))
     assert (figures["accuracy_train"], figures["accuracy_held_out"], figures["accuracy_fake"]) == (1, 0, 1)
     assert overfitted(figures).startswith("over-fitted")

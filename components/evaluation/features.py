@@ -1,0 +1,70 @@
+"""What evaluation knows of an image: the features of the extractor that distances are measured with, and the answers
+of the judge of classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from components.artifacts import run_folder
+from components.errors import ConfigError, DataError
+from components.evaluation import pretrained
+from components.evaluation.extractor import Extractor, judge_extractor
+from components.evaluation.protocol import ExtractorConfig
+
+
+class Features(NamedTuple):
+    """Features of N images. `vectors`: (N, D) float32, the extractor's. `logits`: (N, K) float32, the extractor's own
+    classes, or None. `judged`: (N, num_classes) float32, the judge's classes, or None without a judge."""
+
+    vectors: Tensor
+    logits: Tensor | None
+    judged: Tensor | None
+
+    @staticmethod
+    def joined(parts: list[Features]) -> Features:
+        """The features of all parts, in order."""
+        return Features(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def take(self, rows: Tensor) -> Features:
+        """The features of some of the images."""
+        return Features(*(None if column is None else column[rows] for column in self))
+
+
+@dataclass(frozen=True)
+class Extractors:
+    """Feature extractor for distribution metrics and classifier for label metrics; often one and the same."""
+
+    extractor: Extractor
+    judge: Extractor | None
+
+    @staticmethod
+    def open(config: ExtractorConfig, judge: Path | None, device: str) -> Extractors:
+        """`judge` is the folder of the trained one. Raises ConfigError without one if it is to be the extractor."""
+        judging = None if judge is None else judge_extractor(run_folder.load(judge, device), judge.name)
+        if config.name != "judge":
+            return Extractors(pretrained.build(config, device), judging)
+        if judging is None:
+            raise ConfigError(
+                "params.yaml.inputs: expected evaluate/judge: runs/..., which evaluate.extractor judge needs, or "
+                "another extractor"
+            )
+        return Extractors(judging, judging)
+
+    def features(self, images: Tensor) -> Features:
+        """Features of images (N, C, H, W) in [-1, 1]."""
+        vectors, logits = self.extractor.embed(images)
+        one = self.judge is self.extractor
+        judged = None if self.judge is None else logits if one else self.judge.embed(images).logits
+        # float32 is what the networks computed in
+        found = (vectors, None if one else logits, judged)
+        return Features(*(None if column is None else column.float() for column in found))
+
+    def refuse_unless_fits(self, folder: Path, shape: tuple[int, ...]) -> None:
+        """Raises DataError of images that the judge was not trained for."""
+        if self.judge is not None and shape != self.judge.shape:
+            raise DataError(f"{folder}: images of shape {shape}; the judge was trained on {self.judge.shape}")

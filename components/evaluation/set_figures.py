@@ -1,0 +1,177 @@
+"""All figures of a set of generated images against the real ones, under one extractor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from components.errors import DataError
+from components.evaluation.features import Features
+from components.evaluation.protocol import EvaluateConfig
+from components.metrics import intervals
+from components.metrics.classes import agreement_figure, classifier_figure, inception_figure
+from components.metrics.figures import Definition, Figure, Figures, named
+from components.metrics.frechet import Moments, frechet_figure
+from components.metrics.kernel import kernel_figures
+from components.metrics.modes import mode_coverage
+from components.metrics.neighbours import Inside, Manifold, memorised_figure, neighbour_figures
+
+_TESTED = 2000  # real images that a classifier trained on samples is tested on
+_PAIRS = 200  # of images of one class whose perceptual distance is averaged
+_SPOKEN = 500  # images that are compared with their class' name
+CAPTION = "a photo of a {}"  # Radford et al. 2021, section 3.1.4
+LPIPS_DIVERSITY = Definition(
+    name="lpips_diversity",
+    label="LPIPS diversity",
+    explanation="the mean perceptual distance between generated images of one class",
+    kind="distance",
+    better="higher",
+)
+CLIP_SCORE = Definition(
+    name="clip_score",
+    label="CLIP score",
+    explanation="how well images fit the texts asked for, or their classes' names, by CLIP",
+    kind="score",
+    better="higher",
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The real images' side of every figure on features, computed once. `features` (N, D) are all of them, `manifold`
+    is of at most evaluate.neighbour_images."""
+
+    moments: Moments
+    manifold: Manifold
+    features: Tensor
+
+    @staticmethod
+    def of(features: Tensor, config: EvaluateConfig, moments: Moments | None = None) -> Reference:
+        """The reference of features (N, D), whose moments may be known. Raises DataError of too few images."""
+        _refuse_too_few(features, config, "reference split: ")
+        manifold = Manifold.of(some(features, config).double(), config.neighbours)
+        return Reference(moments or Moments.of(features), manifold, features)
+
+
+@dataclass(frozen=True)
+class Real:
+    """The real images' side. `images` (M, C, H, W) in [-1, 1] and `labels` (M,) are held-out ones that pixels are
+    compared with, `train` (N, D) the features of all training images."""
+
+    reference: Reference
+    train: Tensor
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Perception:
+    """Optional pretrained measures: LPIPS between two sets of images, and CLIP's fit of images and texts."""
+
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+    clip_score: Callable[[Tensor, list[str]], Tensor] | None = None
+
+
+def set_figures(
+    features: Features,
+    images: Tensor,
+    labels: Tensor | None,
+    real: Real,
+    config: EvaluateConfig,
+    perception: Perception,
+    prompts: tuple[str, ...] | None = None,
+) -> Figures:
+    """All figures of a set; a function of its arguments. `images`: (K, C, H, W) in [-1, 1], as many as were kept;
+    `labels`: (N,) int64 classes asked for, or None; `prompts`: the texts asked for, if it was texts. Figures that the
+    set, the judge or the configuration does not allow are absent."""
+    kept_labels = None if labels is None else labels[: len(images)]
+    found = feature_figures(features.vectors.double(), real.reference, config, labels)
+    found |= label_figures(features.judged, features.logits, config, labels)
+    return found | named(
+        memorised_figure(some(features.vectors, config), real.train),
+        classifier_figure(images, kept_labels, real.images[:_TESTED], real.labels[:_TESTED]),
+        diversity_figure(perception.lpips, images, kept_labels),
+        clip_figure(perception.clip_score, images, kept_labels, real.classes, prompts),
+    )
+
+
+def feature_figures(
+    features: Tensor, reference: Reference, config: EvaluateConfig, labels: Tensor | None = None
+) -> Figures:
+    """frechet_distance, kid, cmmd, precision, recall, density and coverage of features (N, D), with 95% intervals.
+    `labels`: (N,) int64 classes that the images were asked for, None if nobody asked."""
+    _refuse_too_few(features, config)
+    near = some(features, config)
+    inside = Inside.of(near, reference.manifold, config.neighbours)
+    rows = _resampled(len(near), config, None if labels is None else some(labels, config))
+    distance = frechet_figure(features, reference.moments, _resampled(len(features), config, labels))
+    return {
+        **named(distance),
+        **kernel_figures(near, some(reference.features, config).double()),
+        **neighbour_figures(inside, intervals.multiplicities(rows, len(near))),
+    }
+
+
+def label_figures(
+    judged: Tensor | None, logits: Tensor | None, config: EvaluateConfig, labels: Tensor | None = None
+) -> Figures:
+    """Figures from classifiers' logits (N, num_classes): inception_score on `logits`, the extractor's own classes,
+    where it knows some, and on the judge's otherwise; the rest on `judged`, which is None without a judge."""
+    scored = judged if logits is None else logits
+    if scored is None:
+        return {}
+    weights = intervals.multiplicities(_resampled(len(scored), config, labels), len(scored))
+    found = named(inception_figure(scored, weights))
+    if judged is not None:
+        found |= mode_coverage(judged.argmax(1), judged.shape[1]) | named(agreement_figure(judged, labels, weights))
+    return found
+
+
+def diversity_figure(
+    lpips: Callable[[Tensor, Tensor], Tensor] | None, images: Tensor, labels: Tensor | None
+) -> Figure | None:
+    """The mean perceptual distance between images of one class, each to the next of its class; None where nothing
+    measures it or no class has two images."""
+    if lpips is None:
+        return None
+    labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
+    order = torch.argsort(labels, stable=True)
+    pairs = torch.stack([order[:-1], order[1:]])[:, labels[order[:-1]] == labels[order[1:]]]
+    pairs = pairs[:, torch.arange(min(_PAIRS, pairs.shape[1])) * pairs.shape[1] // max(1, min(_PAIRS, pairs.shape[1]))]
+    return LPIPS_DIVERSITY.figure(lpips(images[pairs[0]], images[pairs[1]]).mean()) if pairs.shape[1] else None
+
+
+def clip_figure(
+    clip_score: Callable[[Tensor, list[str]], Tensor] | None,
+    images: Tensor,
+    labels: Tensor | None,
+    classes: tuple[str, ...],
+    prompts: tuple[str, ...] | None,
+) -> Figure | None:
+    """The mean fit of images and the texts or classes asked for; None where nothing measures it or nobody asked."""
+    count = min(_SPOKEN, len(images))
+    texts = None if labels is None else [CAPTION.format(classes[label]) for label in labels[:count].tolist()]
+    texts = texts if prompts is None else list(prompts[:count])
+    if clip_score is None or texts is None:
+        return None
+    return CLIP_SCORE.figure(clip_score(images[: len(texts)], texts).mean())
+
+
+def some(values: Tensor, config: EvaluateConfig) -> Tensor:
+    """The rows that figures of quadratic cost are computed on: all, or evaluate.neighbour_images, evenly spread."""
+    count = min(len(values), config.neighbour_images)
+    return values[torch.arange(count) * len(values) // count]
+
+
+def _refuse_too_few(features: Tensor, config: EvaluateConfig, what: str = "") -> None:
+    if len(features) <= config.neighbours:
+        raise DataError(f"{what}{len(features)} images; expected more than evaluate.neighbours ({config.neighbours})")
+
+
+def _resampled(count: int, config: EvaluateConfig, labels: Tensor | None) -> Tensor:
+    generator = torch.Generator().manual_seed(config.seed)
+    return intervals.resampled_rows(count, config.resamples, generator, labels)
