@@ -10,6 +10,7 @@ COSTLY = ("ray_session", "measured_project", "described_project")
 LONG = ("tests/test_", "tests/pipelines/", "tests/infra/")  # begun first: no process is left with one at the end
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups for `--dist loadgroup`: a file's tests stay together, and so do those of a costly fixture."""
     for item in items:

@@ -20,7 +20,7 @@ def test_every_package_and_module_above_them_is_in_the_tree():
 
 
 def test_every_file_that_the_walks_name_exists():
-    names = re.findall(r"`((?:%s)/[\w/]+\.py)`" % "|".join(PACKAGES), ARCHITECTURE)
+    names = re.findall(rf"`((?:{'|'.join(PACKAGES)})/[\w/]+\.py)`", ARCHITECTURE)
     assert len(names) > 15
     for name in names:
         assert (ROOT / name).is_file(), name

@@ -59,13 +59,15 @@ class Reference:
 @dataclass(frozen=True)
 class Real:
     """The real images' side. `images` (M, C, H, W) in [-1, 1] and `labels` (M,) are held-out ones that pixels are
-    compared with, `train` (N, D) the features of all training images."""
+    compared with, `train` (N, D) the features of all training images. `medium_figures`: what their medium adds, of
+    generated rows and these."""
 
     reference: Reference
     train: Tensor
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    medium_figures: Callable[[Tensor, Tensor], Figures]
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def set_figures(
     kept_labels = None if labels is None else labels[: len(images)]
     found = feature_figures(features.vectors.double(), real.reference, config, labels)
     found |= label_figures(features.judged, features.logits, config, labels)
+    found |= real.medium_figures(images, real.images)
     return found | named(
         memorised_figure(some(features.vectors, config), real.train),
         classifier_figure(images, kept_labels, real.images[:_TESTED], real.labels[:_TESTED]),

@@ -225,6 +225,11 @@ class Sampler(Family):
         """The coroutine itself, of a request that the sampler takes."""
         raise NotImplementedError
 
+    def figures(self, rows: Tensor, real: Tensor) -> Figures:
+        """Figures of a candidate that this family alone has, beside those of all samplers. `rows`: (N, C, ...) that it
+        has made, `real`: (M, C, ...) held-out ones, both in [-1, 1]."""
+        return {}
+
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         seeds = torch.arange(20)
         return self.sample(Request(seeds, self.Settings(), Conditions(label=self.cycled_labels(len(seeds)))))

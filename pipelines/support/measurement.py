@@ -92,6 +92,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
         test.medium.rows(images),
         images.get("label", torch.empty(0, dtype=torch.int64)),
         test.manifest.classes,
+        test.medium.figures,
     )
     perception, perceived_by = open_perception(config)
     protocol = Protocol(
@@ -198,6 +199,7 @@ def measure(
     figures = set_figures(features, images, labels, real, config, measurement.perception, prompts)
     ms = ms_per_image(workers, task, batches, ready)
     figures |= generation.cost_figures(sampler, settings, ms, config.seed, captions)
+    figures |= sampler.figures(images, real.images)
     samples, trained_on = selection.closest_to_training(features, len(images), real)
     pairs = torch.cat([images[samples], measurement.train.rows(trained_on)])
     worst = None

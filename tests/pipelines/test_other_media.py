@@ -181,7 +181,10 @@ def test_figures_and_previews_are_there(project, name):
     (candidate,) = result["candidates"]
     for figure in ("frechet_distance", "kid", "precision", "recall", "memorised"):
         assert math.isfinite(candidate["figures"][figure]), figure
+    assert ("level_error" in candidate["figures"]) == (project.medium == "series"), "the medium's own"
+    assert ("contrast" in candidate["figures"]) == (name == "gen"), "the family's own"
     known = {one["name"]: one["figures"] for one in result["known"]}
+    assert ("level_error" in known["noise"]) == (project.medium == "series"), "known sets have the medium's too"
     assert known["copy"]["memorised"] == 1 and known["noise"]["frechet_distance"] > 0
     png = (project.root / f"samples/{name}/0-grid.png").read_bytes()
     sheet = Image.open(io.BytesIO(png))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from components.errors import DataError
+from components.metrics.figures import Figures
 
 
 class Medium(ABC):
@@ -81,6 +82,11 @@ class Medium(ABC):
     def mirrored(self, rows: Tensor) -> Tensor:
         """Rows (B, C, ...), stored or floats, as a mirror shows them. Raises DataError where that means nothing."""
         raise DataError(f"flips: {self.plural} have no mirror image; expected flips: false")
+
+    def figures(self, rows: Tensor, real: Tensor) -> Figures:
+        """Figures of a set that this medium alone has, of generated rows (N, C, ...) beside real held-out ones
+        (M, C, ...), both in [-1, 1]."""
+        return {}
 
     def array_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """A row's shape in `arrays`."""

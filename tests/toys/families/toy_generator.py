@@ -10,9 +10,18 @@ from components.config import Strict
 from components.data.dataset import Batch
 from components.data.randomness import Draws
 from components.families.base import DataInfo, Losses, NoSettings, Phase, Sampler
+from components.metrics.figures import Definition, Figures, named
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call, Trajectory
 from components.training.optimizers import OptimizerConfig
+
+CONTRAST = Definition(
+    name="contrast",
+    label="contrast",
+    explanation="the standard deviation of all values of generated rows",
+    kind="score",
+    better="higher",
+)
 
 
 class Config(Strict):
@@ -46,6 +55,9 @@ class Model(Sampler):
         made = net(batch.draws.normal("z", (self.config.latent_dim,)))
         return {"loss": (made - self.medium.rows(batch.columns)).square().mean()}
 
-    def trajectory(self, request: Request) -> Trajectory:
+    def figures(self, rows: Tensor, real: Tensor) -> Figures:
+        return named(CONTRAST.figure(rows.std()))
+
+    def _trajectory(self, request: Request) -> Trajectory:
         z = Draws.of_seeds(request.seeds).normal("z", (self.config.latent_dim,))
         return (yield Call("generator", {"z": z}))

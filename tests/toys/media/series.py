@@ -11,8 +11,16 @@ from torch import Tensor
 from components.data.media import Medium
 from components.data.media import image as images
 from components.errors import DataError
+from components.metrics.figures import Definition, Figures, named
 
 _HEIGHT = 8  # pixels of a preview
+LEVEL = Definition(
+    name="level_error",
+    label="level error",
+    explanation="the distance of the mean absolute values of generated and real series",
+    kind="distance",
+    better="lower",
+)
 
 
 class Series(Medium):
@@ -51,6 +59,9 @@ class Series(Medium):
 
     def preview_scale(self, shape: tuple[int, ...], least: int) -> int:
         return max(1, least // shape[1])
+
+    def figures(self, rows: Tensor, real: Tensor) -> Figures:
+        return named(LEVEL.figure((rows.abs().mean() - real.abs().mean()).abs()))
 
     def strips(self, png: bytes, num_rows: int, shape: tuple[int, ...]) -> list[bytes]:
         return images.MEDIUM.strips(png, num_rows, (1, _HEIGHT, shape[1]))
