@@ -107,11 +107,11 @@ class Frame:
         for tick in self.x.ticks():
             x, _ = self.at(tick, self.y.low)
             parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{self.top}" y2="{base}"/>')
-            parts.append(f'<text x="{x}" y="{base + 16}" text-anchor="middle">{_told(tick)}</text>')
+            parts.append(f'<text x="{x}" y="{base + 16}" text-anchor="middle">{_label(tick)}</text>')
         for tick in self.y.ticks():
             _, y = self.at(self.x.low, tick)
             parts.append(f'<line class="grid" x1="{self.left}" x2="{end}" y1="{y}" y2="{y}"/>')
-            parts.append(f'<text x="{self.left - 6}" y="{y + 4}" text-anchor="end">{_told(tick)}</text>')
+            parts.append(f'<text x="{self.left - 6}" y="{y + 4}" text-anchor="end">{_label(tick)}</text>')
         middle, half = (self.left + end) / 2, (self.top + base) / 2
         parts.append(f'<text x="{middle}" y="{self.height - 6}" text-anchor="middle">{escape(x_label)}</text>')
         if y_label:
@@ -124,7 +124,7 @@ class Frame:
         return "\n".join([opening, *parts, "</svg>"])
 
 
-def _told(value: float) -> str:
+def _label(value: float) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{round(value, 10):g}"
 
 

@@ -29,7 +29,7 @@ Losses = dict[str, Tensor]  # "loss" is what is minimised; the other scalars are
 
 @dataclass(frozen=True)
 class Phase:
-    """One player's move: which net moves, by which loss, how often.
+    """A training phase: which net is trained, by which loss, how often.
 
     `loss(net, batch)` receives the net as the loop has wrapped it (data parallelism lives in the wrapper's forward) and
     must call it exactly once; every other network is frozen meanwhile.

@@ -156,7 +156,7 @@ class Model(Sampler):
         wide = per_row(sigma, clean)
         coefficients = OBJECTIVES[self.config.objective](wide)
         noisy = coefficients.c_in.float() * (clean + wide.float() * noise)
-        inputs = {"x": noisy, "level": self.preconditioner.level(sigma).float(), **self._told(batch)}
+        inputs = {"x": noisy, "level": self.preconditioner.level(sigma).float(), **self._training_condition(batch)}
         wanted = target(clean, noise, wide, OBJECTIVES[self.config.objective])
         if kind == "uniform":
             return {"loss": (net(**inputs) - wanted).square().mean()}
@@ -167,7 +167,7 @@ class Model(Sampler):
             return {"loss": (weight * error).mean(), "error": error.mean()}
         return {"loss": weightings.balanced(error, u).mean(), "error": error.mean()}
 
-    def _told(self, batch: Batch) -> Condition:
+    def _training_condition(self, batch: Batch) -> Condition:
         """What the net is told of each row in training: its class (B,), or its text; dropped for a share."""
         dropped = batch.draws.uniform("label_dropout") < self.config.label_dropout
         if self.texts:

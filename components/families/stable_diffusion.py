@@ -130,7 +130,7 @@ class Model(LatentDiffusion):
     def why_not(cls, config: Config, settings: Settings, inputs: Collection[str] = ()) -> str | None:
         return None
 
-    def _told(self, batch: Batch) -> Condition:
+    def _training_condition(self, batch: Batch) -> Condition:
         """The captions of a batch, encoded; dropped for a share of the rows."""
         if "caption" not in batch.columns:
             raise DataError("stable_diffusion: expected images with captions to train on, found none")

@@ -1,8 +1,7 @@
 """Continuous batching of trajectories, step by step.
 
-An engine holds the trajectories of many requests at once and answers their pending calls to one network by one
-forward, whatever their solver, number of steps, guidance, seed or class. Trajectories join and leave between any two
-forwards. It knows neither HTTP nor Ray: a trajectory goes in, a `concurrent.futures.Future` comes out.
+An engine answers the pending calls of many trajectories to one network by one forward, whatever their solver, number of
+steps, guidance, seed or class. They join and leave between any two forwards. A trajectory goes in, a Future comes out.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ class State:
 
 
 @dataclass
-class Player:
-    """One phase, ready to move: the wrapped net and its optimizer."""
+class ActivePhase:
+    """A phase ready to step: its net, the same behind its wrapper, and its optimizer."""
 
     phase: Phase
     raw: nn.Module
@@ -97,22 +97,22 @@ def fit(
     """
     if start is not None:
         restore_nets(family, start)
-    players = [_player(family, phase, wrap, config) for phase in family.phases]
+    active = [_activated(family, phase, wrap, config) for phase in family.phases]
     averaged = {name: family.nets[name] for name in family.kept if name not in (*family.pretrained, *family.early)}
     state = _begin(start, averaged, config)
-    for player in players:
-        if start is not None and player.phase.name in start.optimizers:
-            player.optimizer.load_state_dict(start.optimizers[player.phase.name])
-            sharding.place_optimizer_state(player.optimizer)
+    for one in active:
+        if start is not None and one.phase.name in start.optimizers:
+            one.optimizer.load_state_dict(start.optimizers[one.phase.name])
+            sharding.place_optimizer_state(one.optimizer)
 
     means = MetricAverages()
     family.nets.train()
     leaving = False
     while state.step < config.steps and not leaving:
-        due = [player for player in players if (state.step + 1) % player.phase.every == 0]
-        batch = _looked_ahead(family, due, next(batches), config)
-        for player in due:
-            means.add(player.phase.name, step_player(family, player, batch, state.step, config), state.step)
+        due = [one for one in active if (state.step + 1) % one.phase.every == 0]
+        batch = _made_ahead(family, due, next(batches), config)
+        for one in due:
+            means.add(one.phase.name, step_phase(family, one, batch, state.step, config), state.step)
         _average(state, averaged, config)
         state.step += 1
         leaving = state.step < config.steps and leave(state.step)
@@ -124,55 +124,53 @@ def fit(
         elif leaving:
             means.take()  # refused if not finite; the next report counts the steps after this save
         if save_now or leaving:
-            save(snapshot(family, players, state))
+            save(snapshot(family, active, state))
             family.nets.train()
-    return snapshot(family, players, state)
+    return snapshot(family, active, state)
 
 
-def _looked_ahead(family: Family, due: list[Player], batch: Batch, config: TrainingConfig) -> Batch:
+def _made_ahead(family: Family, due: list[ActivePhase], batch: Batch, config: TrainingConfig) -> Batch:
     """The batch with what phases make ahead; without it where it is computed in parts, to hold no part's graph."""
-    if config.accumulate > 1 or not any(player.phase.ahead for player in due):
+    if config.accumulate > 1 or not any(one.phase.ahead for one in due):
         return batch
     found = {}
-    for player in due:
-        if player.phase.ahead is not None:
-            _freeze_all_but(family, player.raw)
-            with _precision(player.phase, batch, config):
-                found[player.phase.name] = player.phase.ahead(player.net, batch)
+    for one in due:
+        if one.phase.ahead is not None:
+            _freeze_all_but(family, one.raw)
+            with _precision(one.phase, batch, config):
+                found[one.phase.name] = one.phase.ahead(one.net, batch)
     return replace(batch, ahead=found)
 
 
-def step_player(family: Family, player: Player, batch: Batch, step: int, config: TrainingConfig) -> dict[str, Tensor]:
+def step_phase(family: Family, one: ActivePhase, batch: Batch, step: int, config: TrainingConfig) -> dict[str, Tensor]:
     """One phase's move on one batch; returns its figures, detached."""
     if len(family.phases) > 1:
-        _freeze_all_but(family, player.raw)
-    rate = _set_learning_rate(player, step, config.steps)
-    player.optimizer.zero_grad(set_to_none=True)
-    figures = _backward(player, batch, config) | {"learning_rate": torch.tensor(rate)}
-    norm = figures["grad_norm"] = _clipped(player.raw, config.clip_norm)
+        _freeze_all_but(family, one.raw)
+    rate = _set_learning_rate(one, step, config.steps)
+    one.optimizer.zero_grad(set_to_none=True)
+    figures = _backward(one, batch, config) | {"learning_rate": torch.tensor(rate)}
+    norm = figures["grad_norm"] = _clipped(one.raw, config.clip_norm)
     if config.on_nonfinite == "skip":
         # workers share gradients already, so all see the same norm and decide alike
         if not math.isfinite(norm):
             return {"skipped": torch.ones_like(norm)}
         figures["skipped"] = torch.zeros_like(norm)
-    player.optimizer.step()
-    if player.phase.after is not None:
-        player.phase.after(player.raw)
+    one.optimizer.step()
+    if one.phase.after is not None:
+        one.phase.after(one.raw)
     return figures
 
 
-def _backward(player: Player, batch: Batch, config: TrainingConfig) -> dict[str, Tensor]:
+def _backward(one: ActivePhase, batch: Batch, config: TrainingConfig) -> dict[str, Tensor]:
     """Gradients of the whole batch, part by part; returns the means of the figures over its rows."""
     total: dict[str, Tensor] = {}
     parts = batch.split(config.accumulate)
     for number, (part, share) in enumerate(parts, 1):
         # workers share gradients once, with the last part
-        silent = (
-            getattr(player.net, "no_sync", contextlib.nullcontext) if number < len(parts) else contextlib.nullcontext
-        )
+        silent = getattr(one.net, "no_sync", contextlib.nullcontext) if number < len(parts) else contextlib.nullcontext
         with silent():
-            with _precision(player.phase, batch, config):
-                losses = player.phase.loss(player.net, part)
+            with _precision(one.phase, batch, config):
+                losses = one.phase.loss(one.net, part)
             (losses["loss"] * (batch.weight * share)).backward()
         for name, value in losses.items():
             total[name] = total.get(name, 0) + share * value.detach()
@@ -221,13 +219,13 @@ def _average(state: State, averaged: dict[str, nn.Module], config: TrainingConfi
             state.snapshots.append({"step": state.step + 1, "sigma_rel": width, "nets": kept})
 
 
-def _player(family: Family, phase: Phase, wrap: Wrap, config: TrainingConfig) -> Player:
+def _activated(family: Family, phase: Phase, wrap: Wrap, config: TrainingConfig) -> ActivePhase:
     raw = family.nets[phase.net]
     _freeze_all_but(family, raw)
     if config.recompute:
         _recompute_activations(raw)
     net, optimizer = wrap(raw, optimizers.build(phase.optimizer, raw))
-    return Player(phase, raw, torch.compile(net) if config.compile else net, optimizer)
+    return ActivePhase(phase, raw, torch.compile(net) if config.compile else net, optimizer)
 
 
 def _recompute_activations(net: nn.Module) -> None:
@@ -248,14 +246,14 @@ def _freeze_all_but(family: Family, moving: nn.Module) -> None:
                 module.track_running_stats = net is moving
 
 
-def _set_learning_rate(player: Player, step: int, num_steps: int) -> float:
-    rate = optimizers.learning_rate(player.phase.optimizer, step, num_steps)
-    for group in player.optimizer.param_groups:
+def _set_learning_rate(one: ActivePhase, step: int, num_steps: int) -> float:
+    rate = optimizers.learning_rate(one.phase.optimizer, step, num_steps)
+    for group in one.optimizer.param_groups:
         group["lr"] = rate
     return rate
 
 
-def snapshot(family: Family, players: list[Player], state: State) -> State:
+def snapshot(family: Family, active: list[ActivePhase], state: State) -> State:
     """The state with the live weights and optimizers in it, whole tensors throughout; only nets that are trained."""
     return State(
         step=state.step,
@@ -264,7 +262,7 @@ def snapshot(family: Family, players: list[Player], state: State) -> State:
             for name, net in family.nets.items()
             if name not in (*family.pretrained, *family.early)
         },
-        optimizers={player.phase.name: sharding.gathered(player.optimizer.state_dict()) for player in players},
+        optimizers={one.phase.name: sharding.gathered(one.optimizer.state_dict()) for one in active},
         average=sharding.gathered(state.average),
         history=state.history,
         traces=sharding.gathered(state.traces),

@@ -65,7 +65,7 @@ class Samplers:
         until = time.monotonic() + self.deadline
         while not self._served:
             if time.monotonic() > until:
-                raise told(TimeoutError())
+                raise api_error_of(TimeoutError())
             await asyncio.sleep(0.05)
         return self._served
 
@@ -88,7 +88,7 @@ class Samplers:
 
     def _handle(self, key: str) -> DeploymentHandle:
         if key not in self._handles:
-            raise told(LookupError(key))
+            raise api_error_of(LookupError(key))
         return self._handles[key]
 
     @staticmethod
@@ -97,7 +97,7 @@ class Samplers:
         try:
             return await asyncio.wait_for(ask(), seconds)
         except (RayError, RayServeException, TimeoutError) as error:
-            raise told(error) from error
+            raise api_error_of(error) from error
 
 
 @serve.ingress()
@@ -133,7 +133,7 @@ class Frontend(Samplers):
         return first if not up or first[0].key in up else self.champions.look()
 
 
-def told(error: Exception) -> ApiError:
+def api_error_of(error: Exception) -> ApiError:
     """What a client may know of a failure behind the API."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, EngineFull | BackPressureError):

@@ -275,14 +275,14 @@ def in_one_line(uri: str) -> Iterator[None]:
     except (boto.ConnectionError, boto.HTTPClientError) as error:
         raise DataError(f"{uri}: cannot be reached ({error}); see AWS_ENDPOINT_URL and the network") from None
     except boto.ClientError as error:
-        raise DataError(f"{uri}: {_told(error)}") from None
+        raise DataError(f"{uri}: {_refusal(error)}") from None
     except boto.BotoCoreError as error:
         raise DataError(f"{uri}: {error}") from None
     except OSError as error:
         raise DataError(f"{uri}: cannot write its local copy {error.filename} ({error.strerror})") from None
 
 
-def _told(error: boto.ClientError) -> str:
+def _refusal(error: boto.ClientError) -> str:
     code = error.response.get("Error", {}).get("Code", "")
     message = error.response.get("Error", {}).get("Message", "")
     if code in ("NoSuchBucket", "404"):

@@ -58,17 +58,17 @@ class Store:
 
     def names(self) -> list[str]:
         """What lies in the folder, sorted; nothing, if it is not there."""
-        with self._told():
+        with self._errors_in_one_line():
             found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return sorted(info.base_name for info in found)
 
     def read(self, name: str) -> bytes:
-        with self._told(), self.filesystem.open_input_stream(f"{self.path}/{name}") as file:
+        with self._errors_in_one_line(), self.filesystem.open_input_stream(f"{self.path}/{name}") as file:
             return file.read()
 
     def write(self, name: str, content: bytes) -> None:
         """Readers see the old content or the new, never a part."""
-        with self._told():
+        with self._errors_in_one_line():
             self.filesystem.create_dir(self.path)
             working = f"{self.path}/.{name}.{os.getpid()}" if self.is_local else f"{self.path}/{name}"
             with self.filesystem.open_output_stream(working) as file:
@@ -88,7 +88,7 @@ class Store:
 
     def copy_to(self, folder: Path) -> None:
         """Adds the folder's content to a local one."""
-        with self._told():
+        with self._errors_in_one_line():
             fs.copy_files(self.path, str(folder), source_filesystem=self.filesystem)
 
     @contextlib.contextmanager
@@ -99,11 +99,11 @@ class Store:
             return
         with tempfile.TemporaryDirectory(prefix="to-store-") as folder:
             yield Path(folder)
-            with self._told():
+            with self._errors_in_one_line():
                 fs.copy_files(folder, self.path, destination_filesystem=self.filesystem)
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _errors_in_one_line(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -15,7 +15,7 @@ from torch import Tensor
 from components.evaluation import generation
 from components.families import family_names
 from components.families.base import Family, Sampler
-from components.training.loop import Player, State, TrainingConfig, fit, step_player
+from components.training.loop import ActivePhase, State, TrainingConfig, fit, step_phase
 from tests.components.helpers import assert_same, build, no_wrap, stream
 from tests.gpu.part import SHOWN, Part
 
@@ -78,9 +78,9 @@ def one_phase(name: str, number: int, device: torch.device) -> tuple[list[Tensor
     family.nets.train()
     phase = family.phases[number]
     net = family.nets[phase.net]
-    player = Player(phase, net, net, torch.optim.SGD(net.parameters(), lr=0.0))
+    player = ActivePhase(phase, net, net, torch.optim.SGD(net.parameters(), lr=0.0))
     config = TrainingConfig(steps=1, batch_size=BATCH, precision="float32")
-    figures = step_player(family, player, next(stream(name, BATCH)).to(device), 0, config)
+    figures = step_phase(family, player, next(stream(name, BATCH)).to(device), 0, config)
     return [figures["loss"]], [weight.grad for weight in net.parameters() if weight.grad is not None]
 
 

@@ -58,14 +58,14 @@ class LocalBackend(SamplerReplica):
         try:
             self.submitted.append(super()._submit(order, **options))
         except Exception as error:
-            raise ray_serve.told(ray_serve.RayTaskError("generate", "", error)) from error
+            raise ray_serve.api_error_of(ray_serve.RayTaskError("generate", "", error)) from error
         return self.submitted[-1]
 
     async def generate(self, order):
         try:
             return await super().generate(order)
         except SamplerError as error:
-            raise ray_serve.told(ray_serve.RayTaskError("generate", "", error)) from error
+            raise ray_serve.api_error_of(ray_serve.RayTaskError("generate", "", error)) from error
 
     async def served(self):
         return self.models

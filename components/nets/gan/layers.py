@@ -18,7 +18,7 @@ def doublings(size: int) -> int:
 class SpectralNorm(nn.Module):
     """Divides a weight by its largest singular value, found by power iteration (Miyato et al. 2018, algorithm 1).
 
-    The vector `u` moves on only with the weight: while another player moves, or in evaluation, it rests. Not torch's
+    The vector `u` moves on only with the weight: while another phase steps, or in evaluation, it rests. Not torch's
     own spectral_norm, whose vectors move in every training forward, whoever trains.
     """
 

@@ -1,5 +1,5 @@
 """The networks of R3GAN (Huang et al. 2024, section 4): residual blocks of grouped convolutions without norms, the same
-for both players, mirrored."""
+for both nets, mirrored."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 class Sizes(nn.Module):
-    """What both players have in common: channels at each side from 4 up, blocks a side, and their make."""
+    """Common to generator and discriminator: channels at each side from 4 up, blocks a side, and their make."""
 
     def __init__(self, size: int, width: int, blocks: int, expansion: int, group_size: int):
         super().__init__()

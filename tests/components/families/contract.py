@@ -12,7 +12,7 @@ from components.families import family_class, family_names
 from components.families.base import Family, Sampler
 from components.sampling.engine import Engine, Forward
 from components.sampling.requests import Conditions, Request
-from components.training.loop import Player, State, TrainingConfig, fit
+from components.training.loop import ActivePhase, State, TrainingConfig, fit
 from tests.components.helpers import build, no_wrap, stream, tiny
 
 SAMPLERS = [name for name in family_names() if issubclass(family_class(name), Sampler)]
@@ -41,10 +41,10 @@ class Counted(nn.Module):
         return answer
 
 
-def player(family: Family, phase_name: str) -> Player:
+def active_phase(family: Family, phase_name: str) -> ActivePhase:
     (phase,) = (phase for phase in family.phases if phase.name == phase_name)
     raw = family.nets[phase.net]
-    return Player(phase, raw, Counted(raw), torch.optim.SGD(raw.parameters(), lr=0.1))
+    return ActivePhase(phase, raw, Counted(raw), torch.optim.SGD(raw.parameters(), lr=0.1))
 
 
 def stored(state: State, path) -> State:

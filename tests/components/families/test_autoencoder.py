@@ -15,8 +15,8 @@ from components.families import family_class
 from components.metrics.figures import values
 from components.metrics.reconstruction import reconstruction_figures
 from components.nets.autoencoder.codebook import Codebook
-from components.training.loop import TrainingConfig, fit, step_player
-from tests.components.families.contract import CONFIG, player
+from components.training.loop import TrainingConfig, fit, step_phase
+from tests.components.families.contract import CONFIG, active_phase
 from tests.components.helpers import IMAGES, Rows, assert_same, build, copied, no_wrap, stream
 
 pytestmark = pytest.mark.usefixtures("exact")
@@ -55,7 +55,7 @@ def autoencoder(option: str, seed: int = 0, **changes):
 def test_every_term_has_a_gradient_and_passes_through_the_wrapped_net(option):
     family = autoencoder(option)
     family.nets.train()
-    moving = player(family, "autoencode")
+    moving = active_phase(family, "autoencode")
     losses = moving.phase.loss(moving.net, next(stream("vae")))
     assert moving.net.calls == 1
     assert moving.net.outside == []
@@ -73,8 +73,8 @@ def test_each_phase_moves_only_its_own_net(option):
     family.nets.train()
     for phase in family.phases:
         before = {net: copied(module) for net, module in family.nets.items()}
-        moving = player(family, phase.name)
-        step_player(family, moving, next(stream("vae")), 0, CONFIG)
+        moving = active_phase(family, phase.name)
+        step_phase(family, moving, next(stream("vae")), 0, CONFIG)
         assert all(parameter.grad is not None for parameter in moving.raw.parameters()), "an unused weight stalls DDP"
         for net, module in family.nets.items():
             same = all(torch.equal(value, before[net][key]) for key, value in module.state_dict().items())

@@ -15,9 +15,9 @@ from components.data.dataset import Batch
 from components.errors import ConfigError, DataError, SamplerError
 from components.families import family_class, family_names
 from components.families.base import Family, Tiny, family_name
-from components.training.loop import fit, step_player
+from components.training.loop import fit, step_phase
 from tests.clones import ROOT
-from tests.components.families.contract import CONFIG, SAMPLERS, Counted, player, stored, trained
+from tests.components.families.contract import CONFIG, SAMPLERS, Counted, active_phase, stored, trained
 from tests.components.helpers import (
     IMAGES,
     LATENTS,
@@ -49,9 +49,9 @@ def test_every_file_brings_a_model_and_its_tiny_configuration(name):
 def test_phase_moves_only_its_own_net(name, phase):
     family = build(name)
     family.nets.train()
-    moving = player(family, phase)
+    moving = active_phase(family, phase)
     before = {net: copied(module) for net, module in family.nets.items()}
-    figures = step_player(family, moving, next(stream(name)), 0, CONFIG)
+    figures = step_phase(family, moving, next(stream(name)), 0, CONFIG)
     assert set(figures) >= {"loss", "grad_norm"}
     assert all(value.ndim == 0 and not value.requires_grad for value in figures.values())
     for net, module in family.nets.items():
@@ -67,8 +67,8 @@ def test_phase_moves_only_its_own_net(name, phase):
 def test_phase_calls_the_wrapped_net_once_and_only_through_it(name, phase):
     family = build(name)
     family.nets.train()
-    moving = player(family, phase)
-    step_player(family, moving, next(stream(name)), 0, CONFIG)
+    moving = active_phase(family, phase)
+    step_phase(family, moving, next(stream(name)), 0, CONFIG)
     assert moving.net.calls == 1
     assert moving.net.outside == [], "called around the wrapper, whose gradients would not synchronise"
 
@@ -101,7 +101,7 @@ def test_what_is_made_ahead_changes_nothing(name):
 def test_every_loss_term_has_a_gradient(name, phase):
     family = build(name)
     family.nets.train()
-    moving = player(family, phase)
+    moving = active_phase(family, phase)
     for net in family.nets.values():
         net.requires_grad_(net is moving.raw)
     losses = moving.phase.loss(moving.net, next(stream(name)))

@@ -17,7 +17,7 @@ from components.families import family_class
 from components.sampling.requests import Conditions, Request, Source
 from components.sampling.trajectories import drive
 from components.training import ema
-from components.training.loop import Player, TrainingConfig, fit, step_player
+from components.training.loop import ActivePhase, TrainingConfig, fit, step_phase
 from tests.components.families.contract import co_batched
 from tests.components.helpers import (
     CAPTION_LENGTH,
@@ -113,8 +113,8 @@ def test_every_weight_moves_and_every_term_has_a_gradient(name):
     for term, value in losses.items():
         gradients = torch.autograd.grad(value, list(raw.parameters()), retain_graph=True, allow_unused=True)
         assert any(gradient is not None and gradient.abs().max() > 0 for gradient in gradients), term
-    player = Player(phase, raw, raw, torch.optim.SGD(raw.parameters(), lr=0.1))
-    step_player(family, player, next(stream(name)), 0, CONFIG)
+    active = ActivePhase(phase, raw, raw, torch.optim.SGD(raw.parameters(), lr=0.1))
+    step_phase(family, active, next(stream(name)), 0, CONFIG)
     assert all(parameter.grad is not None for parameter in raw.parameters()), "an unused weight stalls DDP"
     for net, before in others.items():
         assert_same(copied(family.nets[net]), before, net)
@@ -234,7 +234,7 @@ def test_rows_that_guidance_costs():
 
 def test_autoguidance_without_a_guide_is_refused():
     sampler = build("latent_diffusion")
-    with pytest.raises(SamplerError, match="guidance: autoguidance needs a snapshot"):
+    with pytest.raises(SamplerError, match="guidance: autoguidance needs a worse net: a snapshot"):
         sampler.sample(asked(sampler, guidance="autoguidance"))
 
 
@@ -268,7 +268,7 @@ def test_captions_that_are_too_long_are_cut_between_characters():
 def test_dropped_captions_are_the_empty_prompt():
     family = variant("text")
     batch = next(stream("text"))
-    told = family._told(batch)["tokens"]
+    told = family._training_condition(batch)["tokens"]
     dropped = batch.draws.uniform("label_dropout") < family.config.label_dropout
     for row, tokens in enumerate(told):
         text = bytes(tokens.tolist()).rstrip(b"\0").decode()

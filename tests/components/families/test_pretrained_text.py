@@ -17,7 +17,7 @@ from components.nets.text_encoders import FrozenText
 from components.sampling.requests import Blend, Conditions, Request
 from components.sampling.trajectories import drive
 from components.training.loop import TrainingConfig, fit
-from tests.components.families.contract import PROVENANCE, co_batched, player
+from tests.components.families.contract import PROVENANCE, active_phase, co_batched
 from tests.components.helpers import (
     CAPTION_LENGTH,
     CAPTIONS,
@@ -72,7 +72,7 @@ def test_training_moves_all_but_the_encoder_and_never_runs_it(encoder, monkeypat
     family = made(encoder, guide={"at": 0.5})
     before, batch = copied(family.nets["text"]), next(stream(encoder))
     monkeypatch.setattr(FrozenText, "forward", refused)
-    moving = player(family, "denoise")
+    moving = active_phase(family, "denoise")
     for name, net in family.nets.items():
         net.requires_grad_(name == "denoiser")
     losses = family.loss(moving.net, batch)
@@ -116,7 +116,7 @@ def test_stored_embeddings_train_as_those_computed_on_the_spot(encoder, monkeypa
 def test_dropped_captions_are_the_empty_texts_embedding(encoder):
     family = made(encoder, label_dropout=0.5)
     batch = next(stream(encoder))
-    told = family._told(batch)["tokens"]
+    told = family._training_condition(batch)["tokens"]
     dropped = batch.draws.uniform("label_dropout") < 0.5
     assert 0 < int(dropped.sum()) < len(dropped)
     for row, found in enumerate(told):

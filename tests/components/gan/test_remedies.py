@@ -17,7 +17,7 @@ from components.gan import augment
 from components.gan.base import GAN
 from components.gan.config import GANConfig
 from components.nets.gan.layers import MinibatchStd, PairwiseDistances, spectral_normalise
-from components.training.loop import Player, State, TrainingConfig, fit, step_player
+from components.training.loop import ActivePhase, State, TrainingConfig, fit, step_phase
 from tests.components.helpers import assert_same, build, copied, no_wrap, one_exact_thread, stream
 
 VARIANTS = [name for name in family_names() if issubclass(family_class(name), GAN)]
@@ -52,8 +52,8 @@ def moved(family, name: str, batch=None) -> dict[str, torch.Tensor]:
     family.nets.train()
     (phase,) = (phase for phase in family.phases if phase.name == name)
     net = family.nets[phase.net]
-    player = Player(phase, net, net, torch.optim.SGD(net.parameters(), lr=0.1))
-    return step_player(family, player, batch or next(stream("dcgan")), 0, CONFIG)
+    active = ActivePhase(phase, net, net, torch.optim.SGD(net.parameters(), lr=0.1))
+    return step_phase(family, active, batch or next(stream("dcgan")), 0, CONFIG)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -75,7 +75,7 @@ def test_no_thread_computes_beside_the_engines(model, monkeypatch):
     ],
 )
 def test_what_a_client_may_know(raised, status, code):
-    error = ray_serve.told(RayTaskError("generate", "traceback", raised))
+    error = ray_serve.api_error_of(RayTaskError("generate", "traceback", raised))
     assert (error.status, error.body["error"]["code"]) == (status, code)
     assert "secret" not in str(error) and "traceback" not in str(error)
     assert (error.retry_after is not None) == (status in (429, 503))
