@@ -10,12 +10,14 @@ COSTLY = ("ray_session", "measured_project", "described_project")
 LONG = ("tests/test_", "tests/pipelines/", "tests/infra/")  # begun first: no process is left with one at the end
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Groups for `--dist loadgroup`: a file's tests stay together, and so do those of a costly fixture."""
-    for item in items:
-        group = next((name for name in COSTLY if name in item.fixturenames), item.nodeid.partition("::")[0])
-        item.add_marker(pytest.mark.xdist_group("measured_project" if group == "described_project" else group))
+    group = next((name for name in COSTLY if name in item.fixturenames), item.nodeid.partition("::")[0])
+    item.add_marker(pytest.mark.xdist_group("measured_project" if group == "described_project" else group))
+
+
+@pytest.hookimpl(trylast=True)  # pytest orders them by their fixtures in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ("ray_session" not in item.fixturenames, not item.nodeid.startswith(LONG)))
 
 

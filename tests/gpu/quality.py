@@ -14,10 +14,10 @@ from torch import Tensor
 from components.data.dataset import batches
 from components.data.media.image import MEDIUM
 from components.evaluation import generation
-from components.evaluation.extractor import label_agreement
 from components.families import judge as judge_family
 from components.families import latent_diffusion
 from components.families.base import DataInfo, Family, Sampler
+from components.metrics.classes import label_agreement
 from components.metrics.frechet import Moments, frechet_distance
 from components.sources.fashion_mnist import CLASSES, parse_idx
 from components.training.loop import TrainingConfig, fit

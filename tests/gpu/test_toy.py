@@ -13,15 +13,26 @@ from tests.gpu.__main__ import SECONDS
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.timeout(600)
-def test_every_part_runs_at_toy_size(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu", "--toy", "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
-    )
+def toy(folder: Path, *parts: str) -> dict:
+    """What the parts find, all of them if none is named."""
+    asked = [sys.executable, "-m", "tests.gpu", "--toy", "--out", str(folder), *(("--only", *parts) if parts else ())]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert set(SECONDS) <= found.keys()
+    found = json.loads((folder / "results.json").read_text())
+    assert set(parts or SECONDS) <= found.keys()
     assert '"failed: ' not in json.dumps(found), done.stdout
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_quality_by_the_clock_runs_at_toy_size(tmp_path):
+    assert toy(tmp_path, "environment", "quality")["quality"]["samples"]["count"] == 40
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_part_runs_at_toy_size(tmp_path):
+    found = toy(tmp_path)
     assert found["parity"]["passed"] == f"{len(family_names())} of {len(family_names())} families"
     assert found["parity"]["resumes"] == f"{len(family_names())} of {len(family_names())} families bit for bit"
     assert found["quality"]["samples"]["count"] == 40

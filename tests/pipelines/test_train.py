@@ -17,7 +17,7 @@ from components.data.dataset import Dataset, batches
 from components.errors import ConfigError, SamplerError
 from components.families.base import Role
 from components.families.dcgan import Model as DCGAN
-from components.sampling.requests import Request
+from components.sampling.requests import Conditions, Request
 from components.training.loop import State, fit
 from pipelines.support import paths
 from pipelines.support.params import Params, load
@@ -154,9 +154,8 @@ def test_a_smaller_net_guides_and_lies_in_the_run_folder():
     assert_same(dict(sampler.nets["guide"].state_dict()), dict(small.family.nets["denoiser"].state_dict()))
 
     def sample(**settings):
-        return sampler.sample(
-            Request(torch.arange(2), torch.tensor([0, 1]), sampler.Settings(num_inference_steps=2, **settings))
-        )
+        settings = sampler.Settings(num_inference_steps=2, **settings)
+        return sampler.sample(Request(torch.arange(2), settings, Conditions(label=torch.tensor([0, 1]))))
 
     guided = sample(guidance="autoguidance", guidance_scale=3.0)
     assert not torch.equal(guided, sample(guidance_scale=1.0)) and not torch.equal(guided, sample(guidance_scale=3.0))

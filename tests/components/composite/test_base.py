@@ -144,7 +144,7 @@ def test_it_is_served_together_with_others_and_shows_the_last_parts_previews(sam
 
 def test_each_part_refuses_what_it_does_not_take(sampler):
     settings = sampler.Settings(redraw={"guidance": "autoguidance"})
-    with pytest.raises(SamplerError, match="guidance: autoguidance needs a snapshot"):
+    with pytest.raises(SamplerError, match="guidance: autoguidance needs a worse net: a snapshot"):
         sampler.sample(Request(torch.tensor([1]), settings))
     with pytest.raises(SamplerError, match="prompt: this sampler takes no texts"):
         sampler.trajectory(Request(torch.tensor([1]), settings, Conditions(prompt=("a",))))

@@ -185,7 +185,7 @@ def test_a_source_arrives_as_it_was_sent():
 
 
 def test_a_setting_that_the_model_cannot_do(run):
-    with pytest.raises(openai.BadRequestError, match="autoguidance needs a snapshot") as refused:
+    with pytest.raises(openai.BadRequestError, match="autoguidance needs a worse net: a snapshot") as refused:
         client(run()).images.generate(prompt="one", extra_body={"guidance": "autoguidance"})
     assert refused.value.param == "guidance"
 

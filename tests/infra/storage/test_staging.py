@@ -98,7 +98,7 @@ def test_processes_that_want_the_same_input_wait_for_the_one_that_fetches(s3, fo
     script = f"""
 import sys
 from pathlib import Path
-from infra.staging import Staged, fetch
+from infra.storage.staging import Staged, fetch
 folder = fetch(Staged({STORAGE!r}, {staged.hash!r}), Path({str(tmp_path / "node")!r}))
 print(sorted(path.name for path in folder.iterdir()))
 """
