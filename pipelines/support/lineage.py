@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from pipelines.support import cli
+from pipelines.support.params import DEFAULT, TRAINED
 
 DVC_LOCK = Path("dvc.lock")
 
@@ -24,8 +25,18 @@ def git_revision() -> str:
 
 
 def locked_stages() -> dict[str, Any]:
-    """dvc.lock's stages; none where DVC did not run."""
-    return yaml.safe_load(DVC_LOCK.read_text()).get("stages", {}) if DVC_LOCK.is_file() else {}
+    """dvc.lock's stages, without those of models that params.yaml names no more; none where DVC did not run."""
+    if not DVC_LOCK.is_file():
+        return {}
+    content = yaml.safe_load(DEFAULT.read_text()) if DEFAULT.is_file() else {}
+    known = {"evaluate", *(name for group in (*TRAINED, "encode") for name in content.get(group) or {})}
+    stages = yaml.safe_load(DVC_LOCK.read_text()).get("stages", {})
+    return {name: entry for name, entry in stages.items() if "@" not in name or _model_of(name) in known}
+
+
+def _model_of(stage: str) -> str:
+    """The block behind a stage: `sampler@ldm` and `input@ldm/guide` are of ldm."""
+    return stage.partition("@")[2].partition("/")[0]
 
 
 def graph() -> list[list[dict[str, Any]]]:
