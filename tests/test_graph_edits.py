@@ -13,8 +13,8 @@ QUICK = {"solver": "ddim", "num_inference_steps": 2}
 
 
 def edited() -> dict:
-    """tests/tiny.params.yaml with `stylegan2` added, `wgan_gp` removed, `ldm` renamed, a second autoencoder with latents
-    of its own, diffusion on them and on pixels, and a model that another guides."""
+    """Tiny parameters with `stylegan2` added, `wgan_gp` removed, `ldm` renamed, a second autoencoder with its own
+    latents, diffusion on them and on pixels, and a model that another guides."""
     params = tiny_params()
     samplers = params["samplers"]
     samplers["big"] = {name: value for name, value in samplers["dcgan"].items() if name != "model"}
