@@ -26,7 +26,7 @@ repro-parallel: setup
 	python -m pipelines.parallel --stages $(or $(STAGES),2) $(TARGETS)
 
 test: setup
-	python -m pytest tests --numprocesses 2 --dist loadgroup
+	python -m pytest tests --numprocesses 2 --dist loadfile
 
 lint: setup
 	ruff check .

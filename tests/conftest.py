@@ -5,20 +5,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["tests.infra.s3"]
-# fixtures of a whole session that cost seconds: all tests of one run in one process
-COSTLY = ("ray_session", "measured_project", "described_project")
-LONG = ("tests/test_", "tests/pipelines/", "tests/infra/")  # begun first: no process is left with one at the end
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Groups for `--dist loadgroup`: a file's tests stay together, and so do those of a costly fixture."""
-    group = next((name for name in COSTLY if name in item.fixturenames), item.nodeid.partition("::")[0])
-    item.add_marker(pytest.mark.xdist_group("measured_project" if group == "described_project" else group))
-
-
-@pytest.hookimpl(trylast=True)  # pytest orders them by their fixtures in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: ("ray_session" not in item.fixturenames, not item.nodeid.startswith(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)
