@@ -14,6 +14,9 @@ from components.families.base import AutoencoderInfo, DataInfo, data_info
 from components.training.loop import TrainingConfig, fit
 from infra.ray_cluster.encoding import Encoder, Moments
 from infra.storage.store import Store
+from pipelines.support import paths
+from pipelines.support.params import Params
+from pipelines.train import make_job
 from tests.components.helpers import no_wrap
 
 TRAINING = TrainingConfig(steps=4, batch_size=8, report_every=2, save_every=4)
@@ -52,3 +55,21 @@ def encode(root: Path, flips: bool = False) -> DataInfo:
     config = run_folder.read_config(root / "runs/vae")
     of = AutoencoderInfo(family=config.family, config=config.config, data=config.data)
     return data_info(read_manifest(target), of)
+
+
+def train_stage(asked: Params, key: str) -> run_folder.Run:
+    """Trains a block of params.yaml as its stage does, without Ray. Returns the loaded run."""
+    job = make_job(asked, key)
+    family = job.build()
+    state = fit(
+        family,
+        batches(Dataset(Path(job.data)), job.training.batch_size, seed=job.seed),
+        job.training,
+        start=None,
+        wrap=no_wrap,
+        report=lambda step, figures: figures,
+        save=lambda state: None,
+    )
+    provenance = run_folder.Provenance(data=job.data_hash, code="c", job=job.hash, seed=job.seed, step=state.step)
+    run_folder.write(paths.RUNS / job.name, job.family, family, state, provenance)
+    return run_folder.load(paths.RUNS / job.name)

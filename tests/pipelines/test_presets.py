@@ -11,23 +11,20 @@ import torch
 import yaml
 
 from components.artifacts import run_folder
-from components.artifacts.run_folder import Provenance
-from components.data.dataset import Dataset, batches, read_manifest, write_manifest
+from components.data.dataset import read_manifest, write_manifest
 from components.errors import ConfigError
 from components.families import family_class
 from components.families.base import AutoencoderInfo, DataInfo
 from components.files import write_json
 from components.metrics.figures import values
 from components.sampling.requests import Conditions, Request
-from components.training.loop import fit
 from infra.ray_cluster import encoding
 from infra.storage.store import Store
 from pipelines import evaluate, prepare, reference
 from pipelines.repro import apply
 from pipelines.support import paths
 from pipelines.support.params import TRAINED, load
-from pipelines.train import make_job
-from tests.components.helpers import no_wrap
+from tests.pipelines.in_process import train_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
@@ -102,23 +99,6 @@ def unpack(folder: Path) -> None:
     (folder / "captions.jsonl").write_text("\n".join(lines))
 
 
-def train(params, key: str) -> None:
-    """What the stage does, in this process."""
-    job = make_job(params, key)
-    family = job.build()
-    state = fit(
-        family,
-        batches(Dataset(Path(job.data)), job.training.batch_size, seed=job.seed),
-        job.training,
-        start=None,
-        wrap=no_wrap,
-        report=lambda step, figures: figures,
-        save=lambda state: None,
-    )
-    provenance = Provenance(data=job.data_hash, code="c", job=job.hash, seed=job.seed, step=state.step)
-    run_folder.write(paths.RUNS / job.name, job.family, family, state, provenance)
-
-
 def encode(autoencoder: Path) -> None:
     """What the stage does, by one actor's work in this process."""
     LATENTS.mkdir(parents=True)
@@ -144,9 +124,9 @@ def test_a_slice_of_the_emoji_preset_from_files_to_figures(tmp_path, monkeypatch
     assert sum(manifest.count for manifest in manifests.values()) == SLICE
     assert len(manifests["train"].classes) > 3 and "caption" in manifests["test"].columns
     for key in ("autoencoders.vae", "judges.judge"):
-        train(params, key)
+        train_stage(params, key)
     encode(paths.RUNS / "vae")
-    train(params, "samplers.ldm")
+    train_stage(params, "samplers.ldm")
 
     sampler = run_folder.load(paths.RUNS / "ldm").family
     assert sampler.texts and not sampler.conditional

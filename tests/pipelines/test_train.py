@@ -13,17 +13,17 @@ import yaml
 import components.families
 from components.artifacts import run_folder
 from components.config import Strict, parse
-from components.data.dataset import Dataset, batches
 from components.errors import ConfigError, SamplerError
 from components.families.base import Role
 from components.families.dcgan import Model as DCGAN
 from components.sampling.requests import Conditions, Request
-from components.training.loop import State, fit
+from components.training.loop import State
 from pipelines.support import paths
 from pipelines.support.params import Params, load
 from pipelines.train import make_job, write_curves
 from tests.benchmarks.common import write_noise
-from tests.components.helpers import IMAGES, assert_same, build, no_wrap, stream, tiny
+from tests.components.helpers import IMAGES, assert_same, build, stream, tiny
+from tests.pipelines.in_process import train_stage
 
 KEY = "autoencoders.vae"
 TRAINING = {"steps": 2, "batch_size": 4, "report_every": 1, "save_every": 2, "ema_snapshots": 2}
@@ -60,24 +60,6 @@ def params(inputs: dict[str, str], models: dict[str, dict] | None = None, **mode
     }
     Path("params.yaml").write_text(yaml.safe_dump(content))
     return load(Path("params.yaml"))
-
-
-def train(asked: Params, key: str):
-    """What the stage does, in this process. Returns the loaded run."""
-    job = make_job(asked, key)
-    family = job.build()
-    state = fit(
-        family,
-        batches(Dataset(Path(job.data)), job.training.batch_size, seed=job.seed),
-        job.training,
-        start=None,
-        wrap=no_wrap,
-        report=lambda step, figures: figures,
-        save=lambda state: None,
-    )
-    provenance = run_folder.Provenance(data=job.data_hash, code="c", job=job.hash, seed=job.seed, step=state.step)
-    run_folder.write(paths.RUNS / job.name, job.family, family, state, provenance)
-    return run_folder.load(paths.RUNS / job.name)
 
 
 def test_a_perceptual_loss_is_handed_its_judge():
@@ -133,7 +115,7 @@ def test_checkpoints_are_validated_by_the_judge_on_the_test_split():
 
 def test_a_training_starts_from_another_runs_weights_and_model():
     first = params({}, {"base": PIXELS})
-    base = train(first, "samplers.base")
+    base = train_stage(first, "samplers.base")
     both = params({"tuned/start": "runs/base"}, {"base": PIXELS, "tuned": {"optimizer": {"learning_rate": 1e-5}}})
     job = make_job(both, "samplers.tuned")
     assert job.config.backbone == base.family.config.backbone
@@ -146,8 +128,8 @@ def test_a_smaller_net_guides_and_lies_in_the_run_folder():
     models = {name: {**block, "conditioning": "class"} for name, block in models.items()}
     models["small"]["backbone"]["heads"] = 2
     asked = params({"guided/guide": "runs/small"}, models)
-    small = train(asked, "samplers.small")
-    run = train(asked, "samplers.guided")
+    small = train_stage(asked, "samplers.small")
+    run = train_stage(asked, "samplers.guided")
     shutil.rmtree(paths.RUNS / "small")
     assert (run.folder / "guide.safetensors").is_file()
     sampler = run_folder.load(run.folder).family
@@ -161,7 +143,7 @@ def test_a_smaller_net_guides_and_lies_in_the_run_folder():
     assert not torch.equal(guided, sample(guidance_scale=1.0)) and not torch.equal(guided, sample(guidance_scale=3.0))
     assert_same({"a": sample(guidance="autoguidance", guidance_scale=1.0)}, {"a": sample(guidance_scale=1.0)})
     other = {**models, "guided": {**models["guided"], "objective": "edm"}}
-    train(params({}, models), "samplers.small")
+    train_stage(params({}, models), "samplers.small")
     with pytest.raises(ConfigError, match="guide: expected a run with the same objective, found another"):
         make_job(params({"guided/guide": "runs/small"}, other), "samplers.guided")
 
