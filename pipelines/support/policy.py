@@ -15,7 +15,7 @@ from components.metrics.figures import Definition, Figure, definitions
 from pipelines.support.candidates import Candidate
 from pipelines.support.params import Bound, PromoteConfig
 
-_CLEARLY = 2.0  # times a tie-break must be better than a champion's: a machine that others use varies by tens of percent
+_CLEARLY = 2.0  # a tie-break: times vary by tens of percent on a machine that others use
 Definitions = Mapping[str, Definition]
 
 

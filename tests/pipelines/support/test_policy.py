@@ -7,9 +7,9 @@ import pytest
 from components.errors import ConfigError, InputError
 from components.metrics.figures import Definition, Figure, definitions, named
 from components.metrics.intervals import Interval
+from pipelines.support import policy as policies
 from pipelines.support.candidates import Candidate
 from pipelines.support.params import PromoteConfig, parse
-from pipelines.support import policy as policies
 from pipelines.support.policy import decide, refuse_unknown_figures
 
 HIGHER = {"label_agreement", "recall", "classes_hit", "label_entropy", "toy_score"}
