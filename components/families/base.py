@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from components.metrics.reconstruction import reconstruction_figures
 from components.sampling.requests import Conditions, Request, refuse_unaccepted
 from components.sampling.trajectories import Call, Trajectory, drive
 from components.training.optimizers import OptimizerConfig
+
+if TYPE_CHECKING:
+    from components.likelihood.contract import Likelihood
 
 Losses = dict[str, Tensor]  # "loss" is what is minimised; the other scalars are its terms and figures for the curves
 
@@ -172,6 +175,10 @@ class Family:
         are a file. It is frozen, in evaluation mode."""
         self.received = {**self.received, role: given}
 
+    def begin(self, batch: Batch) -> None:
+        """Sets initial weights that depend on data, before a training that begins afresh. `batch`: the whole first
+        global batch, the same on every worker."""
+
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor | None:
         """Rows to look at during training, (N, C, ...) in [-1, 1], or None. `columns`: rows of the training set."""
         return None
@@ -237,6 +244,11 @@ class Sampler(Family):
     def _trajectory(self, request: Request) -> Trajectory:
         """The coroutine itself, of a request that the sampler takes."""
         raise NotImplementedError
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """Of stored rows, where the model has one."""
+        return None
 
     def figures(self, rows: Tensor, real: Tensor) -> Figures:
         """Figures of a candidate that this family alone has, beside those of all samplers. `rows`: (N, C, ...) that it

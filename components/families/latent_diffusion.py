@@ -30,6 +30,7 @@ from components.families import family_class
 from components.families.base import DataInfo, Early, Losses, Phase, Role, RunInfo, Sampler, Tiny
 from components.metrics.held_out import DENOISING, NUM_LEVELS
 from components.nets.text_encoders import EncoderLayout
+from components.sampling.blends import lerp, slerp
 from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call, Preview, Trajectory
 from components.shapes import per_channel, per_row
@@ -326,20 +327,6 @@ class Model(Sampler):
     def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = (constant(tuple(values), like) for values in self.space.moments)
         return per_channel(mean, like), per_channel(std, like)
-
-
-def slerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    """Points (B, ...) on the arcs between two sets of points (Shoemake 1985), `share` (B,) of the way: between two
-    draws of noise it keeps their length, which a straight line would not."""
-    a, b = one.flatten(1).double(), other.flatten(1).double()
-    angle = torch.acos(F.cosine_similarity(a, b).clamp(-1, 1)).clamp(min=1e-9)
-    parts = torch.sin((1 - share) * angle) / torch.sin(angle), torch.sin(share * angle) / torch.sin(angle)
-    return (parts[0][:, None] * a + parts[1][:, None] * b).reshape(one.shape).to(one.dtype)
-
-
-def lerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    """Points (B, ...) on the lines between two sets of points, `share` (B,) of the way."""
-    return torch.lerp(one, other, per_row(share.to(one.dtype), one))
 
 
 def _pooled(mask: Tensor, sides: tuple[int, ...]) -> Tensor:
