@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from components.config import Strict
 from components.diffusion.backbones import Backbone, UNet
@@ -21,6 +23,12 @@ class Times(Strict):
     density: Literal["uniform", "logit_normal"] = "logit_normal"
     mean: float = 0.0
     std: float = Field(1.0, gt=0)
+
+    def quantiles(self, shares: Tensor) -> Tensor:
+        """The times below which these shares, in (0, 1), of all training times lie."""
+        if self.density == "uniform":
+            return shares
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(shares))
 
 
 class Weighting(Strict):

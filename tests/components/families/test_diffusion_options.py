@@ -272,7 +272,7 @@ def test_captions_that_are_too_long_are_cut_between_characters():
 def test_dropped_captions_are_the_empty_prompt():
     family = variant("text")
     batch = next(stream("text"))
-    told = family._training_condition(batch)["tokens"]
+    told = family._training_condition(batch, family.config.label_dropout)["tokens"]
     dropped = batch.draws.uniform("label_dropout") < family.config.label_dropout
     for row, tokens in enumerate(told):
         text = bytes(tokens.tolist()).rstrip(b"\0").decode()
