@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from components.config import Strict
-from components.diffusion.backbones import Backbone
+from components.diffusion.backbones import Backbone, UNet
 from components.diffusion.schedules import ScheduleConfig
 from components.diffusion.solvers import SOLVERS
 from components.training.optimizers import OptimizerConfig
@@ -65,7 +65,7 @@ class Guide(Strict):
 
 class Config(Strict):
     conditioning: Literal["none", "class", "text"] = "class"
-    backbone: Backbone = Backbone()
+    backbone: Backbone = UNet()
     text: Text = Text()
     objective: Literal["epsilon", "x0", "v", "flow", "edm"] = "flow"
     schedule: ScheduleConfig = ScheduleConfig()

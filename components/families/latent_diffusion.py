@@ -343,7 +343,7 @@ def _mirrored(batch: Batch, like: Tensor) -> Tensor:
 def build_denoiser(config: Config, data: DataInfo) -> Denoiser:
     """The net that is trained, with initial weights."""
     conditioner = _conditioner(config, data)
-    backbone = config.backbone.build(data.shape[0], conditioner.rows)
+    backbone = config.backbone.build(data.shape, conditioner.rows)
     return Denoiser(conditioner, backbone, uncertainty=config.weighting.name == "learned")
 
 
@@ -364,7 +364,8 @@ def _build_guide(config: Config, data: DataInfo, run: RunInfo) -> Denoiser:
 def _conditioner(config: Config, data: DataInfo) -> ClassConditioner | TextConditioner:
     text, context_dim = config.text, config.backbone.context_dim
     if config.conditioning != "text":
-        return ClassConditioner(len(data.classes) if config.conditioning == "class" else 0, context_dim)
+        num_classes = len(data.classes) if config.conditioning == "class" else 0
+        return ClassConditioner(num_classes, config.backbone.class_dim)
     if text.encoder == "pretrained":
         return TextConditioner(Projection(_layout(data).width, context_dim))
     return TextConditioner(TextEncoder(text.length, text.width, text.layers, text.heads, context_dim))
