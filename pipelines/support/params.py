@@ -82,10 +82,13 @@ class EncodeConfig(Strict):
 
 
 class Bound(Strict):
-    """The least and the most that a figure may be; either may be left out."""
+    """The least and the most that a figure may be; either may be left out. `of` makes them shares of something: of
+    `classes`, how many the data have; of `real`, the same figure of real images; of a figure of the judge, such as
+    judge_accuracy."""
 
     at_least: float | None = None
     at_most: float | None = None
+    of: str | None = None
 
     @model_validator(mode="after")
     def _bounds_something(self) -> Bound:
@@ -108,7 +111,7 @@ _FORMER_GUARDS = {  # of PromoteConfig -> the figure and the bound that say the 
 class PromoteConfig(Strict):
     """Which candidate reigns: the best `metric` among those that pass the guards, unless the reigning champion's
     interval reaches as far. `metric` and the keys of `guards` are names of figures, as metrics/<sampler>.json lists
-    them; a candidate without a figure passes no bound on it."""
+    them; a candidate without a figure passes no bound on it, unless it is one of labels and it was asked for none."""
 
     metric: str = "frechet_distance"
     min_improvement: float = Field(0.0, ge=0, lt=1)  # beyond the champion's interval, as a share of its figure

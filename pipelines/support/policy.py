@@ -2,7 +2,7 @@
 
 The reigning champion stays unless it fails the guards, or a challenger that passes them lies beyond its interval:
 figures within an interval of each other are not told apart. Which figures decide is the user's choice; each figure
-says itself which way is better.
+says itself which way is better. Guards may be relative to what is known of the data, so that one policy suits any.
 """
 
 from __future__ import annotations
@@ -11,9 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from components.errors import InputError
-from components.metrics.figures import Definition, definitions
+from components.metrics.classes import CLASSIFIER_ACCURACY, INCEPTION_SCORE, LABEL_AGREEMENT
+from components.metrics.figures import Definition, Figures, definitions
+from components.metrics.modes import CLASSES_HIT, LABEL_ENTROPY
 from pipelines.support.candidates import Candidate
 from pipelines.support.params import Bound, PromoteConfig
+
+ASKED = {one.name for one in (LABEL_AGREEMENT, CLASSIFIER_ACCURACY)}  # figures of samplers that are asked for classes
+OF_LABELS = ASKED | {one.name for one in (CLASSES_HIT, LABEL_ENTROPY, INCEPTION_SCORE)}  # of data that have some
+CLASSES, REAL = "classes", "real"  # what a bound may be a share of, beside the judge's figures
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,40 @@ class Decision:
     winner: Candidate
     stays: bool  # the winner reigned before
     why: str
+
+
+@dataclass(frozen=True)
+class Yardsticks:
+    """What bounds may be relative to: how many classes the data have, figures of the judge, and of real images."""
+
+    num_classes: int
+    judge: Figures
+    real: Figures
+
+
+def in_figures(policy: PromoteConfig, yardsticks: Yardsticks, candidates: Iterable[Candidate]) -> PromoteConfig:
+    """The policy with all bounds as figures themselves, without those on labels where the data let nobody have them.
+    Raises InputError of a bound relative to what is not known."""
+    known = definitions(candidate.figures for candidate in candidates)
+    guards = {
+        name: _absolute(name, bound, yardsticks)
+        for name, bound in policy.guards.items()
+        if name in known or name not in OF_LABELS
+    }
+    return policy.model_copy(update={"guards": guards})
+
+
+def _absolute(name: str, bound: Bound, yardsticks: Yardsticks) -> Bound:
+    if bound.of is None:
+        return bound
+    known = {CLASSES: float(yardsticks.num_classes)} if yardsticks.num_classes else {}
+    known |= {REAL: yardsticks.real[name].value} if name in yardsticks.real else {}
+    known |= {figure.name: figure.value for figure in yardsticks.judge.values()}
+    if bound.of not in known:
+        expected = f"expected one of {', '.join(known)}" if known else "nothing is known of these data"
+        raise InputError(f"params.yaml.promote.guards.{name}.of: no {bound.of!r} to compare with; {expected}")
+    ends = {"at_least": bound.at_least, "at_most": bound.at_most}
+    return Bound(**{key: None if share is None else share * known[bound.of] for key, share in ends.items()})
 
 
 def refuse_unknown_figures(policy: PromoteConfig, candidates: Iterable[Candidate]) -> None:
@@ -51,7 +91,7 @@ def objections(candidate: Candidate, policy: PromoteConfig) -> list[str]:
 def _beyond(candidate: Candidate, name: str, bound: Bound) -> list[str]:
     figure = candidate.figures.get(name)
     if figure is None:
-        return [f"has no {name}, so it cannot meet guards.{name}"]
+        return [] if name in ASKED else [f"has no {name}, so it cannot meet guards.{name}"]
     reasons = []
     if bound.at_least is not None and figure.value < bound.at_least:
         reasons.append(f"{name} {figure.value:.4g} is under at_least {bound.at_least:g}")

@@ -9,7 +9,7 @@ from components.metrics.figures import Definition, Figure, named
 from components.metrics.intervals import Interval
 from pipelines.support.candidates import Candidate
 from pipelines.support.params import PromoteConfig, parse
-from pipelines.support.policy import decide, objections, refuse_unknown_figures
+from pipelines.support.policy import Yardsticks, decide, in_figures, objections, refuse_unknown_figures
 
 HIGHER = {"label_agreement", "recall", "classes_hit", "label_entropy", "toy_score"}
 NAMED = {"withdrawn", "unmeasurable", "collapsed"}
@@ -56,8 +56,44 @@ def test_the_lowest_metric_wins_where_nobody_reigns():
 
 
 def test_a_sampler_without_a_figure_cannot_meet_a_bound_on_it():
-    assert decide([GAN, candidate(frechet=2)], None, POLICY).winner.sampler == "ldm"
-    assert decide([GAN, candidate(frechet=2)], None, PromoteConfig()).winner.sampler == "dcgan"
+    rival, recall = candidate(frechet=2, recall=0.5), policy(recall={"at_least": 0.4})
+    assert decide([GAN, rival], None, recall).winner.sampler == "ldm"
+    assert decide([GAN, rival], None, PromoteConfig()).winner.sampler == "dcgan"
+
+
+def test_label_agreement_is_asked_of_whoever_is_asked_for_classes():
+    assert decide([GAN, candidate(frechet=2)], None, POLICY).winner.sampler == "dcgan"
+    assert "label_agreement" in objections(candidate(label_agreement=0.9), POLICY)[0]
+
+
+YARDSTICKS = Yardsticks(5, named(figure("judge_accuracy", 0.5)), named(figure("recall", 0.8)))
+
+
+@pytest.mark.parametrize(
+    ("name", "bound", "least"),
+    [
+        ("label_agreement", {"at_least": 0.9, "of": "judge_accuracy"}, 0.45),
+        ("classes_hit", {"at_least": 0.8, "of": "classes"}, 4),
+        ("recall", {"at_least": 0.5, "of": "real"}, 0.4),
+        ("recall", {"at_least": 0.5}, 0.5),
+    ],
+)
+def test_a_relative_bound_is_a_share_of_what_is_known_of_the_data(name, bound, least):
+    measured = [candidate(classes_hit=5, recall=0.6)]
+    (found,) = in_figures(policy(**{name: bound}), YARDSTICKS, measured).guards.items()
+    assert found[0] == name and found[1].at_least == pytest.approx(least) and found[1].of is None
+
+
+def test_guards_on_labels_hold_only_where_there_are_labels():
+    unlabelled = [candidate(label_agreement=None, recall=0.6)]
+    guards = policy(
+        label_agreement={"at_least": 0.9, "of": "judge_accuracy"}, classes_hit={"at_least": 10}, recall={"at_least": 1}
+    )
+    assert list(in_figures(guards, Yardsticks(0, {}, {}), unlabelled).guards) == ["recall"]
+    with pytest.raises(
+        InputError, match=r"guards\.recall\.of: no 'judge' to compare with; expected one of classes, real"
+    ):
+        in_figures(policy(recall={"at_least": 1, "of": "judge"}), YARDSTICKS, unlabelled)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +136,12 @@ def test_a_figure_at_its_bound_passes(guards):
 
 
 def test_nobody_passes_tells_why_for_each():
-    with pytest.raises(InputError, match=r"ldm #0: ms_per_image 60 is over .*; dcgan #0: has no label_agreement"):
-        decide([candidate(ms_per_image=60), GAN], None, POLICY)
+    with pytest.raises(InputError, match=r"ldm #0: ms_per_image 60 is over .*; dcgan #0: has no recall"):
+        decide(
+            [candidate(ms_per_image=60, recall=1), GAN],
+            None,
+            policy(ms_per_image={"at_most": 50}, recall={"at_least": 0}),
+        )
 
 
 @pytest.mark.parametrize(("frechet", "stays"), [(0.79, False), (0.81, True), (0.99, True), (1.5, True)])
