@@ -28,7 +28,7 @@ from components.devices import default_device
 from components.errors import InputError
 from components.evaluation import generation
 from components.files import sha256_folder, whole_folder, write_json
-from components.metrics.figures import Figures, as_json, definitions_as_json, values
+from components.metrics.figures import Figures, as_json, definitions, definitions_as_json, values
 from infra.ray_cluster.worker_pool import worker_pool
 from infra.tracking import runs
 from infra.tracking.registry import Entry, Registry, Version
@@ -37,7 +37,8 @@ from pipelines.support.candidates import Candidate, read_champion, recorded_cand
 from pipelines.support.metrics_files import SamplerMetrics, read_metrics
 from pipelines.support.params import TRAINED, Bound, Params, PromoteConfig, load
 from pipelines.support.paths import ROOT
-from pipelines.support.policy import Yardsticks, decide, in_figures, objections, refuse_unknown_figures
+from pipelines.support.policy import decide, objections, refuse_unknown_figures
+from pipelines.support.yardsticks import Yardsticks, in_figures
 
 
 def content_hash(folder_hash: str, settings: dict) -> str:
@@ -207,8 +208,9 @@ def promote(params: Params, registry: Registry, metrics: dict[str, SamplerMetric
     candidates = read_candidates(metrics, withdrawn)
     policy = read_policy(params, metrics, candidates)
     refuse_unknown_figures(policy, candidates)  # before a champion is measured again, which takes minutes
+    defined = definitions(candidate.figures for candidate in candidates)
     for candidate in candidates:
-        for reason in objections(candidate, policy):
+        for reason in objections(candidate, policy, defined):
             print(f"{candidate.name} is out: {reason}")
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)

@@ -13,7 +13,7 @@ from components.data.dataset import read_manifest
 from infra.tracking.registry import Registry
 from pipelines import evaluate, prepare, promote, reference, report
 from pipelines.support.params import load
-from pipelines.support.policy import OF_LABELS
+from pipelines.support.yardsticks import OF_LABELS
 from tests.clones import ROOT
 from tests.pipelines.in_process import train_stage
 from tests.pipelines.measured import PARAMS
