@@ -140,11 +140,11 @@ def described_figures(figures: Figures) -> dict[str, Any]:
 
 def described(params: Params, winner: Candidate, metrics: SamplerMetrics) -> dict[str, Any]:
     """A candidate as the registry keeps it beside its weights."""
-    length, settings = generation.weights_and_settings(winner.settings)
+    weights, settings = generation.weights_and_settings(winner.settings)
     return {
         "sampler": winner.sampler,
         "settings": settings,
-        generation.AVERAGE: length,  # the weights are averaged so already
+        **{name: weights.get(name) for name in generation.WEIGHTS},  # the weights are these already
         **described_figures(winner.figures),
         "collapsed": winner.collapsed,
         "protocol": metrics.protocol.model_dump(mode="json"),
@@ -157,13 +157,13 @@ def copy_sampler(winner: Candidate, target: Path) -> Path:
     """The winner's run folder with the weights that it sampled with, and without the other averages. Raises
     SamplerError of a folder that could not be served."""
     folder = paths.RUNS / winner.sampler
-    length, _ = generation.weights_and_settings(winner.settings)
-    run = run_folder.load(folder, ema_sigma_rel=length)
-    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(run_folder.AVERAGES))
-    if length is not None:
+    weights, _ = generation.weights_and_settings(winner.settings)
+    run = run_folder.load(folder, **weights)
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(run_folder.AVERAGES, run_folder.BEST))
+    if weights:
         for net in run.family.kept:
-            weights = {key: value.contiguous() for key, value in run.family.nets[net].state_dict().items()}
-            safetensors.torch.save_file(weights, target / f"{net}.safetensors")
+            tensors = {key: value.contiguous() for key, value in run.family.nets[net].state_dict().items()}
+            safetensors.torch.save_file(tensors, target / f"{net}.safetensors")
     return target
 
 
@@ -248,7 +248,7 @@ def write_champion(registry: Registry, version: Version, source: Path, why: str)
         "key": f"samplers.{champion['sampler']}",
         "candidate": champion.get("candidate"),  # None of a champion of earlier trainings
         "settings": champion["settings"],
-        generation.AVERAGE: champion.get(generation.AVERAGE),
+        **{name: champion.get(name) for name in generation.WEIGHTS},
         "figures": champion["figures"],
         "run_folder": (paths.CHAMPION / pyfunc.SAMPLER).as_posix(),
         "model": registry.model,

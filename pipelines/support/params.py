@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from components.config import Strict, parse
 from components.errors import ConfigError
-from components.evaluation.generation import AVERAGE, weights_and_settings
+from components.evaluation.generation import AVERAGE, CHECKPOINT, weights_and_settings
 from components.evaluation.protocol import EvaluateConfig
 from components.families import family_class
 from components.families.base import Sampler
@@ -58,8 +58,8 @@ class TrainBlock(Strict):
 
 class SamplerBlock(TrainBlock):
     """A model that generates. Each of `candidates` is one setting of the family's Settings, measured on its own; the
-    first is the default. Beside Settings it may say `ema_sigma_rel`: weights averaged over another length than the
-    training's own."""
+    first is the default. Beside Settings it may say which weights: `checkpoint: best` for those that training.keep
+    kept, or `ema_sigma_rel` for an average over another length than the training's own."""
 
     candidates: tuple[dict[str, Any], ...] = ({},)
 
@@ -241,14 +241,24 @@ def _check_family(params: Params, name: str, block: TrainBlock, where: str) -> N
         if not block.candidates:
             raise ConfigError(f"{where}.candidates: empty; expected at least one setting, [{{}}] for the defaults")
         for number, candidate in enumerate(block.candidates):
-            length, settings = weights_and_settings(candidate)
+            weights, settings = weights_and_settings(candidate)
             chosen = parse(kind.Settings, settings, f"{where}.candidates.{number}")
             if reason := kind.why_not(config, chosen, params.inputs_of(name)):
                 raise ConfigError(f"{where}.candidates.{number}.{reason}")
-            if length is not None and not block.training.ema_snapshots:
-                raise ConfigError(
-                    f"{where}.candidates.{number}.{AVERAGE}: needs training.ema_snapshots above 0 in its block"
-                )
+            _check_weights(weights, block, f"{where}.candidates.{number}")
+
+
+def _check_weights(weights: dict, block: TrainBlock, where: str) -> None:
+    """Raises ConfigError of weights that the block's training does not keep."""
+    if AVERAGE in weights and not block.training.ema_snapshots:
+        raise ConfigError(f"{where}.{AVERAGE}: needs training.ema_snapshots above 0 in its block")
+    checkpoint = weights.get(CHECKPOINT, "last")
+    if checkpoint not in ("last", "best"):
+        raise ConfigError(f"{where}.{CHECKPOINT}: expected last or best, found {checkpoint!r}")
+    if checkpoint == "best" and block.training.keep != "best":
+        raise ConfigError(f"{where}.{CHECKPOINT}: best needs training.keep: best in its block")
+    if checkpoint == "best" and AVERAGE in weights:
+        raise ConfigError(f"{where}: expected {AVERAGE} or {CHECKPOINT}: best, found both")
 
 
 def train_block(params: Params, key: str) -> TrainBlock:
