@@ -19,7 +19,6 @@ from components.training.loop import fit, step_phase
 from tests.clones import ROOT
 from tests.components.families.contract import CONFIG, SAMPLERS, Counted, active_phase, stored, trained
 from tests.components.helpers import (
-    IMAGES,
     LATENTS,
     Rows,
     assert_same,
