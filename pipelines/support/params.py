@@ -72,13 +72,22 @@ class TextConfig(Strict):
     length: int = Field(77, ge=3)
 
 
+class TokensConfig(Strict):
+    """Tokens in the place of latents, by an autoencoder with a codebook."""
+
+    shifts: int = Field(0, ge=0)  # cells; the images moved so far, too, in eight directions, for token samplers
+    least_usage: float = Field(0.5, ge=0, le=1)  # share of the codes that must occur, else the stage fails
+
+
 class EncodeConfig(Strict):
     """A latent data set, data/<name>: the training images by the autoencoder that `inputs` gives it, a run of one or of
-    a sampler that holds one. `text`: what embeds the captions, for samplers with model.text.encoder pretrained."""
+    a sampler that holds one. `text`: what embeds the captions, for samplers with model.text.encoder pretrained.
+    `tokens`: the numbers of its codes instead of latents."""
 
     batch_size: int = Field(256, gt=0)
     flips: bool = False  # the mirrored images, too, for samplers with model.flips
     text: TextConfig | None = None
+    tokens: TokensConfig | None = None
 
 
 class Bound(Strict):
