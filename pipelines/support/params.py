@@ -72,20 +72,32 @@ class TextConfig(Strict):
     length: int = Field(77, ge=3)
 
 
+class TokensConfig(Strict):
+    """Tokens in the place of latents, by an autoencoder with a codebook."""
+
+    shifts: int = Field(0, ge=0)  # cells; the images moved so far, too, in eight directions, for token samplers
+    least_usage: float = Field(0.5, ge=0, le=1)  # share of the codes that must occur, else the stage fails
+
+
 class EncodeConfig(Strict):
     """A latent data set, data/<name>: the training images by the autoencoder that `inputs` gives it, a run of one or of
-    a sampler that holds one. `text`: what embeds the captions, for samplers with model.text.encoder pretrained."""
+    a sampler that holds one. `text`: what embeds the captions, for samplers with model.text.encoder pretrained.
+    `tokens`: the numbers of its codes instead of latents."""
 
     batch_size: int = Field(256, gt=0)
     flips: bool = False  # the mirrored images, too, for samplers with model.flips
     text: TextConfig | None = None
+    tokens: TokensConfig | None = None
 
 
 class Bound(Strict):
-    """The least and the most that a figure may be; either may be left out."""
+    """The least and the most that a figure may be; either may be left out. `of` makes them shares of something: of
+    `classes`, how many the data have; of `real`, the same figure of real images; of a figure of the judge, such as
+    judge_accuracy."""
 
     at_least: float | None = None
     at_most: float | None = None
+    of: str | None = None
 
     @model_validator(mode="after")
     def _bounds_something(self) -> Bound:
