@@ -35,6 +35,7 @@ ALWAYS_LEFT_OUT = (
     "infra.storage.store",
     "pipelines.support.cli",
     "pipelines.support.code_closure",
+    "pipelines.support.fitness",
     "pipelines.support.lineage",
     "pipelines.support.params",
     "pipelines.support.paths",
