@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from components.config import parse
 from components.data.dataset import Manifest
@@ -17,7 +18,19 @@ from pipelines.support import inputs, paths
 from pipelines.support.inputs import AUTOENCODER
 from pipelines.support.params import TRAINED, Params
 
+_DRAWS = {"normal_", "uniform_", "random_", "bernoulli_", "exponential_"}
 SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # pixels a side, that are proposed
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Leaves out the drawing of initial weights: without memory there are none, and torch would load its compiler to
+    say so, which takes seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in _DRAWS or (getattr(func, "__module__", "") == "torch.nn.init" and name.endswith("_")):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def refuse_unfit(params: Params, source: Source) -> None:
@@ -90,7 +103,7 @@ def _build(params: Params, name: str, data: DataInfo, info: DataInfo) -> object:
             if given_data is not None:
                 kept[role] = RunInfo(family=given.family, config=model.model_dump(mode="json"), data=given_data)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutDraws():
             return kind(config, data.model_copy(update={"inputs": kept}))
     except NotImplementedError:  # a family that computes with its weights as it is built
         return None
