@@ -22,8 +22,6 @@ from infra.config import TrackingConfig
 from infra.serving.openai_api import Served, ServedModel
 from infra.tracking.registry import Registry, Version
 
-SQLITE = "sqlite:///"
-
 
 class ModelStore(Strict):
     """Where versions are looked up. `root` is absolute; `promoted` and `cache` are relative to it, or absolute. Without
@@ -130,10 +128,8 @@ class Champions:
         tracking = self.model_store.tracking
         if tracking is None:
             return None
-        uri = tracking.absolute_uri(self.root)
-        if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
-            return None  # asking would create it
-        return Registry(tracking, self.root, self.model_store.model)
+        registry = Registry(tracking, self.root, self.model_store.model)
+        return registry if registry.is_there() else None
 
     def _registered(self, registry: Registry, version: Version) -> ServedModel:
         place = self._place(version.number, version.content)
