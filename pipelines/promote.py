@@ -27,7 +27,7 @@ from components.devices import default_device
 from components.errors import InputError
 from components.evaluation import generation
 from components.files import sha256_folder, whole_folder, write_json
-from components.metrics.figures import Figures, as_json, definitions_as_json, values
+from components.metrics.figures import Figures, as_json, definitions, definitions_as_json, values
 from infra.ray_cluster.worker_pool import worker_pool
 from infra.tracking import runs
 from infra.tracking.registry import Entry, Registry, Version
@@ -138,11 +138,11 @@ def described_figures(figures: Figures) -> dict[str, Any]:
 
 def described(params: Params, winner: Candidate, metrics: SamplerMetrics) -> dict[str, Any]:
     """A candidate as the registry keeps it beside its weights."""
-    length, settings = generation.weights_and_settings(winner.settings)
+    weights, settings = generation.weights_and_settings(winner.settings)
     return {
         "sampler": winner.sampler,
         "settings": settings,
-        generation.AVERAGE: length,  # the weights are averaged so already
+        **{name: weights.get(name) for name in generation.WEIGHTS},  # the weights are these already
         **described_figures(winner.figures),
         "collapsed": winner.collapsed,
         "protocol": metrics.protocol.model_dump(mode="json"),
@@ -155,13 +155,13 @@ def copy_sampler(winner: Candidate, target: Path) -> Path:
     """The winner's run folder with the weights that it sampled with, and without the other averages. Raises
     SamplerError of a folder that could not be served."""
     folder = paths.RUNS / winner.sampler
-    length, _ = generation.weights_and_settings(winner.settings)
-    run = run_folder.load(folder, ema_sigma_rel=length)
-    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(run_folder.AVERAGES))
-    if length is not None:
+    weights, _ = generation.weights_and_settings(winner.settings)
+    run = run_folder.load(folder, **weights)
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(run_folder.AVERAGES, run_folder.BEST))
+    if weights:
         for net in run.family.kept:
-            weights = {key: value.contiguous() for key, value in run.family.nets[net].state_dict().items()}
-            safetensors.torch.save_file(weights, target / f"{net}.safetensors")
+            tensors = {key: value.contiguous() for key, value in run.family.nets[net].state_dict().items()}
+            safetensors.torch.save_file(tensors, target / f"{net}.safetensors")
     return target
 
 
@@ -187,8 +187,9 @@ def promote(params: Params, registry: Registry, metrics: dict[str, SamplerMetric
     withdrawn = {version.content: version.withdrawn for version in registry.versions()}
     candidates = read_candidates(metrics, withdrawn)
     refuse_unknown_figures(params.promote, candidates)  # before a champion is measured again, which takes minutes
+    defined = definitions(candidate.figures for candidate in candidates)
     for candidate in candidates:
-        for reason in objections(candidate, params.promote):
+        for reason in objections(candidate, params.promote, defined):
             print(f"{candidate.name} is out: {reason}")
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
@@ -226,7 +227,7 @@ def write_champion(registry: Registry, version: Version, source: Path, why: str)
         "key": f"samplers.{champion['sampler']}",
         "candidate": champion.get("candidate"),  # None of a champion of earlier trainings
         "settings": champion["settings"],
-        generation.AVERAGE: champion.get(generation.AVERAGE),
+        **{name: champion.get(name) for name in generation.WEIGHTS},
         "figures": champion["figures"],
         "run_folder": (paths.CHAMPION / pyfunc.SAMPLER).as_posix(),
         "model": registry.model,

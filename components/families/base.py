@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,14 @@ from components.data.media import Medium, medium
 from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.metrics.figures import Figures
+from components.metrics.held_out import HeldOutLoss
 from components.metrics.reconstruction import reconstruction_figures
 from components.sampling.requests import Conditions, Request, refuse_unaccepted
 from components.sampling.trajectories import Call, Trajectory, drive
 from components.training.optimizers import OptimizerConfig
+
+if TYPE_CHECKING:
+    from components.likelihood.contract import Likelihood
 
 Losses = dict[str, Tensor]  # "loss" is what is minimised; the other scalars are its terms and figures for the curves
 
@@ -51,8 +55,8 @@ class Phase:
 
 
 class DataInfo(Strict):
-    """What a family must know of its data: the shape of a row, the classes, facts about the whole set, and, for
-    latents, the autoencoder that they come from and the text encoder that the captions went through, if one did.
+    """What a family must know of its data: the shape of a row, the classes, facts about the whole set, and, for latents
+    and tokens, the autoencoder that they come from and the text encoder that the captions went through, if one did.
     `medium`: of the rows or, for latents, of what they decode to."""
 
     shape: tuple[int, ...]  # channels first
@@ -64,6 +68,11 @@ class DataInfo(Strict):
     autoencoder: AutoencoderInfo | None = None
     text: dict | None = None  # EncoderLayout of nets/text_encoders.py
     inputs: dict[str, RunInfo] = {}  # trained runs that the model keeps a part of, by role
+
+    @property
+    def decoded(self) -> DataInfo:
+        """Of the rows that these decode to: themselves, without an autoencoder."""
+        return self if self.autoencoder is None else self.autoencoder.data
 
 
 class AutoencoderInfo(Strict):
@@ -149,11 +158,12 @@ class Family:
     libraries: tuple[str, ...] = ()  # beyond torch, that own a part of its nets
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
     received: Mapping[str, Family | nn.Module] = {}  # inputs by role, frozen, on the device of the nets
+    held_out: ClassVar[HeldOutLoss | None] = None  # what `held_out_losses` gives; None: it gives nothing
 
     @property
     def medium(self) -> Medium:
-        """Of its rows or, where it works on latents, of what they decode to."""
-        return medium(self.data.medium)
+        """Of its rows or, where it works on latents or tokens, of what they decode to."""
+        return medium(self.data.decoded.medium)
 
     @classmethod
     def early_nets(cls, config: Strict) -> Mapping[str, Early]:
@@ -170,6 +180,10 @@ class Family:
         are a file. It is frozen, in evaluation mode."""
         self.received = {**self.received, role: given}
 
+    def begin(self, batch: Batch) -> None:
+        """Sets initial weights that depend on data, before a training that begins afresh. `batch`: the whole first
+        global batch, the same on every worker."""
+
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor | None:
         """Rows to look at during training, (N, C, ...) in [-1, 1], or None. `columns`: rows of the training set."""
         return None
@@ -179,6 +193,17 @@ class Family:
         that are not trained on; `judge`: a classifier of them. Averaged nets hold their average, others their live
         weights."""
         return {}
+
+    def held_out_losses(self, columns: Mapping[str, Tensor], draws: Draws) -> Tensor:
+        """(B, L) losses of rows by the weights of the moment, one for each of `held_out.levels`: a function of the rows
+        and of their draws, which are the same at every checkpoint. `columns`: as training has them, on the nets'
+        device."""
+        raise NotImplementedError
+
+    def training_columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Columns of rows of the medium as the training set has them: encoded, where it trains on what an encoder makes
+        of them."""
+        return dict(columns)
 
 
 class Judge(Family):
@@ -225,6 +250,11 @@ class Sampler(Family):
         """The coroutine itself, of a request that the sampler takes."""
         raise NotImplementedError
 
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """Of stored rows, where the model has one."""
+        return None
+
     def figures(self, rows: Tensor, real: Tensor) -> Figures:
         """Figures of a candidate that this family alone has, beside those of all samplers. `rows`: (N, C, ...) that it
         has made, `real`: (M, C, ...) held-out ones, both in [-1, 1]."""
@@ -266,7 +296,7 @@ class Sampler(Family):
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Of what it makes, channels first."""
-        return self.data.shape if self.data.autoencoder is None else self.data.autoencoder.data.shape
+        return self.data.decoded.shape
 
 
 class NoSettings(Strict):

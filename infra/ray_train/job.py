@@ -35,8 +35,8 @@ class Job:
     """Everything that decides a training's result. Equal jobs have equal hashes and continue each other's runs.
 
     `data` is the absolute folder of the data set, `data_hash` and `code_hash` the content of it and of the code that
-    the training runs through. `held_out`: the absolute folder of a data set that checkpoints are validated on, by the
-    input `judge`; empty without one. `staged`: by folder, where workers that do not see the driver's files get them.
+    the training runs through. `held_out`: the absolute folder of a data set that checkpoints are validated on; empty
+    where none is needed. `staged`: by folder, where workers that do not see the driver's files get them.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Job:
     code_hash: str
     inputs: tuple[Input, ...] = ()
     held_out: str = ""
+    held_out_hash: str = ""  # of its content, where that decides which checkpoint is kept
     staged: Mapping[str, Staged] = field(default_factory=dict)
 
     @property
@@ -64,6 +65,8 @@ class Job:
             "inputs": {given.role: given.hash for given in self.inputs},
             "code": self.code_hash,
         }
+        if self.held_out_hash:
+            facts["held_out"] = self.held_out_hash
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def in_storage(self, storage: str, cache_bytes: int) -> Job:

@@ -17,6 +17,7 @@ from ray.util.queue import Queue
 from components.data.dataset import Dataset, batches, row_weight
 from components.data.permutation import global_batch
 from components.errors import TrainingError
+from components.families.base import START
 from components.metrics.figures import Figures
 from components.training import sharding
 from components.training.loop import State, fit
@@ -80,15 +81,11 @@ class Worker:
         self.weight = row_weight(job.training.batch_size, self.rank, self.world)
 
     def train(self) -> None:
-        start = restore(self.device)
-        stream = batches(
-            Dataset(self.job.folder(self.job.data)),
-            self.job.training.batch_size,
-            self.rank,
-            self.world,
-            self.job.seed,
-            start.step if start else 0,
-        )
+        start, dataset = restore(self.device), Dataset(self.job.folder(self.job.data))
+        size, seed = self.job.training.batch_size, self.job.seed
+        if start is None and self.job.input(START) is None:
+            self.family.begin(next(batches(dataset, size, seed=seed)).to(self.device))
+        stream = batches(dataset, size, self.rank, self.world, seed, start.step if start else 0)
         if self.reporter:
             self.reporter.begin(start.step if start else 0)
         state = fit(
@@ -136,7 +133,7 @@ class Worker:
         began = time.monotonic()
         alone = self.world == 1
         if self.reporter and alone:
-            self.reporter.validated(self.run, state.step, *self.validator.validate(state))
+            self.reporter.validated(self.run, state, *self.validator.validate(state))
         checkpoint = write_checkpoint(state) if self.reporter else None
         ray.train.report(
             {"step": state.step},
@@ -153,7 +150,7 @@ def validate_apart(checkpoint: ray.train.Checkpoint, job: Job, reports: Queue, r
     with checkpoint.as_directory() as folder:
         state = read_state(Path(folder), "cpu")
     picture, figures = validation.Validator(job, "cpu").validate(state)
-    Reporter(job, reports, torch.device("cpu")).validated(run, state.step, picture, figures)
+    Reporter(job, reports, torch.device("cpu")).validated(run, state, picture, figures)
     return {}
 
 
@@ -191,13 +188,14 @@ class Reporter:
     def figures(self, step: int, figures: dict[str, float]) -> None:
         self._queue.put(("figures", step, {**figures, RATE: self._rate(step), **self._system()}))
 
-    def validated(self, run: Store, step: int, picture: bytes | None, figures: Figures) -> None:
-        """Hands on a checkpoint's validation: figures into the run's storage and to the driver, the picture to the
-        driver."""
-        validation.keep(run, step, figures)
-        self._queue.put(("figures", step, validation.tracked(figures)))
+    def validated(self, run: Store, state: State, picture: bytes | None, figures: Figures) -> None:
+        """Hands on a checkpoint's validation: figures, and weights if they are to be kept, into the run's storage,
+        figures and the picture to the driver."""
+        validation.keep(run, state.step, figures)
+        validation.keep_best(run, state, figures, self._job.training)
+        self._queue.put(("figures", state.step, validation.tracked(figures)))
         if picture is not None:
-            self._queue.put(("picture", f"previews/{step:07d}.png", picture))
+            self._queue.put(("picture", f"previews/{state.step:07d}.png", picture))
 
     def _system(self) -> dict[str, float]:
         """How many workers there are, and what rank 0's process takes of its machine."""
