@@ -7,7 +7,9 @@ import functools
 import json
 import os
 import shutil
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +79,10 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[str]:
                     init()
         except ConnectionError as error:
             raise InputError(f"cluster.address: no Ray cluster answers at {address!r} ({error})") from None
+        except Exception as error:  # Ray 2.60 raises no other kind when its processes are not up in time
+            if local and type(error) is Exception:
+                raise InputError(f"Ray could not be started on this machine: {str(error).splitlines()[0]}") from None
+            raise
         try:
             yield ray.get_runtime_context().gcs_address
         finally:
@@ -87,6 +93,28 @@ def _clear() -> None:
     """What a failed start of a session on this machine has left."""
     ray.shutdown()
     closed_session.end_processes()
+
+
+@contextlib.contextmanager
+def ending_with_ray() -> Iterator[None]:
+    """Ends this process with one line and status 2 if Ray's own processes on this machine end within the block. Calls
+    to a session that has lost its raylet return never, so nobody else could."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1):
+            if lost := closed_session.lost_process():
+                folder = ray._private.worker._global_node.get_logs_dir_path()
+                print(
+                    f"error: Ray's {lost} has ended (its log is in {folder}); start again", file=sys.stderr, flush=True
+                )
+                closed_session.end_at_once(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 @contextlib.contextmanager

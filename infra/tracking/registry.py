@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from components.artifacts import pyfunc
 from components.errors import InputError
+from components.files import sha256_folder
 from infra.config import TrackingConfig
 from infra.tracking import runs, shipped_model
 
 CHAMPION = "champion"
 CONTENT_TAG = "content"
+SHA256_TAG = "sha256"  # of the sampler's files
 WITHDRAWN_TAG = "withdrawn"
 _MOVE_TAG = "move-"
 
@@ -49,6 +52,7 @@ class Version:
     withdrawn: str
     run_id: str
     path: str  # of its model below the run's artifacts
+    sha256: str = ""  # of its sampler's files; not told of versions registered before that was kept
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class Registry:
                 self.model,
                 f"runs:/{run_id}/{path}",
                 run_id,
-                tags={CONTENT_TAG: entry.content, **entry.tags},
+                tags={CONTENT_TAG: entry.content, SHA256_TAG: sha256_folder(entry.folder), **entry.tags},
                 description=entry.description,
             )
             return _version(created), True
@@ -151,7 +155,8 @@ class Registry:
         return run_id
 
     def fetch(self, version: Version, target: Path) -> Path:
-        """Copies what was registered into the folder `target`: sampler/, candidate.json, pictures."""
+        """Copies what was registered into the folder `target`: sampler/, candidate.json, pictures. Raises InputError if
+        it is gone or altered."""
         from mlflow.exceptions import MlflowException
 
         with self._client() as client, tempfile.TemporaryDirectory() as temporary:
@@ -163,6 +168,10 @@ class Registry:
                     f"{self.model} version {version.number}: its files are not in {place} ({runs.one_line(error)})"
                 ) from None
             (content,) = found.iterdir()
+            if version.sha256 and sha256_folder(content / pyfunc.SAMPLER) != version.sha256:
+                raise InputError(
+                    f"{self.model} version {version.number}: its files were altered since it was registered"
+                )
             shutil.copytree(content, target, dirs_exist_ok=True)
         return target
 
@@ -215,4 +224,7 @@ def _version(found) -> Version:
     told = json.loads(found.tags.get(WITHDRAWN_TAG, "{}"))
     withdrawn = f"{told['who']}, {told['when']}: {told['why']}" if told else ""
     path = found.source.removeprefix(f"runs:/{found.run_id}/")
-    return Version(str(found.version), found.tags.get(CONTENT_TAG, ""), withdrawn, found.run_id, path)
+    tags = found.tags
+    return Version(
+        str(found.version), tags.get(CONTENT_TAG, ""), withdrawn, found.run_id, path, tags.get(SHA256_TAG, "")
+    )
