@@ -166,8 +166,10 @@ class Champions:
         tracking = self.model_store.tracking
         if tracking is None:
             return None
-        registry = Registry(tracking, self.root, self.model_store.model)
-        return registry if registry.is_there() else None
+        database = tracking.database(self.root)
+        if database is not None and not database.is_file():
+            return None  # asking would create it
+        return Registry(tracking, self.root, self.model_store.model)
 
     def _registered(self, registry: Registry, version: Version) -> ServedModel:
         place = self._place(version.number, version.content)
