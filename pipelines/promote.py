@@ -251,6 +251,7 @@ def write_champion(registry: Registry, version: Version, source: Path, why: str)
         "settings": champion["settings"],
         **{name: champion.get(name) for name in generation.WEIGHTS},
         "figures": champion["figures"],
+        "definitions": champion.get("definitions", []),  # none of figures measured before they had any
         "run_folder": (paths.CHAMPION / pyfunc.SAMPLER).as_posix(),
         "model": registry.model,
         "version": version.number,
