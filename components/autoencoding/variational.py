@@ -27,8 +27,8 @@ class DensityConfig(Strict):
 class LatentDensity(nn.Module):
     """A mixture of Gaussians of flat latents (B, D), `components` of each of `num_classes` (0: of none).
 
-    A component holds the lower Cholesky factor of its precision, so that a density needs no inverse: log N = log det L -
-    |L^T (z - mean)|^2 / 2 - D log(2 pi) / 2. It begins as the standard Gaussian."""
+    A component holds the lower Cholesky factor L of its precision, so that a density needs no inverse: log N is
+    log det L - |L^T (z - mean)|^2 / 2 - D log(2 pi) / 2. It begins as the standard Gaussian."""
 
     def __init__(self, dim: int, components: int, num_classes: int):
         super().__init__()
