@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from components import sources
-from components.data.dataset import Manifest, Rejected, write_manifest, write_shards
+from components.data.dataset import Dataset, Manifest, Rejected, write_manifest, write_shards
 from components.data.media import medium
 from components.errors import DataError, InputError
 from components.files import whole_folder
@@ -15,10 +19,12 @@ from components.sources import DataConfig, Source
 from infra.storage import object_manifest
 from infra.storage.buckets import mirror_prefix
 from pipelines.support.cli import run
+from pipelines.support.fitness import refuse_too_few, refuse_unfit
 from pipelines.support.params import load
 
 TARGET = Path("data/images")
 CACHE = Path(".cache/sources")
+FEW = 10  # training images of a class below which it is named
 _SHOWN = 10  # rejected files named in the summary; the manifest lists all
 
 
@@ -34,14 +40,19 @@ def open_source(config: DataConfig, seed: int, cache: Path) -> Source:
     return sources.read(config, seed, local)
 
 
-def prepare(source: Source, config: DataConfig, target: Path) -> dict[str, Manifest]:
+def prepare(
+    source: Source, config: DataConfig, target: Path, check: Callable[[dict[str, Manifest]], None] = lambda _: None
+) -> dict[str, Manifest]:
     """Writes every split of the source as a data set folder below `target`: all of them or none.
 
-    Returns their manifests. Raises DataError if too many files had to be left out, or a split has no image.
+    Returns their manifests. Raises DataError if too many files had to be left out, a split has no image, or what
+    `check` raises of the manifests.
     """
     rejected: list[Rejected] = []
     with whole_folder(target) as folder:
-        return {split: _write_split(source, split, config, folder / split, rejected) for split in source.splits}
+        found = {split: _write_split(source, split, config, folder / split, rejected) for split in source.splits}
+        check(found)
+        return found
 
 
 def _write_split(source: Source, split: str, config: DataConfig, folder: Path, rejected: list[Rejected]) -> Manifest:
@@ -62,8 +73,9 @@ def _write_split(source: Source, split: str, config: DataConfig, folder: Path, r
     )
 
 
-def summary(manifests: dict[str, Manifest], target: Path) -> str:
-    """What was written, a line per split, then the classes and the files that were left out."""
+def summary(manifests: dict[str, Manifest], target: Path, notes: Sequence[str] = ()) -> str:
+    """What was written, a line per split, then the classes, those with few images among them, the files that were left
+    out, and what the source notes."""
     lines = []
     for split, manifest in manifests.items():
         of = medium(manifest.medium)
@@ -72,11 +84,21 @@ def summary(manifests: dict[str, Manifest], target: Path) -> str:
     classes = next(iter(manifests.values())).classes
     if classes:
         lines.append(f"classes ({len(classes)}): {', '.join(classes)}")
+        lines += few_of(target / "train", classes)
     rejected = [file for manifest in manifests.values() for file in manifest.rejected]
     if rejected:
         lines.append(f"left out ({len(rejected)}, all in the manifests):")
         lines += [f"  {file.path}: {file.reason}" for file in rejected[:_SHOWN]]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
+
+
+def few_of(train: Path, classes: tuple[str, ...]) -> list[str]:
+    """A line on the classes with fewer than FEW training images, if there are any."""
+    labels = torch.cat([chunk["label"] for chunk in Dataset(train).chunks(4096)])
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    few = [f"{name} {count}" for name, count in zip(classes, counts, strict=True) if count < FEW]
+    more = f" and {len(few) - _SHOWN} more" if len(few) > _SHOWN else ""
+    return [f"classes with fewer than {FEW} training images: {', '.join(few[:_SHOWN])}{more}"] if few else []
 
 
 def main(argv: list[str]) -> None:
@@ -86,7 +108,9 @@ def main(argv: list[str]) -> None:
         )
     params = load()
     source = open_source(params.data, params.seed, CACHE)
-    print(summary(prepare(source, params.data, TARGET), TARGET))
+    refuse_unfit(params, source)
+    manifests = prepare(source, params.data, TARGET, functools.partial(refuse_too_few, params))
+    print(summary(manifests, TARGET, source.notes))
 
 
 if __name__ == "__main__":

@@ -209,10 +209,16 @@ class Family:
 class Judge(Family):
     """A family that tells the data's classes apart: evaluation's feature extractor and classifier by default.
 
-    `nets["classifier"]` has `features`, rows (B, C, ...) in [-1, 1] -> (B, D), and `logits`, those -> (B, num_classes).
+    `nets["classifier"]` has `features`, rows (B, C, ...) in [-1, 1] -> (B, D), and `logits`, those -> (B, num_classes)
+    where it tells classes. Of data without two classes its features are learned without labels.
     """
 
     kept = ("classifier",)
+
+    @property
+    def tells_classes(self) -> bool:
+        """Whether `logits` are of the data's classes."""
+        return len(self.data.classes) > 1
 
 
 # of every family: whose weights and model a training goes on from, and what tells figures of its checkpoints

@@ -91,10 +91,13 @@ class EncodeConfig(Strict):
 
 
 class Bound(Strict):
-    """The least and the most that a figure may be; either may be left out."""
+    """The least and the most that a figure may be; either may be left out. `of` makes them shares of something: of
+    `classes`, how many the data have; of `real`, the same figure of real images; of a figure of the judge, such as
+    judge_accuracy."""
 
     at_least: float | None = None
     at_most: float | None = None
+    of: str | None = None
 
     @model_validator(mode="after")
     def _bounds_something(self) -> Bound:
