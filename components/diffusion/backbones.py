@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from components.config import Strict
+from components.nets.blocks import norm_groups
 from components.nets.unet import UNet2DConditionModel
 from components.shapes import refuse_unless_planar
 
@@ -25,6 +26,8 @@ class UNet(Strict):
     layers: int = Field(1, ge=1)  # residual blocks a resolution
     heads: int = Field(4, ge=1)
     context_dim: int = Field(64, ge=1)
+    # the most that a norm has
+    norm_groups: int = Field(default_factory=lambda given: norm_groups(given["widths"]), ge=1)
 
     @model_validator(mode="after")
     def _fits(self) -> UNet:
@@ -47,8 +50,8 @@ class UNet(Strict):
 
     def build(self, channels: int, num_classes: int) -> nn.Module:
         """`num_classes`: rows of the class embedding, 0 for none."""
-        layout = self.model_dump(exclude={"name"})
-        return UNet2DConditionModel(channels, num_classes=num_classes, **layout)
+        layout = self.model_dump(exclude={"name", "norm_groups"})
+        return UNet2DConditionModel(channels, num_classes=num_classes, groups=self.norm_groups, **layout)
 
 
 Backbone = UNet  # a further one makes this a union that `name` tells apart

@@ -20,6 +20,7 @@ from components.nets.autoencoder import AutoencoderKL
 from components.nets.autoencoder.codebook import Codebook
 from components.nets.autoencoder.discriminator import PatchDiscriminator
 from components.nets.autoencoder.kl import Reconstruction
+from components.nets.blocks import norm_groups
 from components.shapes import refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
 
@@ -37,6 +38,7 @@ class Config(Strict):
     latent_channels: int = Field(4, ge=1)
     widths: tuple[int, ...] = Field((32, 64), min_length=1)  # channels by resolution; each but the last halves the side
     layers: int = Field(1, ge=1)  # residual blocks a resolution
+    norm_groups: int = Field(default_factory=lambda given: norm_groups(given["widths"]), ge=1)
     reconstruction: Literal["mse", "l1", "bce"] = "mse"
     kl_weight: float = Field(1e-2, ge=0)
     perceptual: PerceptualConfig | None = None
@@ -55,7 +57,9 @@ class Model(Autoencoder):
         refuse_unless_planar(data.shape, self.factor, "vae")
         book = config.codebook
         codebook = Codebook(book.size, config.latent_channels, book.decay, book.restart_below) if book else None
-        net = AutoencoderKL(data.shape[0], config.latent_channels, config.widths, config.layers, codebook)
+        net = AutoencoderKL(
+            data.shape[0], config.latent_channels, config.widths, config.layers, codebook, config.norm_groups
+        )
         self.nets = nn.ModuleDict({"autoencoder": net})
         self.calls = {"decoder": net.decode}
         self.phases = (Phase("autoencode", "autoencoder", self.loss, config.optimizer),)

@@ -150,6 +150,7 @@ def _unet(part: Part, pooled_dim: int) -> dict[str, Any]:
         "depth": _each(config.get("transformer_layers_per_block") or 1, widths),
         "context_dim": config["cross_attention_dim"],
         "linear": bool(config.get("use_linear_projection")),
+        "norm_groups": _norm_groups(part),
     }
     kind = config.get("addition_embed_type")
     if kind not in (None, "text_time"):
@@ -161,6 +162,14 @@ def _unet(part: Part, pooled_dim: int) -> dict[str, Any]:
             raise part.refuse(f"projection_class_embeddings_input_dim: no place for 5 or 6 sizes beside {pooled_dim}")
         described["added"] = (pooled_dim, sizes, width)
     return described
+
+
+def _norm_groups(part: Part) -> int:
+    """The one number of groups that all norms of a part have."""
+    groups = part.config.get("norm_num_groups", 32)
+    if any(width % groups for width in part.config["block_out_channels"]):
+        raise part.refuse(f"norm_num_groups: {groups} do not divide block_out_channels")
+    return groups
 
 
 def _each(value: Any, widths: list[int]) -> list:
@@ -213,6 +222,7 @@ def _autoencoder(part: Part, side: int) -> AutoencoderInfo:
         "latent_channels": config["latent_channels"],
         "widths": widths,
         "layers": config["layers_per_block"],
+        "norm_groups": _norm_groups(part),
     }
     pixels = side * 2 ** (len(widths) - 1)
     return AutoencoderInfo(config=described, data=DataInfo(shape=(channels, pixels, pixels)))
@@ -232,14 +242,8 @@ def _texts(folder: Path, is_xl: bool) -> tuple[list[EncoderLayout], dict[str, Te
 
 
 def _load(net: nn.Module, part: Part) -> None:
-    """Raises SamplerError unless the part's weights and norms are those of the net."""
+    """Raises SamplerError unless the part's weights are those of the net."""
     weights = {_renamed(name): value for name, value in read_weights(part.folder, WEIGHTS, PIPELINE).items()}
-    groups = {module.num_groups for module in net.modules() if isinstance(module, nn.GroupNorm)}
-    if groups != {part.config.get("norm_num_groups", 32)}:
-        found = part.config.get("norm_num_groups", 32)
-        raise part.refuse(
-            f"norm_num_groups: expected {', '.join(map(str, sorted(groups)))} by its widths, found {found}"
-        )
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:

@@ -94,8 +94,8 @@ CHANGES = {
     "other width": ("unet/config.json", {"block_out_channels": [32, 96]}, "unet: not this network's weights"),
     "other norms": (
         "unet/config.json",
-        {"norm_num_groups": 16},
-        "norm_num_groups: expected 32 by its widths, found 16",
+        {"norm_num_groups": 24},
+        "norm_num_groups: 24 do not divide block_out_channels",
     ),
     "other betas": ("scheduler/scheduler_config.json", {"beta_end": 0.02}, "beta_end: expected 0.012, found 0.02"),
     "other target": ("scheduler/scheduler_config.json", {"prediction_type": "flow_prediction"}, "prediction_type: exp"),
