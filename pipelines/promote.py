@@ -27,7 +27,7 @@ from components.devices import default_device
 from components.errors import InputError
 from components.evaluation import generation
 from components.files import sha256_folder, whole_folder, write_json
-from components.metrics.figures import Figures, as_json, definitions_as_json, values
+from components.metrics.figures import Figures, as_json, definitions, definitions_as_json, values
 from infra.ray_cluster.worker_pool import worker_pool
 from infra.tracking import runs
 from infra.tracking.registry import Entry, Registry, Version
@@ -186,8 +186,9 @@ def promote(params: Params, registry: Registry, metrics: dict[str, SamplerMetric
     withdrawn = {version.content: version.withdrawn for version in registry.versions()}
     candidates = read_candidates(metrics, withdrawn)
     refuse_unknown_figures(params.promote, candidates)  # before a champion is measured again, which takes minutes
+    defined = definitions(candidate.figures for candidate in candidates)
     for candidate in candidates:
-        for reason in objections(candidate, params.promote):
+        for reason in objections(candidate, params.promote, defined):
             print(f"{candidate.name} is out: {reason}")
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)

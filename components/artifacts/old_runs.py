@@ -25,7 +25,7 @@ def upgraded(family: str, config: dict[str, Any]) -> dict[str, Any]:
     config = _with_backbone(family, config)
     if family in ("vae", "judge"):
         return {"norm_groups": NORM_GROUPS, **config}
-    if family == "latent_diffusion":
+    if family == "latent_diffusion" and config["backbone"].get("name", "unet") == "unet":
         return {**config, "backbone": {"norm_groups": NORM_GROUPS, **config["backbone"]}}
     return config
 

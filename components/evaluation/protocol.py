@@ -42,6 +42,7 @@ class EvaluateConfig(Strict):
     neighbour_images: int = Field(10_000, ge=2)  # at most, real or generated, in figures whose cost is quadratic
     resamples: int = Field(200, ge=20)  # of the bootstrap behind each interval
     seed: int = 0
+    likelihood_rows: int = Field(500, ge=2)  # held-out, and as many of the training set, whose likelihood is measured
     lpips: str = ""  # a file of AlexNet's weights as torchvision ships it; empty: LPIPS diversity is not measured
     clip_score: str = ""  # a CLIP folder or hub name; empty: the fit of image and class name is not measured
     search: SearchConfig = SearchConfig()
@@ -71,6 +72,7 @@ class Protocol(Strict):
     neighbour_images: int
     resamples: int
     seed: int
+    likelihood_rows: int = 500
     lpips: str  # sha256 of the weights, or empty
     clip_score: str  # likewise
     versions: dict[str, str]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,14 @@ from components.data.media import Medium, medium
 from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.metrics.figures import Figures
+from components.metrics.held_out import HeldOutLoss
 from components.metrics.reconstruction import reconstruction_figures
 from components.sampling.requests import Conditions, Request, refuse_unaccepted
 from components.sampling.trajectories import Call, Trajectory, drive
 from components.training.optimizers import OptimizerConfig
+
+if TYPE_CHECKING:
+    from components.likelihood.contract import Likelihood
 
 Losses = dict[str, Tensor]  # "loss" is what is minimised; the other scalars are its terms and figures for the curves
 
@@ -149,6 +153,7 @@ class Family:
     libraries: tuple[str, ...] = ()  # beyond torch, that own a part of its nets
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
     received: Mapping[str, Family | nn.Module] = {}  # inputs by role, frozen, on the device of the nets
+    held_out: ClassVar[HeldOutLoss | None] = None  # what `held_out_losses` gives; None: it gives nothing
 
     @property
     def medium(self) -> Medium:
@@ -170,6 +175,10 @@ class Family:
         are a file. It is frozen, in evaluation mode."""
         self.received = {**self.received, role: given}
 
+    def begin(self, batch: Batch) -> None:
+        """Sets initial weights that depend on data, before a training that begins afresh. `batch`: the whole first
+        global batch, the same on every worker."""
+
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor | None:
         """Rows to look at during training, (N, C, ...) in [-1, 1], or None. `columns`: rows of the training set."""
         return None
@@ -179,6 +188,17 @@ class Family:
         that are not trained on; `judge`: a classifier of them. Averaged nets hold their average, others their live
         weights."""
         return {}
+
+    def held_out_losses(self, columns: Mapping[str, Tensor], draws: Draws) -> Tensor:
+        """(B, L) losses of rows by the weights of the moment, one for each of `held_out.levels`: a function of the rows
+        and of their draws, which are the same at every checkpoint. `columns`: as training has them, on the nets'
+        device."""
+        raise NotImplementedError
+
+    def training_columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Columns of rows of the medium as the training set has them: encoded, where it trains on what an encoder makes
+        of them."""
+        return dict(columns)
 
 
 class Judge(Family):
@@ -224,6 +244,11 @@ class Sampler(Family):
     def _trajectory(self, request: Request) -> Trajectory:
         """The coroutine itself, of a request that the sampler takes."""
         raise NotImplementedError
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """Of stored rows, where the model has one."""
+        return None
 
     def figures(self, rows: Tensor, real: Tensor) -> Figures:
         """Figures of a candidate that this family alone has, beside those of all samplers. `rows`: (N, C, ...) that it

@@ -21,10 +21,11 @@ from components.diffusion.denoiser import Denoiser
 from components.diffusion.guidance import Condition, Denoise, Guidance, Preconditioner
 from components.errors import DataError
 from components.families.base import DataInfo, Family, Phase, Tiny
-from components.families.latent_diffusion import STEERING, Latents, lerp
+from components.families.latent_diffusion import STEERING, Latents
 from components.families.latent_diffusion import Model as LatentDiffusion
 from components.nets.text_encoders import LIBRARIES, Encoded, EncoderLayout, TextEncoders
 from components.nets.unet import UNet2DConditionModel
+from components.sampling.blends import lerp
 from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call
 from components.shapes import per_row
@@ -132,11 +133,14 @@ class Model(LatentDiffusion):
     def why_not(cls, config: Config, settings: Settings, inputs: Collection[str] = ()) -> str | None:
         return None
 
-    def _training_condition(self, batch: Batch) -> Condition:
+    def _embedded(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {}  # captions are encoded in training
+
+    def _training_condition(self, batch: Batch, label_dropout: float) -> Condition:
         """The captions of a batch, encoded; dropped for a share of the rows."""
         if "caption" not in batch.columns:
             raise DataError("stable_diffusion: expected images with captions to train on, found none")
-        dropped = batch.draws.uniform("label_dropout") < self.config.label_dropout
+        dropped = batch.draws.uniform("label_dropout") < label_dropout
         texts, net = texts_of_column(batch.columns["caption"]), self.nets["text"]
         kept = ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
         found = net.encoded(kept)

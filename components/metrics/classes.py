@@ -25,6 +25,7 @@ LABEL_AGREEMENT = Definition(
     explanation="the share of images that the judge gives the class asked for",
     kind="share",
     better="higher",
+    labelled=True,
 )
 JUDGE_ACCURACY = Definition(
     name="judge_accuracy",
@@ -39,6 +40,7 @@ CLASSIFIER_ACCURACY = Definition(
     explanation="what a small classifier that is trained on the samples gets right of held-out images",
     kind="share",
     better="higher",
+    labelled=True,
 )
 
 

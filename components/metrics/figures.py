@@ -22,7 +22,8 @@ Figures = dict[str, "Figure"]  # by name, in the order in which they are shown
 
 class Definition(Strict):
     """A figure whatever its value. `name`: as files and params.yaml write it; `label`: as papers do; `explanation`: one
-    line; `unit`: empty of a plain number; `better`: None where neither way is."""
+    line; `unit`: empty of a plain number; `better`: None where neither way is; `labelled`: measured of samplers alone
+    that are asked for classes, so that others are not held to it."""
 
     name: str
     label: str
@@ -30,6 +31,7 @@ class Definition(Strict):
     kind: Literal["distance", "score", "share", "count", "time", "likelihood"]  # a share is a part of 1
     better: Literal["lower", "higher"] | None
     unit: str = ""
+    labelled: bool = False
 
     def figure(self, value: float | Tensor, interval: Interval | None = None) -> Figure:
         return Figure(self, float(value), interval)

@@ -124,13 +124,14 @@ class Attention(nn.Module):
         return with_zero_gradient(self.to_out[0](self.to_v(token)), self.to_q.weight, self.to_k.weight)
 
 
-def dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for (B, heads, N or M, d)."""
+def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for (B, heads, N or M, d). `mask`: boolean, true where a query sees a key; `causal`:
+    query i sees the keys up to i."""
     if q.device.type == "cpu":
         # the backward of torch's bfloat16 kernel is ten times slower there than that of its float32 kernel
         with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v)
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, 0.0, causal).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal)
 
 
 class _WithZeroGradient(torch.autograd.Function):

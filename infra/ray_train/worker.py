@@ -17,6 +17,7 @@ from ray.util.queue import Queue
 from components.data.dataset import Dataset, batches, row_weight
 from components.data.permutation import global_batch
 from components.errors import TrainingError
+from components.families.base import START
 from components.metrics.figures import Figures
 from components.training import sharding
 from components.training.loop import State, fit
@@ -79,15 +80,11 @@ class Worker:
         self.weight = row_weight(job.training.batch_size, self.rank, self.world)
 
     def train(self) -> None:
-        start = restore(self.device)
-        stream = batches(
-            Dataset(self.job.folder(self.job.data)),
-            self.job.training.batch_size,
-            self.rank,
-            self.world,
-            self.job.seed,
-            start.step if start else 0,
-        )
+        start, dataset = restore(self.device), Dataset(self.job.folder(self.job.data))
+        size, seed = self.job.training.batch_size, self.job.seed
+        if start is None and self.job.input(START) is None:
+            self.family.begin(next(batches(dataset, size, seed=seed)).to(self.device))
+        stream = batches(dataset, size, self.rank, self.world, seed, start.step if start else 0)
         if self.reporter:
             self.reporter.begin(start.step if start else 0)
         state = fit(

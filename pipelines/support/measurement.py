@@ -23,6 +23,7 @@ from components.evaluation.protocol import EvaluateConfig, Protocol, library_ver
 from components.evaluation.set_figures import Perception, Real, Reference, set_figures
 from components.evaluation.tasks import KEPT_IMAGES, SampledBatch, SampleTask
 from components.families.base import JUDGE, Sampler
+from components.likelihood.contract import bits_figures
 from components.metrics.figures import Figures, under, values
 from components.metrics.frechet import Moments
 from components.metrics.modes import collapsed
@@ -199,7 +200,7 @@ def measure(
     figures = set_figures(features, images, labels, real, config, measurement.perception, prompts)
     ms = ms_per_image(workers, task, batches, ready)
     figures |= generation.cost_figures(sampler, settings, ms, config.seed, captions)
-    figures |= sampler.figures(images, real.images)
+    figures |= sampler.figures(images, real.images) | likelihood_figures(sampler, measurement)
     samples, trained_on = selection.closest_to_training(features, len(images), real)
     pairs = torch.cat([images[samples], measurement.train.rows(trained_on)])
     worst = None
@@ -213,6 +214,21 @@ def measure(
         pairs,
         worst,
     )
+
+
+def likelihood_figures(sampler: Sampler, measurement: Measurement) -> Figures:
+    """The bits per dimension of held-out and of training rows, evenly spread; none of a sampler without likelihood."""
+    if sampler.likelihood is None:
+        return {}
+    count = min(measurement.config.likelihood_rows, len(measurement.test), len(measurement.train))
+
+    def rows(dataset: Dataset) -> tuple[Tensor, Tensor | None]:
+        columns = dataset.take(torch.arange(count) * len(dataset) // count)
+        device = next(sampler.nets.parameters()).device
+        label = columns["label"].to(device) if "label" in columns else None
+        return dataset.medium.rows(columns).to(device), label
+
+    return bits_figures(sampler.likelihood, rows(measurement.test), rows(measurement.train))
 
 
 def _sample_grid(task: SampleTask, ready: tuple[Sampler, Strict], measurement: Measurement) -> Tensor:

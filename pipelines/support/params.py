@@ -105,13 +105,24 @@ _FORMER_GUARDS = {  # of PromoteConfig -> the figure and the bound that say the 
 }
 
 
+class SecondOpinion(Strict):
+    """A figure beside the metric, best by other features: a candidate that another one beats in it, beyond the
+    interval, is told of, and does not reign where agreement is required."""
+
+    metric: str
+    required: bool = False
+
+
 class PromoteConfig(Strict):
     """Which candidate reigns: the best `metric` among those that pass the guards, unless the reigning champion's
-    interval reaches as far. `metric` and the keys of `guards` are names of figures, as metrics/<sampler>.json lists
-    them; a candidate without a figure passes no bound on it."""
+    interval reaches as far. `metric`, `second_opinion.metric`, `tie_break` and the keys of `guards` are names of
+    figures, as metrics/<sampler>.json lists them; a candidate without a figure passes no bound on it, unless the figure
+    is of labels and the candidate is asked for none."""
 
     metric: str = "frechet_distance"
     min_improvement: float = Field(0.0, ge=0, lt=1)  # beyond the champion's interval, as a share of its figure
+    second_opinion: SecondOpinion | None = None
+    tie_break: str | None = None  # among candidates that the metric does not tell apart the best of this figure
     guards: dict[str, Bound] = {}
     refuse_collapsed: bool = True  # samplers that draw only a part of the data (components/metrics/modes.py)
     registered_model: str = Field("latent-foundry", min_length=1)

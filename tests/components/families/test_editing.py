@@ -7,7 +7,7 @@ import torch
 
 from components.diffusion.solvers import SOLVERS
 from components.errors import SamplerError
-from components.families.latent_diffusion import slerp
+from components.sampling.blends import slerp
 from components.sampling.requests import Blend, Conditions, Request, Source
 from components.sampling.trajectories import drive
 from tests.components.families.contract import co_batched

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 
 from components.errors import ConfigError, InputError
-from components.metrics.figures import Definition, Figure, named
+from components.metrics.figures import Definition, Figure, definitions, named
 from components.metrics.intervals import Interval
+from pipelines.support import policy as policies
 from pipelines.support.candidates import Candidate
 from pipelines.support.params import PromoteConfig, parse
-from pipelines.support.policy import decide, objections, refuse_unknown_figures
+from pipelines.support.policy import decide, refuse_unknown_figures
 
 HIGHER = {"label_agreement", "recall", "classes_hit", "label_entropy", "toy_score"}
 NAMED = {"withdrawn", "unmeasurable", "collapsed"}
@@ -19,7 +20,9 @@ INTERVALS = {"frechet_distance": lambda value: (0.8 * value, 1.2 * value)}
 def figure(name: str, value: float | tuple[float, Interval]) -> Figure:
     """`value` may bring its interval."""
     better = None if name == "colour" else "higher" if name in HIGHER else "lower"
-    definition = Definition(name=name, label=name, explanation="", kind="score", better=better)
+    definition = Definition(
+        name=name, label=name, explanation="", kind="score", better=better, labelled=name == "label_agreement"
+    )
     alone, interval = value if isinstance(value, tuple) else (value, None)
     return definition.figure(alone, interval or INTERVALS.get(name, lambda _: None)(alone))
 
@@ -45,8 +48,12 @@ def policy(metric="frechet_distance", **guards) -> PromoteConfig:
     return PromoteConfig(metric=metric, guards=guards)
 
 
+def objections(one: Candidate, config: PromoteConfig) -> list[str]:
+    return policies.objections(one, config, definitions([one.figures, candidate().figures]))
+
+
 POLICY = policy(ms_per_image={"at_most": 50}, label_agreement={"at_least": 0.95})
-GAN = candidate("dcgan", frechet=0.1, label_agreement=None)
+GAN = candidate("dcgan", frechet=0.1, label_agreement=None, ms_per_image=None)
 
 
 def test_the_lowest_metric_wins_where_nobody_reigns():
@@ -56,8 +63,58 @@ def test_the_lowest_metric_wins_where_nobody_reigns():
 
 
 def test_a_sampler_without_a_figure_cannot_meet_a_bound_on_it():
-    assert decide([GAN, candidate(frechet=2)], None, POLICY).winner.sampler == "ldm"
-    assert decide([GAN, candidate(frechet=2)], None, PromoteConfig()).winner.sampler == "dcgan"
+    without = replace(candidate("dcgan", frechet=0.1), figures=named(figure("frechet_distance", 0.1)))
+    assert decide([without, candidate(frechet=2)], None, POLICY).winner.sampler == "ldm"
+    assert decide([without, candidate(frechet=2)], None, PromoteConfig()).winner.sampler == "dcgan"
+
+
+def test_a_sampler_that_nobody_asks_for_classes_is_not_held_to_figures_of_labels():
+    config = policy(label_agreement={"at_least": 0.95}, recall={"at_least": 0.5})
+    gan = candidate("dcgan", frechet=0.1, label_agreement=None, recall=0.9)
+    assert decide([gan, candidate(recall=0.9)], None, config).winner is gan
+    poor = candidate("dcgan", frechet=0.1, label_agreement=None, recall=0.4)
+    collapsed = candidate("dcgan", frechet=0.1, label_agreement=None, recall=0.9, collapsed="collapsed: draws 2")
+    for one in (poor, collapsed):
+        assert decide([one, candidate(recall=0.9)], None, config).winner.sampler == "ldm"
+
+
+def with_pixels(number: int, frechet: float, pixels: float, **more) -> Candidate:
+    return candidate(number=number, frechet=frechet, pixels=(pixels, (0.9 * pixels, 1.1 * pixels)), **more)
+
+
+def test_a_second_opinion_is_told_and_decides_only_where_agreement_is_required():
+    candidates = [with_pixels(0, 1.0, 5.0), with_pixels(1, 2.0, 4.0), with_pixels(2, 3.0, 4.6)]
+    told = PromoteConfig(second_opinion={"metric": "pixels"})
+    decision = decide(candidates, None, told)
+    assert decision.winner.number == 0 and decision.why.endswith("pixels prefers ldm #1 (4 against 5)")
+    required = PromoteConfig(second_opinion={"metric": "pixels", "required": True})
+    decision = decide(candidates, None, required)
+    assert decision.winner.number == 1 and "ldm #0 is passed over: pixels prefers ldm #1" in decision.why
+    assert decision.why.endswith("; pixels agrees")
+    near = [with_pixels(0, 1.0, 4.4), with_pixels(1, 2.0, 4.0)]  # 4 lies within 3.96 to 4.84
+    assert decide(near, None, required).winner.number == 0
+    champion = reigning(frechet=9.0, pixels=(1.0, (0.9, 1.1)))
+    assert decide(near, champion, told).winner.number == 0
+    assert decide(near, champion, required).stays
+
+
+def test_a_tie_break_chooses_among_what_the_metric_does_not_tell_apart():
+    config = PromoteConfig(tie_break="ms_per_image")
+    fast, slow, poor = (
+        candidate("gan", 0, 1.15, ms_per_image=0.1),
+        candidate("ldm", 1, 1.0, ms_per_image=20.0),
+        candidate("gan", 2, 1.3, ms_per_image=0.01),
+    )
+    decision = decide([fast, slow, poor], None, config)
+    assert decision.winner is fast
+    assert "not told apart by frechet_distance: gan #0 (1.15, 0.1), ldm #1 (1, 20)" in decision.why
+    assert decide([fast, slow, poor], None, PromoteConfig()).winner is slow
+    champion = reigning(frechet=1.0, ms_per_image=20.0)
+    decision = decide([fast], champion, config)
+    assert decision.winner is fast and "0.1 is clearly better than 20" in decision.why
+    assert decide([poor], champion, config).stays, "the metric tells them apart"
+    assert decide([candidate("gan", 0, 1.1, ms_per_image=11.0)], champion, config).stays, "times vary"
+    assert decide([fast], champion, PromoteConfig()).stays
 
 
 @pytest.mark.parametrize(
@@ -100,7 +157,7 @@ def test_a_figure_at_its_bound_passes(guards):
 
 
 def test_nobody_passes_tells_why_for_each():
-    with pytest.raises(InputError, match=r"ldm #0: ms_per_image 60 is over .*; dcgan #0: has no label_agreement"):
+    with pytest.raises(InputError, match=r"ldm #0: ms_per_image 60 is over .*; dcgan #0: has no ms_per_image"):
         decide([candidate(ms_per_image=60), GAN], None, POLICY)
 
 
@@ -158,6 +215,10 @@ def test_an_unknown_figure_is_refused_with_the_known_ones():
         refuse_unknown_figures(policy(speed={"at_most": 1}), candidates)
     with pytest.raises(InputError, match=r"promote\.metric: colour is better neither higher nor lower"):
         refuse_unknown_figures(policy("colour"), [candidate(colour=3)])
+    with pytest.raises(InputError, match=r"promote\.tie_break: no figure 'speed'"):
+        refuse_unknown_figures(PromoteConfig(tie_break="speed"), candidates)
+    with pytest.raises(InputError, match=r"promote\.second_opinion\.metric: no figure 'pixels'"):
+        refuse_unknown_figures(PromoteConfig(second_opinion={"metric": "pixels"}), candidates)
 
 
 @pytest.mark.parametrize(

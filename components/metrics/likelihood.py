@@ -1,0 +1,55 @@
+"""Bits per dimension: the negative log2-likelihood of stored values, a value of a row."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from components.metrics.figures import Definition, Figure
+
+BITS_PER_DIM = Definition(
+    name="bits_per_dim",
+    label="bits/dim",
+    explanation="negative log2-likelihood of held-out rows, a stored value",
+    kind="likelihood",
+    better="lower",
+    unit="bits",
+)
+BITS_PER_DIM_TRAIN = BITS_PER_DIM.model_copy(
+    update={
+        "name": "bits_per_dim_train",
+        "label": "bits/dim, training rows",
+        "explanation": "the same of as many rows that were trained on",
+    }
+)
+BITS_GAP = Definition(
+    name="bits_gap",
+    label="bits/dim, gap",
+    explanation="held-out less training bits per dimension: what was memorised rather than learnt",
+    kind="likelihood",
+    better="lower",
+    unit="bits",
+)
+LOG_2 = math.log(2)
+_NORMAL = 1.959964  # half width of a 95% interval in standard errors
+
+
+def bits_per_dim_figure(definition: Definition, bits: Tensor) -> Figure:
+    """The mean of rows' bits per dimension (N,), with the interval of a mean of independent rows."""
+    return _figure(definition, bits.double().mean().item(), _squared_error(bits))
+
+
+def gap_figure(definition: Definition, held_out: Tensor, train: Tensor) -> Figure:
+    """The difference of two means of rows' bits per dimension, (N,) and (M,)."""
+    value = (held_out.double().mean() - train.double().mean()).item()
+    return _figure(definition, value, _squared_error(held_out) + _squared_error(train))
+
+
+def _squared_error(bits: Tensor) -> float:
+    return bits.double().var(correction=1).item() / len(bits)
+
+
+def _figure(definition: Definition, value: float, squared_error: float) -> Figure:
+    half = _NORMAL * math.sqrt(squared_error)
+    return definition.figure(value, (value - half, value + half))

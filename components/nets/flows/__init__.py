@@ -1,0 +1,1 @@
+"""Normalizing flows: invertible nets with the logarithm of their Jacobian's determinant."""

@@ -1,0 +1,244 @@
+"""The transformer that images, tokens, films and sounds share: RMSNorm, attention with normalised queries and keys,
+rotary positions, SwiGLU, and by choice adaLN-zero, cross-attention, a causal mask and kept keys and values.
+
+It knows no task: tokens come embedded, (B, N, width), each with its place (components/nets/rotary.py).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from components.nets.blocks import dot_product_attention
+from components.nets.rotary import SEQUENCE_BASE, rotary_angles, rotate
+
+EPS = 1e-6
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root of the mean square over the last axis (Zhang and Sennrich 2019), in float32."""
+
+    def __init__(self, width: int, affine: bool = True):
+        super().__init__()
+        self.width = width
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), (self.width,), self.weight, EPS).to(x.dtype)
+
+
+class Kept(NamedTuple):
+    """Keys and values that a causal net keeps between calls (components/sampling/state.py), and a call's rows in them.
+
+    cache:     (slots, depth, 2, length, heads, head_dim)
+    slot:      (B,) int64
+    position:  (B,) int64, how many tokens of each row are kept already: where the call's first one stands
+    """
+
+    cache: Tensor
+    slot: Tensor
+    position: Tensor
+
+    def positions(self, count: int) -> Tensor:
+        """Of a call's tokens, (B, count)."""
+        return self.position[:, None] + torch.arange(count, device=self.position.device)
+
+    def mask(self, count: int) -> Tensor:
+        """(B, 1, count, length): what each token attends to, itself and all before it. What lies beyond is masked and
+        not cut off, so that rows at any positions share a call and none depends on the others."""
+        length = torch.arange(self.cache.shape[3], device=self.position.device)
+        return (length <= self.positions(count)[:, :, None])[:, None]
+
+    def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keeps a call's keys and values (B, heads, N, d) -> all that are kept of its rows, (B, heads, length, d)."""
+        at = self.positions(keys.shape[2])
+        for which, new in enumerate((keys, values)):
+            self.cache[self.slot[:, None], layer, which, at] = new.transpose(1, 2).to(self.cache.dtype)
+        kept = self.cache[self.slot, layer]  # (B, 2, length, heads, d)
+        kept_keys, kept_values = kept.to(keys.dtype).transpose(2, 3).unbind(1)
+        return kept_keys, kept_values
+
+
+class Attention(nn.Module):
+    """Multi-head attention of (B, N, width) over itself, or over a context (B, M, context_dim).
+
+    Queries and keys are normalised (Dehghani et al. 2023, section 2): in bfloat16 their products overflow the softmax
+    otherwise. Positions turn those of self-attention alone."""
+
+    def __init__(self, width: int, heads: int, context_dim: int | None = None):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(context_dim or width, width, bias=False)
+        self.to_v = nn.Linear(context_dim or width, width, bias=False)
+        self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
+        self.to_out = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        angles: Tensor | None = None,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        kept: tuple[Kept, int] | None = None,
+    ) -> Tensor:
+        """`mask`: boolean, broadcasts to (B, heads, N, M), true where a token attends; `kept`: with the layer's
+        number."""
+        q, k, v = self.projected(x, x if context is None else context, angles)
+        if kept is not None:
+            k, v = kept[0].exchange(kept[1], k, v)
+        return self.to_out(dot_product_attention(q, k, v, mask, causal).transpose(1, 2).flatten(2))
+
+    def projected(self, x: Tensor, context: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, heads, N, d) of x, keys and values (B, heads, M, d) of the context."""
+        q, k, v = (
+            values.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for values in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        q, k = self.norm_q(q), self.norm_k(k)
+        return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
+
+
+class SwiGLU(nn.Module):
+    """Feed-forward gated by a SiLU (Shazeer 2020), as large as one of 4 * width without a gate unless told."""
+
+    def __init__(self, width: int, hidden: int = 0):
+        super().__init__()
+        hidden = hidden or 8 * math.ceil(width / 3)  # two thirds of 4 * width, a multiple of 8
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.value = nn.Linear(width, hidden, bias=False)
+        self.out = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.silu(self.gate(x)) * self.value(x))
+
+
+class Modulation(nn.Module):
+    """adaLN-zero (Peebles and Xie 2023, section 3.2): a condition (B, condition_dim), or one a token
+    (B, N, condition_dim) -> `count` vectors (B, 1 or N, width), all zero at first."""
+
+    modulates = True  # a kind of embedding, for the optimizer
+
+    def __init__(self, condition_dim: int, width: int, count: int):
+        super().__init__()
+        self.count = count
+        self.linear = nn.Linear(condition_dim, count * width)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        vectors = self.linear(F.silu(condition))
+        return (vectors[:, None] if vectors.ndim == 2 else vectors).chunk(self.count, dim=2)
+
+
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention where there is a `context_dim`, feed-forward; each normalised first and residual.
+
+    With a `condition_dim` shifts, scales and gates of self-attention and feed-forward are made of a condition, and the
+    block begins as the identity."""
+
+    recomputable = True  # cheap beside what its activations weigh (training.recompute)
+
+    def __init__(self, width: int, heads: int, condition_dim: int = 0, context_dim: int = 0, hidden: int = 0):
+        super().__init__()
+        self.modulation = Modulation(condition_dim, width, 6) if condition_dim else None
+        self.norm_attention = RMSNorm(width, affine=not condition_dim)
+        self.attention = Attention(width, heads)
+        self.norm_cross = RMSNorm(width) if context_dim else None
+        self.cross = Attention(width, heads, context_dim) if context_dim else None
+        self.norm_feed = RMSNorm(width, affine=not condition_dim)
+        self.feed = SwiGLU(width, hidden)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None, context: Tensor | None = None, **attention) -> Tensor:
+        """`attention`: what Attention.forward takes besides."""
+        if self.modulation is None:
+            x = self._crossed(x + self.attention(self.norm_attention(x), **attention), context)
+            return x + self.feed(self.norm_feed(x))
+        shift, scale, gate, shift_feed, scale_feed, gate_feed = self.modulation(condition)
+        x = x + gate * self.attention(modulated(self.norm_attention(x), shift, scale), **attention)
+        x = self._crossed(x, context)
+        return x + gate_feed * self.feed(modulated(self.norm_feed(x), shift_feed, scale_feed))
+
+    def _crossed(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return x if self.cross is None else x + self.cross(self.norm_cross(x), context=context)
+
+
+class Transformer(nn.Module):
+    """Blocks over tokens (B, N, width), and a norm after the last.
+
+    places:     (N, rank) or (B, N, rank), coordinates of the tokens, of any numbers
+    condition:  (B, condition_dim) or (B, N, condition_dim), of adaLN-zero
+    context:    (B, M, context_dim), of cross-attention
+    mask:       boolean, broadcasts to (B, heads, N, N), true where a token attends; with `causal` there is none
+    kept:       of a causal net: the tokens are those that follow what is kept, which they attend to and are added to
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        *,
+        causal: bool = False,
+        condition_dim: int = 0,
+        context_dim: int = 0,
+        hidden: int = 0,
+        base: float = SEQUENCE_BASE,
+    ):
+        super().__init__()
+        assert width % (2 * heads) == 0, f"{heads} heads of {width} channels are in no pairs"
+        self.causal, self.base, self.heads, self.head_dim = causal, base, heads, width // heads
+        self.blocks = nn.ModuleList(Block(width, heads, condition_dim, context_dim, hidden) for _ in range(depth))
+        self.norm = RMSNorm(width, affine=not condition_dim)
+        self.modulation = Modulation(condition_dim, width, 2) if condition_dim else None
+        self._initialise(depth)
+
+    def _initialise(self, depth: int) -> None:
+        for block in self.blocks:
+            for name, parameter in block.named_parameters():
+                if parameter.ndim == 2 and "modulation" not in name:
+                    nn.init.xavier_uniform_(parameter)
+            if block.modulation is None:
+                # Radford et al. 2019, section 2.3: the residual's spread does not grow with the depth
+                with torch.no_grad():
+                    block.attention.to_out.weight.div_(math.sqrt(2 * depth))
+                    block.feed.out.weight.div_(math.sqrt(2 * depth))
+
+    def forward(
+        self,
+        x: Tensor,
+        places: Tensor,
+        condition: Tensor | None = None,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        kept: Kept | None = None,
+    ) -> Tensor:
+        angles = rotary_angles(places, self.head_dim, self.base)
+        attention = {"angles": angles, "mask": mask, "causal": self.causal}
+        if kept is not None:
+            attention |= {"mask": kept.mask(x.shape[1]), "causal": False}
+        for layer, block in enumerate(self.blocks):
+            x = block(x, condition, context, **attention, kept=None if kept is None else (kept, layer))
+        x = self.norm(x)
+        return x if self.modulation is None else modulated(x, *self.modulation(condition))
+
+    def row_bytes(self, length: int) -> int:
+        """Of one row of `allocate`."""
+        return 2 * len(self.blocks) * length * self.heads * self.head_dim * self._weight().element_size()
+
+    def allocate(self, rows: int, length: int) -> Tensor:
+        """A cache for Kept of `rows` rows of up to `length` tokens, on the net's device."""
+        assert self.causal, "a net that looks ahead keeps nothing"
+        return self._weight().new_zeros(rows, len(self.blocks), 2, length, self.heads, self.head_dim)
+
+    def _weight(self) -> Tensor:
+        return self.blocks[0].attention.to_k.weight

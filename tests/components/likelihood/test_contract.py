@@ -1,0 +1,54 @@
+"""Bits per dimension of any model that has a likelihood."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from components.data.randomness import Draws
+from components.families import family_class, family_names
+from components.families.base import Sampler
+from components.likelihood.contract import Likelihood, bits_figures
+from tests.components.helpers import Rows, build, tiny_data
+
+WITH_LIKELIHOOD = [
+    name
+    for name in family_names()
+    if issubclass(family_class(name), Sampler) and family_class(name).likelihood is not Sampler.likelihood
+]
+
+
+def rows_of(name: str, count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    columns = Rows(tiny_data(name), count).columns
+    return build(name).medium.rows(columns), columns["label"]
+
+
+@pytest.mark.parametrize("name", WITH_LIKELIHOOD)
+def test_a_row_has_the_same_likelihood_alone_and_among_others(name):
+    likelihood, (rows, label) = build(name).likelihood, rows_of(name)
+    draws = torch.arange(len(rows))
+    with torch.no_grad():
+        whole = likelihood.log_probability(rows, label, Draws.of_seeds(draws))
+        for place in range(len(rows)):
+            part = slice(place, place + 1)
+            alone = likelihood.log_probability(rows[part], label[part], Draws.of_seeds(draws[part]))
+            assert alone.item() == pytest.approx(whole[place].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", WITH_LIKELIHOOD)
+def test_bits_are_told_of_held_out_and_of_training_rows(name):
+    likelihood, (rows, label) = build(name).likelihood, rows_of(name)
+    found = bits_figures(likelihood, (rows, label), (rows[:4], label[:4]))
+    assert list(found) == ["bits_per_dim", "bits_per_dim_train", "bits_gap"]
+    low, high = found["bits_per_dim"].interval
+    assert low < found["bits_per_dim"].value < high
+    assert found["bits_gap"].value == pytest.approx(found["bits_per_dim"].value - found["bits_per_dim_train"].value)
+    assert found["bits_per_dim"].definition.cost(2.0) == 2.0, "lower is better"
+
+
+def test_a_uniform_model_needs_as_many_bits_as_are_stored():
+    uniform = Likelihood("exact", "none", lambda rows, label, draws: torch.full((len(rows),), -4 * math.log(256)))
+    rows = torch.zeros(5, 1, 2, 2), None
+    assert bits_figures(uniform, rows, rows)["bits_per_dim"].value == pytest.approx(8)
