@@ -74,7 +74,7 @@ class ServedModel(Strict):
 
     @property
     def medium(self) -> Medium:
-        return medium(self.run.data.medium)
+        return medium(self.run.data.decoded.medium)
 
     @property
     def size(self) -> str:

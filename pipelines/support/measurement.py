@@ -209,7 +209,7 @@ def measure(
     return Measured(
         task.candidate | settings.model_dump(mode="json"),
         under(measurement.protocol.id, figures),
-        (collapsed(values(figures), len(real.classes)) or "") if real.classes else "",
+        collapsed(values(figures), len(real.classes)) or "",
         grid,
         pairs,
         worst,

@@ -83,6 +83,11 @@ class Medium(ABC):
         """Rows (B, C, ...), stored or floats, as a mirror shows them. Raises DataError where that means nothing."""
         raise DataError(f"flips: {self.plural} have no mirror image; expected flips: false")
 
+    def shifted(self, rows: Tensor, offsets: tuple[int, int]) -> Tensor:
+        """Rows (B, C, ...), stored or floats, moved down and to the right; edges are drawn out. Raises DataError where
+        that means nothing."""
+        raise DataError(f"shifts: {self.plural} are not moved; expected shifts: 0")
+
     def figures(self, rows: Tensor, real: Tensor) -> Figures:
         """Figures of a set that this medium alone has, of generated rows (N, C, ...) beside real held-out ones
         (M, C, ...), both in [-1, 1]."""

@@ -90,6 +90,13 @@ class ImageMedium(Medium):
     def mirrored(self, rows: Tensor) -> Tensor:
         return rows.flip(-1)
 
+    def shifted(self, rows: Tensor, offsets: tuple[int, int]) -> Tensor:
+        for axis, by in zip((-2, -1), offsets, strict=True):
+            size = rows.shape[axis]
+            places = (torch.arange(size, device=rows.device) - by).clamp(0, size - 1)
+            rows = rows.index_select(axis, places)
+        return rows
+
     def array_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         channels, height, width = shape
         return height, width, channels
