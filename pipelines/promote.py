@@ -31,7 +31,7 @@ from components.files import sha256_folder, whole_folder, write_json
 from components.metrics.figures import Figures, as_json, definitions, definitions_as_json, values
 from infra.ray_cluster.worker_pool import worker_pool
 from infra.tracking import runs
-from infra.tracking.registry import Entry, Registry, Version
+from infra.tracking.registry import SHA256_TAG, Entry, Registry, Version
 from pipelines.support import cli, lineage, measurement, paths, sample_pictures
 from pipelines.support.candidates import Candidate, read_champion, recorded_candidate, settings_text
 from pipelines.support.metrics_files import SamplerMetrics, read_metrics
@@ -254,6 +254,7 @@ def write_champion(registry: Registry, version: Version, source: Path, why: str)
         "model": registry.model,
         "version": version.number,
         "hash": version.content,
+        SHA256_TAG: sha256_folder(paths.CHAMPION / pyfunc.SAMPLER),
         "why": why,
     }
     write_json(paths.PROMOTED, promoted)
