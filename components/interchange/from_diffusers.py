@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from components.config import parse
-from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS
+from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS, ScheduleConfig
 from components.errors import SamplerError
 from components.families.base import AutoencoderInfo, DataInfo
 from components.families.stable_diffusion import Config
@@ -61,6 +61,8 @@ UNET = {
 }
 VAE = {"act_fn": "silu", "mid_block_add_attention": True, "use_quant_conv": True, "use_post_quant_conv": True}
 SCHEDULER = {"num_train_timesteps": NUM_TRAIN_TIMESTEPS, "trained_betas": None, "thresholding": False}
+# of a config that does not tell: what these schedulers of diffusers do, where the others take linspace
+LEVELS = {"DDIMScheduler": "leading", "DDPMScheduler": "leading", "PNDMScheduler": "leading"}
 MIRROR = {"CrossAttnDownBlock2D": "CrossAttnUpBlock2D", "DownBlock2D": "UpBlock2D"}
 OLD_ATTENTION = {
     "query": "to_q",
@@ -187,7 +189,8 @@ def _refiner(refiner: Path, folder: Path, is_xl: bool) -> dict[str, Any]:
 
 
 def _schedule(part: Part) -> dict[str, Any]:
-    """Objective and schedule; which scheduler it is does not matter, ours visits the levels of a request's settings."""
+    """Objective and schedule, and which of its levels the folder's scheduler visits. Which solver it is does not
+    matter, that is for a request's settings."""
     part.expect(SCHEDULER)
     config = part.config
     kind = config.get("beta_schedule", "linear")
@@ -199,7 +202,14 @@ def _schedule(part: Part) -> dict[str, Any]:
     if objective is None:
         raise part.refuse(f"prediction_type: expected one of {', '.join(OBJECTIVES)}")
     zero = bool(config.get("rescale_betas_zero_snr"))
-    return {"objective": objective, "schedule": {"name": names[0], "zero_terminal_snr": zero}}
+    kept = LEVELS.get(config.get("_class_name"), "linspace")
+    levels = config.get("timestep_spacing", kept)
+    if levels not in get_args(ScheduleConfig.model_fields["levels"].annotation):
+        raise part.refuse(f"timestep_spacing: expected trailing, linspace or leading, found {levels!r}")
+    schedule = {"name": names[0], "zero_terminal_snr": zero, "levels": levels}
+    if levels == "leading":
+        schedule["offset"] = config.get("steps_offset", 0)
+    return {"objective": objective, "schedule": schedule}
 
 
 def _latents(part: Part) -> dict[str, Any]:
