@@ -19,6 +19,11 @@ class Work:
     calls: Mapping[str, float] = field(default_factory=dict)
     rows: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def width(self) -> float:
+        """Rows that advance at a time, 1 where nothing is known."""
+        return max((self.rows[net] / calls for net, calls in self.calls.items() if calls), default=1.0)
+
 
 NO_WORK = Work()
 
