@@ -37,6 +37,7 @@ class Likelihood:
     kind: Literal["exact", "bound", "estimate"]
     dequantisation: Literal["none", "uniform"]
     log_probability: Callable[[Tensor, Tensor | None, Draws], Tensor]
+    most_rows: int | None = None
 
 
 @torch.inference_mode()
