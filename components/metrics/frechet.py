@@ -20,9 +20,12 @@ from components.metrics.intervals import Interval, around
 FRECHET_DISTANCE = Definition(
     name="frechet_distance",
     label="Fréchet distance",
+    column="FD",
+    group="distances",
     explanation="between Gaussians that are fitted to the features of generated and of real images; FID on Inception's",
     kind="distance",
     better="lower",
+    summary=True,
 )
 _BOOTSTRAP_VALUES = 2**22  # of resampled features held at once: few large operations, little memory
 

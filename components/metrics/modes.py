@@ -15,6 +15,8 @@ from components.metrics.figures import Definition, Figures, named
 CLASSES_HIT = Definition(
     name="classes_hit",
     label="classes hit",
+    column="Modes",
+    group="labels",
     explanation="classes that come at least a tenth as often as if all came equally often",
     kind="count",
     better="higher",
@@ -22,6 +24,8 @@ CLASSES_HIT = Definition(
 LABEL_ENTROPY = Definition(
     name="label_entropy",
     label="label entropy",
+    column="Label entropy",
+    group="labels",
     explanation="how evenly the classes come; 1 if all come equally often",
     kind="score",
     better="higher",
