@@ -14,6 +14,15 @@ from components.config import Strict
 
 Workers = Annotated[int, Field(ge=1)]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SQLITE = "sqlite:///"
+_DVC_COPIES = (".dvc", "tmp", "exps")  # DVC 3.67: where `dvc exp run --temp` and queues copy a project to, to run there
+
+
+def home(root: Path) -> Path:
+    """The project that keeps records and checkpoints of what runs in `root`: `root` itself, or of a copy that DVC made
+    for one experiment, and takes away after it, the project that was copied."""
+    places = [place for place in range(len(root.parts)) if root.parts[place : place + 3] == _DVC_COPIES]
+    return Path(*root.parts[: places[-1]]) if places else root
 
 
 class ClusterConfig(Strict):
@@ -50,8 +59,8 @@ class ClusterConfig(Strict):
         return int(self.cache_gib * 2**30)
 
     def storage(self, root: Path) -> str:
-        """The storage path, a relative one below `root`."""
-        return self.storage_path if self.storage_path.startswith("s3://") else str(root / self.storage_path)
+        """The storage path, a relative one below the home of `root`."""
+        return self.storage_path if self.storage_path.startswith("s3://") else str(home(root) / self.storage_path)
 
     @property
     def max_workers(self) -> int:
@@ -66,11 +75,19 @@ class TrackingConfig(Strict):
     artifacts: str = "mlartifacts"
 
     def absolute_uri(self, root: Path) -> str:
-        """The URI with a relative SQLite path anchored at `root`, because workers run in folders of their own."""
-        prefix = "sqlite:///"
-        if self.uri.startswith(prefix) and not self.uri.startswith(prefix + "/"):
-            return f"{prefix}{root / self.uri.removeprefix(prefix)}"
+        """The URI with a relative SQLite path anchored at the home of `root`, because workers run in folders of their
+        own."""
+        if self.uri.startswith(SQLITE) and not self.uri.startswith(SQLITE + "/"):
+            return f"{SQLITE}{home(root) / self.uri.removeprefix(SQLITE)}"
         return self.uri
+
+    def database(self, root: Path) -> Path | None:
+        """The file of a SQLite store; None of any other store."""
+        uri = self.absolute_uri(root)
+        return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+    def artifact_folder(self, root: Path) -> Path:
+        return home(root) / self.artifacts
 
 
 class ServeConfig(Strict):
@@ -83,9 +100,14 @@ class ServeConfig(Strict):
     api_keys: str = ""
     allowed_hosts: tuple[str, ...] = ()  # that requests may be addressed to; none: loopback's names, or any beyond it
     cors_origins: tuple[str, ...] = ()  # pages of other origins that may call the API
+    api_replicas: int | None = Field(None, ge=1)  # of the API before the engines; unset: two on a cluster, else one
+    aliases: dict[str, str] = {}  # other names that clients give to a model, as {dall-e-2: latent-foundry}
+    # a size that is not the model's own: refused, answered in its own size, or resized to
+    sizes: Literal["exact", "nearest", "resize"] = "exact"
     # what is served
     watch_every: float = Field(5, ge=0)  # seconds between two looks for another champion; 0: never
     versions: tuple[str, ...] = ()  # registered versions that are served beside the champion
+    keep_former: float = Field(300, ge=0)  # seconds for which a former champion can still be asked for by its version
     cache: str = ".cache/served"  # copies of served versions; a folder that every node sees
     replicas: Workers | tuple[Workers, Workers] = 1
     use_gpu: bool | None = None  # as cluster.use_gpu
@@ -95,11 +117,16 @@ class ServeConfig(Strict):
     max_steps: int = Field(250, ge=1)
     max_prompt_length: int = Field(1000, ge=1)  # characters
     max_body: int = Field(4_000_000, ge=1)  # bytes
+    body_timeout: float = Field(30, gt=0)  # seconds in which a body must have come
     max_pixels: int = Field(16_000_000, ge=1)  # of an image that a client sends
-    deadline: float = Field(60, gt=0)  # seconds from acceptance to the last image
+    deadline: float = Field(60, gt=0)  # seconds from the request to its last image
+    # limits of all requests that one API replica has at a time
+    open_bodies: int = Field(512, ge=1)  # requests whose bodies are still coming
+    pixels_in_flight: int = Field(32_000_000, ge=1)  # of the clients' images that are being decoded
+    images_per_key: int = Field(0, ge=0)  # that one API key may wait for at a time; 0: any number
     # the engine of each replica
     max_rows: int = Field(64, ge=1)  # of one forward
-    slots: int = Field(256, ge=1)  # rows of images that advance at the same time
+    slots: int = Field(64, ge=1)  # rows of images that advance at the same time; others wait, first come, first served
     queue: int = Field(256, ge=0)  # rows of images that may wait for a slot
     cache_bytes: int | None = Field(None, gt=0)  # of what one net keeps between calls; room for `slots` rows if unset
     buckets: tuple[Annotated[int, Field(ge=1)], ...] = ()  # sizes that the rows of a forward are padded up to

@@ -92,7 +92,7 @@ def gather(params: Params) -> Context:
         "champion": reigning,
         "passing": [row for row in rows if row["objections"] == []],
         "measured": measured,
-        "floor": measured.known.sets[0],
+        "floor": measured.floor,
         "deciding": deciding(rows, measured.known, policy, bounds),
         "groups": grouped(rows, measured.known),
         "bounds": bounds,

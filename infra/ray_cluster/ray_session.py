@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import ray
 
 from components.errors import InputError
 from infra.config import ClusterConfig
-from infra.ray_cluster import closed_session
+from infra.ray_cluster import closed_session, local_start
 
 # read by Ray's processes when they start
 ENVIRONMENT = {
@@ -26,6 +29,7 @@ ENVIRONMENT = {
     # of 15: all else on the machine, the driver and dvc among it, would take turns before a training's threads
     "RAY_worker_niceness": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "infra.serving.proxy_answers.middlewares",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # of 10: three failures are a proxy's end, and another is started
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what future versions do; silences the notice about it
 }
 UNSAID = {"RAY_AUTH_MODE": "disabled"}  # where the environment of a cluster that is joined says nothing
@@ -57,22 +61,61 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[str]:
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # two CPUs more than workers: a group that fills the machine would leave Ray Data and the controller none
     capacity = {"num_cpus": max(os.cpu_count() or 1, cluster.max_workers) + 2, "include_dashboard": False}
+    if local:
+        local_start.refuse_bad_temporary_folder()
     with closed_session.opened() if local else _joined():
         try:
             with _workers_environment(root, cluster.address == LOCAL) as environment:
-                ray.init(
+                init = functools.partial(
+                    ray.init,
                     address=address,
                     runtime_env=environment,
                     logging_level="error",
                     log_to_driver=False,  # stages show their progress; a worker's traceback comes with its exception
                     **(capacity if local else {}),
                 )
+                if local:
+                    local_start.start(init, _clear)
+                else:
+                    init()
         except ConnectionError as error:
             raise InputError(f"cluster.address: no Ray cluster answers at {address!r} ({error})") from None
+        except Exception as error:  # Ray 2.60 raises no other kind when its processes are not up in time
+            if local and type(error) is Exception:
+                raise InputError(f"Ray could not be started on this machine: {str(error).splitlines()[0]}") from None
+            raise
         try:
             yield ray.get_runtime_context().gcs_address
         finally:
             ray.shutdown()
+
+
+def _clear() -> None:
+    """What a failed start of a session on this machine has left."""
+    ray.shutdown()
+    closed_session.end_processes()
+
+
+@contextlib.contextmanager
+def ending_with_ray() -> Iterator[None]:
+    """Ends this process with one line and status 2 if Ray's own processes on this machine end within the block. Calls
+    to a session that has lost its raylet return never, so nobody else could."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1):
+            if lost := closed_session.lost_process():
+                folder = ray._private.worker._global_node.get_logs_dir_path()
+                print(
+                    f"error: Ray's {lost} has ended (its log is in {folder}); start again", file=sys.stderr, flush=True
+                )
+                closed_session.end_at_once(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 @contextlib.contextmanager

@@ -67,6 +67,14 @@ class Medium(ABC):
     def encode(self, row: Tensor, file_format: str, quality: int = 90) -> bytes:
         """One row, floats (C, ...), as a file of one of `formats`. `quality` in [0, 100], where the format has one."""
 
+    def annotated(self, data: bytes, file_format: str, notes: Mapping[str, str]) -> bytes:
+        """An encoded file with texts by keyword in it, where its format has a place for them."""
+        return data
+
+    def resized(self, row: Tensor, size: str) -> Tensor:
+        """One row, floats (C, ...), at another `size`. Raises DataError where that means nothing."""
+        raise DataError(f"size: {self.plural} are served at their own size")
+
     @abstractmethod
     def preview(self, rows: Tensor, columns: int, scale: int = 1) -> bytes:
         """A PNG that shows rows (N, C, ...), `columns` of them beside each other; `scale`: repeats of a pixel."""

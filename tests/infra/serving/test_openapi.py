@@ -9,7 +9,7 @@ from schemathesis.checks import not_a_server_error
 from components.data.media.image import MEDIUM
 from infra.config import ServeConfig
 from infra.serving import http_api
-from infra.serving.openai_api import Update
+from infra.serving.openai_api import Made, Update
 from tests.infra.local import ask, served_model
 
 HEALTH = list(HealthCheck)
@@ -17,6 +17,8 @@ HEALTH = list(HealthCheck)
 
 class Ready:
     """A backend that has every image already."""
+
+    trouble = ""
 
     def __init__(self, model):
         import torch
@@ -26,12 +28,16 @@ class Ready:
     async def served(self):
         return (self.model,)
 
-    async def generate(self, order):
-        return self.image
+    async def generate(self, orders):
+        return Made([self.image for _ in orders], 0.0)
 
-    async def stream(self, order):
+    async def stream(self, orders):
         yield None
-        yield Update(1.0, self.image, final=True)
+        for number in range(len(orders)):
+            yield number, Update(1.0, self.image, final=True)
+
+    async def metrics(self, everything):
+        return ""
 
     async def check(self, model):
         return {}
@@ -76,8 +82,10 @@ def test_docs_describe_every_route_and_load_nothing_from_elsewhere(run, tmp_path
     try:
         shown.resize(380, 800)
         shown.wait_for("document.querySelectorAll('details').length >= 8")
+        shown.wait_for("document.querySelectorAll('#settings code').length > 2")
         text = shown.evaluate("document.body.textContent")
-        assert all(field in text for field in ("/v1/images/edits", "negative_prompt", "partial_images", "multipart"))
+        fields = ("/v1/images/edits", "negative_prompt", "partial_images", "multipart", "solver")
+        assert all(field in text for field in fields)
         assert shown.evaluate("document.documentElement.scrollWidth") <= 380
         assert [url for url in shown.requests if not url.startswith((address, "data:", "about:"))] == []
         assert shown.problems == []
