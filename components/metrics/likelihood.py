@@ -33,6 +33,23 @@ BITS_GAP = Definition(
     better="lower",
     unit="bits",
 )
+BITS_PER_TOKEN, BITS_PER_TOKEN_TRAIN, BITS_PER_TOKEN_GAP = (
+    definition.model_copy(
+        update={
+            "name": definition.name.replace("per_dim", "per_token").replace("bits_gap", "bits_per_token_gap"),
+            "label": definition.label.replace("bits/dim", "bits/token"),
+            "explanation": explanation,
+        }
+    )
+    for definition, explanation in (
+        (
+            BITS_PER_DIM,
+            "negative log2-likelihood of held-out rows' tokens, a token; of no pixel",
+        ),
+        (BITS_PER_DIM_TRAIN, BITS_PER_DIM_TRAIN.explanation),
+        (BITS_GAP, "held-out less training bits per token: what was memorised rather than learnt"),
+    )
+)
 LOG_2 = math.log(2)
 _NORMAL = 1.959964  # half width of a 95% interval in standard errors
 
