@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import ray
 
 from components.errors import InputError
 from infra.config import ClusterConfig
-from infra.ray_cluster import closed_session
+from infra.ray_cluster import closed_session, local_start
 
 # read by Ray's processes when they start
 ENVIRONMENT = {
@@ -60,16 +61,23 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[str]:
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # two CPUs more than workers: a group that fills the machine would leave Ray Data and the controller none
     capacity = {"num_cpus": max(os.cpu_count() or 1, cluster.max_workers) + 2, "include_dashboard": False}
+    if local:
+        local_start.refuse_bad_temporary_folder()
     with closed_session.opened() if local else _joined():
         try:
             with _workers_environment(root, cluster.address == LOCAL) as environment:
-                ray.init(
+                init = functools.partial(
+                    ray.init,
                     address=address,
                     runtime_env=environment,
                     logging_level="error",
                     log_to_driver=False,  # stages show their progress; a worker's traceback comes with its exception
                     **(capacity if local else {}),
                 )
+                if local:
+                    local_start.start(init, _clear)
+                else:
+                    init()
         except ConnectionError as error:
             raise InputError(f"cluster.address: no Ray cluster answers at {address!r} ({error})") from None
         except Exception as error:  # Ray 2.60 raises no other kind when its processes are not up in time
@@ -80,6 +88,12 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[str]:
             yield ray.get_runtime_context().gcs_address
         finally:
             ray.shutdown()
+
+
+def _clear() -> None:
+    """What a failed start of a session on this machine has left."""
+    ray.shutdown()
+    closed_session.end_processes()
 
 
 @contextlib.contextmanager
