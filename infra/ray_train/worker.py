@@ -24,7 +24,7 @@ from components.training.loop import State, fit
 from components.training.metric_averages import NonFiniteError
 from components.training.weight_sync import fingerprint, refuse_desync
 from infra.ray_train import validation
-from infra.ray_train.checkpoints import read_state, restore, write_checkpoint
+from infra.ray_train.checkpoints import newest_whole, read_state, restore, write_checkpoint
 from infra.ray_train.job import Job, to_device
 from infra.ray_train.preemption import Preemption
 from infra.ray_train.progress import RATE
@@ -32,6 +32,7 @@ from infra.storage.store import Store
 
 GIB = 2**30
 ROWS_TOLD = 16  # of a batch that broke the run
+PROGRESS_EVERY = 3.0  # seconds between two words on progress, however rare reports are
 
 
 def work(settings: dict) -> str | None:
@@ -39,7 +40,7 @@ def work(settings: dict) -> str | None:
     the same step, so none is left waiting for another.
 
     `settings`: `job`, the `reports` queue, `threads` (0: this node's cores shared), `sharding`, `run` (the run's folder
-    in storage)."""
+    in storage), `source` (that of a run to go on from where this one has no state yet)."""
     try:
         Worker(**settings).train()
     except NonFiniteError as error:
@@ -59,9 +60,17 @@ def _rows_of(job: Job, step: int) -> str:
 class Worker:
     """What a worker has at hand: its place in the group, its device, the job."""
 
-    def __init__(self, job: Job, reports: Queue, threads: int, sharding: Literal["none", "fsdp2"], run: Store):
+    def __init__(
+        self,
+        job: Job,
+        reports: Queue,
+        threads: int,
+        sharding: Literal["none", "fsdp2"],
+        run: Store,
+        source: Store | None = None,
+    ):
         context = ray.train.get_context()
-        self.job, self.run, self.sharded = job, run, sharding == "fsdp2"
+        self.job, self.run, self.source, self.sharded = job, run, source, sharding == "fsdp2"
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
         on_gpu = torch.cuda.is_available()
@@ -81,6 +90,8 @@ class Worker:
 
     def train(self) -> None:
         start, dataset = restore(self.device), Dataset(self.job.folder(self.job.data))
+        if start is None and self.source is not None:
+            start = newest_whole(self.source, self.device)
         size, seed = self.job.training.batch_size, self.job.seed
         if start is None and self.job.input(START) is None:
             self.family.begin(next(batches(dataset, size, seed=seed)).to(self.device))
@@ -95,10 +106,16 @@ class Worker:
             wrap=self.wrap,
             report=self.report,
             save=self.save,
-            leave=self.preemption,
+            leave=self.between_steps,
         )
         if state.step < self.job.training.steps:
             self.preemption.wait_for_the_end()
+
+    def between_steps(self, step: int) -> bool:
+        """Whether to leave before the next step."""
+        if self.reporter:
+            self.reporter.progress(step)
+        return self.preemption(step)
 
     def wrap(self, net: torch.nn.Module, optimizer: torch.optim.Optimizer):
         """Behind data parallelism; a net spread over CPUs goes past accelerate, which would not spread it there."""
@@ -165,10 +182,21 @@ class Reporter:
 
     def begin(self, step: int) -> None:
         self._first, self._began = step, time.monotonic()
+        self._told = self._began
+
+    def progress(self, step: int) -> None:
+        """Where the training is, now and then: reports may be minutes apart. Asks nothing of the device."""
+        now = time.monotonic()
+        if now - self._told >= PROGRESS_EVERY:
+            self._told = now
+            self._queue.put(("progress", step, self._rate(step)))
+
+    def _rate(self, step: int) -> float:
+        """Images a second since the start."""
+        return (step - self._first) * self._job.training.batch_size / (time.monotonic() - self._began)
 
     def figures(self, step: int, figures: dict[str, float]) -> None:
-        rate = (step - self._first) * self._job.training.batch_size / (time.monotonic() - self._began)
-        self._queue.put(("figures", step, {**figures, RATE: rate, **self._system()}))
+        self._queue.put(("figures", step, {**figures, RATE: self._rate(step), **self._system()}))
 
     def validated(self, run: Store, state: State, picture: bytes | None, figures: Figures) -> None:
         """Hands on a checkpoint's validation: figures, and weights if they are to be kept, into the run's storage,

@@ -98,12 +98,14 @@ class Decoder(nn.Module):
 
 
 class Reconstruction(NamedTuple):
-    """What a forward gives: images, the posterior's mean and standard deviation, and what the decoder was given."""
+    """What a forward gives: images, the posterior's mean and standard deviation, what the decoder was given, and the
+    log-scale (C,) of its density, where it has one."""
 
     images: Tensor
     mean: Tensor
     std: Tensor
     latents: Tensor
+    log_scale: Tensor | None = None
 
 
 class AutoencoderKL(nn.Module):
@@ -111,7 +113,8 @@ class AutoencoderKL(nn.Module):
     `groups` is the most that a norm has, by default what norm_groups says of the widths.
 
     With a `codebook` the posterior has no spread, and the decoder takes the nearest codes of whatever it is given
-    (Rombach et al. 2022, section 3.1: the quantisation belongs to the decoder)."""
+    (Rombach et al. 2022, section 3.1: the quantisation belongs to the decoder). `learn_scale`: the decoder's density
+    has a scale a channel, as sigma-VAEs have (Rybkin et al. 2021)."""
 
     def __init__(
         self,
@@ -120,6 +123,7 @@ class AutoencoderKL(nn.Module):
         widths: Sequence[int],
         layers: int,
         codebook: Codebook | FiniteScalars | None = None,
+        learn_scale: bool = False,
         groups: int | None = None,
     ):
         super().__init__()
@@ -129,6 +133,7 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
         self.codebook = codebook
+        self.log_scale = nn.Parameter(torch.full((channels,), -2.0)) if learn_scale else None
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the posterior, each (B, latent_channels, H / f, W / f)."""
@@ -159,7 +164,7 @@ class AutoencoderKL(nn.Module):
         if change is not None:
             latents = change(latents)
         latents = self._quantised(latents)
-        return Reconstruction(self._decode(latents), mean, std, latents)
+        return Reconstruction(self._decode(latents), mean, std, latents, self.log_scale)
 
     def _quantised(self, latents: Tensor) -> Tensor:
         return latents if self.codebook is None else self.codebook(latents)
