@@ -36,6 +36,7 @@ ALWAYS_LEFT_OUT = (
     "infra.storage.store",
     "pipelines.support.cli",
     "pipelines.support.code_closure",
+    "pipelines.support.fitness",
     "pipelines.support.lineage",
     "pipelines.support.machine_faults",
     "pipelines.support.params",
