@@ -25,8 +25,6 @@ from infra.config import TrackingConfig
 from infra.serving.openai_api import Served, ServedModel
 from infra.tracking.registry import SHA256_TAG, Registry, Version
 
-SQLITE = "sqlite:///"
-
 logger = logging.getLogger(__name__)
 
 
@@ -55,17 +53,19 @@ def read_promoted(path: Path) -> ServedModel:
     """The champion that promoted.json names; its run folder is relative to the file. Raises SamplerError."""
     try:
         promoted = json.loads(path.read_text())
+        if promoted.get("version", "") is None:
+            raise SamplerError(f"{path}: nobody reigns: {promoted['why']}")
         return open_model(
             (path.parent / promoted["run_folder"]).resolve(),
             name=promoted["model"],
             version=str(promoted["version"]),
-            **{key: promoted[key] for key in ("settings", "figures", "hash") if key in promoted},
+            **{key: promoted[key] for key in ("settings", "figures", "definitions", "hash") if key in promoted},
         )
     except FileNotFoundError:
         raise SamplerError(f"{path}: missing; `make demo` or `dvc repro promote` writes it") from None
     except KeyError as error:
         raise SamplerError(f"{path}: no {error.args[0]!r} in it; expected what `promote` writes") from None
-    except (json.JSONDecodeError, TypeError, ValidationError) as error:
+    except (json.JSONDecodeError, AttributeError, TypeError, ValidationError) as error:
         raise SamplerError(f"{path}: not what `promote` writes ({str(error).splitlines()[0]})") from None
 
 
@@ -151,11 +151,12 @@ class Champions:
     def _write_promoted(self, found: ServedModel, folder: Path) -> None:
         stamp = self._stamp()
         shutil.copytree(found.folder, folder / pyfunc.SAMPLER)
-        write_json(folder / pyfunc.CANDIDATE, {"settings": found.settings, "figures": found.figures})
+        told = {name: getattr(found, name) for name in ("settings", "figures", "definitions")}
+        write_json(folder / pyfunc.CANDIDATE, told)
         if self._stamp() != stamp:
             raise _PromotedAnew
-        told = json.loads(self.promoted_path.read_text()).get(SHA256_TAG)
-        if told and told != sha256_folder(folder / pyfunc.SAMPLER):
+        expected = json.loads(self.promoted_path.read_text()).get(SHA256_TAG)
+        if expected and expected != sha256_folder(folder / pyfunc.SAMPLER):
             raise SamplerError(f"{found.folder}: altered since it was promoted; `dvc checkout` brings it back")
 
     def _stamp(self) -> object:
@@ -168,8 +169,8 @@ class Champions:
         tracking = self.model_store.tracking
         if tracking is None:
             return None
-        uri = tracking.absolute_uri(self.root)
-        if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
+        database = tracking.database(self.root)
+        if database is not None and not database.is_file():
             return None  # asking would create it
         return Registry(tracking, self.root, self.model_store.model)
 
@@ -184,6 +185,7 @@ class Champions:
                 version=version.number,
                 settings=told["settings"],
                 figures=told["figures"],
+                definitions=told.get("definitions", ()),
                 hash=version.content,
             )
         return self._seen[place.name]

@@ -23,11 +23,12 @@ from components.evaluation.real_draws import drawn_rows, over_draws
 from components.evaluation.set_figures import Reference, feature_figures, label_figures, without_intervals
 from components.families import family_class
 from components.families.base import AutoencoderInfo, DataInfo, Family, Sampler
+from components.metrics.codes import code_counts
 from components.metrics.figures import Figures
 from components.sources import DataConfig
 from components.training import ema
 from components.training.loop import State, TrainingConfig, fit
-from infra.ray_cluster.encoding import Moments
+from infra.ray_cluster.encoding import CodeCounts, Moments
 from tests.benchmarks.rates import Data
 from tests.components.helpers import no_wrap
 
@@ -106,6 +107,27 @@ def encoded(vae: Family, data: Data) -> Data:
     of = AutoencoderInfo(config=vae.config.model_dump(mode="json"), data=data.info)
     info = DataInfo(shape=mean.shape[1:], classes=data.info.classes, statistics=moments.statistics(), autoencoder=of)
     return Data(info, {"mean": mean, "std": std, "label": data.columns["label"]})
+
+
+@torch.inference_mode()
+def tokenised(vae: Family, data: Data, shifts: int = 0) -> Data:
+    """The tokens of a data set, and of its images moved by `shifts` pixels, as `encode` stores them."""
+    net, by = vae.nets["autoencoder"], (0, -shifts, shifts) if shifts else (0,)
+    moved = [MEDIUM.shifted(data.columns["image"], (down, right)) for down in by for right in by]
+    tokens = torch.stack(
+        [torch.cat([net.tokens(MEDIUM.to_floats(part)) for part in images.split(256)]) for images in moved], dim=1
+    )
+    counts = CodeCounts(code_counts(tokens, net.codebook.size).double().numpy())
+    of = AutoencoderInfo(config=vae.config.model_dump(mode="json"), data=data.info)
+    info = DataInfo(
+        shape=(1, *tokens.shape[2:]),
+        medium="tokens",
+        classes=data.info.classes,
+        statistics=counts.statistics(),
+        autoencoder=of,
+    )
+    columns = {"tokens": tokens[:, :1], "views": tokens[:, 1:], "label": data.columns["label"]}
+    return Data(info, columns if shifts else {name: columns[name] for name in ("tokens", "label")})
 
 
 def with_autoencoder(sampler: Sampler, vae: Family) -> Sampler:

@@ -12,12 +12,12 @@ import yaml
 from mlflow import MlflowClient
 
 from components.artifacts import run_folder
-from components.errors import InputError
+from components.errors import InputError, SamplerError
 from components.files import write_json
 from infra.serving.model_store import read_promoted
 from infra.tracking.registry import CHAMPION, CONTENT_TAG, Registry
-from infra.tracking.runs import open_run
-from pipelines import evaluate, promote, reference
+from infra.tracking.runs import Described, TrainingData, open_run
+from pipelines import evaluate, promote, reference, report
 from pipelines.support import measurement
 from pipelines.support.candidates import Candidate
 from pipelines.support.metrics_files import read_metrics
@@ -66,7 +66,12 @@ def retrained(root: Path, sampler: str = "ldm") -> None:
 
 
 def test_the_winner_is_registered_with_all_that_it_needs(project):
-    open_run(load().tracking, project, "ldm", "latent_diffusion", {}, {"name": "n", "digest": "d" * 40, "source": "s"})
+    open_run(
+        load().tracking,
+        project,
+        Described("ldm-1", "latent_diffusion"),
+        TrainingData("d", "d" * 40, 1, {"image": ("uint8", (1,))}),
+    )
     promoted = run_promote()
     assert (promoted["sampler"], promoted["candidate"], promoted["version"]) == ("ldm", 1, "1")
     store = client(project)
@@ -84,6 +89,9 @@ def test_the_winner_is_registered_with_all_that_it_needs(project):
     assert Path(served.folder) == project / "champion/sampler"
     logged = store.get_run(version.run_id)
     assert logged.data.metrics["candidate_0/frechet_distance"] == 2.0
+    best = json.loads((project / "metrics/ldm.json").read_text())["details"][0]["best"]
+    assert logged.data.metrics["frechet_distance"] == [2.0, 1.0][best]
+    assert version.description.startswith("ldm #1 (")
     assert [file.path for file in store.list_artifacts(version.run_id, "samples")] == ["samples/0.png", "samples/1.png"]
 
 
@@ -169,6 +177,38 @@ def test_a_version_that_does_not_exist_is_refused(project):
         promote.main(["--to", "9"])
 
 
+def test_a_moved_project_keeps_its_registry_and_a_copy_has_its_own(project, monkeypatch):
+    run_promote()
+    set_distances(project, ldm=[0.1, 1.0])
+    assert run_promote()["version"] == "2"
+    shutil.copytree(project, copied := project.parent / "copied")
+    project.rename(moved := project.parent / "re named")
+    for place in (moved, copied):
+        monkeypatch.chdir(place)
+        monkeypatch.setattr(promote, "ROOT", place)
+        promote.main(["--to", "1"])
+        assert json.loads((place / "promoted.json").read_text())["version"] == "1"
+        store = client(place)
+        found = store.get_model_version_by_alias(MODEL, CHAMPION)
+        assert store.get_run(found.run_id).info.artifact_uri.startswith((place / "mlartifacts").as_uri())
+
+
+def test_a_clone_without_a_registry_says_so_and_makes_none(project):
+    run_promote()
+    for name in ("mlflow.db", "mlartifacts"):
+        (project / name).rename(project.parent / name)
+    promote.main(["--show"])
+    for arguments in (["--moves"], ["--to", "1"]):
+        with pytest.raises(
+            InputError, match=r"there is no .*mlflow\.db, so no registry here; copy it with mlartifacts/"
+        ):
+            promote.main(arguments)
+    assert not (project / "mlflow.db").exists()
+    (project.parent / "mlflow.db").rename(project / "mlflow.db")
+    with pytest.raises(InputError, match="latent-foundry version 1: its files are not in file:///"):
+        promote.main(["--to", "1"])
+
+
 def test_a_damaged_sampler_is_not_promoted(project):
     (project / "runs/ldm/denoiser.safetensors").unlink()
     with pytest.raises(InputError, match=r"denoiser\.safetensors: missing"):
@@ -223,3 +263,35 @@ def test_the_weights_of_the_best_checkpoint_are_registered_where_a_candidate_ask
     assert not (copied / run_folder.BEST).exists()
     described = promote.described(load(), chosen, read_metrics(load())["ldm"])
     assert described["checkpoint"] == "best" and "checkpoint" not in described["settings"]
+
+
+def test_where_nobody_passes_it_says_so_once_each_and_the_report_is_written(project, capsys):
+    write_params(project, guards={"memorised": {"at_most": -1}})
+    nobody = run_promote()
+    told = capsys.readouterr().out
+    assert told.count("ldm #0 is out: memorised") == told.count("dcgan #0 is out: memorised") == 1
+    assert "nobody is promoted: no candidate passes the guards" in told
+    assert nobody["version"] is None and nobody["guards"] == {"memorised": {"at_least": None, "at_most": -1.0}}
+    assert nobody["objections"].keys() == {"ldm #0", "ldm #1", "dcgan #0"}
+    assert Registry(load().tracking, project, MODEL).champion() is None
+    promote.main(["--show"])
+    assert "nobody reigns: no candidate passes" in capsys.readouterr().out
+    with pytest.raises(SamplerError, match="nobody reigns: no candidate passes"):
+        read_promoted(project / "promoted.json")
+    report.main([])
+    page = (project / "report.html").read_text()
+    assert "<h1>latent-foundry: nobody passes</h1>" in page and page.count("<b>ldm #0</b>: memorised") == 1
+
+    write_params(project)
+    assert run_promote()["version"] == "1"
+    write_params(project, guards={"memorised": {"at_most": -1}})
+    stays = run_promote()
+    assert stays["version"] == "1" and "ldm #1 stays until one does" in stays["why"]
+    report.main([])
+    assert "version 1: nobody passes" in (project / "report.html").read_text()
+
+
+def write_params(root: Path, **changes) -> None:
+    """params.yaml with other keys of `promote`."""
+    content = {**PARAMS, "promote": {**PARAMS["promote"], **changes}}
+    (root / "params.yaml").write_text(yaml.safe_dump(content))
