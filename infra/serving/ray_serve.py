@@ -29,7 +29,7 @@ from components.config import Strict, parse
 from components.errors import InputError, SamplerError
 from components.sampling.tasks import DeadlineExceeded, EngineFull, EngineStopped
 from infra.config import ServeConfig, TrackingConfig
-from infra.ray_cluster import ray_session
+from infra.ray_cluster import closed_session, ray_session
 from infra.serving import admission, autoscaling, http_api, http_guards, serve_metrics
 from infra.serving.api_error import ApiError
 from infra.serving.model_store import Champions, ModelStore
@@ -156,6 +156,7 @@ class Frontend(Samplers):
     """The API, and what rolls versions out behind it. It holds no weights."""
 
     def __init__(self, model_store: ModelStore, config: ServeConfig, keys: tuple[str, ...]):
+        closed_session.keep_replica_to_loopback()
         super().__init__(config.deadline, REMEMBERED if config.replicas == 1 else 0.0)
         self.champions, self.config, self.keys = Champions(model_store), config, keys
         start = functools.partial(start_version, config=config, model_store=model_store)
