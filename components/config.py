@@ -3,7 +3,7 @@
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from components.errors import ConfigError
@@ -44,6 +44,11 @@ def _laid_over(default: BaseModel, block: dict) -> dict:
     return values
 
 
+def named_block(default: str) -> Discriminator:
+    """For a choice of blocks, each under the Tag of what its key `name` says; a block without one is of `default`."""
+    return Discriminator(lambda block: block.get("name", default) if isinstance(block, dict) else block.name)
+
+
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
@@ -58,14 +63,28 @@ def parse(model: type[ConfigT], block: object, where: str) -> ConfigT:
     try:
         return model.model_validate(block)  # unlike model(**block), it can name a key that is no string
     except ValidationError as error:
-        raise ConfigError("; ".join(_describe(item, model, where) for item in error.errors())) from None
+        raise ConfigError("; ".join(_describe(item, model, where, block) for item in error.errors())) from None
 
 
-def _describe(item: dict, model: type[BaseModel], where: str) -> str:
-    path = ".".join([where, *(str(part) for part in item["loc"])])
+def _describe(item: dict, model: type[BaseModel], where: str, block: object) -> str:
+    path = ".".join([where, *_keys(item, block)])
+    if item["type"] == "union_tag_invalid":
+        return f"{path}.name: expected one of {item['ctx']['expected_tags']}, found {item['ctx']['tag']!r}"
     if item["type"] == "extra_forbidden":
         known = f"; known keys here: {', '.join(model.model_fields)}" if len(item["loc"]) == 1 else ""
         return f"{path}: unknown key{known}"
     if item["type"] == "missing":
         return f"{path}: required key is missing"
     return f"{path}: {item['msg'].removeprefix('Value error, ')}, found {item['input']!r}"
+
+
+def _keys(item: dict, block: Any) -> list[str]:
+    """Where in a block an error lies, without the tags that pydantic names where there is a choice of blocks."""
+    found, last = [], len(item["loc"]) - 1
+    for place, part in enumerate(item["loc"]):
+        if isinstance(block, dict) and part not in block and not (place == last and item["type"] == "missing"):
+            continue
+        found.append(str(part))
+        below = isinstance(block, dict) or (isinstance(block, list | tuple) and isinstance(part, int))
+        block = block[part] if below and place != last else None
+    return found

@@ -38,7 +38,8 @@ def make_job(params: Params, key: str) -> ray_train.Job:
     kind = family_class(block.family)
     config = parse(kind.Config, inputs.whole_model(params, name, trained=True), f"{key}.model")
     kind(config, info)  # refuses here, on the driver, what no worker could train
-    if JUDGE in given:
+    is_validated = JUDGE in given or kind.held_out is not None
+    if is_validated:
         read_manifest(paths.TEST_IMAGES)
     return ray_train.Job(
         name=name,
@@ -53,7 +54,7 @@ def make_job(params: Params, key: str) -> ray_train.Job:
         inputs=tuple(
             ray_train.Input(role, str(one.path.resolve()), content_hash(one.path)) for role, one in given.items()
         ),
-        held_out=str(paths.TEST_IMAGES.resolve()) if JUDGE in given else "",
+        held_out=str(paths.TEST_IMAGES.resolve()) if is_validated else "",
     )
 
 

@@ -31,16 +31,18 @@ def class_of(prompt: str, classes: Sequence[str]) -> int:
 
 
 class ClassConditioner(nn.Module):
-    """Tells a backbone a class twice: as a label for it to embed, and as one token to attend to.
+    """Tells a backbone a class as a label for it to embed and, with a `context_dim`, as one token to attend to.
 
     Class number `num_classes` stands for "no class", as label dropout trains it (Ho and Salimans 2022); `rows` counts
     it. A label is (B,) int64, or (B, rows) weights for what lies between classes.
     """
 
-    def __init__(self, num_classes: int, context_dim: int):
+    def __init__(self, num_classes: int, context_dim: int = 0):
         super().__init__()
         self.null, self.rows = num_classes, num_classes + 1
-        self.context = nn.Embedding(self.rows, context_dim)
+        self.context = nn.Embedding(self.rows, context_dim) if context_dim else None
 
     def forward(self, label: Tensor) -> dict[str, Tensor]:
+        if self.context is None:
+            return {"label": label}
         return {"context": embedded(self.context, label)[:, None], "label": label}

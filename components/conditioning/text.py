@@ -62,6 +62,10 @@ class Bytes:
         yield from ()
         return tokens_of(texts, self.length)
 
+    def columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What training reads beside stored captions: nothing."""
+        return {}
+
     def captions(self, columns: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Stored captions as a request may have them."""
         return texts_of_column(columns["caption"][:, : self.length])
@@ -88,6 +92,10 @@ class Embeddings:
             packed = yield Call("text", self.net.tokens([texts[row] for row in rows]))
             found[rows] = self.net.unpack(packed).context
         return found
+
+    def columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What training reads beside stored captions: their embeddings."""
+        return {EMBEDDED: self.net.encoded(texts_of_column(columns["caption"])).context.half()}
 
     def captions(self, columns: Mapping[str, Tensor]) -> tuple[str, ...]:
         return texts_of_column(columns["caption"])

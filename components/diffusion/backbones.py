@@ -1,19 +1,21 @@
 """Backbones of a denoiser, chosen by `backbone.name`: a block of the config for each, which builds its network.
 
 A backbone answers `net(x, level, context, label)` with x's shape: x (B, C, ...), noise level (B,) in [0, 1000],
-context (B, M, context_dim), label (B,) or None.
+context (B, M, context_dim) or None, label (B,) or None.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, Tag, model_validator
 from torch import nn
 
-from components.config import Strict
+from components.config import Strict, named_block
+from components.errors import SamplerError
+from components.nets.dit import DiT as DiTNet
 from components.nets.unet import UNet2DConditionModel
-from components.shapes import refuse_unless_planar
+from components.shapes import refuse_unless_planar, shape_text
 
 
 class UNet(Strict):
@@ -45,10 +47,59 @@ class UNet(Strict):
         """Whether a context reaches every place."""
         return any(self.attention)
 
-    def build(self, channels: int, num_classes: int) -> nn.Module:
-        """`num_classes`: rows of the class embedding, 0 for none."""
+    @property
+    def class_dim(self) -> int:
+        """Of the token that tells the class, beside the label; 0 where the label says it all."""
+        return self.context_dim
+
+    def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        """For rows of `shape`. `num_classes`: rows of the class embedding, 0 for none."""
         layout = self.model_dump(exclude={"name"})
-        return UNet2DConditionModel(channels, num_classes=num_classes, **layout)
+        return UNet2DConditionModel(shape[0], num_classes=num_classes, **layout)
 
 
-Backbone = UNet  # a further one makes this a union that `name` tells apart
+class DiT(Strict):
+    """The transformer of nets/dit.py, for rows of one to three sides. A text is attended to; a class, as the noise
+    level, modulates the blocks."""
+
+    name: Literal["dit"]
+    patch: int = Field(1, ge=1)  # side of a token, in cells
+    width: int = Field(192, ge=2)
+    depth: int = Field(6, ge=1)  # blocks
+    heads: int = Field(4, ge=1)
+    context_dim: int = Field(64, ge=1)  # of a text's tokens
+
+    @model_validator(mode="after")
+    def _fits(self) -> DiT:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width must be divisible by twice the heads ({2 * self.heads})")
+        return self
+
+    def refuse_unfit(self, shape: tuple[int, ...], name: str) -> None:
+        """Raises SamplerError, naming the family, of rows that the net cannot take."""
+        _, *sides = shape
+        if not 1 <= len(sides) <= 3 or any(side % self.patch for side in sides):
+            raise SamplerError(
+                f"{name}: expected one to three sides that are multiples of backbone.patch ({self.patch}), "
+                f"found {shape_text(tuple(sides))}"
+            )
+        if self.width < 2 * self.heads * len(sides):
+            raise SamplerError(f"{name}: backbone.width: expected {2 * len(sides)} channels a head or more")
+
+    @property
+    def attends(self) -> bool:
+        return True
+
+    @property
+    def class_dim(self) -> int:
+        return 0
+
+    def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        """As of UNet; what has no classes has texts."""
+        channels, *sides = shape
+        layout = self.model_dump(include={"patch", "width", "depth", "heads"})
+        context_dim = 0 if num_classes else self.context_dim
+        return DiTNet(channels, len(sides), num_classes=num_classes, context_dim=context_dim, **layout)
+
+
+Backbone = Annotated[Annotated[UNet, Tag("unet")] | Annotated[DiT, Tag("dit")], named_block("unet")]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from components.config import Strict
-from components.diffusion.backbones import Backbone
+from components.diffusion.backbones import Backbone, UNet
 from components.diffusion.schedules import ScheduleConfig
 from components.diffusion.solvers import SOLVERS
 from components.training.optimizers import OptimizerConfig
@@ -21,6 +23,12 @@ class Times(Strict):
     density: Literal["uniform", "logit_normal"] = "logit_normal"
     mean: float = 0.0
     std: float = Field(1.0, gt=0)
+
+    def quantiles(self, shares: Tensor) -> Tensor:
+        """The times below which these shares, in (0, 1), of all training times lie."""
+        if self.density == "uniform":
+            return shares
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(shares))
 
 
 class Weighting(Strict):
@@ -57,7 +65,7 @@ class Guide(Strict):
 
 class Config(Strict):
     conditioning: Literal["none", "class", "text"] = "class"
-    backbone: Backbone = Backbone()
+    backbone: Backbone = UNet()
     text: Text = Text()
     objective: Literal["epsilon", "x0", "v", "flow", "edm"] = "flow"
     schedule: ScheduleConfig = ScheduleConfig()

@@ -19,6 +19,7 @@ from components.data.media import Medium, medium
 from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.metrics.figures import Figures
+from components.metrics.held_out import HeldOutLoss
 from components.metrics.reconstruction import reconstruction_figures
 from components.sampling.requests import Conditions, Request, refuse_unaccepted
 from components.sampling.trajectories import Call, Trajectory, drive
@@ -152,6 +153,7 @@ class Family:
     libraries: tuple[str, ...] = ()  # beyond torch, that own a part of its nets
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
     received: Mapping[str, Family | nn.Module] = {}  # inputs by role, frozen, on the device of the nets
+    held_out: ClassVar[HeldOutLoss | None] = None  # what `held_out_losses` gives; None: it gives nothing
 
     @property
     def medium(self) -> Medium:
@@ -186,6 +188,17 @@ class Family:
         that are not trained on; `judge`: a classifier of them. Averaged nets hold their average, others their live
         weights."""
         return {}
+
+    def held_out_losses(self, columns: Mapping[str, Tensor], draws: Draws) -> Tensor:
+        """(B, L) losses of rows by the weights of the moment, one for each of `held_out.levels`: a function of the rows
+        and of their draws, which are the same at every checkpoint. `columns`: as training has them, on the nets'
+        device."""
+        raise NotImplementedError
+
+    def training_columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Columns of rows of the medium as the training set has them: encoded, where it trains on what an encoder makes
+        of them."""
+        return dict(columns)
 
 
 class Judge(Family):

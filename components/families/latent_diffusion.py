@@ -28,6 +28,7 @@ from components.diffusion.solvers import SOLVERS
 from components.errors import ConfigError, DataError
 from components.families import family_class
 from components.families.base import DataInfo, Early, Losses, Phase, Role, RunInfo, Sampler, Tiny
+from components.metrics.held_out import DENOISING, NUM_LEVELS
 from components.nets.text_encoders import EncoderLayout
 from components.sampling.blends import lerp, slerp
 from components.sampling.requests import BLEND, Conditions, Request
@@ -64,6 +65,11 @@ class Latents:
             std = torch.where(mirrored, batch.columns["std_flipped"], std)
         return mean + std * batch.draws.normal("posterior", mean.shape[1:])
 
+    def columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Columns of the medium's rows as a latent data set has them."""
+        mean, std = self.nets["autoencoder"].encode(self.autoencoder.medium.rows(columns))
+        return {**columns, "mean": mean, "std": std}
+
     def encode(self, images: Tensor) -> Trajectory:
         """Rows (B, C, ...) in [-1, 1] into the space."""
         return (yield Call("encoder", {"images": images}))
@@ -88,6 +94,9 @@ class Pixels:
         rows = self.medium.rows(batch.columns)
         return torch.where(_mirrored(batch, rows), self.medium.mirrored(rows), rows) if flips else rows
 
+    def columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(columns)
+
     def encode(self, images: Tensor) -> Trajectory:
         yield from ()
         return images
@@ -102,6 +111,7 @@ class Model(Sampler):
     Settings = Settings
     kept = ("denoiser", "autoencoder")
     pretrained = ("autoencoder",)
+    held_out = DENOISING
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data
@@ -152,25 +162,52 @@ class Model(Sampler):
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         draws, kind = batch.draws, self.config.weighting.name
         clean = self.normalise(self.space.clean(batch, self.config.flips))
-        noise = draws.normal("noise", self.data.shape)
         sigma = self.schedule.sigma(self.times(draws).double())
-        wide = per_row(sigma, clean)
-        coefficients = OBJECTIVES[self.config.objective](wide)
-        noisy = coefficients.c_in.float() * (clean + wide.float() * noise)
-        inputs = {"x": noisy, "level": self.preconditioner.level(sigma).float(), **self._training_condition(batch)}
-        wanted = target(clean, noise, wide, OBJECTIVES[self.config.objective])
+        inputs, wanted = self._question(clean, draws.normal("noise", self.data.shape), sigma)
+        inputs |= self._training_condition(batch, self.config.label_dropout)
         if kind == "uniform":
             return {"loss": (net(**inputs) - wanted).square().mean()}
         answer, u = net(**inputs, uncertain=True) if kind == "learned" else (net(**inputs), None)
         error = (answer - wanted).square().flatten(1).mean(1)
         if u is None:
-            weight = weightings.min_snr(wide, coefficients, self.config.weighting.gamma).flatten().float()
+            weight = weightings.min_snr(
+                sigma, OBJECTIVES[self.config.objective](sigma), self.config.weighting.gamma
+            ).float()
             return {"loss": (weight * error).mean(), "error": error.mean()}
         return {"loss": weightings.balanced(error, u).mean(), "error": error.mean()}
 
-    def _training_condition(self, batch: Batch) -> Condition:
+    def _question(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """What the net is asked of rows (B, C, ...) at noise levels (B,), but for what steers it, and what it should
+        answer."""
+        wide, objective = per_row(sigma, clean), OBJECTIVES[self.config.objective]
+        noisy = objective(wide).c_in.float() * (clean + wide.float() * noise)
+        inputs = {"x": noisy, "level": self.preconditioner.level(sigma).float()}
+        return inputs, target(clean, noise, wide, objective)
+
+    def held_out_losses(self, columns: Mapping[str, Tensor], draws: Draws) -> Tensor:
+        """(B, NUM_LEVELS) mean squared errors of the net's answers, unweighted, told class or text. The levels are the
+        middles of equal parts of the training's own, so that their mean estimates its loss."""
+        batch = Batch(dict(columns), draws)
+        clean = self.normalise(self.space.clean(batch, flips=False))
+        told = self._training_condition(batch, label_dropout=0)
+        shares = (torch.arange(NUM_LEVELS, dtype=torch.float64) + 0.5) / NUM_LEVELS
+        errors = []
+        for number, sigma in enumerate(self.schedule.sigma(self.config.times.quantiles(shares)).tolist()):
+            sigmas = torch.full_like(draws.keys, sigma, dtype=torch.float64)
+            inputs, wanted = self._question(clean, draws.normal(f"noise {number}", self.data.shape), sigmas)
+            errors.append((self.nets["denoiser"](**inputs, **told) - wanted).square().flatten(1).mean(1))
+        return torch.stack(errors, dim=1)
+
+    def training_columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.space.columns(columns) | self._embedded(columns)
+
+    def _embedded(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The captions' embeddings, where they lie beside the latents."""
+        return self.text_inputs.columns(columns) if self.texts else {}
+
+    def _training_condition(self, batch: Batch, label_dropout: float) -> Condition:
         """What the net is told of each row in training: its class (B,), or its text; dropped for a share."""
-        dropped = batch.draws.uniform("label_dropout") < self.config.label_dropout
+        dropped = batch.draws.uniform("label_dropout") < label_dropout
         if self.texts:
             return {"tokens": self.text_inputs.trained(batch, dropped)}
         if not self.conditional:
@@ -306,7 +343,7 @@ def _mirrored(batch: Batch, like: Tensor) -> Tensor:
 def build_denoiser(config: Config, data: DataInfo) -> Denoiser:
     """The net that is trained, with initial weights."""
     conditioner = _conditioner(config, data)
-    backbone = config.backbone.build(data.shape[0], conditioner.rows)
+    backbone = config.backbone.build(data.shape, conditioner.rows)
     return Denoiser(conditioner, backbone, uncertainty=config.weighting.name == "learned")
 
 
@@ -327,7 +364,8 @@ def _build_guide(config: Config, data: DataInfo, run: RunInfo) -> Denoiser:
 def _conditioner(config: Config, data: DataInfo) -> ClassConditioner | TextConditioner:
     text, context_dim = config.text, config.backbone.context_dim
     if config.conditioning != "text":
-        return ClassConditioner(len(data.classes) if config.conditioning == "class" else 0, context_dim)
+        num_classes = len(data.classes) if config.conditioning == "class" else 0
+        return ClassConditioner(num_classes, config.backbone.class_dim)
     if text.encoder == "pretrained":
         return TextConditioner(Projection(_layout(data).width, context_dim))
     return TextConditioner(TextEncoder(text.length, text.width, text.layers, text.heads, context_dim))

@@ -131,11 +131,14 @@ class Model(LatentDiffusion):
     def why_not(cls, config: Config, settings: Settings, inputs: Collection[str] = ()) -> str | None:
         return None
 
-    def _training_condition(self, batch: Batch) -> Condition:
+    def _embedded(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {}  # captions are encoded in training
+
+    def _training_condition(self, batch: Batch, label_dropout: float) -> Condition:
         """The captions of a batch, encoded; dropped for a share of the rows."""
         if "caption" not in batch.columns:
             raise DataError("stable_diffusion: expected images with captions to train on, found none")
-        dropped = batch.draws.uniform("label_dropout") < self.config.label_dropout
+        dropped = batch.draws.uniform("label_dropout") < label_dropout
         texts, net = texts_of_column(batch.columns["caption"]), self.nets["text"]
         kept = ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
         found = net.encoded(kept)

@@ -78,7 +78,12 @@ def export(run: Run, target: Path) -> None:
 
 def refuse_unless_expressible(family: LatentDiffusion, where: str) -> None:
     """Raises SamplerError naming the first thing about the networks that diffusers has no place for."""
-    autoencoder = family.autoencoder
+    autoencoder, backbone = family.autoencoder, family.config.backbone.name
+    if backbone != "unet":
+        raise SamplerError(
+            f"{where}: its backbone is a {backbone}, with rotary places and gated feed-forwards that no transformer of "
+            "diffusers has; expected unet"
+        )
     if autoencoder is None:
         raise SamplerError(f"{where}: works on pixels; diffusers' latent pipelines expect an autoencoder")
     if family.texts:

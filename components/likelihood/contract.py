@@ -11,7 +11,14 @@ from torch import Tensor
 
 from components.data.randomness import Draws
 from components.metrics.figures import Figures, named
-from components.metrics.likelihood import BITS_GAP, BITS_PER_DIM, BITS_PER_DIM_TRAIN, bits_per_dim_figure, gap_figure
+from components.metrics.likelihood import (
+    BITS_GAP,
+    BITS_PER_DIM,
+    BITS_PER_DIM_TRAIN,
+    LOG_2,
+    bits_per_dim_figure,
+    gap_figure,
+)
 
 _BATCH = 100  # rows at once
 
@@ -54,4 +61,4 @@ def _bits(likelihood: Likelihood, rows: Tensor, label: Tensor | None) -> Tensor:
         part = slice(start, start + _BATCH)
         chosen = None if label is None else label[part]
         found.append(likelihood.log_probability(rows[part], chosen, Draws(draws.keys[part])).double().cpu())
-    return -torch.cat(found) / (rows[0].numel() * torch.log(torch.tensor(2.0, dtype=torch.float64)))
+    return -torch.cat(found) / (rows[0].numel() * LOG_2)

@@ -13,14 +13,13 @@ from components.data.randomness import Draws
 from components.families.base import DataInfo, Losses, Phase, Sampler, family_name
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume, on_grid
+from components.metrics.likelihood import LOG_2
 from components.nets.flows.multiscale import MultiscaleFlow
 from components.sampling.blends import slerp
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call, Trajectory
 from components.shapes import refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
-
-LOG_2 = 0.6931471805599453
 
 
 class Config(Strict):

@@ -31,6 +31,7 @@ BITS_GAP = Definition(
     better="lower",
     unit="bits",
 )
+LOG_2 = math.log(2)
 _NORMAL = 1.959964  # half width of a 95% interval in standard errors
 
 

@@ -122,6 +122,8 @@ class Modulation(nn.Module):
     """adaLN-zero (Peebles and Xie 2023, section 3.2): a condition (B, condition_dim), or one a token
     (B, N, condition_dim) -> `count` vectors (B, 1 or N, width), all zero at first."""
 
+    modulates = True  # a kind of embedding, for the optimizer
+
     def __init__(self, condition_dim: int, width: int, count: int):
         super().__init__()
         self.count = count

@@ -137,7 +137,7 @@ def _made_ahead(family: Family, due: list[ActivePhase], batch: Batch, config: Tr
     for one in due:
         if one.phase.ahead is not None:
             _freeze_all_but(family, one.raw)
-            with _precision(one.phase, batch, config):
+            with precision(one.phase, _device(batch), config):
                 found[one.phase.name] = one.phase.ahead(one.net, batch)
     return replace(batch, ahead=found)
 
@@ -169,7 +169,7 @@ def _backward(one: ActivePhase, batch: Batch, config: TrainingConfig) -> dict[st
         # workers share gradients once, with the last part
         silent = getattr(one.net, "no_sync", contextlib.nullcontext) if number < len(parts) else contextlib.nullcontext
         with silent():
-            with _precision(one.phase, batch, config):
+            with precision(one.phase, _device(batch), config):
                 losses = one.phase.loss(one.net, part)
             (losses["loss"] * (batch.weight * share)).backward()
         for name, value in losses.items():
@@ -184,11 +184,16 @@ def _clipped(net: nn.Module, most: float | None) -> Tensor:
     return sharding.gathered(nn.utils.clip_grad_norm_(net.parameters(), most))
 
 
-def _precision(phase: Phase, batch: Batch, config: TrainingConfig) -> torch.autocast:
-    device = batch.draws.keys.device.type
+def precision(phase: Phase, device: str, config: TrainingConfig, allowed: bool = True) -> torch.autocast:
+    """The precision that a phase's networks are computed in on a kind of device: bfloat16 where it is asked for, or
+    pays, and is allowed, else float32."""
     auto = phase.low_precision and _bfloat16_pays(device)
     low = config.precision == "bfloat16" or (config.precision == "auto" and auto)
-    return torch.autocast(device, torch.bfloat16, enabled=low)
+    return torch.autocast(device, torch.bfloat16, enabled=low and allowed)
+
+
+def _device(batch: Batch) -> str:
+    return batch.draws.keys.device.type
 
 
 def _bfloat16_pays(device: str) -> bool:

@@ -46,7 +46,7 @@ def gathered(tree):
 
 def placed_like(whole: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors, each spread as the tensor of the same name in `like` is; plain where that is plain."""
-    return {name: _placed(value, like[name]) for name, value in whole.items()}
+    return {name: placed(value, like[name]) for name, value in whole.items()}
 
 
 def place_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
@@ -54,10 +54,11 @@ def place_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                moments[name] = _placed(value, parameter)
+                moments[name] = placed(value, parameter)
 
 
-def _placed(value: Tensor, like: Tensor) -> Tensor:
+def placed(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, spread as `like` is; plain where that is plain."""
     if not is_spread(like) or is_spread(value):
         return value
     from torch.distributed.tensor import distribute_tensor

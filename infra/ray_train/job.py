@@ -35,8 +35,8 @@ class Job:
     """Everything that decides a training's result. Equal jobs have equal hashes and continue each other's runs.
 
     `data` is the absolute folder of the data set, `data_hash` and `code_hash` the content of it and of the code that
-    the training runs through. `held_out`: the absolute folder of a data set that checkpoints are validated on, by the
-    input `judge`; empty without one. `staged`: by folder, where workers that do not see the driver's files get them.
+    the training runs through. `held_out`: the absolute folder of a data set that checkpoints are validated on; empty
+    where none is needed. `staged`: by folder, where workers that do not see the driver's files get them.
     """
 
     name: str

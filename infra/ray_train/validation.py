@@ -6,12 +6,14 @@ wait, in a task of its own. Its figures are files beside the checkpoints, so tha
 
 from __future__ import annotations
 
+import functools
 import json
 
 import torch
 
 from components.artifacts import run_folder
 from components.data.dataset import Dataset
+from components.evaluation.held_out import HeldOutRows
 from components.families.base import JUDGE, Family
 from components.metrics.figures import VALIDATION, Figures, as_json, definitions_as_json, from_json, values
 from components.training.loop import State, restore_nets
@@ -27,32 +29,43 @@ class Validator:
 
     def __init__(self, job: Job, device: torch.device | str):
         self._job, self._device = job, device
-        self._shadow: Family | None = None
 
     def validate(self, state: State) -> tuple[bytes | None, Figures]:
         """A PNG, if the family draws, and the figures of its weights."""
-        shadow, dataset = self._load(state), Dataset(self._job.folder(self._job.data))
+        shadow, dataset = self._shadow, Dataset(self._job.folder(self._job.data))
+        restore_nets(shadow, state)
+        shadow.nets.requires_grad_(False).eval()
+        live = self._held_out_losses(live=True)
+        for net, weights in state.average.items():  # networks that are not averaged are validated as they are
+            shadow.nets[net].load_state_dict(weights)
         rows = shadow.preview(dataset.take(torch.arange(min(20, len(dataset)))))
         picture = None if rows is None else shadow.medium.preview(rows, 10, scale=4)
-        return picture, self._figures(shadow, dataset)
+        return picture, self._held_out_losses(live=False) | live | self._judged(dataset)
 
-    def _load(self, state: State) -> Family:
-        if self._shadow is None:
-            self._shadow = self._job.build()
-            to_device(self._shadow, self._device)
-        restore_nets(self._shadow, state)  # networks that are not averaged are validated as they are
-        for net, weights in state.average.items():
-            self._shadow.nets[net].load_state_dict(weights)
-        self._shadow.nets.requires_grad_(False).eval()
-        return self._shadow
+    @functools.cached_property
+    def _shadow(self) -> Family:
+        """The copy of the family, which holds one state after the other."""
+        family = self._job.build()
+        to_device(family, self._device)
+        return family
 
-    def _figures(self, shadow: Family, dataset: Dataset) -> Figures:
+    @functools.cached_property
+    def _rows(self) -> HeldOutRows:
+        folders = (self._job.folder(name) for name in (self._job.data, self._job.held_out))
+        return HeldOutRows(self._shadow, *map(Dataset, folders), self._job.training)
+
+    def _held_out_losses(self, live: bool) -> Figures:
+        wanted = self._job.held_out and self._shadow.held_out is not None
+        return self._rows.figures(self._shadow, live) if wanted else {}
+
+    def _judged(self, dataset: Dataset) -> Figures:
+        """What the family measures by a judge, if there is one."""
         folder = self._job.input(JUDGE)
         if folder is None:
             return {}
         judge = run_folder.load(folder, self._device).family
         held_out = Dataset(self._job.folder(self._job.held_out))
-        return shadow.validate(_some(dataset, self._device), _some(held_out, self._device), judge)
+        return self._shadow.validate(_some(dataset, self._device), _some(held_out, self._device), judge)
 
 
 def _some(dataset: Dataset, device: torch.device | str) -> dict[str, torch.Tensor]:

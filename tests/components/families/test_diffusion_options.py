@@ -35,6 +35,7 @@ pytestmark = pytest.mark.usefixtures("exact")
 
 TEXT = {"conditioning": "text", "text": {"length": 16, "width": 8, "layers": 1, "heads": 2}}
 DESCRIBED = LATENTS.model_copy(update={"caption_length": CAPTION_LENGTH})
+DIT = {"backbone": {"name": "dit", "width": 16, "depth": 2, "heads": 2, "context_dim": 8, "patch": 2}}
 VARIANTS = {  # changes of the tiny config, and the data
     "plain": ({}, LATENTS),
     "pixels": ({}, IMAGES),
@@ -52,6 +53,9 @@ VARIANTS = {  # changes of the tiny config, and the data
         LATENTS,
     ),
     "guide": ({"guide": {"at": 0.5}}, LATENTS),
+    "transformer": (DIT, LATENTS),
+    "transformer on pixels, muon": ({**DIT, "optimizer": {"name": "muon", "weight_decay": 0.1}}, IMAGES),
+    "transformer of texts, guide": ({**DIT, **TEXT, "guide": {"at": 0.5}}, DESCRIBED),
     "text, guide": ({**TEXT, "guide": {"at": 0.5}}, DESCRIBED),
 }
 CONFIG = TrainingConfig(steps=4, batch_size=6, report_every=2, save_every=2, ema_snapshots=4)
@@ -120,7 +124,7 @@ def test_every_weight_moves_and_every_term_has_a_gradient(name):
         assert_same(copied(family.nets[net]), before, net)
 
 
-@pytest.mark.parametrize("name", ["flips of pixels", "text, learned weighting", "guide"])
+@pytest.mark.parametrize("name", ["flips of pixels", "text, learned weighting", "guide", "transformer on pixels, muon"])
 def test_interrupted_run_ends_bit_identical(name):
     kept = {}
     whole, state = trained(name, saved=lambda state: kept.setdefault(state.step, copy.deepcopy(state)))
@@ -268,7 +272,7 @@ def test_captions_that_are_too_long_are_cut_between_characters():
 def test_dropped_captions_are_the_empty_prompt():
     family = variant("text")
     batch = next(stream("text"))
-    told = family._training_condition(batch)["tokens"]
+    told = family._training_condition(batch, family.config.label_dropout)["tokens"]
     dropped = batch.draws.uniform("label_dropout") < family.config.label_dropout
     for row, tokens in enumerate(told):
         text = bytes(tokens.tolist()).rstrip(b"\0").decode()

@@ -116,7 +116,7 @@ def test_stored_embeddings_train_as_those_computed_on_the_spot(encoder, monkeypa
 def test_dropped_captions_are_the_empty_texts_embedding(encoder):
     family = made(encoder, label_dropout=0.5)
     batch = next(stream(encoder))
-    told = family._training_condition(batch)["tokens"]
+    told = family._training_condition(batch, family.config.label_dropout)["tokens"]
     dropped = batch.draws.uniform("label_dropout") < 0.5
     assert 0 < int(dropped.sum()) < len(dropped)
     for row, found in enumerate(told):

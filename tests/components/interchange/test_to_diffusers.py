@@ -140,6 +140,7 @@ def test_folder_says_how_to_use_it_and_holds_no_pickle(tmp_path):
         ({"autoencoder": {**AUTOENCODER, "reconstruction": "bce"}}, "logits"),
         ({"autoencoder": {**AUTOENCODER, "codebook": {}}}, "codebook"),
         ({"conditioning": "text", "text": {"width": 8}}, "what makes its texts a context was trained here"),
+        ({"backbone": {"name": "dit", "width": 16, "heads": 2}}, "its backbone is a dit.*expected unet"),
         ({"widths": (32, 48)}, "norms of .*32 groups; diffusers has one"),
         ({"images": IMAGES.model_copy(update={"shape": (1, 28, 28)})}, "28 pixels"),
         ({"images": IMAGES.model_copy(update={"classes": tuple(map(str, range(128)))})}, "129 classes"),

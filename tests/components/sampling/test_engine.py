@@ -26,7 +26,7 @@ SHAPE = (2, 8, 8)
 def nets():
     torch.manual_seed(0)
     conditioner = ClassConditioner(10, 8)
-    backbone = UNet(widths=(8, 16), heads=2, context_dim=8).build(2, conditioner.rows)
+    backbone = UNet(widths=(8, 16), heads=2, context_dim=8).build((2, 8, 8), conditioner.rows)
     denoiser = Denoiser(conditioner, backbone).eval()
     for parameter in denoiser.parameters():  # zero-initialised layers would hide the rows' differences
         if parameter.ndim > 1:

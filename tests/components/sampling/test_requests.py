@@ -15,7 +15,6 @@ GIVEN = {
     "prompt": ("a", "b"),
     "negative_label": torch.tensor([1, 0]),
     "negative_prompt": ("c", "d"),
-    "source": Source(torch.zeros(2, 1, 16, 16), 0.5),
 }
 
 
@@ -24,11 +23,12 @@ def families():
 
 
 @pytest.mark.parametrize("name", families())
-@pytest.mark.parametrize("condition", [*GIVEN, BLEND])
+@pytest.mark.parametrize("condition", [*GIVEN, "source", BLEND])
 def test_every_sampler_refuses_what_it_does_not_accept(name, condition):
     sampler = build(name)
     blend = Blend(SEEDS, torch.zeros(2)) if condition == BLEND else None
-    conditions = Conditions(**{condition: GIVEN[condition]} if condition in GIVEN else {})
+    given = {**GIVEN, "source": Source(torch.zeros(2, *sampler.image_shape), 0.5)}
+    conditions = Conditions(**{condition: given[condition]} if condition in given else {})
     request = Request(SEEDS, sampler.Settings(), conditions, blend)
     if condition in sampler.accepts:
         sampler.trajectory(request)
@@ -54,7 +54,8 @@ def test_values_that_do_not_fit_are_refused(conditions, message):
 
 
 def test_rows_are_taken_in_any_order():
-    request = Request(SEEDS, None, Conditions(**GIVEN), Blend(SEEDS, torch.zeros(2), prompt=("e", "f")))
+    source = Source(torch.zeros(2, 1, 16, 16), 0.5)
+    request = Request(SEEDS, None, Conditions(**GIVEN, source=source), Blend(SEEDS, torch.zeros(2), prompt=("e", "f")))
     taken = request.take([1, 1, 0])
     assert taken.seeds.tolist() == [2, 2, 1]
     assert taken.conditions.prompt == ("b", "b", "a") and taken.blend.prompt == ("f", "f", "e")

@@ -4,6 +4,7 @@ and continued whole."""
 from __future__ import annotations
 
 import copy
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +16,15 @@ from components.training.loop import TrainingConfig, fit
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS = 4
+MOMENTS = {"adam": "exp_avg", "muon": "momentum"}  # what each optimizer keeps of the gradient
 
 
-def pair_of(rank: int, world: int, start, spread: bool):
+def pair_of(rank: int, world: int, start, spread: bool, optimizer: str):
     """Trains the toy family of test_training_options on this rank's rows of each batch."""
-    from tests.components.training.test_options import Mean, stream
+    from tests.components.training.test_options import ADAM, Mean, stream
 
-    family = Mean()
+    family, config = Mean(), ADAM.model_copy(update={"name": optimizer})
+    family.phases = tuple(dataclasses.replace(phase, optimizer=config) for phase in family.phases)
 
     def part():
         for batch in stream(start.step if start else 0):
@@ -60,13 +63,14 @@ def on_one_of_two(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     torch.set_num_threads(1)
     try:
-        family, state, saved = pair_of(rank, 2, None, spread=True)
-        weight = family.nets["net"][0].weight
-        assert sharding.is_spread(weight)
-        assert weight.to_local().numel() < weight.numel(), "each holds a part"
-        _, continued, _ = pair_of(rank, 2, saved[0], spread=True)
-        if rank == 0:
-            torch.save([vars(state), vars(continued)], Path(folder) / "states.pt")
+        for optimizer in MOMENTS:
+            family, state, saved = pair_of(rank, 2, None, True, optimizer)
+            weight = family.nets["net"][0].weight
+            assert sharding.is_spread(weight)
+            assert weight.to_local().numel() < weight.numel(), "each holds a part"
+            _, continued, _ = pair_of(rank, 2, saved[0], True, optimizer)
+            if rank == 0:
+                torch.save([vars(state), vars(continued)], Path(folder) / f"{optimizer}.pt")
     finally:
         distributed.destroy_process_group()
 
@@ -83,13 +87,19 @@ def test_a_net_spread_over_two_workers_trains_as_a_whole_one(tmp_path):
     for worker in workers:
         _, errors = worker.communicate(timeout=120)
         assert worker.returncode == 0, errors[-3000:]
-    spread, continued = torch.load(tmp_path / "states.pt", weights_only=True)
-    _, whole, _ = pair_of(0, 1, None, spread=False)
-    for state in (spread, continued):
-        assert state["step"] == STEPS
-        for key, value in whole.nets["net"].items():
-            assert torch.allclose(state["nets"]["net"][key], value, atol=1e-6), key
-            assert torch.allclose(state["average"]["net"][key], whole.average["net"][key], atol=1e-6), key
-        moments = state["optimizers"]["learn"]["state"][0]["exp_avg"]
-        assert torch.allclose(moments, whole.optimizers["learn"]["state"][0]["exp_avg"], atol=1e-6)
-        assert state["snapshots"][-1]["step"] == STEPS
+    for optimizer, moments in MOMENTS.items():
+        spread, continued = torch.load(tmp_path / f"{optimizer}.pt", weights_only=True)
+        _, whole, _ = pair_of(0, 1, None, False, optimizer)
+        for state in (spread, continued):
+            assert state["step"] == STEPS
+            for key, value in whole.nets["net"].items():
+                assert torch.allclose(state["nets"]["net"][key], value, atol=1e-6), key
+                assert torch.allclose(state["average"]["net"][key], whole.average["net"][key], atol=1e-6), key
+            kept = {
+                number: one[moments] for number, one in whole.optimizers["learn"]["state"].items() if moments in one
+            }
+            assert kept
+            for number, value in kept.items():
+                found = state["optimizers"]["learn"]["state"][number][moments]
+                assert torch.allclose(found, value, atol=1e-6)
+            assert state["snapshots"][-1]["step"] == STEPS

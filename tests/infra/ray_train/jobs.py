@@ -32,6 +32,7 @@ def make_job(images, family="vae", **training) -> ray_train.Job:
     model = {
         "vae": {"widths": [8], "latent_channels": 2},
         "judge": {"width": 8},
+        "latent_diffusion": {"backbone": {"widths": (8, 16), "heads": 2, "context_dim": 8}},
         "r3gan": {"width": 4, "latent_dim": 4},
         "wgan_gp": {"width": 4, "latent_dim": 4, "num_critic_steps": 2},
     }[family]

@@ -80,6 +80,19 @@ def test_training_does_not_notice_its_validation(folders):
     assert all(torch.equal(before[name], value) for name, value in family.nets.state_dict().items())
 
 
+def test_held_out_losses_are_of_both_kinds_of_weights_and_need_no_judge(folders):
+    job = dataclasses.replace(make_job(folders / "images", "latent_diffusion"), held_out=str(folders / "images"))
+    family = job.build()
+    live = {"denoiser": family.nets["denoiser"].state_dict()}
+    average = {"denoiser": {name: value * 0.9 for name, value in live["denoiser"].items()}}
+    found = validation.tracked(validation.Validator(job, "cpu").validate(State(3, live, {}, average))[1])
+    assert found["validation/loss_gap"] == found["validation/live_loss_gap"] == 0, "the same rows on either side"
+    assert found["validation/held_out_loss"] != found["validation/live_held_out_loss"]
+    assert {f"validation/training_loss_{level}" for level in range(1, 9)} <= found.keys()
+    without = dataclasses.replace(job, held_out="")
+    assert validation.Validator(without, "cpu").validate(State(3, live, {}, average))[1] == {}
+
+
 def test_figures_are_kept_by_step(tmp_path):
     run = Store.open(tmp_path)
     first, second = named(figure("a", 2.0)), named(figure("a", 1.0))

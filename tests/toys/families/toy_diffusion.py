@@ -34,13 +34,14 @@ class Backbone(Strict):
     name: Literal["toy"] = "toy"
     width: int = 8
     context_dim: int = 4
+    class_dim: int = 4
     attends: bool = False
 
     def refuse_unfit(self, shape: tuple[int, ...], name: str) -> None:
         """It takes all."""
 
-    def build(self, channels: int, num_classes: int) -> nn.Module:
-        return Net(channels, num_classes, self.width)
+    def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        return Net(shape[0], num_classes, self.width)
 
 
 class Config(diffusion.Config):

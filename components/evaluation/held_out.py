@@ -1,0 +1,72 @@
+"""Held-out losses of a training's checkpoints: which rows, how many, under which noise.
+
+Rows and noise are the same at every checkpoint, so that a curve over the training moves with the weights alone. Nothing
+here touches what is trained: it reads a copy of the family, and draws by keys.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from components.data.dataset import Dataset
+from components.data.randomness import Draws
+from components.families.base import Family
+from components.metrics.figures import Figures
+from components.training.loop import TrainingConfig, precision
+
+SHARE = 0.03  # of a training's evaluations of its net, over all checkpoints
+BACKWARD = 2  # evaluations that a backward pass costs (Kaplan et al. 2020, section 2.1)
+MOST, LEAST = 512, 16  # rows of either set
+_AT_ONCE = 128  # rows
+
+
+def evaluations(rows: int, levels: int, config: TrainingConfig) -> int:
+    """How often a training's checkpoints ask the net about a row: either set, live and averaged weights."""
+    return 4 * rows * levels * math.ceil(config.steps / config.save_every)
+
+
+def num_rows(levels: int, config: TrainingConfig) -> int:
+    """Rows of either set: as many as stay within SHARE of the training, at most MOST, never under LEAST."""
+    trained = config.steps * config.batch_size * (1 + BACKWARD)
+    return max(LEAST, min(MOST, int(SHARE * trained / evaluations(1, levels, config))))
+
+
+class HeldOutRows:
+    """Rows of a training set and as many held-out ones, as a family trains on them."""
+
+    def __init__(self, family: Family, train: Dataset, held_out: Dataset, config: TrainingConfig):
+        """The family must be in evaluation mode: it may encode rows."""
+        device = next(family.nets.parameters()).device
+        count = min(num_rows(family.held_out.levels, config), len(train), len(held_out))
+        self._config = config
+        self._draws = Draws.of_seeds(torch.arange(count)).fold("held out").to(device)
+        self._train = _spread(train, count, device)
+        with torch.inference_mode():
+            self._held_out = family.training_columns(_spread(held_out, count, device))
+
+    def __len__(self) -> int:
+        return len(self._draws.keys)
+
+    def figures(self, family: Family, live: bool) -> Figures:
+        """Of the weights that the family holds."""
+        return family.held_out.figures(self._losses(family, self._held_out), self._losses(family, self._train), live)
+
+    @torch.inference_mode()
+    def _losses(self, family: Family, columns: dict[str, Tensor]) -> Tensor:
+        device = self._draws.keys.device.type
+        found = []
+        for start in range(0, len(self), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            rows = {name: values[part] for name, values in columns.items()}
+            with precision(family.phases[0], device, self._config, allowed=family.held_out.low_precision):
+                found.append(family.held_out_losses(rows, Draws(self._draws.keys[part])).double().cpu())
+        return torch.cat(found)
+
+
+def _spread(dataset: Dataset, count: int, device: torch.device) -> dict[str, Tensor]:
+    """Rows evenly over the set, which may be sorted by class."""
+    columns = dataset.take(torch.arange(count) * len(dataset) // count)
+    return {name: values.to(device) for name, values in columns.items()}

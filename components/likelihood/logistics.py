@@ -1,0 +1,85 @@
+"""Discretised mixtures of logistics: the probability of a pixel's stored value is the mass of its bin (Salimans et al.
+2017, sections 2.1 and 2.2). A channel's means depend linearly on the channels before it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_LEAST_LOG_SCALE = -7.0
+_LEAST_MASS = 1e-5  # below it, the density at the bin's middle stands for the mass: released code of the paper
+
+
+class Mixture(NamedTuple):
+    """Of K logistics: `logits` (B, K, ...), `means` and `log_scales` (B, K, C, ...), `coefficients` (B, K,
+    C (C - 1) / 2, ...) in (-1, 1), of channel 1 on 0, of 2 on 0 and on 1, and so on."""
+
+    logits: Tensor
+    means: Tensor
+    log_scales: Tensor
+    coefficients: Tensor
+
+
+def num_outputs(channels: int, mixtures: int) -> int:
+    """How many numbers a pixel's mixture is made of."""
+    return mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
+
+
+def mixture(numbers: Tensor, channels: int, mixtures: int) -> Mixture:
+    """A mixture of a net's numbers (B, num_outputs, ...)."""
+    logits, rest = numbers.float().split([mixtures, numbers.shape[1] - mixtures], dim=1)
+    rest = rest.unflatten(1, (mixtures, -1))
+    means, log_scales, coefficients = rest.split([channels, channels, channels * (channels - 1) // 2], dim=2)
+    return Mixture(logits, means, log_scales.clamp(min=_LEAST_LOG_SCALE), coefficients.tanh())
+
+
+def conditional_means(found: Mixture, values: Tensor) -> Tensor:
+    """Means (B, K, C, ...) given the values (B, C, ...) of the channels before each."""
+    means, place = [], 0
+    for channel in range(found.means.shape[2]):
+        mean = found.means[:, :, channel]
+        for earlier in range(channel):
+            mean = mean + found.coefficients[:, :, place] * values[:, None, earlier]
+            place += 1
+        means.append(mean)
+    return torch.stack(means, 2)
+
+
+def log_probability(numbers: Tensor, rows: Tensor, levels: int, mixtures: int) -> Tensor:
+    """The log-probability of rows (B, C, H, W) in [-1, 1] of `levels` values, a row: (B,) in nats."""
+    found = mixture(numbers, rows.shape[1], mixtures)
+    centred = rows[:, None] - conditional_means(found, rows)
+    inverse, half = (-found.log_scales).exp(), 1 / (levels - 1)
+    upper, lower = inverse * (centred + half), inverse * (centred - half)
+    middle = inverse * centred
+    mass = upper.sigmoid() - lower.sigmoid()
+    density = middle - found.log_scales - 2 * F.softplus(middle) + math.log(2 * half)
+    inside = torch.where(mass > _LEAST_MASS, mass.clamp(min=1e-12).log(), density)
+    # the outermost bins reach to infinity
+    edge = torch.where(rows[:, None] < -1 + half, F.logsigmoid(upper), F.logsigmoid(-lower))
+    is_edge = rows[:, None].abs() > 1 - half
+    each = torch.where(is_edge, edge, inside).sum(2)  # (B, K, H, W), over channels
+    return torch.logsumexp(each + found.logits.log_softmax(1), dim=1).flatten(1).double().sum(1)
+
+
+def draw(numbers: Tensor, uniform: Tensor, levels: int, mixtures: int, temperature: float) -> Tensor:
+    """A pixel a row, (B, C) in [-1, 1] on the grid of `levels` values. `numbers`: (B, num_outputs); `uniform`:
+    (B, K + C) in (0, 1), the first to choose a logistic by, the others a value each. `temperature`: of the choice and
+    of scales."""
+    channels = uniform.shape[1] - mixtures
+    found = mixture(numbers, channels, mixtures)
+    gumbel = -(-uniform[:, :mixtures].log()).log()
+    chosen = (found.logits + temperature * gumbel).argmax(1)
+    picked = Mixture(*(part[torch.arange(len(part), device=part.device), chosen][:, None] for part in found))
+    noise = temperature * uniform[:, mixtures:].logit()
+    values = torch.zeros_like(noise)
+    for channel in range(channels):
+        mean = conditional_means(picked, values)[:, 0, channel]
+        value = mean + picked.log_scales[:, 0, channel].exp() * noise[:, channel]
+        value = ((value.clamp(-1, 1) + 1) * ((levels - 1) / 2)).round() * (2 / (levels - 1)) - 1
+        values = torch.cat([values[:, :channel], value[:, None], values[:, channel + 1 :]], 1)
+    return values
