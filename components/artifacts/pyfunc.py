@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from components.artifacts import run_folder
-from components.config import parse
+from components.config import from_paths, overlaid, parse
 from components.evaluation.generation import sampler_of
 from components.sampling.requests import Conditions, Request
 
@@ -37,7 +37,7 @@ class RegisteredSampler:
         sampler does not take, as a label that is no class."""
         chosen = {name: _plain(value) for name, value in (params or {}).items() if value is not None}
         sampler = sampler_of(self._run)
-        settings = parse(sampler.Settings, {**self._settings, **chosen}, "params")
+        settings = parse(sampler.Settings, overlaid(self._settings, from_paths(chosen)), "params")
         seeds = torch.tensor(np.array(model_input["seed"], dtype=np.int64))
         given = {}
         if "label" in sampler.accepts and "label" in model_input:

@@ -175,6 +175,10 @@ class Family:
         are a file. It is frozen, in evaluation mode."""
         self.received = {**self.received, role: given}
 
+    def nets_of_input(self, role: str) -> tuple[str, ...]:
+        """The nets that a kept input fills: that of the role's name."""
+        return (role,)
+
     def begin(self, batch: Batch) -> None:
         """Sets initial weights that depend on data, before a training that begins afresh. `batch`: the whole first
         global batch, the same on every worker."""

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from components.artifacts import pyfunc, run_folder
+from components.config import by_path
 from components.errors import InputError
 from components.families.base import Sampler
 from components.files import write_json
@@ -230,8 +231,8 @@ def requirements(sampler: Sampler) -> list[str]:
 
 
 def _signature(entry: Entry, sampler: Sampler):
-    """What a version takes and gives: columns seed and label or prompt, settings as parameters, and the
-    medium's arrays: images are (N, H, W, C) uint8."""
+    """What a version takes and gives: columns seed and label or prompt, settings as parameters, those of a composite's
+    parts as `redraw.solver`, and the medium's arrays: images are (N, H, W, C) uint8."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
@@ -243,7 +244,7 @@ def _signature(entry: Entry, sampler: Sampler):
         columns.append(ColSpec("string", "prompt", required=False))
     kinds = {bool: "boolean", int: "long", float: "double", str: "string"}
     params = []
-    for name, value in entry.candidate["settings"].items():
+    for name, value in by_path(entry.candidate["settings"]).items():
         several = isinstance(value, list | tuple) and bool(value)
         kind = kinds.get(type(value[0] if several else value))
         if kind:  # a setting that is off has no type to announce; it keeps the promoted value
