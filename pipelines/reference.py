@@ -53,7 +53,7 @@ def describe(workers: WorkerPool, params: Params, split: str, extractors: Extrac
     are damaged or of another shape than the judge's."""
     images, target = SPLITS[split], paths.REFERENCE / split
     facts = verify(images)
-    extractors.refuse_unless_fits(images, Dataset(images).row_shape)
+    extractors.refuse_unless_fits(images, Dataset(images).medium, Dataset(images).row_shape)
     wanted = origin(images, extractors)
     if is_whole(target, wanted):
         return False

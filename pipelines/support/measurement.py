@@ -95,7 +95,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
         test.manifest.classes,
         test.medium.figures,
     )
-    perception, perceived_by = open_perception(config)
+    perception, perceived_by = open_perception(config, test)
     protocol = Protocol(
         extractor=extractors.extractor.name,
         extractor_hash=extractors.extractor.weights_hash,
@@ -114,8 +114,13 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
     return Measurement(config, protocol, real, train, test, train_features, test_features, labels, perception)
 
 
-def open_perception(config: EvaluateConfig) -> tuple[Perception, dict[str, str]]:
-    """The optional pretrained measures that are asked for, and the hashes of their weights."""
+def open_perception(config: EvaluateConfig, images: Dataset) -> tuple[Perception, dict[str, str]]:
+    """The optional pretrained measures that are asked for, and the hashes of their weights. Raises ConfigError where
+    they do not take what the data set holds."""
+    for name in ("lpips", "clip_score"):
+        if getattr(config, name) and images.medium is not IMAGES:
+            expected = f"expected '' for {images.medium.plural}, which {images.folder} holds"
+            raise ConfigError(f"evaluate.{name}: it measures {IMAGES.plural}; {expected}")
     device, none = default_device(), (None, "")
     lpips, lpips_hash = pretrained.lpips(config.lpips, device) if config.lpips else none
     clip_score, clip_hash = pretrained.clip_scorer(config.clip_score, device) if config.clip_score else none
