@@ -83,9 +83,14 @@ class ServeConfig(Strict):
     api_keys: str = ""
     allowed_hosts: tuple[str, ...] = ()  # that requests may be addressed to; none: loopback's names, or any beyond it
     cors_origins: tuple[str, ...] = ()  # pages of other origins that may call the API
+    api_replicas: int | None = Field(None, ge=1)  # of the API before the engines; unset: two on a cluster, else one
+    aliases: dict[str, str] = {}  # other names that clients give to a model, as {dall-e-2: latent-foundry}
+    # a size that is not the model's own: refused, answered in its own size, or resized to
+    sizes: Literal["exact", "nearest", "resize"] = "exact"
     # what is served
     watch_every: float = Field(5, ge=0)  # seconds between two looks for another champion; 0: never
     versions: tuple[str, ...] = ()  # registered versions that are served beside the champion
+    keep_former: float = Field(300, ge=0)  # seconds for which a former champion can still be asked for by its version
     cache: str = ".cache/served"  # copies of served versions; a folder that every node sees
     replicas: Workers | tuple[Workers, Workers] = 1
     use_gpu: bool | None = None  # as cluster.use_gpu
@@ -95,11 +100,16 @@ class ServeConfig(Strict):
     max_steps: int = Field(250, ge=1)
     max_prompt_length: int = Field(1000, ge=1)  # characters
     max_body: int = Field(4_000_000, ge=1)  # bytes
+    body_timeout: float = Field(30, gt=0)  # seconds in which a body must have come
     max_pixels: int = Field(16_000_000, ge=1)  # of an image that a client sends
-    deadline: float = Field(60, gt=0)  # seconds from acceptance to the last image
+    deadline: float = Field(60, gt=0)  # seconds from the request to its last image
+    # limits of all requests that one API replica has at a time
+    open_bodies: int = Field(512, ge=1)  # requests whose bodies are still coming
+    pixels_in_flight: int = Field(32_000_000, ge=1)  # of the clients' images that are being decoded
+    images_per_key: int = Field(0, ge=0)  # that one API key may wait for at a time; 0: any number
     # the engine of each replica
     max_rows: int = Field(64, ge=1)  # of one forward
-    slots: int = Field(256, ge=1)  # rows of images that advance at the same time
+    slots: int = Field(64, ge=1)  # rows of images that advance at the same time; others wait, first come, first served
     queue: int = Field(256, ge=0)  # rows of images that may wait for a slot
     cache_bytes: int | None = Field(None, gt=0)  # of what one net keeps between calls; room for `slots` rows if unset
     buckets: tuple[Annotated[int, Field(ge=1)], ...] = ()  # sizes that the rows of a forward are padded up to

@@ -1,5 +1,5 @@
-"""Encodes the training images: `python -m pipelines.encode latents` -> data/latents, with the autoencoder that made
-them, and with the text encoder that embedded the captions where params.yaml names one."""
+"""Encodes the training images: `python -m pipelines.encode latents` -> data/latents, latents or tokens with the
+autoencoder that made them, and with the text encoder that embedded the captions where params.yaml names one."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import shutil
 from pathlib import Path
 
 import safetensors.torch
+from torch import nn
 
 from components.artifacts import run_folder
 from components.data.dataset import Manifest, read_manifest, verify, write_manifest
+from components.data.media.tokens import MEDIUM as TOKENS
 from components.errors import ConfigError, DataError
 from components.families.base import AutoencoderInfo
 from components.files import whole_folder, write_json
 from components.interchange import text_encoders
 from components.nets.text_encoders import EncoderLayout, FrozenText
+from components.shapes import shape_text
 from infra.ray_cluster import encoding
 from infra.ray_cluster.ray_session import session
 from infra.storage.buckets import check_storage
@@ -34,25 +37,49 @@ def encode(params: Params, name: str, images: Path, target: Path) -> Manifest:
     info = run.config.data.autoencoder or AutoencoderInfo(
         family=run.config.family, config=run.config.config, data=run.config.data
     )
+    source = {"images": facts.source.get("source", "images"), "autoencoder": run.config.provenance.job}
+    if options.tokens is not None:
+        source["codebook"] = codebook_of(run, name).fingerprint()
     text = None if options.text is None else open_text(options.text, facts, images)
     with whole_folder(target) as folder, session(params.cluster, ROOT):
         cluster = params.cluster
         layout = None if text is None else write_text(folder, text)
-        shards, statistics = encoding.encode(
-            autoencoder, images, folder, options.batch_size, cluster, cluster.storage(ROOT), options.flips, layout
-        )
+        work = (autoencoder, images, folder, options.batch_size, cluster, cluster.storage(ROOT), options.flips, layout)
+        shards, statistics = encoding.encode(*work, None if options.tokens is None else options.tokens.shifts)
+        if options.tokens is not None:
+            refuse_unused(statistics, options.tokens.least_usage, name)
         write_json(folder / paths.AUTOENCODER_INFO, info.model_dump(mode="json"))
         shutil.copy(autoencoder / "autoencoder.safetensors", folder)
         write_manifest(
             folder,
             shards,
-            medium=facts.medium,
-            value_range=facts.value_range,
+            medium=facts.medium if options.tokens is None else TOKENS.name,
+            value_range=facts.value_range if options.tokens is None else TOKENS.value_range,
             classes=facts.classes,
             statistics=statistics,
-            source={"images": facts.source.get("source", "images"), "autoencoder": run.config.provenance.job},
+            source=source,
         )
     return read_manifest(target)
+
+
+def codebook_of(run: run_folder.Run, name: str) -> nn.Module:
+    """Of an autoencoder's or a sampler's run. Raises ConfigError of one whose codes cannot be stored as tokens."""
+    codebook = getattr(run.family.nets["autoencoder"], "codebook", None)
+    if codebook is None:
+        raise ConfigError(f"encode.{name}.tokens: expected an autoencoder with model.codebook, found {run.folder}")
+    if codebook.size > TOKENS.value_range[1] + 1:
+        raise ConfigError(f"encode.{name}.tokens: expected at most 65536 codes, found {codebook.size} in {run.folder}")
+    return codebook
+
+
+def refuse_unused(statistics: dict[str, tuple[float, ...]], least: float, name: str) -> None:
+    """Raises DataError of tokens among which too few of the codes occur."""
+    (used,), (size,) = statistics["usage"], statistics["vocabulary"]
+    if used < least:
+        raise DataError(
+            f"encode.{name}.tokens.least_usage: {round(used * size)} of {size:.0f} codes occur; expected "
+            f"{least:.0%} of them; train the autoencoder longer or with fewer codes"
+        )
 
 
 def open_text(config: TextConfig, facts: Manifest, images: Path) -> FrozenText:
@@ -91,8 +118,8 @@ def main(argv: list[str]) -> None:
         remote.run(params, "pipelines.encode", [name], read, [target])
         return
     manifest = encode(params, name, paths.TRAIN_IMAGES, target)
-    shape = "x".join(map(str, manifest.columns["mean"].shape))
-    print(f"{target}: {manifest.count} posteriors {shape} by {autoencoder}")
+    column, rows = ("mean", "posteriors") if "mean" in manifest.columns else (TOKENS.column, "rows of tokens")
+    print(f"{target}: {manifest.count} {rows} {shape_text(manifest.columns[column].shape)} by {autoencoder}")
     for statistic, values in manifest.statistics.items():
         print(f"  {statistic}: {', '.join(f'{value:.3f}' for value in values)}")
 

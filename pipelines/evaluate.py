@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 
 from components.artifacts.run_folder import AVERAGES, Run, read_averages
-from components.data.dataset import MANIFEST, verify
+from components.data.dataset import MANIFEST, Dataset, verify
 from components.devices import default_device
 from components.errors import InputError, SamplerError
 from components.evaluation import generation
 from components.evaluation.features import Extractors, Features
 from components.evaluation.search import Trial, best, refuse_bad_space, search
+from components.families.base import Sampler
 from components.files import sha256, whole_folder, write_whole
 from components.metrics.figures import Figures, definitions, named
 from components.metrics.frechet import FRECHET_DISTANCE, Moments, frechet_distance
@@ -41,7 +42,14 @@ from pipelines.support.measurement import (
     sample,
     sampling,
 )
-from pipelines.support.metrics_files import Known, SamplerMetrics, read_known
+from pipelines.support.metrics_files import (
+    FLOOR,
+    FLOOR_BY_CHANCE,
+    FLOOR_OF_CAPTIONS,
+    Known,
+    SamplerMetrics,
+    read_known,
+)
 from pipelines.support.params import Params, SamplerBlock, load, name_in, name_of
 from pipelines.support.paths import ROOT
 
@@ -156,9 +164,18 @@ def evaluate(params: Params, key: str, device: str) -> SamplerMetrics:
         best=best_candidate(candidates),
         search=tuple(asdict(trial) for trial in trials),
         over_training=grown,
+        floor_name=floor_name(run.family),
     )
     metrics.write()
     return metrics
+
+
+def floor_name(sampler: Sampler) -> str:
+    """The known set of real images under the conditions that a sampler is asked for."""
+    captions = generation.Captions.of(Dataset(paths.TEST_IMAGES))
+    if generation.wanted_labels(sampler, captions, 1) is None:
+        return FLOOR_BY_CHANCE
+    return FLOOR_OF_CAPTIONS if sampler.texts else FLOOR
 
 
 def best_candidate(candidates: list[Candidate]) -> int:

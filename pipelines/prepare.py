@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from components import sources
-from components.data.dataset import Manifest, Rejected, write_manifest, write_shards
+from components.data.dataset import Dataset, Manifest, Rejected, write_manifest, write_shards
 from components.data.media import medium
 from components.errors import DataError, InputError
 from components.files import whole_folder
@@ -19,6 +22,7 @@ from pipelines.support.params import load
 
 TARGET = Path("data/images")
 CACHE = Path(".cache/sources")
+FEW = 10  # training images of a class below which it is named
 _SHOWN = 10  # rejected files named in the summary; the manifest lists all
 
 
@@ -62,8 +66,9 @@ def _write_split(source: Source, split: str, config: DataConfig, folder: Path, r
     )
 
 
-def summary(manifests: dict[str, Manifest], target: Path) -> str:
-    """What was written, a line per split, then the classes and the files that were left out."""
+def summary(manifests: dict[str, Manifest], target: Path, notes: Sequence[str] = ()) -> str:
+    """What was written, a line per split, then the classes, those with few images among them, the files that were left
+    out, and what the source notes."""
     lines = []
     for split, manifest in manifests.items():
         of = medium(manifest.medium)
@@ -72,11 +77,21 @@ def summary(manifests: dict[str, Manifest], target: Path) -> str:
     classes = next(iter(manifests.values())).classes
     if classes:
         lines.append(f"classes ({len(classes)}): {', '.join(classes)}")
+        lines += few_of(target / "train", classes)
     rejected = [file for manifest in manifests.values() for file in manifest.rejected]
     if rejected:
         lines.append(f"left out ({len(rejected)}, all in the manifests):")
         lines += [f"  {file.path}: {file.reason}" for file in rejected[:_SHOWN]]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
+
+
+def few_of(train: Path, classes: tuple[str, ...]) -> list[str]:
+    """A line on the classes with fewer than FEW training images, if there are any."""
+    labels = torch.cat([chunk["label"] for chunk in Dataset(train).chunks(4096)])
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    few = [f"{name} {count}" for name, count in zip(classes, counts, strict=True) if count < FEW]
+    more = f" and {len(few) - _SHOWN} more" if len(few) > _SHOWN else ""
+    return [f"classes with fewer than {FEW} training images: {', '.join(few[:_SHOWN])}{more}"] if few else []
 
 
 def main(argv: list[str]) -> None:
@@ -86,7 +101,7 @@ def main(argv: list[str]) -> None:
         )
     params = load()
     source = open_source(params.data, params.seed, CACHE)
-    print(summary(prepare(source, params.data, TARGET), TARGET))
+    print(summary(prepare(source, params.data, TARGET), TARGET, source.notes))
 
 
 if __name__ == "__main__":

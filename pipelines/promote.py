@@ -23,6 +23,7 @@ from typing import Any
 import safetensors.torch
 
 from components.artifacts import pyfunc, run_folder
+from components.data.dataset import read_manifest
 from components.devices import default_device
 from components.errors import InputError
 from components.evaluation import generation
@@ -30,13 +31,14 @@ from components.files import sha256_folder, whole_folder, write_json
 from components.metrics.figures import Figures, as_json, definitions, definitions_as_json, values
 from infra.ray_cluster.worker_pool import worker_pool
 from infra.tracking import runs
-from infra.tracking.registry import Entry, Registry, Version
+from infra.tracking.registry import SHA256_TAG, Entry, Registry, Version
 from pipelines.support import cli, lineage, measurement, paths, sample_pictures
 from pipelines.support.candidates import Candidate, read_champion, recorded_candidate, settings_text
 from pipelines.support.metrics_files import SamplerMetrics, read_metrics
-from pipelines.support.params import TRAINED, Params, load
+from pipelines.support.params import TRAINED, Bound, Params, PromoteConfig, load
 from pipelines.support.paths import ROOT
 from pipelines.support.policy import decide, objections, refuse_unknown_figures
+from pipelines.support.yardsticks import Yardsticks, in_figures
 
 
 def content_hash(folder_hash: str, settings: dict) -> str:
@@ -138,11 +140,11 @@ def described_figures(figures: Figures) -> dict[str, Any]:
 
 def described(params: Params, winner: Candidate, metrics: SamplerMetrics) -> dict[str, Any]:
     """A candidate as the registry keeps it beside its weights."""
-    length, settings = generation.weights_and_settings(winner.settings)
+    weights, settings = generation.weights_and_settings(winner.settings)
     return {
         "sampler": winner.sampler,
         "settings": settings,
-        generation.AVERAGE: length,  # the weights are averaged so already
+        **{name: weights.get(name) for name in generation.WEIGHTS},  # the weights are these already
         **described_figures(winner.figures),
         "collapsed": winner.collapsed,
         "protocol": metrics.protocol.model_dump(mode="json"),
@@ -155,13 +157,13 @@ def copy_sampler(winner: Candidate, target: Path) -> Path:
     """The winner's run folder with the weights that it sampled with, and without the other averages. Raises
     SamplerError of a folder that could not be served."""
     folder = paths.RUNS / winner.sampler
-    length, _ = generation.weights_and_settings(winner.settings)
-    run = run_folder.load(folder, ema_sigma_rel=length)
-    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(run_folder.AVERAGES))
-    if length is not None:
+    weights, _ = generation.weights_and_settings(winner.settings)
+    run = run_folder.load(folder, **weights)
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(run_folder.AVERAGES, run_folder.BEST))
+    if weights:
         for net in run.family.kept:
-            weights = {key: value.contiguous() for key, value in run.family.nets[net].state_dict().items()}
-            safetensors.torch.save_file(weights, target / f"{net}.safetensors")
+            tensors = {key: value.contiguous() for key, value in run.family.nets[net].state_dict().items()}
+            safetensors.torch.save_file(tensors, target / f"{net}.safetensors")
     return target
 
 
@@ -181,19 +183,39 @@ def register(
     return registry.register(Entry(folder, winner.content, job, description, picture_files(winner), tags))
 
 
+def read_policy(params: Params, metrics: dict[str, SamplerMetrics], candidates: list[Candidate]) -> PromoteConfig:
+    """The policy of params.yaml for these data: its relative bounds as figures, which are told."""
+    known, asked = next(iter(metrics.values())).known, params.promote
+    num_classes = len(read_manifest(paths.REFERENCE / "test").classes)
+    policy = in_figures(asked, Yardsticks(num_classes, known.judge, known.sets[0].figures), candidates)
+    for name, bound in asked.guards.items():
+        if name not in policy.guards:
+            print(f"guard {name}: left out, because these data or their samplers have no labels")
+        elif bound.of is not None:
+            print(f"guard {name}: of {bound.of}, that is {bound_text(policy.guards[name])}")
+    return policy
+
+
+def bound_text(bound: Bound) -> str:
+    """Both ends of a bound in words."""
+    ends = {"at least": bound.at_least, "at most": bound.at_most}
+    return ", ".join(f"{words} {end:.4g}" for words, end in ends.items() if end is not None)
+
+
 def promote(params: Params, registry: Registry, metrics: dict[str, SamplerMetrics]) -> dict[str, Any]:
     """Decides, registers and moves the alias where it must; writes champion/ and promoted.json. Returns the latter."""
     withdrawn = {version.content: version.withdrawn for version in registry.versions()}
     candidates = read_candidates(metrics, withdrawn)
-    refuse_unknown_figures(params.promote, candidates)  # before a champion is measured again, which takes minutes
+    policy = read_policy(params, metrics, candidates)
+    refuse_unknown_figures(policy, candidates)  # before a champion is measured again, which takes minutes
     defined = definitions(candidate.figures for candidate in candidates)
     for candidate in candidates:
-        for reason in objections(candidate, params.promote, defined):
+        for reason in objections(candidate, policy, defined):
             print(f"{candidate.name} is out: {reason}")
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         reigning = read_reigning(params, registry, candidates, metrics, scratch)
-        decision = decide(candidates, reigning, params.promote)
+        decision = decide(candidates, reigning, policy)
         winner = decision.winner
         if decision.stays:
             version = registry.version(winner.version)
@@ -226,12 +248,13 @@ def write_champion(registry: Registry, version: Version, source: Path, why: str)
         "key": f"samplers.{champion['sampler']}",
         "candidate": champion.get("candidate"),  # None of a champion of earlier trainings
         "settings": champion["settings"],
-        generation.AVERAGE: champion.get(generation.AVERAGE),
+        **{name: champion.get(name) for name in generation.WEIGHTS},
         "figures": champion["figures"],
         "run_folder": (paths.CHAMPION / pyfunc.SAMPLER).as_posix(),
         "model": registry.model,
         "version": version.number,
         "hash": version.content,
+        SHA256_TAG: sha256_folder(paths.CHAMPION / pyfunc.SAMPLER),
         "why": why,
     }
     write_json(paths.PROMOTED, promoted)

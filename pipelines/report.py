@@ -233,7 +233,7 @@ def gather(params: Params) -> Context:
         "promoted": promoted,
         "champion": reigning,
         "measured": measured,
-        "floor": measured.known.sets[0],
+        "floor": measured.floor,
         "columns": columns(rows, measured.known, policy),
         "rows": rows,
         "plot": quality_against_time(rows, measured.known, policy.metric),

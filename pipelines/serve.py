@@ -10,7 +10,7 @@ from pathlib import Path
 from components.errors import InputError
 from infra.config import ServeConfig
 from infra.ray_cluster import ray_session
-from infra.serving import http_guards, ray_serve
+from infra.serving import http_guards, ports, ray_serve
 from infra.serving.model_store import Champions
 from infra.serving.openai_api import ServedModel
 from pipelines.support import cli, paths
@@ -30,6 +30,13 @@ def example(model: ServedModel, config: ServeConfig) -> str:
     )
 
 
+def end(interrupted: threading.Event) -> None:
+    """Of the first signal: after what was accepted. Of a second one: at once."""
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+    interrupted.set()
+
+
 def main(argv: list[str]) -> None:
     if argv:
         raise InputError(f"usage: python -m pipelines.serve, found argument {argv[0]}; params.yaml says how to serve")
@@ -41,9 +48,13 @@ def main(argv: list[str]) -> None:
     Champions(model_store).first()  # if there is none, nothing need be started to say so
     keys = http_guards.read_keys(params.serve)
     interrupted = threading.Event()
-    with ray_session.session(params.cluster, ROOT):
+    with (
+        ports.claimed(params.serve.host, params.serve.port),
+        ray_session.session(params.cluster, ROOT),
+        ray_session.ending_with_ray(),
+    ):
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: interrupted.set())
+            signal.signal(number, lambda *_: end(interrupted))
         try:
             model = ray_serve.start(model_store, params.serve, keys)
             print(f"{model.id} at http://{params.serve.host}:{params.serve.port}/v1", flush=True)

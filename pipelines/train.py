@@ -9,8 +9,9 @@ from pathlib import Path
 from components.artifacts import run_folder
 from components.config import parse
 from components.data.dataset import MANIFEST, read_manifest, verify
+from components.errors import ConfigError
 from components.families import family_class
-from components.families.base import JUDGE, AutoencoderInfo, RunInfo, data_info
+from components.families.base import JUDGE, AutoencoderInfo, Family, RunInfo, data_info
 from components.files import sha256, sha256_folder, whole_folder, write_whole
 from infra import ray_train
 from infra.ray_cluster.ray_session import session
@@ -38,6 +39,8 @@ def make_job(params: Params, key: str) -> ray_train.Job:
     kind = family_class(block.family)
     config = parse(kind.Config, inputs.whole_model(params, name, trained=True), f"{key}.model")
     kind(config, info)  # refuses here, on the driver, what no worker could train
+    if block.training.keep == "best":
+        _refuse_unknown_best(block.training.keep_by, kind, JUDGE in given, key)
     is_validated = JUDGE in given or kind.held_out is not None
     if is_validated:
         read_manifest(paths.TEST_IMAGES)
@@ -54,7 +57,20 @@ def make_job(params: Params, key: str) -> ray_train.Job:
         inputs=tuple(
             ray_train.Input(role, str(one.path.resolve()), content_hash(one.path)) for role, one in given.items()
         ),
+        held_out_hash=data_hash(paths.TEST_IMAGES) if block.training.keep == "best" else "",
         held_out=str(paths.TEST_IMAGES.resolve()) if is_validated else "",
+    )
+
+
+def _refuse_unknown_best(figure: str, kind: type[Family], is_judged: bool, key: str) -> None:
+    """Raises ConfigError of a figure that no checkpoint will have; what a judge adds is known at the first one."""
+    known = kind.held_out.names if kind.held_out is not None else ()
+    if figure in known or is_judged:
+        return
+    expected = f"one of {', '.join(known)}, or " if known else ""
+    raise ConfigError(
+        f"{key}.training.keep_by: no figure {figure!r} of checkpoints; expected {expected}one that inputs' "
+        f"{name_of(key)}/judge adds"
     )
 
 
@@ -129,10 +145,15 @@ def main(argv: list[str]) -> None:
     provenance = run_folder.Provenance(
         data=job.data_hash, code=job.code_hash, job=job.hash, seed=job.seed, step=state.step
     )
+    best = ray_train.best_checkpoint(job, params.cluster.storage(ROOT))
     target = paths.RUNS / job.name
-    run_folder.write(target, job.family, job.build(), state, provenance)
+    run_folder.write(target, job.family, job.build(), state, provenance, best)
     write_curves(paths.CURVES / job.name, state.history)
     print(f"{job.name}: trained for {state.step} steps, written to {target}")
+    if best is not None:
+        print(
+            f"{job.name}: the best {best.figure} was {best.value:.4g} at step {best.step}; those averages are kept too"
+        )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     config.json              family, its config, what it knows of its data, provenance
     <net>.safetensors        weights of each kept net (the average over training)
     averages.safetensors     averages kept on the way, if training.ema_snapshots asked for them
+    best.safetensors         the averages of the best checkpoint, if training.keep asked for them
     history.csv              the training's curves
 
 Nothing in it is pickled, so loading runs no code.
@@ -15,7 +16,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import safetensors.torch
 import torch
@@ -34,6 +35,7 @@ from components.training.loop import State
 CONFIG = "config.json"
 HISTORY = "history.csv"
 AVERAGES = "averages.safetensors"
+BEST = "best.safetensors"
 
 
 class Provenance(Strict):
@@ -63,7 +65,44 @@ class Run:
     folder: Path
 
 
-def write(target: Path, name: str, family: Family, state: State, provenance: Provenance) -> None:
+class Best(NamedTuple):
+    """The averages of the checkpoint that was best by a figure."""
+
+    step: int
+    figure: str
+    value: float
+    average: ema.Average
+
+    def as_bytes(self) -> bytes:
+        """A safetensors file, the rest in its header."""
+        tensors = {
+            f"{net}/{key}": value.detach().cpu().contiguous()
+            for net, weights in self.average.items()
+            for key, value in weights.items()
+        }
+        head = {"step": str(self.step), "figure": self.figure, "value": repr(self.value)}
+        return safetensors.torch.save(tensors, head)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Best:
+        """Raises SamplerError if the file is missing or damaged."""
+        if not path.is_file():
+            raise SamplerError(f"{path}: missing; a best checkpoint needs a training with training.keep: best")
+        average: ema.Average = {}
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                head = file.metadata()
+                for name in file.keys():  # noqa: SIM118 - a safe_open is no mapping
+                    net, key = name.split("/", 1)
+                    average.setdefault(net, {})[key] = file.get_tensor(name)
+            return cls(int(head["step"]), head["figure"], float(head["value"]), average)
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise SamplerError(f"{path}: not a run's best checkpoint ({error})") from None
+
+
+def write(
+    target: Path, name: str, family: Family, state: State, provenance: Provenance, best: Best | None = None
+) -> None:
     """Writes a run folder, whole or not at all."""
     config = RunConfig(
         family=name, config=family.config.model_dump(mode="json"), data=family.data, provenance=provenance
@@ -74,6 +113,8 @@ def write(target: Path, name: str, family: Family, state: State, provenance: Pro
             safetensors.torch.save_file(weights, folder / f"{net}.safetensors")
         if state.snapshots:
             _write_averages(folder / AVERAGES, state.snapshots)
+        if best is not None:
+            (folder / BEST).write_bytes(best.as_bytes())
         write_json(folder / CONFIG, config.model_dump(mode="json"))
         write_whole(folder / HISTORY, as_csv(state.history))
 
@@ -141,8 +182,14 @@ def _final(family: Family, state: State, net: str) -> dict[str, Tensor]:
     return state.average[net]
 
 
-def load(folder: Path, device: torch.device | str = "cpu", ema_sigma_rel: float | None = None) -> Run:
-    """`ema_sigma_rel` asks for weights averaged over another length than the run's own, built from its snapshots.
+def load(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    ema_sigma_rel: float | None = None,
+    checkpoint: Literal["last", "best"] = "last",
+) -> Run:
+    """`ema_sigma_rel` asks for weights averaged over another length than the run's own, built from its snapshots,
+    `checkpoint: best` for those of the best checkpoint that it kept.
 
     Raises SamplerError naming the file that is missing, damaged or of another shape."""
     config = read_config(folder)
@@ -154,11 +201,16 @@ def load(folder: Path, device: torch.device | str = "cpu", ema_sigma_rel: float 
     for net in family.kept:
         load_weights(family.nets[net], folder / f"{net}.safetensors")
     if ema_sigma_rel is not None:
-        average = ema.reconstruct(read_averages(folder), ema_sigma_rel, config.provenance.step)
-        for net, weights in average.items():
-            family.nets[net].load_state_dict(weights)
+        _take(family, ema.reconstruct(read_averages(folder), ema_sigma_rel, config.provenance.step))
+    if checkpoint == "best":
+        _take(family, Best.from_file(folder / BEST).average)
     family.nets.requires_grad_(False).eval().to(device)
     return Run(family, config, folder)
+
+
+def _take(family: Family, average: ema.Average) -> None:
+    for net, weights in average.items():
+        family.nets[net].load_state_dict(weights)
 
 
 def load_weights(net: torch.nn.Module, path: Path) -> None:

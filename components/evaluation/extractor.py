@@ -48,7 +48,8 @@ def judge_extractor(run: Run, name: str) -> Extractor:
     def embed(images: Tensor) -> Embedding:
         vectors = net.features(images.to(device))
         # float64 on the CPU: the covariances of float32 features lose the digits that small distances live in
-        return Embedding(vectors.double().cpu(), net.logits(vectors).double().cpu())
+        logits = net.logits(vectors).double().cpu() if run.family.tells_classes else None
+        return Embedding(vectors.double().cpu(), logits)
 
     return Extractor(name, sha256(run.folder / "classifier.safetensors"), run.config.data.shape, embed)
 

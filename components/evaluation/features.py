@@ -11,19 +11,23 @@ import torch
 from torch import Tensor
 
 from components.artifacts import run_folder
+from components.data.media import Medium, medium
 from components.errors import ConfigError, DataError
 from components.evaluation import pretrained
 from components.evaluation.extractor import Extractor, judge_extractor
 from components.evaluation.protocol import ExtractorConfig
+from components.metrics.principal import small
 
 
 class Features(NamedTuple):
     """Features of N images. `vectors`: (N, D) float32, the extractor's. `logits`: (N, K) float32, the extractor's own
-    classes, or None. `judged`: (N, num_classes) float32, the judge's classes, or None without a judge."""
+    classes, or None. `judged`: (N, num_classes) float32, the judge's classes, or None without a judge. `pixels`: (N, P)
+    float32, the image itself averaged down, for the second opinion."""
 
     vectors: Tensor
     logits: Tensor | None
     judged: Tensor | None
+    pixels: Tensor | None = None
 
     @staticmethod
     def joined(parts: list[Features]) -> Features:
@@ -61,7 +65,7 @@ class Extractors:
         one = self.judge is self.extractor
         judged = None if self.judge is None else logits if one else self.judge.embed(images).logits
         # float32 is what the networks computed in
-        found = (vectors, None if one else logits, judged)
+        found = (vectors, None if one else logits, judged, small(images.cpu()))
         return Features(*(None if column is None else column.float() for column in found))
 
     def refuse_unless_fits(self, folder: Path, of: Medium, shape: tuple[int, ...]) -> None:

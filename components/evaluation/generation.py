@@ -44,7 +44,8 @@ NETWORK_EVALUATIONS = Definition(
     kind="count",
     better="lower",
 )
-AVERAGE = "ema_sigma_rel"  # a candidate's key beside its solver settings: the width of the average of weights
+AVERAGE, CHECKPOINT = "ema_sigma_rel", "checkpoint"  # a candidate's keys of weights, as run_folder.load takes them
+WEIGHTS = (AVERAGE, CHECKPOINT)
 GRID_COLUMNS = 10
 _GRID_ROWS = 10  # without classes
 _MOST_CLASSES = 20  # rows of a grid with classes
@@ -92,16 +93,17 @@ def wanted_labels(sampler: Sampler, captions: Captions | None, count: int) -> Te
     return sampler.cycled_labels(count)
 
 
-def weights_and_settings(candidate: dict) -> tuple[float | None, dict]:
-    """The averaging length that a candidate samples with, None for the training's own, and its solver settings."""
-    return candidate.get(AVERAGE), {name: value for name, value in candidate.items() if name != AVERAGE}
+def weights_and_settings(candidate: dict) -> tuple[dict, dict]:
+    """Which weights of its run folder a candidate samples with, nothing for the run's own, and its solver settings."""
+    weights = {name: candidate[name] for name in WEIGHTS if candidate.get(name) is not None}
+    return weights, {name: value for name, value in candidate.items() if name not in WEIGHTS}
 
 
 def open_candidate(folder: Path, candidate: dict, device: torch.device | str, where: str) -> tuple[Sampler, Strict]:
     """The sampler and the settings that one candidate of a run folder stands for. Raises ConfigError naming `where` of
     settings that the sampler does not have, SamplerError of a folder that cannot sample, or not with such weights."""
-    length, chosen = weights_and_settings(candidate)
-    run = run_folder.load(folder, device, length)
+    weights, chosen = weights_and_settings(candidate)
+    run = run_folder.load(folder, device, **weights)
     return sampler_of(run), parse(run.family.Settings, chosen, where)
 
 

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from components.config import Strict
 from components.errors import InputError
@@ -46,7 +46,11 @@ class EvaluateConfig(Strict):
     lpips: str = ""  # a file of AlexNet's weights as torchvision ships it; empty: LPIPS diversity is not measured
     clip_score: str = ""  # a CLIP folder or hub name; empty: the fit of image and class name is not measured
     search: SearchConfig = SearchConfig()
+    real_draws: int = Field(40, ge=2)  # of real images, measured as samples are: what is possible, and by chance
     snapshot_samples: int = Field(0, ge=0)  # at each step that a training kept averages of; 0: not measured
+
+
+REVISION = 2  # of the arithmetic behind the figures: raised where a figure comes to mean something else
 
 
 class ProtocolMismatch(InputError):
@@ -65,7 +69,7 @@ class Protocol(Strict):
     reference_hash: str
     reference_count: int
     train_hash: str  # of the images that samples are compared with for copies
-    image_shape: tuple[int, ...]  # channels first
+    row_shape: tuple[int, ...] = Field(validation_alias=AliasChoices("row_shape", "image_shape"))  # channels first
     num_samples: int
     batch_size: int
     neighbours: int
@@ -76,6 +80,7 @@ class Protocol(Strict):
     lpips: str  # sha256 of the weights, or empty
     clip_score: str  # likewise
     versions: dict[str, str]
+    revision: int = 1
 
     @property
     def id(self) -> str:

@@ -11,13 +11,14 @@ from torch import Tensor
 from components.errors import DataError
 from components.evaluation.features import Features
 from components.evaluation.protocol import EvaluateConfig
-from components.metrics import intervals
 from components.metrics.classes import agreement_figure, classifier_figure, inception_figure
 from components.metrics.figures import Definition, Figure, Figures, named
-from components.metrics.frechet import Moments, frechet_figure
+from components.metrics.frechet import Moments, balanced_figure, frechet_figures
+from components.metrics.intervals import Resampling
 from components.metrics.kernel import kernel_figures
-from components.metrics.modes import mode_coverage
+from components.metrics.modes import balancing_weights, class_shares, imbalance_figure, mode_coverage
 from components.metrics.neighbours import Inside, Manifold, memorised_figure, neighbour_figures
+from components.metrics.principal import PixelReference, pixel_figure
 
 _TESTED = 2000  # real images that a classifier trained on samples is tested on
 _PAIRS = 200  # of images of one class whose perceptual distance is averaged
@@ -42,25 +43,36 @@ CLIP_SCORE = Definition(
 @dataclass(frozen=True)
 class Reference:
     """The real images' side of every figure on features, computed once. `features` (N, D) are all of them, `manifold`
-    is of at most evaluate.neighbour_images."""
+    is of at most evaluate.neighbour_images. `labels` (N,) int64: their classes, None where they have none.
+    `judged_shares` (num_classes,): how often the judge finds each class among them, None without a judge."""
 
     moments: Moments
     manifold: Manifold
     features: Tensor
+    labels: Tensor | None = None
+    judged_shares: Tensor | None = None
 
     @staticmethod
-    def of(features: Tensor, config: EvaluateConfig, moments: Moments | None = None) -> Reference:
-        """The reference of features (N, D), whose moments may be known. Raises DataError of too few images."""
+    def of(
+        features: Tensor,
+        config: EvaluateConfig,
+        moments: Moments | None = None,
+        labels: Tensor | None = None,
+        judged: Tensor | None = None,
+    ) -> Reference:
+        """The reference of features (N, D), whose moments may be known. `labels`: (N,) classes, `judged`: (N,
+        num_classes) the judge's logits. Raises DataError of too few images."""
         _refuse_too_few(features, config, "reference split: ")
         manifold = Manifold.of(some(features, config).double(), config.neighbours)
-        return Reference(moments or Moments.of(features), manifold, features)
+        shares = None if judged is None else class_shares(judged.argmax(1), judged.shape[1])
+        return Reference(moments or Moments.of(features), manifold, features, labels, shares)
 
 
 @dataclass(frozen=True)
 class Real:
     """The real images' side. `images` (M, C, H, W) in [-1, 1] and `labels` (M,) are held-out ones that pixels are
     compared with, `train` (N, D) the features of all training images. `medium_figures`: what their medium adds, of
-    generated rows and these."""
+    generated rows and these. `pixels`: what the second opinion compares with."""
 
     reference: Reference
     train: Tensor
@@ -68,6 +80,7 @@ class Real:
     labels: Tensor
     classes: tuple[str, ...]
     medium_figures: Callable[[Tensor, Tensor], Figures]
+    pixels: PixelReference | None = None
 
 
 @dataclass(frozen=True)
@@ -91,8 +104,7 @@ def set_figures(
     `labels`: (N,) int64 classes asked for, or None; `prompts`: the texts asked for, if it was texts. Figures that the
     set, the judge or the configuration does not allow are absent."""
     kept_labels = None if labels is None else labels[: len(images)]
-    found = feature_figures(features.vectors.double(), real.reference, config, labels)
-    found |= label_figures(features.judged, features.logits, config, labels)
+    found = distribution_figures(features, labels, real, config)
     found |= real.medium_figures(images, real.images)
     return found | named(
         memorised_figure(some(features.vectors, config), real.train),
@@ -102,35 +114,59 @@ def set_figures(
     )
 
 
+def distribution_figures(features: Features, labels: Tensor | None, real: Real, config: EvaluateConfig) -> Figures:
+    """All figures that the features of a set give; `labels`: (N,) int64 classes asked for, or None."""
+    found = feature_figures(features.vectors.double(), real.reference, config, labels, features.judged)
+    if features.pixels is not None and real.pixels is not None:
+        found |= named(pixel_figure(features.pixels, real.pixels, resampling(len(features.pixels), config, labels)))
+    return found | label_figures(features.judged, features.logits, config, labels, real.reference.judged_shares)
+
+
 def feature_figures(
-    features: Tensor, reference: Reference, config: EvaluateConfig, labels: Tensor | None = None
+    features: Tensor,
+    reference: Reference,
+    config: EvaluateConfig,
+    labels: Tensor | None = None,
+    judged: Tensor | None = None,
 ) -> Figures:
-    """frechet_distance, kid, cmmd, precision, recall, density and coverage of features (N, D), with 95% intervals.
-    `labels`: (N,) int64 classes that the images were asked for, None if nobody asked."""
+    """Fréchet and kernel distances, precision, recall, density and coverage of features (N, D), with 95% intervals.
+    `labels`: (N,) int64 classes that the images were asked for, None if nobody asked; `judged`: (N, num_classes) the
+    judge's logits."""
     _refuse_too_few(features, config)
-    near = some(features, config)
+    near, near_labels = some(features, config), None if labels is None else some(labels, config)
+    real_labels = None if reference.labels is None else some(reference.labels, config)
     inside = Inside.of(near, reference.manifold, config.neighbours)
-    rows = _resampled(len(near), config, None if labels is None else some(labels, config))
-    distance = frechet_figure(features, reference.moments, _resampled(len(features), config, labels))
+    whole = resampling(len(features), config, labels)
+    found = frechet_figures(features, reference.moments, whole)
+    if judged is not None and reference.judged_shares is not None:
+        weights = balancing_weights(judged.argmax(1), reference.judged_shares)
+        found |= named(balanced_figure(features, reference.moments, weights, whole))
     return {
-        **named(distance),
-        **kernel_figures(near, some(reference.features, config).double()),
-        **neighbour_figures(inside, intervals.multiplicities(rows, len(near))),
+        **found,
+        **kernel_figures(near, some(reference.features, config).double(), near_labels, real_labels),
+        **neighbour_figures(inside, resampling(len(near), config, near_labels)),
     }
 
 
 def label_figures(
-    judged: Tensor | None, logits: Tensor | None, config: EvaluateConfig, labels: Tensor | None = None
+    judged: Tensor | None,
+    logits: Tensor | None,
+    config: EvaluateConfig,
+    labels: Tensor | None = None,
+    real_shares: Tensor | None = None,
 ) -> Figures:
     """Figures from classifiers' logits (N, num_classes): inception_score on `logits`, the extractor's own classes,
-    where it knows some, and on the judge's otherwise; the rest on `judged`, which is None without a judge."""
+    where it knows some, and on the judge's otherwise; the rest on `judged`, which is None without a judge.
+    `real_shares`: (num_classes,) how often the judge finds each class among real images."""
     scored = judged if logits is None else logits
     if scored is None:
         return {}
-    weights = intervals.multiplicities(_resampled(len(scored), config, labels), len(scored))
+    weights = resampling(len(scored), config, labels).weights
     found = named(inception_figure(scored, weights))
     if judged is not None:
-        found |= mode_coverage(judged.argmax(1), judged.shape[1]) | named(agreement_figure(judged, labels, weights))
+        classes = judged.argmax(1)
+        found |= mode_coverage(classes, judged.shape[1]) | named(agreement_figure(judged, labels, weights))
+        found |= named(None if real_shares is None else imbalance_figure(classes, real_shares))
     return found
 
 
@@ -175,6 +211,11 @@ def _refuse_too_few(features: Tensor, config: EvaluateConfig, what: str = "") ->
         raise DataError(f"{what}{len(features)} images; expected more than evaluate.neighbours ({config.neighbours})")
 
 
-def _resampled(count: int, config: EvaluateConfig, labels: Tensor | None) -> Tensor:
-    generator = torch.Generator().manual_seed(config.seed)
-    return intervals.resampled_rows(count, config.resamples, generator, labels)
+def resampling(count: int, config: EvaluateConfig, labels: Tensor | None) -> Resampling:
+    """How a set of `count` images is taken apart for its intervals, with as many of each class asked for."""
+    return Resampling.of(count, config.resamples, config.seed, labels)
+
+
+def without_intervals(config: EvaluateConfig) -> EvaluateConfig:
+    """The same protocol for a set of which many are drawn, whose spread is told by the draws."""
+    return config.model_copy(update={"resamples": 0})

@@ -55,8 +55,8 @@ class Phase:
 
 
 class DataInfo(Strict):
-    """What a family must know of its data: the shape of a row, the classes, facts about the whole set, and, for
-    latents, the autoencoder that they come from and the text encoder that the captions went through, if one did.
+    """What a family must know of its data: the shape of a row, the classes, facts about the whole set, and, for latents
+    and tokens, the autoencoder that they come from and the text encoder that the captions went through, if one did.
     `medium`: of the rows or, for latents, of what they decode to."""
 
     shape: tuple[int, ...]  # channels first
@@ -68,6 +68,11 @@ class DataInfo(Strict):
     autoencoder: AutoencoderInfo | None = None
     text: dict | None = None  # EncoderLayout of nets/text_encoders.py
     inputs: dict[str, RunInfo] = {}  # trained runs that the model keeps a part of, by role
+
+    @property
+    def decoded(self) -> DataInfo:
+        """Of the rows that these decode to: themselves, without an autoencoder."""
+        return self if self.autoencoder is None else self.autoencoder.data
 
 
 class AutoencoderInfo(Strict):
@@ -157,8 +162,8 @@ class Family:
 
     @property
     def medium(self) -> Medium:
-        """Of its rows or, where it works on latents, of what they decode to."""
-        return medium(self.data.medium)
+        """Of its rows or, where it works on latents or tokens, of what they decode to."""
+        return medium(self.data.decoded.medium)
 
     @classmethod
     def early_nets(cls, config: Strict) -> Mapping[str, Early]:
@@ -208,10 +213,16 @@ class Family:
 class Judge(Family):
     """A family that tells the data's classes apart: evaluation's feature extractor and classifier by default.
 
-    `nets["classifier"]` has `features`, rows (B, C, ...) in [-1, 1] -> (B, D), and `logits`, those -> (B, num_classes).
+    `nets["classifier"]` has `features`, rows (B, C, ...) in [-1, 1] -> (B, D), and `logits`, those -> (B, num_classes)
+    where it tells classes. Of data without two classes its features are learned without labels.
     """
 
     kept = ("classifier",)
+
+    @property
+    def tells_classes(self) -> bool:
+        """Whether `logits` are of the data's classes."""
+        return len(self.data.classes) > 1
 
 
 # of every family: whose weights and model a training goes on from, and what tells figures of its checkpoints
@@ -240,7 +251,7 @@ class Sampler(Family):
     def trajectory(self, request: Request) -> Trajectory:
         """The coroutine that makes the rows of a request: (B, C, ...) in [-1, 1]. Raises SamplerError of what the
         sampler does not take, on whatever way a request comes."""
-        refuse_unaccepted(self.accepts, self.medium.plural, self.image_shape, self.num_classes, request)
+        refuse_unaccepted(self.accepts, self.medium.plural, self.row_shape, self.num_classes, request)
         if reason := self.why_not(self.config, request.settings, self.data.inputs):
             raise SamplerError(reason)
         return self._trajectory(request)
@@ -293,9 +304,9 @@ class Sampler(Family):
         return len(self.data.classes)
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
+    def row_shape(self) -> tuple[int, ...]:
         """Of what it makes, channels first."""
-        return self.data.shape if self.data.autoencoder is None else self.data.autoencoder.data.shape
+        return self.data.decoded.shape
 
 
 class NoSettings(Strict):

@@ -1,4 +1,9 @@
-"""The judge: a classifier of the data's own classes, the default feature extractor and label checker."""
+"""The judge: a classifier of the data's own classes, the default feature extractor and label checker.
+
+Data without classes, or of one, teach it features without labels: it tells which way round each image is (Gidaris et
+al. 2018), and what it looks like from far off, so that colours and layout are not lost on it. Both are asked of a row
+alone, so that a batch may be spread over workers as any other.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,14 @@ from torch import Tensor, nn
 from components.config import Strict
 from components.data.dataset import Batch
 from components.data.randomness import Draws
-from components.errors import DataError
 from components.families import base
 from components.families.base import DataInfo, Losses, Phase, Tiny
 from components.nets.classifier import Classifier
 from components.shapes import refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
+
+_TURNS = 4  # ways round that an image is shown
+_COARSE = 4  # pixels a side of an image from far off
 
 
 class Config(Strict):
@@ -31,16 +38,23 @@ class Model(base.Judge):
     Config = Config
 
     def __init__(self, config: Config, data: DataInfo):
-        if len(data.classes) < 2:
-            raise DataError(
-                f"judge: expected labelled images of two classes or more, found {len(data.classes)} classes"
-            )
         refuse_unless_planar(data.shape, 1, "judge")
         self.config, self.data = config, data
+        answers = len(data.classes) if self.tells_classes else _TURNS + data.shape[0] * _COARSE**2
         # no dropout: its masks would come from the global generator; augmentation and label smoothing regularise
-        net = Classifier(data.shape[0], len(data.classes), config.width, config.feature_dim)
+        net = Classifier(data.shape[0], answers, config.width, config.feature_dim)
         self.nets = nn.ModuleDict({"classifier": net})
-        self.phases = (Phase("classify", "classifier", self.loss, config.optimizer),)
+        loss = self.loss if self.tells_classes else self.unlabelled_loss
+        self.phases = (Phase("classify", "classifier", loss, config.optimizer),)
+
+    def unlabelled_loss(self, net: nn.Module, batch: Batch) -> Losses:
+        images = augment(self.medium.rows(batch.columns), batch.draws, self.config.shift, self.config.rotate)
+        images, turns = turned(images, batch.draws)
+        answers = net(images)
+        turn, looks = F.cross_entropy(answers[:, :_TURNS], turns), F.adaptive_avg_pool2d(images, _COARSE).flatten(1)
+        coarse = (answers[:, _TURNS:] - looks).square().mean()
+        told = (answers.detach()[:, :_TURNS].argmax(1) == turns).float().mean()
+        return {"loss": turn + coarse, "turns_told": told, "coarse_error": coarse}
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         images = augment(self.medium.rows(batch.columns), batch.draws, self.config.shift, self.config.rotate)
@@ -59,6 +73,17 @@ def augment(images: Tensor, draws: Draws, shift: float, rotate: float) -> Tensor
     matrix = torch.stack([*turn[0], moves[:, 0], *turn[1], moves[:, 1]], dim=1)
     where = F.affine_grid(matrix.view(-1, 2, 3), list(images.shape), align_corners=False)
     return F.grid_sample(images, where, padding_mode="border", align_corners=False)
+
+
+def turned(images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Each image one of four ways round, by its own draw, and which, (B,) int64: quarter turns of squares; of other
+    rectangles, which these would not fit into, the four mirrorings."""
+    if images.shape[-2] == images.shape[-1]:
+        ways = [images.rot90(quarter, (2, 3)) for quarter in range(_TURNS)]
+    else:
+        ways = [images, images.flip(3), images.flip(2), images.flip((2, 3))]
+    turns = (draws.uniform("turn") * _TURNS).long().clamp(max=_TURNS - 1)
+    return torch.stack(ways, 1)[torch.arange(len(images), device=images.device), turns], turns
 
 
 TINY = Tiny({"width": 4, "feature_dim": 6})

@@ -191,7 +191,7 @@ class Model(LatentDiffusion):
         context = text.context[:, :, -layout.context_dim :]  # the refiner attends to the last encoder alone
         if layout.added is None:
             return {"context": context}
-        _, height, width = self.image_shape
+        _, height, width = self.row_shape
         last = (height, width) if aesthetic is None else (aesthetic,)
         sizes = context.new_tensor([height, width, 0, 0, *last]).expand(len(context), -1)  # whole, uncropped
         return {"context": context, "pooled": text.pooled, "sizes": sizes}

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, Tag, model_validator
 from torch import Tensor, nn
 
 from components.autoencoding.adversarial import AdversarialConfig, adaptive_weight, hinge
 from components.autoencoding.equivariance import EquivarianceConfig, draw
 from components.autoencoding.perceptual import DISTANCES, PerceptualConfig
-from components.config import Strict
+from components.config import Strict, named_block
 from components.data.dataset import Batch
 from components.errors import SamplerError
 from components.families.base import Autoencoder, DataInfo, Judge, Losses, Phase, Role, Tiny
+from components.metrics.codes import code_counts, perplexity
 from components.nets.autoencoder import AutoencoderKL
 from components.nets.autoencoder.codebook import Codebook
 from components.nets.autoencoder.discriminator import PatchDiscriminator
+from components.nets.autoencoder.finite_scalars import FiniteScalars
 from components.nets.autoencoder.kl import Reconstruction
 from components.shapes import refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
@@ -27,10 +29,30 @@ from components.training.optimizers import OptimizerConfig
 class CodebookConfig(Strict):
     """Of vector quantisation in the place of the Gaussian posterior; see nets/autoencoder/codebook.py."""
 
+    name: Literal["ema"] = "ema"
     size: int = Field(512, ge=2)
     decay: float = Field(0.99, gt=0, lt=1)
     commitment: float = Field(0.25, gt=0)  # weight of the encoder's distance to its codes
     restart_below: float = Field(0.03, ge=0)  # uses a batch
+    normalised: bool = False  # latents and codes have unit length
+
+    def build(self, channels: int) -> Codebook:
+        return Codebook(self.size, channels, self.decay, self.restart_below, self.normalised)
+
+
+class FiniteScalarsConfig(Strict):
+    """Of finite scalar quantisation; see nets/autoencoder/finite_scalars.py."""
+
+    name: Literal["fsq"]
+    levels: tuple[Annotated[int, Field(ge=3)], ...] = Field((8, 6, 5), min_length=1)  # of each latent channel
+
+    def build(self, channels: int) -> FiniteScalars:
+        return FiniteScalars(self.levels)
+
+
+CodebookKind = Annotated[
+    Annotated[CodebookConfig, Tag("ema")] | Annotated[FiniteScalarsConfig, Tag("fsq")], named_block("ema")
+]
 
 
 class Config(Strict):
@@ -42,8 +64,17 @@ class Config(Strict):
     perceptual: PerceptualConfig | None = None
     adversarial: AdversarialConfig | None = None
     equivariance: EquivarianceConfig | None = None
-    codebook: CodebookConfig | None = None
+    codebook: CodebookKind | None = None
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup=50)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        if isinstance(self.codebook, FiniteScalarsConfig) and len(self.codebook.levels) != self.latent_channels:
+            raise ValueError(
+                f"codebook.levels has {len(self.codebook.levels)} entries and latent_channels is "
+                f"{self.latent_channels}; expected as many"
+            )
+        return self
 
 
 class Model(Autoencoder):
@@ -53,8 +84,7 @@ class Model(Autoencoder):
         self.config, self.data = config, data
         self.factor = 2 ** (len(config.widths) - 1)
         refuse_unless_planar(data.shape, self.factor, "vae")
-        book = config.codebook
-        codebook = Codebook(book.size, config.latent_channels, book.decay, book.restart_below) if book else None
+        codebook = config.codebook.build(config.latent_channels) if config.codebook else None
         net = AutoencoderKL(data.shape[0], config.latent_channels, config.widths, config.layers, codebook)
         self.nets = nn.ModuleDict({"autoencoder": net})
         self.calls = {"decoder": net.decode}
@@ -103,8 +133,12 @@ class Model(Autoencoder):
             weight = config.adversarial.weight * self._playing(batch) * figures["adaptive_weight"]
             loss = loss + weight * terms["adversarial"]
         if config.codebook:
-            terms["commitment"] = self._commitment(answer)
-            loss = loss + config.codebook.commitment * terms["commitment"]
+            codebook = self.nets["autoencoder"].codebook
+            if (pull := codebook.commitment(answer.mean)) is not None:
+                terms["commitment"] = pull
+                loss = loss + config.codebook.commitment * pull
+            counts = code_counts(codebook.tokens(answer.mean), codebook.size)
+            figures["perplexity"] = perplexity(counts).float()
         else:
             terms["kl"] = gaussian_kl(answer.mean, answer.std)
             loss = loss + config.kl_weight * terms["kl"]
@@ -126,12 +160,6 @@ class Model(Autoencoder):
         if change is None:
             return net(images, noise), images
         return net(images, noise, change.latents), change.images(images)
-
-    def _commitment(self, answer: Reconstruction) -> Tensor:
-        """The squared distance of latents to their codes (van den Oord et al. 2017, equation 3), a latent."""
-        # the codes come with the latents' gradient and this must pull the latents alone
-        codes = self.nets["autoencoder"].codebook.nearest(answer.mean.detach())
-        return (answer.mean - codes).square().flatten(1).sum(1).mean()
 
     def _playing(self, batch: Batch) -> float:
         return float(batch.step >= self.config.adversarial.start)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from components.families.base import Family
+from components.families.base import Judge
 from components.metrics.figures import Definition, Figures, named
 from components.metrics.modes import NDB, mode_coverage, ndb
 from components.metrics.neighbours import RECALL, Inside, Manifold
@@ -35,7 +35,7 @@ _ROWS = 256  # at once, and the number of generated images
 
 @torch.inference_mode()
 def validate(
-    family: GAN, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor] | None, judge: Family | None
+    family: GAN, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor] | None, judge: Judge | None
 ) -> Figures:
     """Figures of the family's weights; columns as in a data set. `judge` is a trained classifier of the classes.
 
@@ -54,7 +54,8 @@ def validate(
     classifier = judge.nets["classifier"].eval()
     reals = family.medium.rows(held_out or train).to(device)
     real_features, fake_features = features(classifier, reals), features(classifier, fakes)
-    figures |= mode_coverage(classifier.logits(fake_features).argmax(1), len(judge.data.classes))
+    if judge.tells_classes:
+        figures |= mode_coverage(classifier.logits(fake_features).argmax(1), len(judge.data.classes))
     real_features, fake_features = real_features.double().cpu(), fake_features.double().cpu()
     inside = Inside.of(fake_features, Manifold.of(real_features, _NEIGHBOURS), _NEIGHBOURS)
     bins = max(2, min(_BINS, len(real_features) // 10))

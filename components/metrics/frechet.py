@@ -8,14 +8,15 @@ so that singular covariances (fewer images than features) do no harm.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from components.metrics.figures import Definition, Figure
-from components.metrics.intervals import Interval, around
+from components.metrics.figures import Definition, Figure, Figures, named
+from components.metrics.intervals import Interval, Resampling, around, normal, part_variance
 
 FRECHET_DISTANCE = Definition(
     name="frechet_distance",
@@ -24,6 +25,21 @@ FRECHET_DISTANCE = Definition(
     kind="distance",
     better="lower",
 )
+FRECHET_INFINITY = Definition(
+    name="frechet_infinity",
+    label="FD∞",
+    explanation="the Fréchet distance extrapolated to infinitely many samples, free of their number's bias",
+    kind="distance",
+    better="lower",
+)
+FRECHET_BALANCED = Definition(
+    name="frechet_balanced",
+    label="Fréchet distance, balanced",
+    explanation="the Fréchet distance with samples weighted so that the judge finds the real images' classes",
+    kind="distance",
+    better="lower",
+)
+_SPLITS = 20  # into halves
 _BOOTSTRAP_VALUES = 2**22  # of resampled features held at once: few large operations, little memory
 
 
@@ -39,6 +55,15 @@ class Moments:
     def of(features: Tensor, chunk: int = 4096) -> Moments:
         """Moments of features (N, D), N at least 2."""
         return Moments.streamed(features.split(chunk))
+
+    @staticmethod
+    def weighted(features: Tensor, weights: Tensor) -> Moments:
+        """Moments of features (N, D) by weights (N,) of any scale, not negative and more than one positive."""
+        features, weights = features.double(), weights.double() / weights.double().sum()
+        mean = weights @ features
+        centred = features - mean
+        covariance = (weights * centred.T) @ centred / (1 - weights.square().sum())
+        return Moments(len(features), mean, covariance)
 
     @staticmethod
     def streamed(chunks: Iterable[Tensor]) -> Moments:
@@ -85,10 +110,49 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return float(_distances(a.mean[None], a.covariance[None], b, _root(b.covariance)))
 
 
-def frechet_figure(features: Tensor, reference: Moments, rows: Tensor) -> Figure:
-    """The distance of features (N, D) with its bootstrap interval; `rows` as in `frechet_interval`."""
+def frechet_figures(features: Tensor, reference: Moments, resampling: Resampling) -> Figures:
+    """frechet_distance and, where half of features (N, D) are as many as they have dimensions, frechet_infinity, with
+    bootstrap intervals where `resampling` has resamples."""
     distance = frechet_distance(Moments.of(features), reference)
-    return FRECHET_DISTANCE.figure(distance, frechet_interval(features, reference, rows))
+    interval = frechet_interval(features, reference, resampling.rows)
+    limit = frechet_infinity(features, reference, resampling.halves)
+    if limit is None:
+        return named(FRECHET_DISTANCE.figure(distance, interval))
+    # the bias that is taken away varies far less than the distance: one spread serves both
+    around_limit = None if interval is None else tuple(max(0.0, end - distance + limit) for end in interval)
+    return named(FRECHET_DISTANCE.figure(distance, interval), FRECHET_INFINITY.figure(limit, around_limit))
+
+
+def frechet_infinity(features: Tensor, reference: Moments, halves: Tensor) -> float | None:
+    """The distance of features (N, D) extrapolated to infinitely many, for a bias that goes with 1 / N (Chong and
+    Forsyth 2020, section 4): twice the distance less the mean of halves of the set. `halves`: (S, 2, N), of which some
+    are used. None where half the set has fewer images than dimensions: its bias follows no such law. May come out just
+    below 0."""
+    count, dim = features.shape
+    if count < 2 * dim:
+        return None
+    found = _of_halves(features, reference, halves)
+    return 2 * frechet_distance(Moments.of(features), reference) - float(found.mean())
+
+
+def balanced_figure(features: Tensor, reference: Moments, weights: Tensor, resampling: Resampling) -> Figure:
+    """frechet_balanced of features (N, D) by weights (N,), with an interval from the spread of halves."""
+    distance = frechet_distance(Moments.weighted(features, weights), reference)
+    if not len(resampling.rows):
+        return FRECHET_BALANCED.figure(distance)
+    # of a smooth figure the variance halves when the samples double
+    variance = part_variance(_of_halves(features, reference, resampling.halves, weights)) / 2
+    return FRECHET_BALANCED.figure(distance, normal(distance, math.sqrt(variance), low=0.0))
+
+
+def _of_halves(features: Tensor, reference: Moments, halves: Tensor, weights: Tensor | None = None) -> Tensor:
+    """(S, 2) distances of the halves of features (N, D), some of `halves` (S, 2, N)."""
+    root, found = _root(reference.covariance), []
+    weights = torch.ones(len(features)) if weights is None else weights
+    for half in halves[:_SPLITS].flatten(0, 1) > 0:
+        moments = Moments.weighted(features[half], weights[half])
+        found.append(_distances(moments.mean[None], moments.covariance[None], reference, root))
+    return torch.cat(found).view(-1, 2)
 
 
 def _distances(means: Tensor, covariances: Tensor, reference: Moments, root: Tensor) -> Tensor:
@@ -104,12 +168,15 @@ def _root(covariance: Tensor) -> Tensor:
     return (vectors * eigenvalues.clamp(min=0).sqrt()) @ vectors.T
 
 
-def frechet_interval(features: Tensor, reference: Moments, rows: Tensor) -> Interval:
-    """A bootstrap interval of the distance of features (N, D) to a fixed reference, which all that is compared shares.
+def frechet_interval(features: Tensor, reference: Moments, rows: Tensor) -> Interval | None:
+    """A bootstrap interval of the distance of features (N, D) to a fixed reference, which all that is compared shares;
+    None without resamples.
 
-    `rows` (R, N) int64 as intervals.resampled_rows draws them. The bias that the distance has at N samples is the same
-    for all that are measured with N.
+    `rows` (R, N) int64 as intervals.resampled_rows draws them. It lies around the distance at N samples, whose bias
+    depends on N and on the distribution: only equal numbers compare, or `frechet_infinity`.
     """
+    if not len(rows):
+        return None
     count, dim = features.shape
     features, root = features.double(), _root(reference.covariance)
     draws = []

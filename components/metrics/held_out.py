@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from components.metrics import intervals
@@ -47,6 +48,12 @@ class HeldOutLoss:
     @property
     def gap_stderr(self) -> str:
         return f"{self.name}_gap_stderr"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all figures, of averaged and of live weights."""
+        nothing = torch.zeros(2, self.levels)
+        return tuple(name for live in (False, True) for name in self.figures(nothing, nothing, live))
 
     def figures(self, held_out: Tensor, training: Tensor, live: bool = False) -> Figures:
         """The means, their gap and its standard error, and the means by level. `held_out`, `training`: (N, L) losses of

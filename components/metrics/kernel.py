@@ -20,7 +20,7 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 KERNEL_DISTANCE = Definition(
     name="kid",
     label="kernel distance",
-    explanation="squared maximum mean discrepancy of features under a cubic kernel; KID on Inception's",
+    explanation="squared maximum mean discrepancy of features, cubic kernel, unbiased: around 0 for real images",
     kind="distance",
     better="lower",
 )
@@ -33,21 +33,32 @@ CMMD = Definition(
 )
 
 
-def kernel_figures(generated: Tensor, reference: Tensor) -> Figures:
-    """kid and cmmd of generated (M, D) and reference (N, D) features, with intervals from their standard errors."""
-    found = {KERNEL_DISTANCE: kernel_distance(generated, reference), CMMD: cmmd(generated, reference)}
+def kernel_figures(
+    generated: Tensor, reference: Tensor, asked: Tensor | None = None, labels: Tensor | None = None
+) -> Figures:
+    """kid and cmmd of generated (M, D) and reference (N, D) features, with intervals from their standard errors.
+    `asked` (M,) and `labels` (N,) int64 are the classes of both, None where nobody chose or knows them."""
+    found = {
+        KERNEL_DISTANCE: kernel_distance(generated, reference, asked, labels),
+        CMMD: cmmd(generated, reference, asked, labels),
+    }
     return named(*(one.figure(value, intervals.normal(value, stderr)) for one, (value, stderr) in found.items()))
 
 
-def kernel_distance(generated: Tensor, reference: Tensor) -> tuple[float, float]:
-    """KID from generated (M, D) and reference (N, D) features, and its standard error. Kernel: (x.y / D + 1)^3."""
-    return discrepancy(generated, reference, cubic_kernel)
+def kernel_distance(
+    generated: Tensor, reference: Tensor, asked: Tensor | None = None, labels: Tensor | None = None
+) -> tuple[float, float]:
+    """KID from generated (M, D) and reference (N, D) features, and its standard error. Kernel: (x.y / D + 1)^3. `asked`
+    and `labels` as in `discrepancy`."""
+    return discrepancy(generated, reference, cubic_kernel, asked, labels)
 
 
-def cmmd(generated: Tensor, reference: Tensor) -> tuple[float, float]:
+def cmmd(
+    generated: Tensor, reference: Tensor, asked: Tensor | None = None, labels: Tensor | None = None
+) -> tuple[float, float]:
     """The discrepancy of the features' directions, times 1000, and its standard error; on CLIP's features it is the
     published CMMD, here unbiased."""
-    value, stderr = discrepancy(F.normalize(generated), F.normalize(reference), gaussian_kernel)
+    value, stderr = discrepancy(F.normalize(generated), F.normalize(reference), gaussian_kernel, asked, labels)
     return CMMD_SCALE * value, CMMD_SCALE * stderr
 
 
@@ -61,39 +72,63 @@ def gaussian_kernel(a: Tensor, b: Tensor) -> Tensor:
     return torch.exp((a @ b.T - 1) / CMMD_SIGMA**2)
 
 
-def discrepancy(generated: Tensor, reference: Tensor, kernel: Kernel) -> tuple[float, float]:
-    """The unbiased estimate from generated (M, D) and reference (N, D) features, and its standard error.
+def discrepancy(
+    generated: Tensor,
+    reference: Tensor,
+    kernel: Kernel,
+    asked: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> tuple[float, float]:
+    """The unbiased estimate from generated (M, D) and reference (N, D) features, and its standard error over sets of
+    generated ones.
 
-    The estimate is a U-statistic over all pairs, so unlike averages over subsets it depends on no draw. Its error is
-    that of the first-order terms (Serfling 1980, section 5.5.1): the spread, over images, of each image's mean kernel
-    to its own set minus that to the other.
+    The estimate is a U-statistic over all pairs, so unlike averages over subsets it depends on no draw. `asked` (M,)
+    and `labels` (N,) int64 are classes whose numbers were chosen, not drawn: pairs of one class are then too few among
+    all pairs, which would draw the estimate below zero, so that each pair of classes is averaged by itself and weighted
+    with the classes' shares. The error is that of the first-order terms (Serfling 1980, section 5.5.1): the spread,
+    over images within a class, of each image's mean kernel to its own set minus that to the other.
     """
     if min(len(generated), len(reference)) < 2:
         raise ValueError(
             f"kernel distance needs 2 images or more on each side, found {len(generated)}, {len(reference)}"
         )
-    own_generated = _row_sums(generated, generated, kernel, skip_self=True) / (len(generated) - 1)
-    own_reference = _row_sums(reference, reference, kernel, skip_self=True) / (len(reference) - 1)
-    across_generated, across_reference = _cross_sums(generated, reference, kernel)
-    across_generated, across_reference = across_generated / len(reference), across_reference / len(generated)
-    distance = own_generated.mean() + own_reference.mean() - 2 * across_generated.mean()
-    spread = (own_generated - across_generated).var() / len(generated)
-    spread += (own_reference - across_reference).var() / len(reference)
-    return float(distance), 2 * math.sqrt(float(spread))
+    strata = _strata(asked, len(generated))
+    own_generated = _own_means(generated, strata, kernel)
+    own_reference = _own_means(reference, _strata(labels, len(reference)), kernel)
+    across = torch.cat([kernel(rows, reference).mean(1) for rows in generated.split(_ROWS)])
+    distance = own_generated.mean() + own_reference.mean() - 2 * across.mean()
+    terms = own_generated - across
+    groups = [terms[strata == stratum] for stratum in strata.unique()]
+    variance = sum(len(group) * float(group.var()) for group in groups) / len(terms) ** 2
+    return float(distance), 2 * math.sqrt(variance)
 
 
-def _row_sums(a: Tensor, b: Tensor, kernel: Kernel, skip_self: bool = False) -> Tensor:
-    """(len(a),) sums of the kernel of each row of `a` with all rows of `b`."""
-    sums = [kernel(rows, b).sum(1) for rows in a.split(_ROWS)]
-    own = torch.cat([kernel(rows, rows).diagonal() for rows in a.split(_DIAGONAL)]) if skip_self else 0.0
-    return torch.cat(sums) - own
+def _strata(labels: Tensor | None, count: int) -> Tensor:
+    """(count,) int64 numbers from 0 of groups of two or more: the classes, those of one member in one group with each
+    other, or with the smallest class if there is but one (collapsed strata, Cochran 1977, section 5A.12)."""
+    if labels is None:
+        return torch.zeros(count, dtype=torch.int64)
+    _, strata, counts = labels.unique(return_inverse=True, return_counts=True)
+    order = counts.argsort(stable=True)
+    joined = int((counts == 1).sum())
+    if joined:
+        joined = min(max(joined, 2), len(counts))
+        number = torch.empty_like(counts)
+        number[order] = (torch.arange(len(counts)) - joined + 1).clamp(min=0)
+        strata = number[strata]
+    return strata
 
 
-def _cross_sums(a: Tensor, b: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
-    """The kernel's sums over rows (len(a),) and over columns (len(b),)."""
-    of_a, of_b = [], torch.zeros(len(b), dtype=b.dtype)
-    for rows in a.split(_ROWS):
-        block = kernel(rows, b)
-        of_a.append(block.sum(1))
-        of_b += block.sum(0)
-    return torch.cat(of_a), of_b
+def _own_means(features: Tensor, strata: Tensor, kernel: Kernel) -> Tensor:
+    """(N,) the mean kernel of each row of features (N, D) to a draw of its set's distribution: of each stratum to the
+    others of it, weighted with its share."""
+    members = F.one_hot(strata).to(features.dtype)  # (N, S)
+    counts = members.sum(0)
+    found = []
+    for rows, mine in zip(features.split(_ROWS), strata.split(_ROWS), strict=True):
+        sums, numbers = kernel(rows, features) @ members, counts.repeat(len(rows), 1)
+        own = torch.cat([kernel(part, part).diagonal() for part in rows.split(_DIAGONAL)])
+        sums[torch.arange(len(rows)), mine] -= own
+        numbers[torch.arange(len(rows)), mine] -= 1
+        found.append((sums / numbers) @ counts / len(features))
+    return torch.cat(found)

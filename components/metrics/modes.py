@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from components.config import Strict
-from components.metrics.figures import Definition, Figures, named
+from components.metrics.figures import Definition, Figure, Figures, named
 
 CLASSES_HIT = Definition(
     name="classes_hit",
@@ -25,6 +25,13 @@ LABEL_ENTROPY = Definition(
     explanation="how evenly the classes come; 1 if all come equally often",
     kind="score",
     better="higher",
+)
+CLASS_IMBALANCE = Definition(
+    name="class_imbalance",
+    label="class imbalance",
+    explanation="the share of images whose class would have to change for the real images' class balance",
+    kind="share",
+    better="lower",
 )
 NDB = Definition(
     name="ndb",
@@ -41,12 +48,32 @@ def mode_coverage(labels: Tensor, num_classes: int, least: float = 0.1) -> Figur
     classes_hit: how many classes hold at least `least` of the share that they would have if all were equally likely,
     because a stray mistake of the classifier is no mode. label_entropy: of the histogram, in [0, 1]; 1 is uniform.
     """
-    shares = torch.bincount(labels.cpu(), minlength=num_classes).double() / len(labels)
+    shares = class_shares(labels, num_classes)
     entropy = -torch.xlogy(shares, shares).sum() / math.log(num_classes)
     return named(
         CLASSES_HIT.figure((shares >= least / num_classes).sum()),
         LABEL_ENTROPY.figure(abs(float(entropy.clamp(0, 1)))),  # rounding may leave -0 or 1 + eps
     )
+
+
+def class_shares(labels: Tensor, num_classes: int) -> Tensor:
+    """(num_classes,) float64 shares of the classes among labels (N,) int64."""
+    return torch.bincount(labels.cpu(), minlength=num_classes).double() / len(labels)
+
+
+def imbalance_figure(labels: Tensor, real_shares: Tensor) -> Figure:
+    """class_imbalance of labels (N,) int64 that a classifier gives to samples: the total variation distance of their
+    shares from those that it gives to real images, (num_classes,)."""
+    shares = class_shares(labels, len(real_shares))
+    return CLASS_IMBALANCE.figure((shares - real_shares).clamp(min=0).sum())
+
+
+def balancing_weights(labels: Tensor, real_shares: Tensor) -> Tensor:
+    """(N,) float64 weights, 1 on average, that give labels (N,) int64 the real images' class shares (num_classes,), of
+    the classes that come at all; all 1 where none of these comes."""
+    shares = class_shares(labels, len(real_shares))
+    weights = (real_shares / shares.clamp(min=1 / len(labels)))[labels.cpu()]
+    return weights / weights.mean() if weights.sum() > 0 else torch.ones_like(weights)
 
 
 def ndb(real: Tensor, fake: Tensor, bins: int, generator: torch.Generator, significance: float = 0.05) -> float:

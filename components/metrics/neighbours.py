@@ -7,6 +7,7 @@ A set's manifold is the union of balls around its members, each reaching to the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from components.metrics import intervals
 from components.metrics.figures import Definition, Figure, Figures, named
+from components.metrics.intervals import Resampling
 
 _ROWS = 1024  # of the distance matrix held at once
 _AMONG = 8192  # of the set that is searched for neighbours, as float64 at once
@@ -67,11 +69,19 @@ class Manifold:
     @staticmethod
     def of(features: Tensor, neighbours: int) -> Manifold:
         """Raises ValueError unless there are more than `neighbours` features."""
-        if len(features) <= neighbours:
-            raise ValueError(f"{neighbours} neighbours need more than {neighbours} images, found {len(features)}")
-        # the nearest of all is the member itself, at distance 0
-        blocks = squared_distances(features, features)
-        return Manifold(features, torch.cat([block.kthvalue(neighbours + 1).values for block in blocks]))
+        return Manifold(features, *nearest_radii(features, neighbours))
+
+
+def nearest_radii(features: Tensor, *neighbours: int) -> list[Tensor]:
+    """For each k of `neighbours` the squared distances (N,) of features (N, D) to their k-th nearest other. Raises
+    ValueError unless there are more than k features."""
+    if len(features) <= max(neighbours):
+        raise ValueError(f"{max(neighbours)} neighbours need more than {max(neighbours)} images, found {len(features)}")
+    found: list[list[Tensor]] = [[] for _ in neighbours]
+    for block in squared_distances(features, features):
+        for radii, k in zip(found, neighbours, strict=True):
+            radii.append(block.kthvalue(k + 1).values)  # the nearest of all is the member itself, at distance 0
+    return [torch.cat(radii) for radii in found]
 
 
 def share_inside(features: Tensor, manifold: Manifold) -> float:
@@ -84,20 +94,27 @@ def share_inside(features: Tensor, manifold: Manifold) -> float:
 @dataclass(frozen=True)
 class Inside:
     """Membership of samples and real images in each other's balls. `samples`: (N, M) bool, sample n in the ball of real
-    image m. `real`: (M, N) bool, real image m in the ball of sample n. `neighbours` is the k of both manifolds."""
+    image m. `real`: (M, N) bool, real image m in the ball of sample n. `neighbours` is the k of both manifolds.
+    `real_wide`: (M, N) bool, the same of balls that reach to the 2k-th neighbour, which is the k-th of half the
+    samples."""
 
     samples: Tensor
     real: Tensor
     neighbours: int
+    real_wide: Tensor
 
     @staticmethod
     def of(samples: Tensor, real: Manifold, neighbours: int) -> Inside:
-        of_samples = Manifold.of(samples, neighbours).squared_radii
-        of_samples_in_real, of_real_in_samples = [], []
-        for block, radii in zip(squared_distances(samples, real.features), of_samples.split(_ROWS), strict=True):
+        radii, wide_radii = nearest_radii(samples, neighbours, min(2 * neighbours, len(samples) - 1))
+        of_samples_in_real, of_real_in_samples, wide = [], [], []
+        blocks = zip(
+            squared_distances(samples, real.features), radii.split(_ROWS), wide_radii.split(_ROWS), strict=True
+        )
+        for block, near, far in blocks:
             of_samples_in_real.append(block <= real.squared_radii)
-            of_real_in_samples.append(block <= radii[:, None])
-        return Inside(torch.cat(of_samples_in_real), torch.cat(of_real_in_samples).T, neighbours)
+            of_real_in_samples.append(block <= near[:, None])
+            wide.append(block <= far[:, None])
+        return Inside(torch.cat(of_samples_in_real), torch.cat(of_real_in_samples).T, neighbours, torch.cat(wide).T)
 
     def precise(self) -> Tensor:
         """(N,) bool: the sample lies in some ball; its mean is precision (Kynkaanniemi et al. 2019, equation 2)."""
@@ -116,24 +133,31 @@ class Inside:
         """(M,) bool: the real image's ball holds a sample; its mean is coverage (Naeem et al. 2020, equation 5)."""
         return self.samples.any(0)
 
-    def resampled_recall(self, weights: Tensor) -> Tensor:
-        """(R,) recall of resampled sets of samples, radii unchanged. `weights`: (R, N) multiplicities."""
-        return _shares_hit(self.real, weights)
+    def recall_variance(self, halves: Tensor) -> float:
+        """The variance of recall between sets of samples. Balls shrink as samples grow in number, so that the spread of
+        halves, whose balls reach to the k-th of half the samples, is about that of the whole. `halves`: (S, 2, N)."""
+        return intervals.part_variance(_shares_hit(self.real_wide, halves))
 
-    def resampled_coverage(self, weights: Tensor) -> Tensor:
-        """(R,) coverage of resampled sets of samples. `weights`: (R, N) multiplicities."""
-        return _shares_hit(self.samples.T, weights)
+    def coverage_variance(self, halves: Tensor, quarters: Tensor) -> float:
+        """The variance of coverage between sets of samples. `halves`: (S, 2, N), `quarters`: (S, 4, N)."""
+        return intervals.grown_variance(*(_shares_hit(self.samples.T, parts) for parts in (halves, quarters)))
 
 
-def neighbour_figures(inside: Inside, weights: Tensor) -> Figures:
-    """precision, recall, density and coverage with bootstrap intervals. `weights`: (R, N) multiplicities."""
-    precise, dense = inside.precise(), inside.dense()
+def neighbour_figures(inside: Inside, resampling: Resampling) -> Figures:
+    """precision, recall, density and coverage, with intervals where `resampling` has resamples."""
+    precise, dense, weights = inside.precise(), inside.dense(), resampling.weights
     recall, coverage = _share(inside.recalled()), _share(inside.covered())
+    of_recall = of_coverage = None
+    if len(weights):
+        spread = math.sqrt(inside.recall_variance(resampling.halves))
+        of_recall = intervals.normal(recall, spread, 0.0, 1.0)
+        spread = math.sqrt(inside.coverage_variance(*resampling.parts))
+        of_coverage = intervals.normal(coverage, spread, 0.0, 1.0)
     return named(
         PRECISION.figure(_share(precise), intervals.of_mean(precise, weights, 0.0, 1.0)),
-        RECALL.figure(recall, intervals.around(recall, inside.resampled_recall(weights), 0.0, 1.0)),
+        RECALL.figure(recall, of_recall),
         DENSITY.figure(_share(dense), intervals.of_mean(dense, weights, 0.0)),
-        COVERAGE.figure(coverage, intervals.around(coverage, inside.resampled_coverage(weights), 0.0, 1.0)),
+        COVERAGE.figure(coverage, of_coverage),
     )
 
 
@@ -146,10 +170,11 @@ def _share(hits: Tensor) -> float:
     return float(hits.double().mean())
 
 
-def _shares_hit(hits: Tensor, weights: Tensor) -> Tensor:
-    """(R,) shares of the rows of hits (M, N) that some column of positive weight hits."""
-    found = [(weights @ block.T.float() > 0).sum(1) for block in hits.split(_ROWS)]
-    return torch.stack(found).sum(0) / len(hits)
+def _shares_hit(hits: Tensor, parts: Tensor) -> Tensor:
+    """(S, P) shares of the rows of hits (M, N) that some sample of each part hits. `parts`: (S, P, N)."""
+    flat = parts.flatten(0, 1)
+    found = [(flat @ block.T.float() > 0).sum(1) for block in hits.split(_ROWS)]
+    return (torch.stack(found).sum(0) / len(hits)).view(parts.shape[:2])
 
 
 def nearest(features: Tensor, among: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:

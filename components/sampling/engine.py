@@ -12,7 +12,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,78 +19,12 @@ from torch import Tensor
 
 from components.sampling.batching import num_rows, packed, split
 from components.sampling.state import caches, refuse_more_rows
-from components.sampling.trajectories import Answer, Call, Trajectory
+from components.sampling.tasks import DeadlineExceeded, EngineFull, EngineStopped, Forward, Load, Task, Usage
+from components.sampling.trajectories import Answer, Trajectory
+from components.sampling.workload import NO_WORK, Paces, Work
 
 IDLE_BEAT = 0.2  # seconds between heartbeats of an engine with nothing to do
 LATE = "the deadline passed before the image was finished"
-
-
-class EngineFull(Exception):
-    """Slots and queue are taken; nothing was accepted."""
-
-
-class DeadlineExceeded(Exception):
-    """The trajectory was not at its end in time."""
-
-
-class EngineStopped(Exception):
-    """The engine's thread has ended; what it held is lost and it accepts no more."""
-
-
-@dataclass(frozen=True)
-class Forward:
-    """What one forward did: `rows` of it were asked for by `num_calls` trajectories, `padding` were added."""
-
-    net: str
-    rows: int
-    padding: int
-    num_calls: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Load:
-    """Rows that advance, rows that wait, and how many of each there is room for; rows that nets keep, and how many of
-    them there is room for, in the net that is nearest to full."""
-
-    active: int
-    waiting: int
-    slots: int
-    queue: int
-    kept: int = 0
-    cache_rows: int = 0
-
-
-@dataclass(eq=False)
-class _Task:
-    """A trajectory in the engine. `rows` is an estimate until its first call is known."""
-
-    start: Callable[[], Trajectory]
-    rows: int
-    group: Hashable
-    deadline: float
-    future: Future[Tensor]
-    trajectory: Trajectory | None = None
-    call: Call | None = None
-    arrival: int = 0  # order in which calls came up: the oldest is answered first
-    show_at: list[float] = field(default_factory=list)  # shares of the way, the next one last
-    on_preview: Callable[[float, Tensor], None] | None = None
-    previews: list[Future[Tensor]] = field(default_factory=list)
-    leases: dict[str, Tensor] = field(default_factory=dict)  # slots of its rows, by the net that keeps them
-    charged: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.charged = self.rows
-
-    @property
-    def signature(self) -> tuple:
-        """Calls of equal signature can share a forward."""
-        inputs = self.call.inputs.items()
-        return (
-            self.call.net,
-            self.call.stateful,
-            tuple((name, tensor.shape[1:], tensor.dtype) for name, tensor in inputs),
-        )
 
 
 class Engine:
@@ -127,12 +60,13 @@ class Engine:
         self.buckets = sorted(buckets)
         self.on_forward = on_forward
         self._lock = threading.Condition()
-        self._waiting: deque[_Task] = deque()  # under the lock
+        self._waiting: deque[Task] = deque()  # under the lock
         self._rows = 0  # of all tasks, under the lock
         self._stopping = self._draining = False  # under the lock
-        self._active: list[_Task] = []  # the thread's own, until it is given up
+        self._active: list[Task] = []  # the thread's own, until it is given up
         self._given_up = False
         self._arrivals = itertools.count()
+        self._paces = Paces()  # seconds between two rounds of a busy engine, all that it does beside the nets included
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -146,6 +80,8 @@ class Engine:
         deadline: float = float("inf"),
         num_previews: int = 0,
         on_preview: Callable[[float, Tensor], None] | None = None,
+        expected: Work = NO_WORK,
+        on_usage: Callable[[Usage], None] | None = None,
     ) -> Future[Tensor]:
         """Accepts a trajectory; the future gets what it returns, or what it raises.
 
@@ -155,12 +91,15 @@ class Engine:
         deadline:      a time.monotonic(), after which the future gets DeadlineExceeded
         num_previews:  how many, spread evenly over the way; a trajectory that offers fewer shows fewer
         on_preview:    told the share of the way and the images so far, on the engine's thread, never after the end
+        expected:      its work, for `seconds_to_finish`
+        on_usage:      told what it took, on the engine's thread, if it comes to its end
 
         Cancelling the future frees the rows before the next forward. Raises EngineFull, or EngineStopped.
         """
         show_at = [part / (num_previews + 1) for part in range(num_previews, 0, -1)]
         group = object() if group is None else group
-        task = _Task(start, rows, group, deadline, Future(), show_at=show_at, on_preview=on_preview)
+        task = Task(start, rows, group, deadline, Future(), show_at=show_at, on_preview=on_preview)
+        task.expected, task.on_usage = expected, on_usage
         with self._lock:
             if self._stopping or not self._thread.is_alive():
                 raise EngineStopped("the engine has stopped")
@@ -177,6 +116,29 @@ class Engine:
             fullest = min(self._caches.values(), key=lambda cache: cache.num_free, default=None)
             kept = (fullest.leased, fullest.rows) if fullest else ()
             return Load(self._rows - waiting, waiting, self.slots, self.queue, *kept)
+
+    def seconds_to_finish(self, works: Sequence[Work] = ()) -> float:
+        """Until all that is in the engine is finished, and trajectories of these works with it, at its pace of late:
+        those before come first, and no trajectory's calls overlap."""
+        with self._lock:
+            tasks = [*self._waiting, *self._active]
+        rows: Counter[str] = Counter()
+        for task in tasks:
+            rows.update({net: max(0.0, count - task.num_rows[net]) for net, count in task.expected.rows.items()})
+        for work in works:
+            rows.update(work.rows)
+        serial = max((self._paces.serial_seconds(work.calls) for work in works), default=0.0)
+        return max(self._paces.seconds(rows), serial)
+
+    def seconds_of(self, works: Sequence[Work]) -> float:
+        """What these works add to the engine's, at its pace of late."""
+        return sum(self._paces.seconds(work.rows) for work in works)
+
+    def num_before(self, future: Future) -> int:
+        """Trajectories that wait for a slot and came before this one; 0 once it has one."""
+        with self._lock:
+            futures = [task.future for task in self._waiting]
+        return futures.index(future) if future in futures else 0
 
     def silence(self) -> float:
         """Seconds since the thread's last sign of life, infinite when it has ended. A forward is one long silence."""
@@ -200,10 +162,13 @@ class Engine:
         try:
             with torch.inference_mode():
                 while self._wait_for_work():
+                    began = time.perf_counter()
                     self._admit()
                     self._drop_gone()
                     if self._active and (chosen := self._choose()):
+                        net, rows = chosen[0].call.net, sum(num_rows(task.call) for task in chosen)
                         self._advance(chosen)
+                        self._paces.add(net, rows, time.perf_counter() - began)
         finally:
             self._abandon()
 
@@ -241,7 +206,7 @@ class Engine:
             for task in gone:
                 self._leave(task, DeadlineExceeded(LATE))
 
-    def _choose(self) -> list[_Task]:
+    def _choose(self) -> list[Task]:
         """The calls of the next forward: those that can share one with the oldest call, every group's first call before
         any group's second, older before newer. So each group advances in every round, however many others have."""
         by_age = self._ready()
@@ -260,7 +225,7 @@ class Engine:
                 rows += task.charged
         return chosen
 
-    def _ready(self) -> list[_Task]:
+    def _ready(self) -> list[Task]:
         """Those whose next call can be answered, oldest first: all but calls whose rows are to be kept and for which no
         slots are free. Older ones get slots first. If all wait for each other, the youngest gives up."""
         ready, blocked = [], set()
@@ -277,7 +242,7 @@ class Engine:
             self._leave(youngest, EngineFull(f"{youngest.call.net}: no room to keep its rows"))
         return ready
 
-    def _advance(self, tasks: list[_Task]) -> None:
+    def _advance(self, tasks: list[Task]) -> None:
         """Answers the calls of `tasks` by one forward. If it raises, each is answered alone, so that a call that cannot
         be answered fails its own trajectory only."""
         try:
@@ -291,9 +256,11 @@ class Engine:
                     self._advance([task])
             return
         for task, answer in zip(tasks, answers, strict=True):
+            task.num_calls[task.call.net] += 1
+            task.num_rows[task.call.net] += num_rows(task.call)
             self._step(task, answer)
 
-    def _forward(self, tasks: list[_Task]) -> list[Answer]:
+    def _forward(self, tasks: list[Task]) -> list[Answer]:
         began, calls = time.perf_counter(), [task.call for task in tasks]
         net, counts = calls[0].net, [num_rows(call) for call in calls]
         rows = sum(counts)
@@ -306,10 +273,11 @@ class Engine:
         self.on_forward(Forward(net, rows, padding, len(calls), time.perf_counter() - began))
         return answers
 
-    def _step(self, task: _Task, answer: Tensor | None) -> None:
+    def _step(self, task: Task, answer: Tensor | None) -> None:
         """Starts a trajectory or sends it an answer, up to its next call or its end."""
         try:
             if task.trajectory is None:
+                task.began = time.monotonic()
                 task.trajectory = task.start()
             task.call = task.trajectory.send(answer)
             self._refuse_unkeepable(task)
@@ -321,7 +289,7 @@ class Engine:
         except Exception as error:
             self._leave(task, error)
 
-    def _refuse_unkeepable(self, task: _Task) -> None:
+    def _refuse_unkeepable(self, task: Task) -> None:
         """Raises ValueError of a call whose rows its net cannot keep."""
         net = task.call.net
         if task.call.stateful:
@@ -330,14 +298,14 @@ class Engine:
             most = len(task.leases[net]) if net in task.leases else self._caches[net].rows
             refuse_more_rows(net, num_rows(task.call), most)
 
-    def _show(self, task: _Task) -> None:
+    def _show(self, task: Task) -> None:
         """Starts the preview that a call offers, if one is due; it advances like any trajectory of its group."""
         preview = task.call.preview
         if not task.show_at or preview is None or preview.progress < task.show_at[-1]:
             return
         while task.show_at and preview.progress >= task.show_at[-1]:
             task.show_at.pop()
-        shown = _Task(preview.start, task.charged, task.group, task.deadline, Future())
+        shown = Task(preview.start, task.charged, task.group, task.deadline, Future())
         task.previews.append(shown.future)
 
         def tell(future: Future[Tensor]) -> None:
@@ -351,13 +319,13 @@ class Engine:
         self._active.append(shown)
         self._step(shown, None)
 
-    def _charge(self, task: _Task, rows: int) -> None:
+    def _charge(self, task: Task, rows: int) -> None:
         if rows != task.charged:
             with self._lock:
                 self._rows += rows - task.charged
                 task.charged = rows
 
-    def _leave(self, task: _Task, outcome: Tensor | Exception) -> None:
+    def _leave(self, task: Task, outcome: Tensor | Exception) -> None:
         """Frees the rows, then tells the future; one that was cancelled meanwhile is told nothing."""
         if task in self._active:
             self._active.remove(task)
@@ -368,9 +336,13 @@ class Engine:
             task.trajectory.close()
         for preview in task.previews:
             preview.cancel()
+        if task.on_usage is not None and isinstance(outcome, Tensor):
+            now = time.monotonic()
+            work = Work(dict(task.num_calls), dict(task.num_rows))
+            task.on_usage(Usage(task.began - task.submitted, now - task.submitted, work))
         _tell(task.future, outcome)
 
-    def _free(self, task: _Task) -> None:
+    def _free(self, task: Task) -> None:
         for net, slots in task.leases.items():
             self._caches[net].free(slots)
         task.leases = {}
@@ -379,14 +351,14 @@ class Engine:
         """The thread ends: nobody may wait for it."""
         with self._lock:
             self._stopping, self._draining = True, False
-            tasks: Iterable[_Task] = [*self._active, *self._waiting]
+            tasks: Iterable[Task] = [*self._active, *self._waiting]
             self._active, self._waiting, self._rows = [], deque(), 0
         for task in tasks:
             self._free(task)
             _tell(task.future, EngineStopped("the engine has stopped"))
 
 
-def _gone(task: _Task) -> bool:
+def _gone(task: Task) -> bool:
     return task.future.cancelled() or time.monotonic() > task.deadline
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 
 from components.config import Strict
 from components.data.dataset import Rejected
@@ -40,7 +40,9 @@ class DataConfig(Strict):
     max_rejected: int = Field(default=0, ge=0)  # files that may be left out before the stage stops
     mirror: str | None = None  # fashion_mnist: folder or URL with the four files; None is the official address
     label_key: str = Field(default="label", min_length=1)  # source folder: the .jsonl's key for an image's class
-    path: Path | None = Field(default=None, validate_default=True)  # source folder: where the images lie
+    path: Path = Path("data/raw")  # source folder: where the images lie; DVC watches it
+    layout: Literal["auto", "classes", "flat"] = "auto"  # source folder: read off names and tables; or every sub-folder
+    # of it is a class, whatever its name; or none is
     objects: Path | None = None  # s3: the manifest of the versions to take (pipelines.ingest); None is what is there
 
     @field_validator("source")
@@ -58,13 +60,6 @@ class DataConfig(Strict):
             raise ValueError("expected a number of pixels, at least 8, or two of them, [height, width]")
         return value
 
-    @field_validator("path")
-    @classmethod
-    def _is_given(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if value is None and info.data.get("source") == "folder":
-            raise ValueError("expected the folder with the images, because data.source is folder")
-        return value
-
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of an image: channels, height, width."""
@@ -78,12 +73,14 @@ def _is_side(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Source:
-    """`splits`: train and test, each a function that starts its stream anew. `facts` go into the manifest."""
+    """`splits`: train and test, each a function that starts its stream anew. `facts` go into the manifest, `notes` are
+    told beside."""
 
     classes: tuple[str, ...]
     facts: dict[str, str | int | float]
     splits: dict[str, Callable[[], Iterator[Row | Rejected]]]
     medium: str = "image"
+    notes: tuple[str, ...] = ()
 
 
 def read(config: DataConfig, seed: int, mirrored: Path | None = None) -> Source:

@@ -45,6 +45,8 @@ class TrainingConfig(Strict):
     ema_snapshots: int = Field(0, ge=0)  # how often two more averages are kept, to build any width afterwards
     report_every: int = Field(50, gt=0)
     save_every: int = Field(500, gt=0)
+    keep: Literal["last", "best"] = "last"  # best: the averages of the checkpoint best by `keep_by`, besides the last
+    keep_by: str = "held_out_loss"  # any figure of checkpoint validation
     on_nonfinite: Literal["stop", "skip"] = "stop"  # an update that is not finite: stop the run, or leave it out
 
     def takes_snapshot(self, step: int) -> bool:

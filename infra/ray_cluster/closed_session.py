@@ -9,17 +9,21 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 from ray._private import ray_constants, services
+from ray._private import worker as ray_worker
 from ray._raylet import AuthenticationTokenLoader, Config
 
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 # Ray 2.60: off as on macOS and Windows, a node's address is 127.0.0.1, and all its processes listen there alone
 _LOOPBACK = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+_NEEDED = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
 
 
 class _OwnGroup(services.ConsolePopen):
@@ -46,6 +50,23 @@ def opened() -> Iterator[None]:
         ):
             read_settings()
             yield
+
+
+def lost_process() -> str:
+    """The process that a session of this machine cannot do without and that has ended, or nothing."""
+    node = ray_worker._global_node
+    dead = {kind for kind, _ in node.dead_processes()} if node else set()
+    return next(
+        (kind for kind in (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER) if kind in dead),
+        "",
+    )
+
+
+def end_at_once(status: int) -> NoReturn:
+    """Ends the session's processes and this one, without asking anything of Ray."""
+    ray_worker._global_node.kill_all_processes(check_alive=False)
+    shutil.rmtree(Path(os.environ[TOKEN_PATH]).parent, ignore_errors=True)
+    os._exit(status)
 
 
 def read_settings() -> None:

@@ -17,6 +17,8 @@ import torch
 from components.artifacts.run_folder import load, load_weights
 from components.conditioning.text import EMBEDDED, texts_of_column
 from components.data.dataset import Dataset, Shard, read_manifest, write_shard
+from components.data.media.tokens import MEDIUM as TOKENS
+from components.metrics.codes import code_counts, perplexity, usage
 from components.nets.text_encoders import EncoderLayout, FrozenText
 from components.shapes import all_but_channels
 from infra.config import ClusterConfig
@@ -25,6 +27,7 @@ from infra.storage.buckets import is_remote
 from infra.storage.staging import Staged, local, stage
 from infra.storage.store import Store
 
+VIEWS = "views"  # the column of tokens of other views of a row
 TEXT_WEIGHTS = "text.safetensors"  # of a text encoder, beside the shards
 
 
@@ -42,6 +45,34 @@ class Moments(NamedTuple):
         mean = self.mean / self.count
         spread = np.sqrt(self.mean_square / self.count - mean**2 + self.variance / self.count)
         return {"channel_mean": tuple(mean.tolist()), "channel_std": tuple(spread.tolist())}
+
+    def packed(self) -> np.ndarray:
+        """As numbers that add up over shards."""
+        return np.concatenate([[self.count], *self[1:]])
+
+    @staticmethod
+    def unpacked(packed: np.ndarray) -> Moments:
+        return Moments(packed[0], *np.split(packed[1:], 3))
+
+
+class CodeCounts(NamedTuple):
+    """How often each code occurs among the tokens of a set."""
+
+    counts: np.ndarray
+
+    def statistics(self) -> dict[str, tuple[float, ...]]:
+        """`vocabulary`: how many codes there are; the share of them that occurs, and their perplexity."""
+        counts = torch.from_numpy(self.counts)
+        told = {"vocabulary": len(counts), "usage": usage(counts), "perplexity": perplexity(counts)}
+        return {name: (float(value),) for name, value in told.items()}
+
+    def packed(self) -> np.ndarray:
+        """As numbers that add up over shards."""
+        return self.counts
+
+    @staticmethod
+    def unpacked(packed: np.ndarray) -> CodeCounts:
+        return CodeCounts(packed)
 
 
 class Encoder:
@@ -71,25 +102,28 @@ class Encoder:
         return {
             "number": numbers["shard"],
             "shard": [shard.model_dump_json() for shard, _ in shards],
-            "moments": [np.concatenate([[moments.count], *moments[1:]]) for _, moments in shards],
+            "sums": [sums.packed() for _, sums in shards],
         }
 
-    def _encode(self, number: int) -> tuple[Shard, Moments]:
+    def _encode(self, number: int) -> tuple[Shard, Moments | CodeCounts]:
         rows = self._images.take(self._images.shard_rows(number))
         stored = rows.pop(self._medium.column)
-        columns = self._columns(stored)
+        columns, sums = self._encoded(stored)
         others = {name: values.numpy() for name, values in rows.items()}
         texts = {} if self._text is None else {EMBEDDED: self._embeddings(rows["caption"])}
         with self._target.filled_from_disk() as folder:
-            shard = write_shard(folder, number, columns | others | texts)
+            return write_shard(folder, number, columns | others | texts), sums
+
+    def _encoded(self, stored: torch.Tensor) -> tuple[dict[str, np.ndarray], Moments | CodeCounts]:
+        """The new columns of stored rows, and sums over them."""
+        columns = self._columns(stored)
         mean, std = (
             np.concatenate([values for name, values in columns.items() if name.startswith(which)])
             for which in ("mean", "std")
         )
         exact, places = mean.astype(np.float64), all_but_channels(mean.ndim)
-        count = mean.size / mean.shape[1]
         variance = (std.astype(np.float64) ** 2).sum(places)
-        return shard, Moments(count, exact.sum(places), (exact**2).sum(places), variance)
+        return columns, Moments(mean.size / mean.shape[1], exact.sum(places), (exact**2).sum(places), variance)
 
     def _columns(self, stored: torch.Tensor) -> dict[str, np.ndarray]:
         """Posteriors of the rows, and of their mirror images where these are wanted."""
@@ -115,6 +149,33 @@ class Encoder:
         return np.concatenate([self._text.encoded(part).context.half().cpu().numpy() for part in parts])
 
 
+class Tokeniser(Encoder):
+    """An actor that turns shards of rows into shards of tokens (1, ...), and where other views of the rows are wanted,
+    mirrored or moved by `shifts` cells, into those of each, (views, ...)."""
+
+    def __init__(self, *args, shifts: int = 0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._shifts = shifts
+
+    def _encoded(self, stored: torch.Tensor) -> tuple[dict[str, np.ndarray], CodeCounts]:
+        views = torch.stack([self._tokens(view) for view in self._views(stored)], dim=1)  # (N, views, ...)
+        counts = code_counts(views, self._net.codebook.size).double().numpy()
+        stored_views = views.to(torch.uint16).numpy()
+        others = {VIEWS: stored_views[:, 1:]} if views.shape[1] > 1 else {}
+        return {TOKENS.column: stored_views[:, :1], **others}, CodeCounts(counts)
+
+    def _views(self, stored: torch.Tensor) -> list[torch.Tensor]:
+        ways = [stored] + ([self._medium.mirrored(stored)] if self._flips else [])
+        by = (0, -self._shifts, self._shifts) if self._shifts else (0,)
+        offsets = [(down, right) for down in by for right in by]
+        return [way if at == (0, 0) else self._medium.shifted(way, at) for way in ways for at in offsets]
+
+    @torch.inference_mode()
+    def _tokens(self, stored: torch.Tensor) -> torch.Tensor:
+        parts = (self._medium.to_floats(part.to(self._device)) for part in stored.split(self._batch_size))
+        return torch.cat([self._net.tokens(part).cpu() for part in parts])
+
+
 def encode(
     autoencoder: Path,
     images: Path,
@@ -124,11 +185,12 @@ def encode(
     storage: str = "",
     flips: bool = False,
     text: EncoderLayout | None = None,
+    shifts: int | None = None,
 ) -> tuple[list[Shard], dict[str, tuple[float, ...]]]:
-    """Writes one shard of posteriors into `target` for every shard of `images`; returns the manifest entries in order
-    and the channel statistics of the whole set. `storage`: s3://bucket/prefix that inputs and shards go through, where
-    nodes do not see these folders; `flips`: each row also holds the mirrored image's; `text`: what embeds the captions,
-    its weights in `target` already."""
+    """Writes one shard of posteriors into `target` for every shard of `images`, or of tokens, where `shifts` is told;
+    returns the manifest entries in order and the statistics of the whole set. `storage`: s3://bucket/prefix that inputs
+    and shards go through, where nodes do not see these folders; `flips`: each row also holds the mirrored image's;
+    `text`: what embeds the captions, its weights in `target` already; `shifts`: see Tokeniser."""
     num_shards = len(read_manifest(images).shards)
     inputs, made = (autoencoder.resolve(), images.resolve()), Store.open(target.resolve())
     inputs += () if text is None else (target.resolve(),)
@@ -137,14 +199,16 @@ def encode(
         made = Store.open(storage) / "encoded" / "-".join(staged.hash[:16] for staged in inputs)
     autoencoder_at, images_at, *text_at = inputs
     arguments = (autoencoder_at, images_at, made, batch_size, flips, (text, *text_at) if text_at else None)
+    kind, sums = (Encoder, Moments) if shifts is None else (Tokeniser, CodeCounts)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of its execution plan otherwise
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = (
         # a block a shard from the start: a repartition would be tasks, which actors on every CPU leave no room for
         ray.data.from_items([{"shard": number} for number in range(num_shards)], override_num_blocks=num_shards)
         .map_batches(
-            Encoder,
+            kind,
             fn_constructor_args=arguments,
+            fn_constructor_kwargs={} if shifts is None else {"shifts": shifts},
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(cluster.max_workers, num_shards)),
             num_cpus=1,
@@ -155,6 +219,5 @@ def encode(
     if not made.is_local:
         made.copy_to(target)
     done.sort(key=lambda row: row["number"])
-    total = np.sum([row["moments"] for row in done], axis=0)
-    moments = Moments(total[0], *np.split(total[1:], 3))
-    return [Shard.model_validate_json(row["shard"]) for row in done], moments.statistics()
+    total = sums.unpacked(np.sum([row["sums"] for row in done], axis=0))
+    return [Shard.model_validate_json(row["shard"]) for row in done], total.statistics()

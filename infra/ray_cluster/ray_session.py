@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,10 +71,36 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[str]:
                 )
         except ConnectionError as error:
             raise InputError(f"cluster.address: no Ray cluster answers at {address!r} ({error})") from None
+        except Exception as error:  # Ray 2.60 raises no other kind when its processes are not up in time
+            if local and type(error) is Exception:
+                raise InputError(f"Ray could not be started on this machine: {str(error).splitlines()[0]}") from None
+            raise
         try:
             yield ray.get_runtime_context().gcs_address
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def ending_with_ray() -> Iterator[None]:
+    """Ends this process with one line and status 2 if Ray's own processes on this machine end within the block. Calls
+    to a session that has lost its raylet return never, so nobody else could."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1):
+            if lost := closed_session.lost_process():
+                folder = ray._private.worker._global_node.get_logs_dir_path()
+                print(
+                    f"error: Ray's {lost} has ended (its log is in {folder}); start again", file=sys.stderr, flush=True
+                )
+                closed_session.end_at_once(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 @contextlib.contextmanager

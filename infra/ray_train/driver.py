@@ -13,6 +13,7 @@ from pathlib import Path
 import ray.train
 from ray.train.torch import TorchTrainer
 
+from components.artifacts.run_folder import Best
 from components.errors import DataError, InputError, TrainingError
 from components.training.loop import State
 from infra.config import ClusterConfig
@@ -35,9 +36,8 @@ def train(job: Job, cluster: ClusterConfig, storage: str | Path, tracker: RunLog
     `storage`: an absolute folder that every node sees, or s3://bucket/prefix, where the job's inputs are staged, too.
     Raises TrainingError for a run that went wrong, InputError if another driver has it, and otherwise what a worker
     raised."""
-    name = f"{job.name}-{job.hash[:16]}"
-    run = Store.open(storage) / name
-    with run_lock(_lock_folder(storage), name):
+    run = _run(job, storage)
+    with run_lock(_lock_folder(storage), run.name):
         state = newest_whole(run, "cpu")
         if state is not None:  # what an interrupted attempt stored but did not get to track, before what comes after it
             _track(state, tracker)
@@ -47,6 +47,16 @@ def train(job: Job, cluster: ClusterConfig, storage: str | Path, tracker: RunLog
     validated = {step: validation.tracked(figures) for step, figures in validation.kept(run).items()}
     state.history = [{**row, **validated.get(int(row["step"]), {})} for row in state.history]
     return state
+
+
+def best_checkpoint(job: Job, storage: str | Path) -> Best | None:
+    """What a finished training keeps besides its last weights, if it was asked to. Raises TrainingError if that is not
+    there."""
+    return validation.best(_run(job, storage), job.training)
+
+
+def _run(job: Job, storage: str | Path) -> Store:
+    return Store.open(storage) / f"{job.name}-{job.hash[:16]}"
 
 
 def _track(state: State, tracker: RunLogger) -> None:

@@ -50,6 +50,7 @@ class Job:
     code_hash: str
     inputs: tuple[Input, ...] = ()
     held_out: str = ""
+    held_out_hash: str = ""  # of its content, where that decides which checkpoint is kept
     staged: Mapping[str, Staged] = field(default_factory=dict)
 
     @property
@@ -64,6 +65,8 @@ class Job:
             "inputs": {given.role: given.hash for given in self.inputs},
             "code": self.code_hash,
         }
+        if self.held_out_hash:
+            facts["held_out"] = self.held_out_hash
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def in_storage(self, storage: str, cache_bytes: int) -> Job:

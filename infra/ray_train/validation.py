@@ -12,16 +12,19 @@ import json
 import torch
 
 from components.artifacts import run_folder
+from components.artifacts.run_folder import Best
 from components.data.dataset import Dataset
+from components.errors import TrainingError
 from components.evaluation.held_out import HeldOutRows
 from components.families.base import JUDGE, Family
 from components.metrics.figures import VALIDATION, Figures, as_json, definitions_as_json, from_json, values
-from components.training.loop import State, restore_nets
+from components.training.loop import State, TrainingConfig, restore_nets
 from infra.ray_train.job import Job, to_device
 from infra.storage.store import Store
 
 ROWS = 500  # of the training images and of those held out, that figures are made of
 FOLDER = VALIDATION
+BEST, ENDING = "best", ".safetensors"  # beside it: averages of the best checkpoint, by step
 
 
 class Validator:
@@ -90,3 +93,47 @@ def kept(run: Store) -> dict[int, Figures]:
     names = [name for name in found.names() if name.endswith(".json") and not name.startswith(".")]
     stored = {int(name.removesuffix(".json")): json.loads(found.read(name)) for name in names}
     return {step: from_json(one, one["definitions"], None, str(found)) for step, one in stored.items()}
+
+
+def keep_best(run: Store, state: State, figures: Figures, config: TrainingConfig) -> None:
+    """Stores a checkpoint's averages where training.keep asks for the best and none that is stored is as good. Which
+    one is left does not depend on the order in which checkpoints are validated. Raises TrainingError of a figure that
+    they do not have, or that is better neither way."""
+    if config.keep != "best":
+        return
+    figure = figures.get(config.keep_by)
+    if figure is None or figure.definition.better is None:
+        comparable = [name for name, one in figures.items() if one.definition.better is not None]
+        expected = f"expected one of {', '.join(comparable)}" if comparable else "its checkpoints have none"
+        raise TrainingError(
+            f"training.keep_by: no figure {config.keep_by!r} to keep the best checkpoint by; {expected}"
+        )
+    measured, folder = kept(run), run / BEST
+    ours = (figure.definition.cost(figure.value), state.step)
+    stored = {int(name.removesuffix(ENDING)): name for name in folder.names() if name.endswith(ENDING)}
+    costs = {step: _cost(measured[step], config.keep_by) for step in stored if step in measured}
+    if any((cost, step) < ours for step, cost in costs.items()):
+        return
+    best = Best(state.step, config.keep_by, figure.value, state.average)
+    folder.write(f"{state.step:07d}{ENDING}", best.as_bytes())
+    for step in costs:
+        if (costs[step], step) > ours:
+            folder.remove(stored[step])
+
+
+def best(run: Store, config: TrainingConfig) -> Best | None:
+    """The best checkpoint that a run keeps; None where nobody asked for it. Raises TrainingError if it is not there."""
+    if config.keep != "best":
+        return None
+    measured, folder = kept(run), run / BEST
+    steps = [int(name.removesuffix(ENDING)) for name in folder.names() if name.endswith(ENDING)]
+    steps = [step for step in steps if config.keep_by in measured.get(step, {})]
+    if not steps:
+        raise TrainingError(f"{folder}: no checkpoint was measured by {config.keep_by!r}, which is training.keep_by")
+    step = min(steps, key=lambda step: (_cost(measured[step], config.keep_by), step))
+    with folder.on_disk() as local:
+        return Best.from_file(local / f"{step:07d}{ENDING}")
+
+
+def _cost(figures: Figures, name: str) -> float:
+    return figures[name].definition.cost(figures[name].value)

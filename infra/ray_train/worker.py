@@ -126,7 +126,7 @@ class Worker:
         began = time.monotonic()
         alone = self.world == 1
         if self.reporter and alone:
-            self.reporter.validated(self.run, state.step, *self.validator.validate(state))
+            self.reporter.validated(self.run, state, *self.validator.validate(state))
         checkpoint = write_checkpoint(state) if self.reporter else None
         ray.train.report(
             {"step": state.step},
@@ -143,7 +143,7 @@ def validate_apart(checkpoint: ray.train.Checkpoint, job: Job, reports: Queue, r
     with checkpoint.as_directory() as folder:
         state = read_state(Path(folder), "cpu")
     picture, figures = validation.Validator(job, "cpu").validate(state)
-    Reporter(job, reports, torch.device("cpu")).validated(run, state.step, picture, figures)
+    Reporter(job, reports, torch.device("cpu")).validated(run, state, picture, figures)
     return {}
 
 
@@ -170,13 +170,14 @@ class Reporter:
         rate = (step - self._first) * self._job.training.batch_size / (time.monotonic() - self._began)
         self._queue.put(("figures", step, {**figures, RATE: rate, **self._system()}))
 
-    def validated(self, run: Store, step: int, picture: bytes | None, figures: Figures) -> None:
-        """Hands on a checkpoint's validation: figures into the run's storage and to the driver, the picture to the
-        driver."""
-        validation.keep(run, step, figures)
-        self._queue.put(("figures", step, validation.tracked(figures)))
+    def validated(self, run: Store, state: State, picture: bytes | None, figures: Figures) -> None:
+        """Hands on a checkpoint's validation: figures, and weights if they are to be kept, into the run's storage,
+        figures and the picture to the driver."""
+        validation.keep(run, state.step, figures)
+        validation.keep_best(run, state, figures, self._job.training)
+        self._queue.put(("figures", state.step, validation.tracked(figures)))
         if picture is not None:
-            self._queue.put(("picture", f"previews/{step:07d}.png", picture))
+            self._queue.put(("picture", f"previews/{state.step:07d}.png", picture))
 
     def _system(self) -> dict[str, float]:
         """How many workers there are, and what rank 0's process takes of its machine."""

@@ -1,12 +1,15 @@
 """Which versions are served, and where their files lie: the registry's champion, or promoted.json's where there is no
 registry. Every version is copied once into a folder of its own, so that no promotion changes files under a server; a
-node that does not see that folder fetches its own copy.
+node that does not see that folder fetches its own copy. A copy is served when its content has the hash that it was
+made with; one that is truncated or altered is made again.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,14 @@ from components.artifacts import pyfunc, run_folder
 from components.config import Strict
 from components.errors import InputError, SamplerError
 from components.families.base import Sampler
-from components.files import whole_folder, write_json
+from components.files import sha256_folder, whole_folder, write_json, write_whole
 from infra.config import TrackingConfig
 from infra.serving.openai_api import Served, ServedModel
-from infra.tracking.registry import Registry, Version
+from infra.tracking.registry import SHA256_TAG, Registry, Version
 
 SQLITE = "sqlite:///"
+
+logger = logging.getLogger(__name__)
 
 
 class ModelStore(Strict):
@@ -65,19 +70,34 @@ def read_promoted(path: Path) -> ServedModel:
 
 
 def folder_here(model: ServedModel, model_store: ModelStore) -> Path:
-    """A served version's run folder on this machine. Raises InputError where it has to come from a registry and there
-    is none."""
-    folder = Path(model.folder)
-    place = folder.parent
+    """A served version's run folder on this machine. Raises InputError where it has to be copied and there is nothing
+    to copy from."""
+    champions = Champions(model_store)
+    return copied(Path(model.folder).parent, lambda folder: champions.write(model, folder)) / pyfunc.SAMPLER
+
+
+def copied(place: Path, write: Callable[[Path], None]) -> Path:
+    """The folder `place`, whose content has the hash of when it was written; else `write` makes it anew."""
     place.parent.mkdir(parents=True, exist_ok=True)
+    checksum = place.parent / f".{place.name}.sha256"
     with FileLock(place.parent / f".{place.name}.lock"):  # the replicas of a node start together
-        if not folder.is_dir():
-            registry = Champions(model_store).registry()
-            if registry is None:
-                raise InputError(f"{folder}: not on this node, and there is no registry to fetch {model.id} from")
-            with whole_folder(place) as target:
-                registry.fetch(registry.version(model.version), target)
-    return folder
+        if place.is_dir() and not _is_whole(place, checksum):
+            logger.warning("%s: truncated or altered; it is copied again", place)
+            checksum.unlink(missing_ok=True)
+        if not checksum.is_file() or not place.is_dir():
+            with whole_folder(place) as folder:
+                write(folder)
+                digest = sha256_folder(folder)
+            write_whole(checksum, digest)
+    return place
+
+
+def _is_whole(place: Path, checksum: Path) -> bool:
+    return checksum.is_file() and checksum.read_text() == sha256_folder(place)
+
+
+class _PromotedAnew(Exception):
+    """promoted.json changed while its files were copied, which may be of either."""
 
 
 class Champions:
@@ -111,14 +131,32 @@ class Champions:
             if self._read and self._read[0] == stamp:
                 return self._read[1]
             found = read_promoted(self.promoted_path)
-            place = self._place(found.version, found.hash or found.run.provenance.job)
-            if not place.is_dir():
-                with whole_folder(place) as folder:
-                    shutil.copytree(found.folder, folder / pyfunc.SAMPLER)
-                    write_json(folder / pyfunc.CANDIDATE, {"settings": found.settings, "figures": found.figures})
-                    if self._stamp() != stamp:
-                        continue  # promoted anew meanwhile: the copy may be of either
+            try:
+                place = copied(self._place_of(found), lambda folder, found=found: self._write_promoted(found, folder))
+            except _PromotedAnew:
+                continue
             self._read = stamp, found.model_copy(update={"folder": str(place / pyfunc.SAMPLER)})
+
+    def write(self, model: ServedModel, folder: Path) -> None:
+        """Copies a version's files anew, from where promoted.json has them or from the registry. Raises InputError."""
+        if self.promoted_path.is_file():
+            found = read_promoted(self.promoted_path)
+            if self._place_of(found).name == Path(model.folder).parent.name:
+                return self._write_promoted(found, folder)
+        registry = self.registry()
+        if registry is None:
+            raise InputError(f"{model.folder}: not on this node, and there is no registry to fetch {model.id} from")
+        registry.fetch(registry.version(model.version), folder)
+
+    def _write_promoted(self, found: ServedModel, folder: Path) -> None:
+        stamp = self._stamp()
+        shutil.copytree(found.folder, folder / pyfunc.SAMPLER)
+        write_json(folder / pyfunc.CANDIDATE, {"settings": found.settings, "figures": found.figures})
+        if self._stamp() != stamp:
+            raise _PromotedAnew
+        told = json.loads(self.promoted_path.read_text()).get(SHA256_TAG)
+        if told and told != sha256_folder(folder / pyfunc.SAMPLER):
+            raise SamplerError(f"{found.folder}: altered since it was promoted; `dvc checkout` brings it back")
 
     def _stamp(self) -> object:
         if not self.promoted_path.is_file():
@@ -138,9 +176,7 @@ class Champions:
     def _registered(self, registry: Registry, version: Version) -> ServedModel:
         place = self._place(version.number, version.content)
         if place.name not in self._seen:
-            if not place.is_dir():
-                with whole_folder(place) as folder:
-                    registry.fetch(version, folder)
+            copied(place, lambda folder: registry.fetch(version, folder))
             told = json.loads((place / pyfunc.CANDIDATE).read_text())
             self._seen[place.name] = open_model(
                 place / pyfunc.SAMPLER,
@@ -151,6 +187,9 @@ class Champions:
                 hash=version.content,
             )
         return self._seen[place.name]
+
+    def _place_of(self, model: ServedModel) -> Path:
+        return self._place(model.version, model.hash or model.run.provenance.job)
 
     def _place(self, version: str, content: str) -> Path:
         return self.root / self.model_store.cache / f"{self.model_store.model}-{version}-{content[:12]}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
@@ -25,6 +26,8 @@ from infra.config import ServeConfig
 from infra.serving.api_error import ApiError
 
 MAX_SEED = 2**53 - 1  # what every JSON parser reads exactly
+RANDOM_SEED = -1  # as other servers' clients ask for any
+MAX_RESIZED = 2048  # pixels of a side
 AS_CLASS = {"prompt": "label", "negative_prompt": "negative_label"}
 ALIASES = {"sampler": "solver"}  # names that other servers give to our settings
 
@@ -67,19 +70,19 @@ class ServedModel(Strict):
         return next((name for name in (field, AS_CLASS[field]) if name in self.accepts), None)
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
+    def row_shape(self) -> tuple[int, ...]:
         """Of what it makes, channels first."""
         autoencoder = self.run.data.autoencoder
         return (autoencoder.data if autoencoder else self.run.data).shape
 
     @property
     def medium(self) -> Medium:
-        return medium(self.run.data.medium)
+        return medium(self.run.data.decoded.medium)
 
     @property
     def size(self) -> str:
         """As a request and a person say it: of images WIDTHxHEIGHT."""
-        return self.medium.size(self.image_shape)
+        return self.medium.size(self.row_shape)
 
 
 Served = tuple[ServedModel, ...]  # what requests may ask for, the champion first
@@ -90,9 +93,10 @@ def names(served: Served) -> dict[str, ServedModel]:
     return {served[0].name: served[0], **{model.id: model for model in served}}
 
 
-def find(name: str | None, served: Served) -> ServedModel:
+def find(name: str | None, served: Served, aliases: Mapping[str, str] = {}) -> ServedModel:
     """The model that a request names, the champion if it names none. Raises ApiError listing those there are."""
     known = names(served)
+    name = aliases.get(name, name)
     if name and name not in known:
         expected = " or ".join(map(repr, known))
         message = f"model: no {name[:80]!r} here; expected {expected}"
@@ -110,7 +114,8 @@ class SourceImage(Strict):
 
 
 class SampleRequest(Strict):
-    """One image to be made by the version with the key `model`. `group` is shared by the images of one request."""
+    """One image to be made by the version with the key `model`. `group` is shared by the images of one request, which
+    came at `asked_at`, a time.time()."""
 
     model: str
     seed: int
@@ -124,48 +129,69 @@ class SampleRequest(Strict):
     output_format: str = "png"  # one of its medium's
     output_compression: int = 100
     num_previews: int = 0
+    size: str | None = None  # that the image is resized to; None for the model's own
+    notes: bool = True  # whether the file says what it was made with, where its format can
+    asked_at: float = Field(default_factory=time.time)
+
+
+class Made(NamedTuple):
+    """The encoded images of a request, and the seconds that it waited for its turn."""
+
+    images: list[bytes]
+    queue_seconds: float
 
 
 class Update(NamedTuple):
-    """An encoded image on its way: an estimate at `progress` in [0, 1], or the image itself."""
+    """An encoded image on its way: an estimate at `progress` in [0, 1], or the image itself. Before the first, without
+    an image, `num_before`: those that come before it."""
 
     progress: float
     image: bytes
     final: bool = False
+    num_before: int = 0
 
 
 class Backend(Protocol):
-    """What makes the images."""
+    """What makes the images. `trouble`: what keeps it from following the registry, if something does."""
+
+    trouble: str
 
     async def served(self) -> Served:
         """The models that orders may be for. Raises ApiError while there is none."""
 
-    async def generate(self, order: SampleRequest) -> bytes:
-        """The encoded image. Raises ApiError; cancelling it ends the work."""
+    async def generate(self, orders: list[SampleRequest]) -> Made:
+        """The images of one request. Raises ApiError; cancelling it ends the work."""
 
-    def stream(self, order: SampleRequest) -> AsyncIterator[Update | None]:
-        """None when the order is accepted, then previews, then the image. Raises ApiError; closing it ends the work."""
+    def stream(self, orders: list[SampleRequest]) -> AsyncIterator[tuple[int, Update] | None]:
+        """None when the orders of one request are accepted, then by their number places in the queue, previews, and
+        each image. Raises ApiError; closing it ends the work."""
 
     async def check(self, model: ServedModel) -> dict[str, int]:
         """The load of one engine. Raises ApiError if no image can be made at the moment."""
 
+    async def metrics(self, everything: bool) -> str:
+        """Figures as Prometheus reads them; `everything`: the cluster's beside our own."""
+
 
 class ImageRequest(BaseModel):
     """What every request may say. A sampler's own settings (num_inference_steps, guidance_scale, ...) may stand beside
-    these fields; those that it does not have are ignored, as is everything else."""
+    these fields; those that it does not have are ignored, as is everything else, and a header says so."""
 
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
     n: int | None = Field(1, ge=1)
     size: str | None = "auto"
-    response_format: Literal["b64_json"] | None = None
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)  # of the first image; each further one has the next
+    response_format: Literal["b64_json", "url"] | None = None  # url: a data URL, which never expires
+    # of the first image; each further one has the next, after the largest comes 0
+    seed: int | None = Field(None, ge=RANDOM_SEED, le=MAX_SEED)
     output_format: Literal[tuple(IMAGES.formats)] | None = "png"
     output_compression: int | None = Field(100, ge=0, le=100)
     stream: bool | None = False
     partial_images: int | None = Field(0, ge=0, le=3)
     user: str | None = None
+    metadata: bool | None = True  # PNG files say what they were made with
+    queue_updates: bool | None = False  # a stream also tells how many come before: events image_generation.queued
 
 
 class PromptedRequest(ImageRequest):
@@ -200,9 +226,7 @@ def orders(
     count = request.n or 1
     if count > limits.max_images:
         raise ApiError(400, f"n: at most {limits.max_images} images a request, found {count}", param="n")
-    if request.size not in (None, "auto", model.size):
-        raise ApiError(400, f"size: expected {model.size!r} or 'auto', found {request.size[:80]!r}", param="size")
-    first = secrets.randbelow(2**31) if request.seed is None else request.seed
+    first = secrets.randbelow(2**31) if request.seed in (None, RANDOM_SEED) else request.seed
     common = {
         "model": model.key,
         "settings": _settings(request, model, limits),
@@ -212,8 +236,34 @@ def orders(
         "output_format": request.output_format or "png",
         "output_compression": 100 if request.output_compression is None else request.output_compression,
         "num_previews": (request.partial_images or 0) if request.stream else 0,
+        "size": _size(request.size, model, limits),
+        "notes": request.metadata is not False,
     }
-    return [SampleRequest(seed=first + number, **common) for number in range(count)]
+    return [SampleRequest(seed=(first + number) % (MAX_SEED + 1), **common) for number in range(count)]
+
+
+def _size(asked: str | None, model: ServedModel, limits: ServeConfig) -> str | None:
+    """What the image is to be resized to, if to anything. Raises ApiError of a size that is not served."""
+    if asked in (None, "auto", model.size):
+        return None
+    sides = re.fullmatch("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", asked)
+    if limits.sizes == "exact" or not sides:
+        raise ApiError(400, f"size: expected {model.size!r} or 'auto', found {asked[:80]!r}", param="size")
+    if limits.sizes == "nearest":
+        return None
+    if max(map(int, sides.groups())) > MAX_RESIZED:
+        raise ApiError(400, f"size: at most {MAX_RESIZED}x{MAX_RESIZED}, found {asked!r}", param="size")
+    return asked
+
+
+def ignored(request: ImageRequest, model: ServedModel) -> list[str]:
+    """Fields of a request that say nothing to the model."""
+    named = [ALIASES.get(name, name) for name, value in request.model_extra.items() if value is not None]
+    found = [name for name in named if name not in model.kind.Settings.model_fields]
+    for field in ("prompt", "negative_prompt"):
+        if getattr(request, field, None) and model.condition(field) is None:
+            found.append(field)
+    return found
 
 
 def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
@@ -253,7 +303,7 @@ def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) ->
     if reason := model.kind.why_not(model.kind.Config(**model.run.config), chosen, model.run.data.inputs):
         raise ApiError(400, reason, param=reason.partition(":")[0])
     settings = chosen.model_dump(mode="json")
-    steps = _num_steps(settings)
+    steps = num_steps(settings)
     if steps > limits.max_steps:
         raise ApiError(
             400, f"num_inference_steps: at most {limits.max_steps}, found {steps}", param="num_inference_steps"
@@ -261,10 +311,10 @@ def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) ->
     return settings
 
 
-def _num_steps(settings: Mapping[str, Any]) -> int:
+def num_steps(settings: Mapping[str, Any]) -> int:
     """Of a sampler's settings, or of all parts of a composite's, a block each."""
     blocks = [block for block in settings.values() if isinstance(block, dict)]
-    return settings.get("num_inference_steps", 0) + sum(map(_num_steps, blocks))
+    return settings.get("num_inference_steps", 0) + sum(map(num_steps, blocks))
 
 
 def invalid(errors: list[dict]) -> ApiError:

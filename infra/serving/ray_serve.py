@@ -9,12 +9,14 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
@@ -24,13 +26,13 @@ from ray.serve.schema import ApplicationStatus
 
 from components.config import Strict, parse
 from components.errors import InputError, SamplerError
-from components.sampling.engine import DeadlineExceeded, EngineFull, EngineStopped
+from components.sampling.tasks import DeadlineExceeded, EngineFull, EngineStopped
 from infra.config import ServeConfig, TrackingConfig
 from infra.ray_cluster import ray_session
-from infra.serving import autoscaling, http_api, http_guards
+from infra.serving import autoscaling, http_api, http_guards, serve_metrics
 from infra.serving.api_error import ApiError
 from infra.serving.model_store import Champions, ModelStore
-from infra.serving.openai_api import SampleRequest, Served, ServedModel, Update
+from infra.serving.openai_api import Made, SampleRequest, Served, ServedModel, Update, num_steps
 from infra.serving.rollout import Rollout
 from infra.serving.sampler_replica import SamplerReplica
 
@@ -39,6 +41,9 @@ VERSION = f"{NAME}-version-"  # and the version's key: an application of its own
 RETRY_AFTER = 1  # seconds
 LATE = 5.0  # seconds after an order's own deadline, when its replica is taken for lost
 START = 300.0  # seconds in which a version must be up
+REMEMBERED = 0.25  # seconds for which a refusal goes for all requests as large, without asking the replica again
+ONGOING = 10_000  # requests of one API replica: it limits them itself, and health is asked for the same way
+HEALTH = {"health_check_period_s": 1, "health_check_timeout_s": 10}
 LOGGING = {"encoding": "JSON"}  # a line a request: id, route, status, milliseconds; never the body
 
 logger = logging.getLogger(__name__)
@@ -50,8 +55,10 @@ class Samplers:
 
     def __init__(self, deadline: float):
         self.deadline = deadline
+        self.trouble = ""
         self._served: Served = ()
         self._handles: dict[str, DeploymentHandle] = {}
+        self._refused: dict[str, tuple[float, int, ApiError]] = {}  # by model: until when, from which size on, how
 
     def adopt(self, served: Served) -> None:
         """Serves these from now on. May be called from any thread."""
@@ -69,24 +76,50 @@ class Samplers:
             await asyncio.sleep(0.05)
         return self._served
 
-    async def generate(self, order: SampleRequest) -> bytes:
-        return await self._asked(lambda: self._handle(order.model).generate.remote(order), self.deadline + LATE)
+    async def generate(self, orders: list[SampleRequest]) -> Made:
+        self._refuse_remembered(orders)
+        with self._remembering(orders):
+            return await self._asked(lambda: self._handle(orders).generate.remote(orders), self.deadline + LATE)
 
-    async def stream(self, order: SampleRequest) -> AsyncIterator[Update | None]:
+    async def stream(self, orders: list[SampleRequest]) -> AsyncIterator[tuple[int, Update] | None]:
+        self._refuse_remembered(orders)
         until = time.monotonic() + self.deadline + LATE
-        updates = self._handle(order.model).options(stream=True).stream.remote(order)
+        updates = self._handle(orders).options(stream=True).stream.remote(orders)
         try:
-            while True:
-                yield await self._asked(lambda: anext(updates), until - time.monotonic())
+            with self._remembering(orders):
+                while True:
+                    yield await self._asked(lambda: anext(updates), until - time.monotonic())
         except StopAsyncIteration:
             return
         finally:
             updates.cancel()
 
-    async def check(self, model: ServedModel) -> dict[str, int]:
-        return await self._asked(lambda: self._handle(model.key).check.remote(), 5)
+    def _refuse_remembered(self, orders: list[SampleRequest]) -> None:
+        """Under overload most of a server's time would go into asking its engine what it has just said."""
+        until, size, error = self._refused.get(orders[0].model, (0.0, 0, None))
+        if time.monotonic() < until and _size(orders) >= size:
+            raise error
 
-    def _handle(self, key: str) -> DeploymentHandle:
+    @contextlib.contextmanager
+    def _remembering(self, orders: list[SampleRequest]) -> Iterator[None]:
+        try:
+            yield
+        except ApiError as error:
+            if error.status == 429:
+                self._refused[orders[0].model] = time.monotonic() + REMEMBERED, _size(orders), error
+            raise
+
+    async def metrics(self, everything: bool) -> str:
+        nodes = [(node["NodeManagerAddress"], node["MetricsExportPort"]) for node in ray.nodes() if node["Alive"]]
+        return await asyncio.to_thread(serve_metrics.scrape, nodes, everything)
+
+    async def check(self, model: ServedModel) -> dict[str, int]:
+        return await self._asked(lambda: self._handle_of(model.key).check.remote(), 5)
+
+    def _handle(self, orders: list[SampleRequest]) -> DeploymentHandle:
+        return self._handle_of(orders[0].model)
+
+    def _handle_of(self, key: str) -> DeploymentHandle:
         if key not in self._handles:
             raise api_error_of(LookupError(key))
         return self._handles[key]
@@ -100,6 +133,10 @@ class Samplers:
             raise api_error_of(error) from error
 
 
+def _size(orders: list[SampleRequest]) -> int:
+    return len(orders) * max(1, num_steps(orders[0].settings))
+
+
 @serve.ingress()
 class Frontend(Samplers):
     """The API, and what rolls versions out behind it. It holds no weights."""
@@ -108,7 +145,7 @@ class Frontend(Samplers):
         super().__init__(config.deadline)
         self.champions, self.config, self.keys = Champions(model_store), config, keys
         start = functools.partial(start_version, config=config, model_store=model_store)
-        self.rollout = Rollout(start, stop_version, running, self.adopt)
+        self.rollout = Rollout(start, stop_version, running, self.adopt, keep=config.keep_former)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -121,7 +158,9 @@ class Frontend(Samplers):
             try:
                 self.rollout.step(look())
                 look = self.champions.look
-            except Exception:  # whatever goes wrong, what is served stays, and the next look may do better
+                self.trouble = ""
+            except Exception as error:  # whatever goes wrong, what is served stays, and the next look may do better
+                self.trouble = f"{type(error).__name__}; the log of the replica `api` says more"
                 logger.exception("no look at what shall be served")
             if self._served and not self.config.watch_every:
                 return
@@ -137,12 +176,13 @@ def api_error_of(error: Exception) -> ApiError:
     """What a client may know of a failure behind the API."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, EngineFull | BackPressureError):
+        seconds = max(RETRY_AFTER, math.ceil(getattr(cause, "retry_after", None) or 0))
         return ApiError(
             429,
-            "the queue is full; try again shortly",
+            f"the queue is full: this request would not be finished in time; try again in {seconds} s",
             kind="rate_limit_error",
             code="queue_full",
-            retry_after=RETRY_AFTER,
+            retry_after=seconds,
         )
     if isinstance(cause, SamplerError):  # what the sampler cannot do, in a line
         return ApiError(400, str(cause), param=str(cause).partition(":")[0])
@@ -185,8 +225,7 @@ def version_app(
             ray_actor_options={"num_cpus": 1, "num_gpus": config.gpu_share * ray_session.has_gpu(config.use_gpu)},
             # above the engine's own limit, which refuses with a reason
             max_ongoing_requests=config.slots + config.queue + 64,
-            health_check_period_s=2,
-            health_check_timeout_s=10,
+            **HEALTH,
             max_constructor_retry_count=3,
             logging_config=LOGGING,
             graceful_shutdown_timeout_s=config.deadline,
@@ -249,7 +288,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     config = parse(AppConfig, args, "args")
     root = Path(config.root).resolve()
     model_store = model_store_of(root, config.model, config.promoted, config.tracking, config.serve)
-    return application(model_store, config.serve, http_guards.read_keys(config.serve))
+    return application(model_store, config.serve, http_guards.read_keys(config.serve), num_replicas=2)
 
 
 def model_store_of(root: Path, model: str, promoted: str, tracking: TrackingConfig, config: ServeConfig) -> ModelStore:
@@ -263,13 +302,17 @@ def model_store_of(root: Path, model: str, promoted: str, tracking: TrackingConf
     )
 
 
-def application(model_store: ModelStore, config: ServeConfig, keys: tuple[str, ...] = ()) -> serve.Application:
-    """The API. `keys` are the digests of the accepted API keys; none: no key is
-    asked for."""
+def application(
+    model_store: ModelStore, config: ServeConfig, keys: tuple[str, ...] = (), num_replicas: int = 1
+) -> serve.Application:
+    """The API. `keys` are the digests of the accepted API keys; none: no key is asked for. `num_replicas`: where
+    serve.api_replicas says nothing."""
     frontend = serve.deployment(Frontend).options(
         name="api",
+        num_replicas=config.api_replicas or num_replicas,
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=2 * (config.slots + config.queue) + 64,
+        max_ongoing_requests=ONGOING,
+        **HEALTH,
         max_surge_percent=100,  # its successor answers before it ends
         graceful_shutdown_timeout_s=config.deadline,
         logging_config=LOGGING,
@@ -285,7 +328,7 @@ def start(model_store: ModelStore, config: ServeConfig, keys: tuple[str, ...] = 
     serve.start(http_options={"host": config.host, "port": config.port})
     apps = [
         serve.RunTarget(version_app(champion, config, model_store), name=app_name(champion.key), route_prefix=None),
-        serve.RunTarget(application(model_store, config, keys), name=NAME),
+        serve.RunTarget(application(model_store, config, keys, num_replicas=min(2, len(ray.nodes()))), name=NAME),
     ]
     try:
         serve.run_many(apps)

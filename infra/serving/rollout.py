@@ -21,6 +21,8 @@ class Rollout:
     stop:      ends one by its key, after what it has accepted
     running:   keys of those that are up or coming up
     announce:  told what is served from now on
+    keep:      seconds for which a champion can still be asked for by its version when another reigns, unless a further
+               version is to be started: no more than two are up for that
     """
 
     def __init__(
@@ -30,10 +32,12 @@ class Rollout:
         running: Callable[[], set[str]],
         announce: Callable[[Served], None],
         grace: float = GRACE,
+        keep: float = 0,
     ):
         self.start, self.stop, self.running, self.announce = start, stop, running, announce
-        self.grace = grace
+        self.grace, self.keep = grace, keep
         self.served: Served = ()
+        self._former: tuple[ServedModel, float] | None = None  # and until when it is kept
         self._failed: set[str] = set()
         self._unwanted_since: dict[str, float] = {}
 
@@ -41,18 +45,37 @@ class Rollout:
         """Brings about what is wanted, the champion first. A version that cannot be started is left out and not tried
         again while it is wanted: the champion before it stays. Raises RuntimeError if there is none before it."""
         self._failed &= {model.key for model in wanted}
+        if any(model.key not in {one.key for one in self.served} | self._failed for model in wanted):
+            self._end_former({model.key for model in wanted})
         champion, *others = (model if self._is_up(model) else None for model in wanted)
         if champion is None and self.served:
             champion = self.served[0]
         if champion is None:
             raise RuntimeError(f"{wanted[0].id} could not be started, and there is nothing before it to serve")
-        beside = (model for model in others if model and model.key != champion.key)
-        served = (champion, *beside)
+        beside = [model for model in others if model and model.key != champion.key]
+        served = (champion, *beside, *self._kept(champion, beside))
         if served != self.served:
             logger.warning("serving %s", ", ".join(model.id for model in served))
             self.served = served
             self.announce(served)
         self._drain()
+
+    def _kept(self, champion: ServedModel, beside: list[ServedModel]) -> list[ServedModel]:
+        """The former champion, while it is kept and not served anyway."""
+        if self.served and self.served[0].key != champion.key:
+            self._former = self.served[0], time.monotonic() + self.keep
+        if self._former is None or time.monotonic() >= self._former[1]:
+            self._former = None
+            return []
+        return [self._former[0]] if self._former[0].key not in {model.key for model in (champion, *beside)} else []
+
+    def _end_former(self, wanted: set[str]) -> None:
+        """Makes room for a version that is to be started."""
+        if self._former and self._former[0] in self.served[1:] and self._former[0].key not in wanted:
+            self.served = tuple(model for model in self.served if model is not self._former[0])
+            self.announce(self.served)
+            self.stop(self._former[0].key)
+        self._former = None
 
     def _is_up(self, model: ServedModel) -> bool:
         if model in self.served:

@@ -20,14 +20,17 @@ from components.data.media import Medium
 from components.families.base import Sampler
 from components.sampling.engine import Engine
 from components.sampling.requests import Conditions, Request, Source
+from components.sampling.tasks import Usage
 from components.sampling.trajectories import Trajectory
 from infra.config import ServeConfig
-from infra.serving import serve_metrics
+from infra.serving import file_notes, serve_metrics
+from infra.serving.admission import Admission
 from infra.serving.autoscaling import LOAD
 from infra.serving.model_store import ModelStore, folder_here
-from infra.serving.openai_api import SampleRequest, ServedModel, SourceImage, Update
+from infra.serving.openai_api import Made, SampleRequest, ServedModel, SourceImage, Update
 
 T = TypeVar("T")
+QUEUE_EVERY = 0.5  # seconds between two looks at a request's place in the queue
 
 
 class SamplerReplica:
@@ -50,35 +53,99 @@ class SamplerReplica:
             cache_bytes=config.cache_bytes,
             on_forward=serve_metrics.recorder(lambda: self.engine.load()),
         )
+        self.admission = Admission(self.engine, config.deadline)
+        self.stages = serve_metrics.stages()
         self._submit(self._specimen()).result()  # warm, and known to work, before it counts as up
 
-    async def generate(self, order: SampleRequest) -> bytes:
-        """The encoded image. Raises what the engine raises; cancelling the call frees its rows."""
-        images = await asyncio.wrap_future(self._submit(order))
-        return await encoded(self.family.medium, images, order)
+    async def generate(self, orders: list[SampleRequest]) -> Made:
+        """The encoded images of a request. Raises what the engine raises; cancelling the call frees their rows."""
+        waited: list[float] = []
+        futures = self._accept(orders, on_usage=lambda usage: waited.append(usage.queue_seconds))
+        try:
+            rows = await asyncio.gather(*map(asyncio.wrap_future, futures))
+            return Made([await self._file(*pair) for pair in zip(rows, orders, strict=True)], max(waited, default=0.0))
+        finally:
+            _cancel(futures)
 
-    async def stream(self, order: SampleRequest) -> AsyncIterator[Update | None]:
-        """None when accepted, then previews, then the image."""
+    async def stream(self, orders: list[SampleRequest]) -> AsyncIterator[tuple[int, Update] | None]:
+        """None when all are accepted, then by each one's number its place in the queue, previews, the image."""
         loop, arrived = asyncio.get_running_loop(), asyncio.Queue()
 
         def arrive(*item: object) -> None:
             loop.call_soon_threadsafe(arrived.put_nowait, item)
 
-        future = self._submit(order, num_previews=order.num_previews, on_preview=arrive)
-        future.add_done_callback(lambda _: arrive())
+        def options(number: int) -> dict[str, Any]:
+            return {"on_preview": functools.partial(arrive, number), "num_previews": orders[number].num_previews}
+
+        futures = self._accept(orders, options)
+        for number, future in enumerate(futures):
+            future.add_done_callback(lambda _, number=number: arrive(number, 1.0, None))
         try:
             yield None
-            while preview := await arrived.get():
-                progress, images = preview
-                yield Update(progress, await encoded(self.family.medium, images, order))
-            yield Update(1.0, await encoded(self.family.medium, future.result(), order), final=True)
+            async for place in self._places(futures[0], arrived):
+                yield 0, Update(0.0, b"", num_before=place)
+            num_open = len(futures)
+            while num_open:
+                number, progress, rows = await arrived.get()
+                final = rows is None
+                image = await self._file(futures[number].result() if final else rows, orders[number], notes=final)
+                yield number, Update(progress, image, final)
+                num_open -= final
         finally:
-            future.cancel()
+            _cancel(futures)
 
-    def _submit(self, order: SampleRequest, **options: Any) -> Future[Tensor]:
-        start = functools.partial(self.trajectory, order)
-        deadline = time.monotonic() + self.config.deadline
-        return self.engine.submit(start, group=order.group, deadline=deadline, **options)
+    async def _places(self, future: Future[Tensor], arrived: asyncio.Queue) -> AsyncIterator[int]:
+        """How many come before a request, told as it changes until it has its turn."""
+        told = None
+        while arrived.empty() and (place := self.engine.num_before(future)):
+            if place != told:
+                yield place
+            told = place
+            await asyncio.sleep(QUEUE_EVERY)
+
+    def _accept(
+        self,
+        orders: list[SampleRequest],
+        options: Callable[[int], dict[str, Any]] = lambda number: {},
+        on_usage: Callable[[Usage], None] = lambda usage: None,
+    ) -> list[Future[Tensor]]:
+        """All images of a request, or none: raises EngineFull of one that could not be finished in time."""
+        self.admission.refuse_unfinishable(orders)
+        futures: list[Future[Tensor]] = []
+        try:
+            for number, order in enumerate(orders):
+                futures.append(self._submit(order, on_usage=on_usage, **options(number)))
+        except BaseException:
+            _cancel(futures)
+            raise
+        return futures
+
+    def _submit(
+        self, order: SampleRequest, on_usage: Callable[[Usage], None] = lambda usage: None, **options: Any
+    ) -> Future[Tensor]:
+        def used(usage: Usage) -> None:
+            self.admission.learn(order, usage)
+            self.stages("queue", usage.queue_seconds)
+            self.stages("sample", usage.seconds - usage.queue_seconds)
+            on_usage(usage)
+
+        return self.engine.submit(
+            functools.partial(self.trajectory, order),
+            group=order.group,
+            deadline=time.monotonic() + self.admission.seconds_left(order),
+            expected=self.admission.expected(order),
+            on_usage=used,
+            **options,
+        )
+
+    async def _file(self, rows: Tensor, order: SampleRequest, notes: bool = True) -> bytes:
+        """The only row of an order as a file, made beside the event loop."""
+        began, medium = time.monotonic(), self.family.medium
+        row = medium.resized(rows[0], order.size) if order.size else rows[0]
+        data = await asyncio.to_thread(medium.encode, row, order.output_format, order.output_compression)
+        self.stages("encode", time.monotonic() - began)
+        told = file_notes.of(order, self.model) if notes and order.notes else {}
+        return medium.annotated(data, order.output_format, told)
 
     def trajectory(self, order: SampleRequest) -> Trajectory:
         settings, steered = self.family.Settings(**order.settings), conditions(order, self.family)
@@ -124,9 +191,9 @@ def in_passing(function: Callable[[], T]) -> T:
         return passing.submit(function).result()
 
 
-async def encoded(medium: Medium, rows: Tensor, order: SampleRequest) -> bytes:
-    """The only row of an order as a file, made beside the event loop."""
-    return await asyncio.to_thread(medium.encode, rows[0], order.output_format, order.output_compression)
+def _cancel(futures: list[Future[Tensor]]) -> None:
+    for future in futures:
+        future.cancel()
 
 
 def conditions(order: SampleRequest, sampler: Sampler) -> Conditions:
@@ -137,7 +204,7 @@ def conditions(order: SampleRequest, sampler: Sampler) -> Conditions:
         for name, value in given.items()
         if value is not None
     }
-    source = order.source and opened(order.source, sampler.medium, sampler.image_shape)
+    source = order.source and opened(order.source, sampler.medium, sampler.row_shape)
     return Conditions(**rows, source=source)
 
 

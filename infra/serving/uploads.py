@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,17 +22,49 @@ REDRAW_STRENGTH = 1.0  # behind a mask nothing of the image is to be kept
 
 def open_image(data: bytes, param: str, max_pixels: int) -> Image.Image:
     """The first frame, upright. Raises ApiError if it is no PNG, JPEG or WebP, damaged, or of too many pixels."""
+    num_pixels(data, param, max_pixels)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            if opened.width * opened.height > max_pixels:
-                found = f"{opened.width}x{opened.height}"
-                raise ApiError(400, f"{param}: at most {max_pixels} pixels, found {found}", param=param)
             return eight_bit(upright(opened))
-    except ApiError:
-        raise
     except Exception as error:  # what Pillow raises of damaged files is of many kinds
         message = f"{param}: expected a whole PNG, JPEG or WebP image ({type(error).__name__})"
         raise ApiError(400, message, param=param, code="invalid_image") from None
+
+
+class Decoder:
+    """Opens clients' images beside the event loop, one at a time. `most`: pixels of one image; `in_flight`: of all
+    that are being decoded or wait for it."""
+
+    def __init__(self, most: int, in_flight: int):
+        self.most, self.in_flight, self._pixels = most, max(most, in_flight), 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+
+    async def source(
+        self, image: bytes, mask: bytes | None, strength: float | None, model: ServedModel, redraws: bool
+    ) -> SourceImage:
+        """As `source` below. Raises ApiError too while there are too many pixels."""
+        pixels = num_pixels(image, "image", self.most) + (num_pixels(mask, "mask", self.most) if mask else 0)
+        if self._pixels and self._pixels + pixels > self.in_flight:
+            message = "too many images are being opened at the moment; try again"
+            raise ApiError(429, message, kind="rate_limit_error", code="queue_full", retry_after=1)
+        self._pixels += pixels
+        work = functools.partial(source, image, mask, strength, model, self.most, redraws)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        finally:
+            self._pixels -= pixels
+
+
+def num_pixels(data: bytes, param: str, max_pixels: int) -> int:
+    """As the file's head says, without decoding it; 0 of what is no image. Raises ApiError of too many."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            width, height = opened.size
+    except Exception:  # `open_image` says what is wrong with it
+        return 0
+    if width * height > max_pixels:
+        raise ApiError(400, f"{param}: at most {max_pixels} pixels, found {width}x{height}", param=param)
+    return width * height
 
 
 def source(
@@ -44,14 +79,14 @@ def source(
     if "source" not in model.accepts:
         raise ApiError(400, f"image: {model.id} draws from noise alone and cannot start from an image", param="image")
     opened = open_image(image, "image", max_pixels)
-    sides = model.image_shape[1:]
+    sides = model.row_shape[1:]
     redrawn = b""
     if mask is not None:
         redrawn = _redrawn(_mask(mask, opened.size, max_pixels), sides)
     elif redraws and opened.has_transparency_data and (_alpha(opened) == 0).any():
         redrawn = _redrawn(opened, sides)
     usual = REDRAW_STRENGTH if redrawn else EDIT_STRENGTH if redraws else VARIATION_STRENGTH
-    pixels = fitted(on_white(opened), model.image_shape).tobytes()
+    pixels = fitted(on_white(opened), model.row_shape).tobytes()
     return SourceImage(pixels=pixels, strength=strength or usual, mask=redrawn)
 
 

@@ -76,6 +76,11 @@ class Store:
             if self.is_local:
                 os.replace(working, f"{self.path}/{name}")
 
+    def remove(self, name: str) -> None:
+        """Deletes a file, if it is there."""
+        with self._errors_in_one_line(), contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_file(f"{self.path}/{name}")
+
     @contextlib.contextmanager
     def on_disk(self) -> Iterator[Path]:
         """The folder's content as local files for the time of the block."""

@@ -23,12 +23,13 @@ from components.artifacts import pyfunc, run_folder
 from components.config import by_path
 from components.errors import InputError
 from components.families.base import Sampler
-from components.files import write_json
+from components.files import sha256_folder, write_json
 from infra.config import TrackingConfig
 from infra.tracking import runs
 
 CHAMPION = "champion"
 CONTENT_TAG = "content"
+SHA256_TAG = "sha256"  # of the sampler's files
 WITHDRAWN_TAG = "withdrawn"
 _MOVE_TAG = "move-"
 _COMPONENTS = Path(pyfunc.__file__).parents[1]
@@ -58,6 +59,7 @@ class Version:
     withdrawn: str
     run_id: str
     path: str  # of its model below the run's artifacts
+    sha256: str = ""  # of its sampler's files; not told of versions registered before that was kept
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,8 @@ class Registry:
                 model = Path(temporary) / "model"
                 _save_pyfunc(model, entry)
                 client.log_artifacts(run_id, str(model), path)
-            created = client.create_model_version(
-                self.model, f"runs:/{run_id}/{path}", run_id, tags={CONTENT_TAG: entry.content, **entry.tags}
-            )
+            tags = {CONTENT_TAG: entry.content, SHA256_TAG: sha256_folder(entry.folder), **entry.tags}
+            created = client.create_model_version(self.model, f"runs:/{run_id}/{path}", run_id, tags=tags)
             return _version(created), True
 
     def _import_run(self, client, entry: Entry) -> str:
@@ -142,13 +143,18 @@ class Registry:
         return run_id
 
     def fetch(self, version: Version, target: Path) -> Path:
-        """Copies what was registered into the folder `target`: sampler/, candidate.json, pictures."""
+        """Copies what was registered into the folder `target`: sampler/, candidate.json, pictures. Raises InputError if
+        it is gone or altered."""
         with self._client() as client, tempfile.TemporaryDirectory() as temporary:
             try:
                 found = Path(client.download_artifacts(version.run_id, f"{version.path}/data", temporary))
             except OSError as error:
                 raise InputError(f"{self.model} version {version.number}: its files are gone ({error})") from None
             (content,) = found.iterdir()
+            if version.sha256 and sha256_folder(content / pyfunc.SAMPLER) != version.sha256:
+                raise InputError(
+                    f"{self.model} version {version.number}: its files were altered since it was registered"
+                )
             shutil.copytree(content, target, dirs_exist_ok=True)
         return target
 
@@ -196,7 +202,10 @@ def _version(found) -> Version:
     told = json.loads(found.tags.get(WITHDRAWN_TAG, "{}"))
     withdrawn = f"{told['who']}, {told['when']}: {told['why']}" if told else ""
     path = found.source.removeprefix(f"runs:/{found.run_id}/")
-    return Version(str(found.version), found.tags.get(CONTENT_TAG, ""), withdrawn, found.run_id, path)
+    tags = found.tags
+    return Version(
+        str(found.version), tags.get(CONTENT_TAG, ""), withdrawn, found.run_id, path, tags.get(SHA256_TAG, "")
+    )
 
 
 def _save_pyfunc(target: Path, entry: Entry) -> None:
@@ -250,5 +259,5 @@ def _signature(entry: Entry, sampler: Sampler):
         if kind:  # a setting that is off has no type to announce; it keeps the promoted value
             params.append(ParamSpec(name, kind, list(value) if several else value, (-1,) if several else None))
     medium = sampler.medium
-    made = TensorSpec(np.dtype(medium.dtype), (-1, *medium.array_shape(sampler.image_shape)))
+    made = TensorSpec(np.dtype(medium.dtype), (-1, *medium.array_shape(sampler.row_shape)))
     return ModelSignature(Schema(columns), Schema([made]), ParamSchema(params) if params else None)

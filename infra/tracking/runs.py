@@ -27,6 +27,8 @@ ENVIRONMENT = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # of 7: a wrong address should not take minutes to say so
 }
+# every session opens the file anew: a pool's connections would go on with one that a restored backup has replaced
+FILE_STORE = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
 JOB_TAG = "job"
 _VALIDATED = re.compile(f"{VALIDATION}/")  # figures of checkpoints, which come apart from those of steps
 
@@ -34,7 +36,7 @@ _VALIDATED = re.compile(f"{VALIDATION}/")  # figures of checkpoints, which come 
 def connect(uri: str):
     """A client of the tracking store and the registry at `uri`."""
     # imported on demand: MLflow takes seconds, and most processes that import this module never track
-    for name, value in ENVIRONMENT.items():
+    for name, value in (ENVIRONMENT | (FILE_STORE if uri.startswith("sqlite:") else {})).items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 

@@ -15,11 +15,12 @@ from torch import Tensor
 from components.artifacts import run_folder
 from components.config import Strict
 from components.data.dataset import Dataset, Manifest
+from components.data.media.image import MEDIUM as IMAGES
 from components.devices import default_device
-from components.errors import InputError, SamplerError
+from components.errors import ConfigError, InputError, SamplerError
 from components.evaluation import generation, pretrained, selection
 from components.evaluation.features import Extractors, Features
-from components.evaluation.protocol import EvaluateConfig, Protocol, library_versions
+from components.evaluation.protocol import REVISION, EvaluateConfig, Protocol, library_versions
 from components.evaluation.set_figures import Perception, Real, Reference, set_figures
 from components.evaluation.tasks import KEPT_IMAGES, SampledBatch, SampleTask
 from components.families.base import JUDGE, Sampler
@@ -27,6 +28,7 @@ from components.likelihood.contract import bits_figures
 from components.metrics.figures import Figures, under, values
 from components.metrics.frechet import Moments
 from components.metrics.modes import collapsed
+from components.metrics.principal import PixelReference
 from infra.ray_cluster.worker_pool import WorkerPool
 from pipelines.support import paths
 from pipelines.support.params import Params
@@ -38,7 +40,7 @@ _TIMED = 4  # batches behind a time, the first to warm up, where many workers sa
 @dataclass(frozen=True)
 class Measurement:
     """The real images, their features, and the protocol. `test_labels` (M,) are those of all of `test`, empty where it
-    has none."""
+    has none; `train_labels` (N,) those of `train`, None where there are no classes."""
 
     config: EvaluateConfig
     protocol: Protocol
@@ -48,6 +50,7 @@ class Measurement:
     train_features: Features
     test_features: Features
     test_labels: Tensor
+    train_labels: Tensor | None
     perception: Perception
 
 
@@ -84,16 +87,24 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
         described_by = (facts.source["extractor_hash"], facts.source["judge_hash"])
         if described_by != (extractors.extractor.weights_hash, judge_hash):
             raise InputError(f"{paths.REFERENCE}: describes images by other weights; run pipelines.reference again")
+    if train_features.pixels is None or test_features.pixels is None:
+        raise InputError(f"{paths.REFERENCE}: of an earlier version, without pixels; run pipelines.reference again")
     tensors = safetensors.torch.load_file(paths.REFERENCE / "test" / MOMENTS)
     moments = Moments(int(tensors["count"]), tensors["mean"], tensors["covariance"])
     images = test.take(torch.arange(min(len(test), KEPT_IMAGES)))
+    train_labels, labels = (
+        torch.cat([columns.get("label", torch.empty(0, dtype=torch.int64)) for columns in split.chunks(4096)])
+        for split in (train, test)
+    )
+    known_labels, known_train_labels = (part if test.manifest.classes else None for part in (labels, train_labels))
     real = Real(
-        Reference.of(test_features.vectors, config, moments),
+        Reference.of(test_features.vectors, config, moments, known_labels, test_features.judged),
         train_features.vectors,
         test.medium.rows(images),
         images.get("label", torch.empty(0, dtype=torch.int64)),
         test.manifest.classes,
         test.medium.figures,
+        PixelReference.of(train_features.pixels, test_features.pixels),
     )
     perception, perceived_by = open_perception(config, test)
     protocol = Protocol(
@@ -105,13 +116,15 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
         reference_hash=str(test_facts.source["data"]),
         reference_count=len(test),
         train_hash=str(train_facts.source["data"]),
-        image_shape=test.row_shape,
+        row_shape=test.row_shape,
         versions=library_versions(*extractors.extractor.libraries),
-        **config.model_dump(exclude={"extractor", "search", "snapshot_samples", "lpips", "clip_score"}),
+        revision=REVISION,
+        **config.model_dump(exclude={"extractor", "search", "snapshot_samples", "real_draws", "lpips", "clip_score"}),
         **perceived_by,
     )
-    labels = torch.cat([columns.get("label", torch.empty(0, dtype=torch.int64)) for columns in test.chunks(4096)])
-    return Measurement(config, protocol, real, train, test, train_features, test_features, labels, perception)
+    return Measurement(
+        config, protocol, real, train, test, train_features, test_features, labels, known_train_labels, perception
+    )
 
 
 def open_perception(config: EvaluateConfig, images: Dataset) -> tuple[Perception, dict[str, str]]:
@@ -214,7 +227,7 @@ def measure(
     return Measured(
         task.candidate | settings.model_dump(mode="json"),
         under(measurement.protocol.id, figures),
-        (collapsed(values(figures), len(real.classes)) or "") if real.classes else "",
+        collapsed(values(figures), len(real.classes)) or "",
         grid,
         pairs,
         worst,
@@ -240,9 +253,9 @@ def _sample_grid(task: SampleTask, ready: tuple[Sampler, Strict], measurement: M
     config = measurement.config
     request = generation.grid_request(*ready, config.seed, task.captions)
     grid = torch.cat([generation.generate(ready[0], part).images for part in request.split(config.batch_size)])
-    if tuple(grid.shape[1:]) != measurement.protocol.image_shape:
+    if tuple(grid.shape[1:]) != measurement.protocol.row_shape:
         raise SamplerError(
-            f"makes images of shape {tuple(grid.shape[1:])}; {paths.TEST_IMAGES} has {measurement.protocol.image_shape}"
+            f"makes images of shape {tuple(grid.shape[1:])}; {paths.TEST_IMAGES} has {measurement.protocol.row_shape}"
         )
     return grid
 

@@ -25,6 +25,9 @@ from pipelines.support import paths
 from pipelines.support.candidates import Candidate, candidate_from_json
 from pipelines.support.params import Params
 
+# known sets of real images, by what samplers are asked for: every class as often, the captions' classes, nothing
+FLOOR, FLOOR_OF_CAPTIONS, FLOOR_BY_CHANCE = "floor", "floor_of_captions", "floor_by_chance"
+
 
 @dataclass(frozen=True)
 class KnownSet:
@@ -57,6 +60,10 @@ class Known:
             "known": [one.as_json() for one in self.sets],
         }
 
+    def floor(self, name: str) -> KnownSet:
+        """The real images under one kind of conditions; the first known set where there are none under these."""
+        return next((one for one in self.sets if one.name == name), self.sets[0])
+
     @property
     def collections(self) -> list[Figures]:
         return [self.judge, *(one.figures for one in self.sets)]
@@ -65,7 +72,8 @@ class Known:
 @dataclass(frozen=True)
 class SamplerMetrics:
     """What `evaluate` measured of one sampler. `best`: the number of the candidate with the best first figure;
-    `search`: the trials of a search; `over_training`: figures at steps that averages were kept of."""
+    `search`: the trials of a search; `over_training`: figures at steps that averages were kept of; `floor_name`: the
+    known set of real images under the same conditions."""
 
     sampler: str
     family: str
@@ -76,6 +84,12 @@ class SamplerMetrics:
     best: int
     search: tuple[dict, ...] = ()
     over_training: tuple[tuple[int, Figures], ...] = ()
+    floor_name: str = FLOOR
+
+    @property
+    def floor(self) -> KnownSet:
+        """Real images as many and of the same classes as this sampler's."""
+        return self.known.floor(self.floor_name)
 
     @property
     def protocol(self) -> Protocol:
@@ -91,6 +105,7 @@ class SamplerMetrics:
             "conditional": self.conditional,
             "device": self.device,
             "best": self.best,
+            "floor_name": self.floor_name,
             "candidates": [one.as_json() for one in self.candidates],
             "search": list(self.search),
             "over_training": grown,
@@ -162,6 +177,7 @@ def read_sampler(name: str) -> SamplerMetrics:
         (point["step"], from_json(point, definitions, known.protocol.id, where)) for point in content["over_training"]
     )
     facts = {key: content[key] for key in ("sampler", "family", "conditional", "device", "best")}
+    facts |= {key: content[key] for key in ("floor_name",) if key in content}
     return SamplerMetrics(
         **facts, known=known, candidates=tuple(candidates), search=tuple(content["search"]), over_training=tuple(grown)
     )

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from components.config import Strict, parse
 from components.errors import ConfigError
-from components.evaluation.generation import AVERAGE, weights_and_settings
+from components.evaluation.generation import AVERAGE, CHECKPOINT, weights_and_settings
 from components.evaluation.protocol import EvaluateConfig
 from components.families import family_class
 from components.families.base import Sampler
@@ -58,8 +58,8 @@ class TrainBlock(Strict):
 
 class SamplerBlock(TrainBlock):
     """A model that generates. Each of `candidates` is one setting of the family's Settings, measured on its own; the
-    first is the default. Beside Settings it may say `ema_sigma_rel`: weights averaged over another length than the
-    training's own."""
+    first is the default. Beside Settings it may say which weights: `checkpoint: best` for those that training.keep
+    kept, or `ema_sigma_rel` for an average over another length than the training's own."""
 
     candidates: tuple[dict[str, Any], ...] = ({},)
 
@@ -72,20 +72,32 @@ class TextConfig(Strict):
     length: int = Field(77, ge=3)
 
 
+class TokensConfig(Strict):
+    """Tokens in the place of latents, by an autoencoder with a codebook."""
+
+    shifts: int = Field(0, ge=0)  # cells; the images moved so far, too, in eight directions, for token samplers
+    least_usage: float = Field(0.5, ge=0, le=1)  # share of the codes that must occur, else the stage fails
+
+
 class EncodeConfig(Strict):
     """A latent data set, data/<name>: the training images by the autoencoder that `inputs` gives it, a run of one or of
-    a sampler that holds one. `text`: what embeds the captions, for samplers with model.text.encoder pretrained."""
+    a sampler that holds one. `text`: what embeds the captions, for samplers with model.text.encoder pretrained.
+    `tokens`: the numbers of its codes instead of latents."""
 
     batch_size: int = Field(256, gt=0)
     flips: bool = False  # the mirrored images, too, for samplers with model.flips
     text: TextConfig | None = None
+    tokens: TokensConfig | None = None
 
 
 class Bound(Strict):
-    """The least and the most that a figure may be; either may be left out."""
+    """The least and the most that a figure may be; either may be left out. `of` makes them shares of something: of
+    `classes`, how many the data have; of `real`, the same figure of real images; of a figure of the judge, such as
+    judge_accuracy."""
 
     at_least: float | None = None
     at_most: float | None = None
+    of: str | None = None
 
     @model_validator(mode="after")
     def _bounds_something(self) -> Bound:
@@ -238,14 +250,24 @@ def _check_family(params: Params, name: str, block: TrainBlock, where: str) -> N
         if not block.candidates:
             raise ConfigError(f"{where}.candidates: empty; expected at least one setting, [{{}}] for the defaults")
         for number, candidate in enumerate(block.candidates):
-            length, settings = weights_and_settings(candidate)
+            weights, settings = weights_and_settings(candidate)
             chosen = parse(kind.Settings, settings, f"{where}.candidates.{number}")
             if reason := kind.why_not(config, chosen, params.inputs_of(name)):
                 raise ConfigError(f"{where}.candidates.{number}.{reason}")
-            if length is not None and not block.training.ema_snapshots:
-                raise ConfigError(
-                    f"{where}.candidates.{number}.{AVERAGE}: needs training.ema_snapshots above 0 in its block"
-                )
+            _check_weights(weights, block, f"{where}.candidates.{number}")
+
+
+def _check_weights(weights: dict, block: TrainBlock, where: str) -> None:
+    """Raises ConfigError of weights that the block's training does not keep."""
+    if AVERAGE in weights and not block.training.ema_snapshots:
+        raise ConfigError(f"{where}.{AVERAGE}: needs training.ema_snapshots above 0 in its block")
+    checkpoint = weights.get(CHECKPOINT, "last")
+    if checkpoint not in ("last", "best"):
+        raise ConfigError(f"{where}.{CHECKPOINT}: expected last or best, found {checkpoint!r}")
+    if checkpoint == "best" and block.training.keep != "best":
+        raise ConfigError(f"{where}.{CHECKPOINT}: best needs training.keep: best in its block")
+    if checkpoint == "best" and AVERAGE in weights:
+        raise ConfigError(f"{where}: expected {AVERAGE} or {CHECKPOINT}: best, found both")
 
 
 def train_block(params: Params, key: str) -> TrainBlock:

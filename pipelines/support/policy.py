@@ -2,7 +2,8 @@
 
 The reigning champion stays unless it fails the guards, or a challenger that passes them lies beyond its interval:
 figures within an interval of each other are not told apart, and `tie_break` may choose among those. Which figures
-decide is the user's choice; each figure says itself which way is better.
+decide is the user's choice; each figure says itself which way is better. Bounds are figures here; yardsticks.py makes
+them so where they are relative.
 """
 
 from __future__ import annotations

@@ -18,8 +18,10 @@ import uvicorn
 from components.artifacts import run_folder
 from components.errors import SamplerError
 from components.sampling.engine import Engine
+from components.sampling.tasks import EngineFull
 from infra.config import ServeConfig
 from infra.serving import http_api, ray_serve
+from infra.serving.admission import Admission
 from infra.serving.model_store import open_model
 from infra.serving.openai_api import ServedModel
 from infra.serving.sampler_replica import SamplerReplica
@@ -46,6 +48,9 @@ class LocalBackend(SamplerReplica):
         self.family = run_folder.load(folder).family
         calls = {name: self.paused(call, pause) for name, call in self.family.calls.items()}
         self.engine = Engine(calls, max_rows=config.max_rows, slots=config.slots, queue=config.queue)
+        self.model, self.trouble = self.models[0], ""
+        self.admission = Admission(self.engine, config.deadline)
+        self.stages = lambda stage, seconds: None
         self.submitted: list[Future] = []
 
     @staticmethod
@@ -63,9 +68,15 @@ class LocalBackend(SamplerReplica):
             raise ray_serve.api_error_of(ray_serve.RayTaskError("generate", "", error)) from error
         return self.submitted[-1]
 
-    async def generate(self, order):
+    def _accept(self, *args, **options):
         try:
-            return await super().generate(order)
+            return super()._accept(*args, **options)
+        except EngineFull as error:
+            raise ray_serve.api_error_of(ray_serve.RayTaskError("generate", "", error)) from error
+
+    async def generate(self, orders):
+        try:
+            return await super().generate(orders)
         except SamplerError as error:
             raise ray_serve.api_error_of(ray_serve.RayTaskError("generate", "", error)) from error
 
@@ -74,6 +85,9 @@ class LocalBackend(SamplerReplica):
 
     async def check(self, model):
         return asdict(self.engine.load())
+
+    async def metrics(self, everything):
+        return f"foundry_everything {int(everything)}\n"
 
 
 def ask(address: str, path: str = "/v1/models", body: bytes | None = None, **headers: str):

@@ -34,7 +34,7 @@ PARAMS = {
     "encode": {"latents": {}},
     "inputs": {"latents/autoencoder": "runs/vae", "evaluate/judge": "runs/judge"},
     "promote": {"refuse_collapsed": False},  # what nobody trained draws next to nothing
-    "evaluate": {"num_samples": 24, "batch_size": 10, "neighbours": 3, "resamples": 20},
+    "evaluate": {"num_samples": 24, "batch_size": 10, "neighbours": 3, "resamples": 20, "real_draws": 3},
 }
 
 

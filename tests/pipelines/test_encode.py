@@ -17,7 +17,7 @@ from components.artifacts import run_folder
 from components.artifacts.run_folder import Provenance
 from components.conditioning.text import texts_of_column
 from components.data.dataset import Dataset, batches, write_manifest, write_shards
-from components.errors import DataError, SamplerError
+from components.errors import ConfigError, DataError, SamplerError
 from components.interchange.text_encoders import read
 from components.nets.text_encoders import FrozenText
 from components.sampling.requests import Conditions, Request
@@ -57,7 +57,7 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def in_process(autoencoder, images, target, batch_size, cluster, storage, flips, text):
+def in_process(autoencoder, images, target, batch_size, cluster, storage, flips, text, shifts):
     """encoding.encode by one actor's work."""
     encoder = encoding.Encoder(autoencoder, images, Store.open(target), batch_size, flips, (text, target))
     shards, moments = zip(*(encoder._encode(number) for number in range(2)), strict=True)
@@ -114,4 +114,16 @@ def test_what_cannot_be_embedded_is_refused_before_anything_is_written(project):
     (project / "elsewhere/t5/pytorch_model.bin").write_bytes(b"\x80")
     with pytest.raises(SamplerError, match="may be a pickle"):
         encode.main([])
+    assert not LATENTS.exists()
+
+
+def test_tokens_need_a_codebook_and_use_of_it(project):
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    content["encode"] = {"latents": {"batch_size": 3, "tokens": {"least_usage": 0.9}}}
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=r"encode\.latents\.tokens: expected an autoencoder with model\.codebook"):
+        encode.main([])
+    with pytest.raises(DataError, match=r"least_usage: 6 of 12 codes occur; expected 90% of them"):
+        encode.refuse_unused({"usage": (0.5,), "vocabulary": (12.0,)}, 0.9, "latents")
+    encode.refuse_unused({"usage": (0.5,), "vocabulary": (12.0,)}, 0.5, "latents")
     assert not LATENTS.exists()

@@ -61,7 +61,15 @@ def test_every_candidate_has_every_figure_and_a_grid(project, capsys):
     assert Protocol(**result["protocol"]).num_samples == 24
     assert result["noise"]["num_samples"] == 24 == result["floor"]["num_samples"]
     assert result["copy"]["figures"]["memorised"] == 1 > result["floor"]["figures"]["memorised"]
+    floors = [result["floor"], result["floor_by_chance"]]
+    for floor in floors:
+        low, high = floor["intervals"]["frechet_distance"]
+        assert low <= floor["figures"]["frechet_distance"] <= high and "pixel_distance" in floor["figures"]
+    assert ["label_agreement" in floor["figures"] for floor in floors] == [True, False]
+    assert result["floor_name"] == "floor" and "classifier_accuracy" in result["floor"]["figures"]
     assert 0 <= result["judge"]["figures"]["judge_accuracy"] <= 1
+    assert {"training_bias", "held_out_distance"} <= result["judge"]["figures"].keys()
+    assert {"pixel_distance", "frechet_balanced", "class_imbalance"} <= result["candidates"][0]["figures"].keys()
     shown = json.loads((project / "metrics/ldm.json").read_text())
     assert shown["frechet_distance"] == min(distances), "what `dvc metrics show` lists"
     assert all(isinstance(value, float) for name, value in shown.items() if name != "details")
@@ -72,7 +80,7 @@ def test_every_candidate_has_every_figure_and_a_grid(project, capsys):
     told = capsys.readouterr().out
     assert "real images" in told and "#1: " in told and "guidance scale 2.0" in told
     header, first, second = (project / "samples/ldm/candidates.csv").read_text().splitlines()
-    assert header.startswith("candidate,frechet_distance,kid") and first.startswith("ldm #0,")
+    assert header.startswith("candidate,frechet_distance,") and first.startswith("ldm #0,")
     assert float(second.split(",")[1]) == distances[1]
 
 
@@ -80,6 +88,7 @@ def test_a_sampler_without_classes_has_no_label_agreement(project):
     result = measured(project, "dcgan")
     figures = result["candidates"][0]["figures"]
     assert not result["conditional"] and "label_agreement" not in figures
+    assert result["floor_name"] == "floor_by_chance"
     assert {"inception_score", "classes_hit", "label_entropy"} <= figures.keys()
     assert figures["network_evaluations"] == 1
     assert (project / "samples/dcgan/candidates.csv").read_text().count("label_agreement") == 0

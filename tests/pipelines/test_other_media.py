@@ -64,7 +64,7 @@ def params() -> dict:
             "pixels": {**block("pixels", images), **tried},
             "gen": block("gen", images),
         },
-        "evaluate": {"num_samples": 24, "batch_size": 10, "neighbours": 3, "resamples": 20},
+        "evaluate": {"num_samples": 24, "batch_size": 10, "neighbours": 3, "resamples": 20, "real_draws": 2},
     }
 
 

@@ -83,7 +83,7 @@ def shrunk(content: dict) -> dict:
     ldm["training"] = {**training, "ema_snapshots": 8}
     for candidate in ldm["candidates"]:
         candidate["num_inference_steps"] = 2
-    content["evaluate"] |= {"num_samples": 12, "batch_size": 6, "neighbours": 2, "resamples": 20}
+    content["evaluate"] |= {"num_samples": 12, "batch_size": 6, "neighbours": 2, "resamples": 20, "real_draws": 2}
     return content
 
 

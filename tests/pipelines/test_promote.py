@@ -19,6 +19,7 @@ from infra.tracking.registry import CHAMPION, CONTENT_TAG, Registry
 from infra.tracking.runs import open_run
 from pipelines import evaluate, promote, reference
 from pipelines.support import measurement
+from pipelines.support.candidates import Candidate
 from pipelines.support.metrics_files import read_metrics
 from pipelines.support.params import load
 from tests.pipelines.measured import PARAMS, write_run_with_averages
@@ -208,3 +209,17 @@ def test_show_names_champion_figures_and_report(project, capsys):
     assert "champion: ldm (" in told and "solver heun" in told and "registered as latent-foundry v1" in told
     assert "frechet_distance     1  (0.9 to 1.1)" in told
     assert "not written yet" in told
+
+
+def test_the_weights_of_the_best_checkpoint_are_registered_where_a_candidate_asks_for_them(project):
+    folder = project / "runs/ldm"
+    nets = run_folder.load(folder).family.nets
+    average = {"denoiser": {key: value + 1 for key, value in nets["denoiser"].state_dict().items()}}
+    (folder / run_folder.BEST).write_bytes(run_folder.Best(1, "held_out_loss", 0.5, average).as_bytes())
+    chosen = Candidate("ldm", {"num_inference_steps": 2, "checkpoint": "best"}, {}, number=0)
+    copied = promote.copy_sampler(chosen, project / "copied")
+    found = run_folder.load(copied).family.nets["denoiser"].state_dict()
+    assert all(torch.equal(found[key], value) for key, value in average["denoiser"].items())
+    assert not (copied / run_folder.BEST).exists()
+    described = promote.described(load(), chosen, read_metrics(load())["ldm"])
+    assert described["checkpoint"] == "best" and "checkpoint" not in described["settings"]

@@ -49,7 +49,7 @@ def params() -> dict:
         },
         "encode": {"latents": {}},
         "inputs": {"latents/autoencoder": "runs/vae", "evaluate/judge": "runs/judge"},
-        "evaluate": {"num_samples": 12, "batch_size": 12, "neighbours": 3, "resamples": 20},
+        "evaluate": {"num_samples": 12, "batch_size": 12, "neighbours": 3, "resamples": 20, "real_draws": 2},
     }
 
 

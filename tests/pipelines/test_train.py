@@ -3,6 +3,7 @@ sampling needs it."""
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -111,6 +112,26 @@ def test_checkpoints_are_validated_by_the_judge_on_the_test_split():
     job = make_job(params({"vae/judge": "runs/judge"}), KEY)
     assert job.input("judge") == (paths.RUNS / "judge").resolve()
     assert job.held_out == str(paths.TEST_IMAGES.resolve())
+
+
+def test_the_best_checkpoint_is_told_by_figures_that_there_are_and_depends_on_what_is_held_out():
+    asked = params({}, {"ldm": PIXELS})
+
+    def job(**keep):
+        block = asked.samplers["ldm"]
+        training = block.training.model_copy(update=keep)
+        samplers = {"ldm": block.model_copy(update={"training": training})}
+        return make_job(asked.model_copy(update={"samplers": samplers}), "samplers.ldm")
+
+    assert job().held_out and not job().held_out_hash
+    best = job(keep="best", keep_by="live_loss_gap")
+    with pytest.raises(
+        ConfigError, match=r"samplers\.ldm\.training\.keep_by: no figure 'fid' .* one of held_out_loss, "
+    ):
+        job(keep="best", keep_by="fid")
+    before = best.hash
+    assert before == job(keep="best", keep_by="live_loss_gap").hash
+    assert dataclasses.replace(best, held_out_hash="another").hash != before
 
 
 def test_a_training_starts_from_another_runs_weights_and_model():

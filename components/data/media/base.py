@@ -67,6 +67,14 @@ class Medium(ABC):
     def encode(self, row: Tensor, file_format: str, quality: int = 90) -> bytes:
         """One row, floats (C, ...), as a file of one of `formats`. `quality` in [0, 100], where the format has one."""
 
+    def annotated(self, data: bytes, file_format: str, notes: Mapping[str, str]) -> bytes:
+        """An encoded file with texts by keyword in it, where its format has a place for them."""
+        return data
+
+    def resized(self, row: Tensor, size: str) -> Tensor:
+        """One row, floats (C, ...), at another `size`. Raises DataError where that means nothing."""
+        raise DataError(f"size: {self.plural} are served at their own size")
+
     @abstractmethod
     def preview(self, rows: Tensor, columns: int, scale: int = 1) -> bytes:
         """A PNG that shows rows (N, C, ...), `columns` of them beside each other; `scale`: repeats of a pixel."""
@@ -82,6 +90,11 @@ class Medium(ABC):
     def mirrored(self, rows: Tensor) -> Tensor:
         """Rows (B, C, ...), stored or floats, as a mirror shows them. Raises DataError where that means nothing."""
         raise DataError(f"flips: {self.plural} have no mirror image; expected flips: false")
+
+    def shifted(self, rows: Tensor, offsets: tuple[int, int]) -> Tensor:
+        """Rows (B, C, ...), stored or floats, moved down and to the right; edges are drawn out. Raises DataError where
+        that means nothing."""
+        raise DataError(f"shifts: {self.plural} are not moved; expected shifts: 0")
 
     def figures(self, rows: Tensor, real: Tensor) -> Figures:
         """Figures of a set that this medium alone has, of generated rows (N, C, ...) beside real held-out ones

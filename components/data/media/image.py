@@ -6,12 +6,16 @@ Files are read and written by Pillow. A generated image is never smoothed or enl
 from __future__ import annotations
 
 import io
+import struct
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.nn import functional
 
 from components.data.media.base import Medium
 from components.errors import DataError
@@ -33,6 +37,7 @@ _TURNS = dict(
     )
 )
 _GAP = 1  # pixels between the images of a preview
+_PNG_HEADER = 8 + 25  # bytes of the signature and the chunk IHDR, after which others may stand (W3C PNG, 5.6)
 
 
 class ImageMedium(Medium):
@@ -72,6 +77,21 @@ class ImageMedium(Medium):
         self.picture(row).save(buffer, file_format, **({} if file_format == "png" else {"quality": quality}))
         return buffer.getvalue()
 
+    def annotated(self, data: bytes, file_format: str, notes: Mapping[str, str]) -> bytes:
+        """PNG alone: chunks iTXt, UTF-8, before the pixels."""
+        if file_format != "png":
+            return data
+        chunks = [
+            _chunk(b"iTXt", name.encode("latin-1") + b"\0\0\0\0\0" + text.encode()) for name, text in notes.items()
+        ]
+        return b"".join((data[:_PNG_HEADER], *chunks, data[_PNG_HEADER:]))
+
+    def resized(self, row: Tensor, size: str) -> Tensor:
+        """Bicubic, antialiased."""
+        width, height = map(int, size.split("x"))
+        scaled = functional.interpolate(row[None].float(), (height, width), mode="bicubic", antialias=True)
+        return scaled[0].clamp(-1, 1)
+
     def preview(self, rows: Tensor, columns: int, scale: int = 1) -> bytes:
         """A grid with white gaps."""
         picture = self.picture(grid(rows, columns))
@@ -89,6 +109,13 @@ class ImageMedium(Medium):
 
     def mirrored(self, rows: Tensor) -> Tensor:
         return rows.flip(-1)
+
+    def shifted(self, rows: Tensor, offsets: tuple[int, int]) -> Tensor:
+        for axis, by in zip((-2, -1), offsets, strict=True):
+            size = rows.shape[axis]
+            places = (torch.arange(size, device=rows.device) - by).clamp(0, size - 1)
+            rows = rows.index_select(axis, places)
+        return rows
 
     def array_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         channels, height, width = shape
@@ -115,6 +142,10 @@ def grid(images: Tensor, columns: int) -> Tensor:
         top, left = (place // columns) * (height + _GAP), (place % columns) * (width + _GAP)
         sheet[:, top : top + height, left : left + width] = image
     return sheet
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def _png(picture: Image.Image) -> bytes:

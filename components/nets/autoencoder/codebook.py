@@ -3,8 +3,11 @@ A.1); codes that nothing is near to any more start again at latents of the batch
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -12,12 +15,13 @@ class Codebook(nn.Module):
     """Latents (B, C, h, w) -> the nearest of `size` codes at each place.
 
     `decay` is the weight of the past in both averages; a code used less than `restart_below` times a batch, by its
-    average, starts again. Everything is a buffer: gradients go around (straight through)."""
+    average, starts again. `normalised`: latents and codes have unit length, and their angle says which is nearest (Yu
+    et al. 2022, section 3.2). Everything is a buffer: gradients go around (straight through)."""
 
-    def __init__(self, size: int, channels: int, decay: float, restart_below: float):
+    def __init__(self, size: int, channels: int, decay: float, restart_below: float, normalised: bool = False):
         super().__init__()
-        self.decay, self.restart_below = decay, restart_below
-        codes = torch.randn(size, channels)
+        self.size, self.decay, self.restart_below, self.normalised = size, decay, restart_below, normalised
+        codes = self._scaled(torch.randn(size, channels))
         self.register_buffer("codes", codes)  # e_i
         self.register_buffer("sums", codes.clone())  # m_i
         self.register_buffer("counts", torch.ones(size))  # N_i
@@ -26,15 +30,40 @@ class Codebook(nn.Module):
         """The nearest codes, with the latents' gradient. A forward with gradients in training moves the codes."""
         if self.training and torch.is_grad_enabled():
             with torch.autocast(latents.device.type, enabled=False):
-                places = _places(latents)
+                places = self._places(latents)
                 self._follow(places, self._chosen(places))
+        latents = self._scaled(latents)
         return latents + (self.nearest(latents) - latents).detach()
 
-    @torch.no_grad()
     def nearest(self, latents: Tensor) -> Tensor:
         """The code nearest to the latent at each place."""
-        found = self.codes[self._chosen(_places(latents))]
-        return found.reshape(len(latents), *latents.shape[2:], -1).movedim(-1, 1)
+        return self.codes_of(self.tokens(latents))
+
+    @torch.no_grad()
+    def tokens(self, latents: Tensor) -> Tensor:
+        """Numbers of the nearest codes, (B, h, w) int64."""
+        with torch.autocast(latents.device.type, enabled=False):  # half precision takes wrong codes for the nearest
+            return self._chosen(self._places(latents)).reshape(len(latents), *latents.shape[2:])
+
+    def codes_of(self, tokens: Tensor) -> Tensor:
+        """Codes (B, C, h, w) by their numbers (B, h, w)."""
+        return self.codes[tokens].movedim(-1, 1)
+
+    def commitment(self, latents: Tensor) -> Tensor:
+        """The squared distance of latents to their codes (van den Oord et al. 2017, equation 3), a latent."""
+        # the codes come with the latents' gradient and this must pull the latents alone
+        return (self._scaled(latents) - self.nearest(latents.detach())).square().flatten(1).sum(1).mean()
+
+    def fingerprint(self) -> str:
+        """Of what the numbers of codes mean."""
+        return hashlib.sha256(self.codes.cpu().numpy().tobytes()).hexdigest()[:32]
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        return F.normalize(values, dim=1) if self.normalised else values
+
+    def _places(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B*h*w, C) float32, without a graph."""
+        return self._scaled(latents.detach().float()).movedim(1, -1).flatten(0, -2)
 
     def _chosen(self, places: Tensor) -> Tensor:
         return torch.cdist(places, self.codes).argmin(1)
@@ -53,9 +82,4 @@ class Codebook(nn.Module):
         self.sums.lerp_(sums, 1 - self.decay)
         dead = self.counts < self.restart_below
         self.counts[dead], self.sums[dead] = 1.0, fresh[dead]
-        self.codes.copy_(self.sums / self.counts[:, None])
-
-
-def _places(latents: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B*h*w, C) float32, without a graph."""
-    return latents.detach().float().movedim(1, -1).flatten(0, -2)
+        self.codes.copy_(self._scaled(self.sums / self.counts[:, None]))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.nets.autoencoder.codebook import Codebook
+from components.nets.autoencoder.finite_scalars import FiniteScalars
 from components.nets.blocks import Downsample2D, ResnetBlock2D, SpatialAttention, Upsample2D, norm_groups
 
 
@@ -115,7 +116,7 @@ class AutoencoderKL(nn.Module):
         latent_channels: int,
         widths: Sequence[int],
         layers: int,
-        codebook: Codebook | None = None,
+        codebook: Codebook | FiniteScalars | None = None,
     ):
         super().__init__()
         self.encoder = Encoder(channels, latent_channels, widths, layers)
@@ -133,6 +134,14 @@ class AutoencoderKL(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         return self._decode(self._quantised(latents))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Numbers of the codes of each place, (B, H / f, W / f) int64; only with a codebook."""
+        return self.codebook.tokens(self.encode(images)[0])
+
+    def decode_tokens(self, tokens: Tensor) -> Tensor:
+        """The images that the decoder saw in training of these codes."""
+        return self._decode(self.codebook.codes_of(tokens))
 
     def forward(
         self, images: Tensor, noise: Tensor, change: Callable[[Tensor], Tensor] | None = None

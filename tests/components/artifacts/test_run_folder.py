@@ -56,3 +56,21 @@ def test_a_damaged_file_of_averages_is_named(trained, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(SamplerError, match=r"averages\.safetensors: not a run's averages"):
         run_folder.read_averages(tmp_path / "vae")
+
+
+def test_the_best_checkpoint_lies_beside_the_last(trained, tmp_path):
+    family, state = trained
+    average = {"autoencoder": {key: value + 1 for key, value in state.average["autoencoder"].items()}}
+    best = run_folder.Best(4, "held_out_loss", 0.1, average)
+    run_folder.write(tmp_path / "vae", "vae", family, state, PROVENANCE, best)
+    last, kept = (run_folder.load(tmp_path / "vae", checkpoint=which).family.nets for which in ("last", "best"))
+    assert_same(last["autoencoder"].state_dict(), state.average["autoencoder"])
+    assert_same(kept["autoencoder"].state_dict(), average["autoencoder"])
+    read = run_folder.Best.from_file(tmp_path / "vae" / run_folder.BEST)
+    assert (read.step, read.figure, read.value) == (4, "held_out_loss", 0.1)
+    (tmp_path / "vae" / run_folder.BEST).write_bytes(b"damaged")
+    with pytest.raises(SamplerError, match=r"best\.safetensors: not a run's best checkpoint"):
+        run_folder.load(tmp_path / "vae", checkpoint="best")
+    (tmp_path / "vae" / run_folder.BEST).unlink()
+    with pytest.raises(SamplerError, match=r"best\.safetensors: missing; .* training\.keep: best"):
+        run_folder.load(tmp_path / "vae", checkpoint="best")

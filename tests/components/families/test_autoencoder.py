@@ -26,6 +26,7 @@ OPTIONS = {
     "adversarial": {"adversarial": {"width": 4}},
     "equivariance": {"equivariance": {"share": 1.0}},
     "codebook": {"codebook": {"size": 8}},
+    "finite scalars": {"codebook": {"name": "fsq", "levels": [3, 4]}},
     "bce": {"perceptual": {}, "adversarial": {"width": 4}, "reconstruction": "bce"},
     "all": {
         "perceptual": {},
@@ -39,6 +40,7 @@ TERMS = {
     "adversarial": {"reconstruction", "kl", "adversarial"},
     "equivariance": {"reconstruction", "kl"},
     "codebook": {"reconstruction", "commitment"},
+    "finite scalars": {"reconstruction"},
     "bce": {"reconstruction", "kl", "perceptual", "adversarial"},
     "all": {"reconstruction", "commitment", "perceptual", "adversarial"},
 }

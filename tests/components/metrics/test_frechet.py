@@ -4,8 +4,16 @@ import pytest
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from components.metrics.frechet import Moments, Sums, frechet_distance, frechet_interval
-from components.metrics.intervals import resampled_rows
+from components.metrics.frechet import (
+    Moments,
+    Sums,
+    balanced_figure,
+    frechet_distance,
+    frechet_figures,
+    frechet_infinity,
+    frechet_interval,
+)
+from components.metrics.intervals import Resampling, resampled_rows
 
 
 def normal(count: int, dim: int, seed: int) -> torch.Tensor:
@@ -105,3 +113,35 @@ def test_interval_of_strata_is_the_spread_of_sets_with_as_many_of_each():
     spread = float(others.quantile(0.975) - others.quantile(0.025))
     assert width(labels) == pytest.approx(spread, rel=0.35)
     assert width(None) > 2 * spread
+
+
+def test_extrapolation_takes_the_bias_of_few_samples_away():
+    reference = Moments(10**6, torch.zeros(8).double(), torch.eye(8).double())
+    plain, limits = [], []
+    for seed in range(30):
+        features, resampling = 0.2 + normal(60, 8, seed), Resampling.of(60, 20, seed)
+        found = frechet_figures(features, reference, resampling)
+        plain.append(found["frechet_distance"].value)
+        limits.append(found["frechet_infinity"].value)
+        low, high = found["frechet_infinity"].interval
+        assert low <= max(limits[-1], 0) <= high
+    truth, spread = 8 * 0.2**2, torch.tensor(limits).std() / 30**0.5
+    assert abs(torch.tensor(limits).mean() - truth) < 3 * spread
+    assert torch.tensor(plain).mean() - truth > 5 * spread
+    assert frechet_infinity(normal(15, 8, 0), reference, Resampling.of(15, 20, 0).halves) is None
+
+
+def test_weights_stand_for_repetitions_and_balance_a_lopsided_set():
+    features, weights = normal(60, 3, 0), torch.arange(60) % 4
+    moments, repeated = Moments.weighted(features, weights), features.repeat_interleave(weights, dim=0)
+    torch.testing.assert_close(moments.mean, repeated.mean(0))
+    torch.testing.assert_close(Moments.weighted(features, torch.ones(60)).covariance, torch.cov(features.T))
+    torch.testing.assert_close(moments.covariance, torch.cov(repeated.T), rtol=0.05, atol=0.05)
+    labels = (torch.arange(400) % 4 == 0).long()  # a quarter where the reference has a half
+    far = 5 * labels[:, None]
+    reference = Moments.of(normal(2000, 3, 1) + 5 * (torch.arange(2000) % 2)[:, None])
+    resampling = Resampling.of(400, 20, 0)
+    lopsided = normal(400, 3, 2) + far
+    found = balanced_figure(lopsided, reference, torch.where(labels > 0, 2.0, 2 / 3), resampling)
+    assert found.value < 0.15 < frechet_figures(lopsided, reference, resampling)["frechet_distance"].value
+    assert found.interval[0] <= found.value <= found.interval[1]

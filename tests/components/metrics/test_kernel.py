@@ -26,10 +26,59 @@ def test_sets_of_different_sizes_by_hand():
     assert kernel_distance(generated, reference)[0] == pytest.approx(expected)
 
 
-def test_standard_error_is_the_spread_over_sets():
-    pairs = [kernel_distance(0.4 + normal(80, seed), normal(120, 1000 + seed)) for seed in range(150)]
+def test_standard_error_is_the_spread_over_sets_against_one_reference():
+    reference = normal(120, 1000)
+    pairs = [kernel_distance(0.4 + normal(80, seed), reference) for seed in range(150)]
     distances, errors = torch.tensor(pairs).T
     assert float(errors.mean()) == pytest.approx(float(distances.std()), rel=0.3)
+
+
+CLASSES = torch.tensor([[-3.0] * 5, [0.0] * 5, [3.0] * 5]).double()
+
+
+def by_class(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As many of each of three classes far apart, as nobody draws by chance."""
+    labels = torch.arange(count) % 3
+    return CLASSES[labels] + normal(count, seed), labels
+
+
+def test_sets_of_chosen_classes_are_compared_class_by_class():
+    plain, within, errors = [], [], []
+    for seed in range(40):
+        (generated, asked), (reference, labels) = by_class(30, seed), by_class(45, 1000 + seed)
+        plain.append(kernel_distance(generated, reference)[0])
+        value, error = kernel_distance(generated, reference, asked, labels)
+        within.append(value)
+        errors.append(error)
+    mean, spread = torch.tensor(within).mean(), torch.tensor(within).std()
+    assert abs(mean) < 3 * spread / len(within) ** 0.5, "one distribution: around 0"
+    assert torch.tensor(plain).max() < 0, "pairs of one class are too few among all pairs"
+    shifted = [kernel_distance(0.5 + by_class(30, seed)[0], *_fixed()) for seed in range(40)]
+    distances, told = torch.tensor(shifted).T
+    assert float(told.mean()) == pytest.approx(float(distances.std()), rel=0.35)
+
+
+def _fixed() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    reference, labels = by_class(45, 5000)
+    return reference, torch.arange(30) % 3, labels
+
+
+def test_classes_by_hand():
+    generated, asked = torch.tensor([[1.0], [2.0], [3.0], [5.0]]).double(), torch.tensor([0, 0, 1, 1])
+    reference, labels = torch.tensor([[0.0], [1.0]]).double(), torch.tensor([0, 0])
+    # k(x, y) = (x y + 1)^3; within 0: 3^3, within 1: 16^3, across: 4^3, 6^3, 7^3, 11^3; shares 1/2 each
+    own = 0.25 * 27 + 0.25 * 16**3 + 0.5 * (64 + 216 + 343 + 1331) / 4
+    across = (4 * 1 + 2**3 + 3**3 + 4**3 + 6**3) / 8
+    assert kernel_distance(generated, reference, asked, labels)[0] == pytest.approx(own + 1 - 2 * across)
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 0, 1, 1, 2], [0, 1, 1, 2, 2], [0, 1, 2, 3, 4], [0, 1, 2, 2, 2], [7, 7, 7, 7, 7]]
+)
+def test_a_class_of_one_joins_others(labels):
+    strata = kernel._strata(torch.tensor(labels), 5)
+    assert torch.bincount(strata).min() >= 2
+    assert kernel_distance(normal(5, 0), normal(9, 1), torch.tensor(labels))[1] > 0
 
 
 def test_needs_two_images_a_side():

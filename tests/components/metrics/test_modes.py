@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from components.metrics.figures import values
-from components.metrics.modes import Floors, collapsed, kmeans, mode_coverage, ndb, overfitted
+from components.metrics.modes import (
+    Floors,
+    balancing_weights,
+    collapsed,
+    imbalance_figure,
+    kmeans,
+    mode_coverage,
+    ndb,
+    overfitted,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -97,3 +106,12 @@ def test_overfitting_is_a_gap_between_training_and_held_out_images():
     assert overfitted({"accuracy_train": 0.9, "accuracy_held_out": 0.85}) is None
     assert overfitted({"accuracy_train": 1.0, "accuracy_held_out": 0.2}).startswith("over-fitted")
     assert overfitted({"accuracy_train": 1.0}) is None
+
+
+def test_weights_give_the_real_class_shares_and_what_is_missing_is_told():
+    labels, real = torch.tensor([0, 0, 0, 1]), torch.tensor([0.5, 0.25, 0.25]).double()
+    weights = balancing_weights(labels, real)
+    assert weights.tolist() == pytest.approx([8 / 9, 8 / 9, 8 / 9, 4 / 3])  # 2 to 1, as the classes that come
+    assert imbalance_figure(labels, real).value == pytest.approx(0.25)
+    assert imbalance_figure(torch.tensor([0, 0, 1, 2]), real).value == 0
+    assert balancing_weights(torch.tensor([2, 2]), torch.tensor([1.0, 0, 0]).double()).tolist() == [1, 1]

@@ -5,8 +5,9 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from components.metrics import neighbours
-from components.metrics.intervals import multiplicities, resampled_rows
-from components.metrics.neighbours import Inside, Manifold, memorised, nearest, squared_distances
+from components.metrics.figures import values
+from components.metrics.intervals import Resampling, parts
+from components.metrics.neighbours import Inside, Manifold, memorised, nearest, neighbour_figures, squared_distances
 
 
 @pytest.fixture(autouse=True)
@@ -64,16 +65,31 @@ def test_density_of_a_fresh_draw_of_the_same_distribution_is_about_one():
     assert share(inside(normal(400, 2, 0), normal(400, 2, 1), 5).dense()) == pytest.approx(1, abs=0.1)
 
 
-def test_resampled_shares_are_those_of_the_sets_that_were_drawn():
+def test_shares_of_parts_are_those_of_the_samples_in_them():
     samples, real = normal(40, 2, 0), normal(30, 2, 1)
-    found, rows = inside(samples, real, 2), resampled_rows(40, 5, torch.Generator().manual_seed(0))
-    weights = multiplicities(rows, 40)
-    assert weights.sum(1).tolist() == [40] * 5
-    for row, recall, coverage in zip(
-        rows, found.resampled_recall(weights), found.resampled_coverage(weights), strict=True
-    ):
-        assert float(recall) == pytest.approx(share(found.real[:, row].any(1)))
-        assert float(coverage) == pytest.approx(share(found.samples[row].any(0)))
+    found, halves = inside(samples, real, 2), parts(40, 2, 5, torch.Generator().manual_seed(0))
+    assert halves.sum(1).eq(1).all(), "every sample is in one part"
+    for split, shares in zip(halves > 0, neighbours._shares_hit(found.samples.T, halves), strict=True):
+        assert shares.tolist() == pytest.approx([share(found.samples[part].any(0)) for part in split])
+    wide = torch.cat(list(squared_distances(samples, samples))).kthvalue(2 * 2 + 1).values
+    assert torch.equal(found.real_wide.T, torch.cat(list(squared_distances(samples, real))) <= wide[:, None])
+
+
+def test_intervals_of_recall_and_coverage_tell_the_spread_between_sets(monkeypatch):
+    monkeypatch.setattr(neighbours, "_ROWS", 1024)
+    real = Manifold.of(normal(150, 4, 0), 3)
+    sets = [Inside.of(0.8 * normal(150, 4, seed) + 0.4, real, 3) for seed in range(1, 41)]
+    resampling = Resampling.of(150, 20, 0)
+    told = [(one.recall_variance(resampling.halves), one.coverage_variance(*resampling.parts)) for one in sets[:8]]
+    found = [(share(one.recalled()), share(one.covered())) for one in sets]
+    for variances, shares in zip(zip(*told, strict=True), zip(*found, strict=True), strict=True):
+        assert (sum(variances) / len(variances)) ** 0.5 == pytest.approx(float(torch.tensor(shares).std()), rel=0.35)
+    figures = neighbour_figures(sets[0], resampling)
+    for name, value in zip(("recall", "coverage"), found[0], strict=True):
+        low, high = figures[name].interval
+        assert 0 <= low < value < high <= 1
+    none = neighbour_figures(sets[0], Resampling.of(150, 0, 0))
+    assert values(none) == values(figures) and all(one.interval is None for one in none.values())
 
 
 def test_nearest_equals_scikit_learns():

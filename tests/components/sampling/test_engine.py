@@ -17,6 +17,7 @@ from components.families.dcgan import Model as DCGAN
 from components.sampling.engine import DeadlineExceeded, Engine, EngineFull, EngineStopped
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call, Preview, drive
+from components.sampling.workload import Work
 from tests.components.gate import TIMEOUT, Gate, walk
 
 SHAPE = (2, 8, 8)
@@ -142,6 +143,23 @@ def test_generators_are_served_too(engine):
     futures = [engine.submit(lambda request=request: family.trajectory(request)) for request in requests]
     for request, future in zip(requests, futures, strict=True):
         assert (future.result(TIMEOUT) - family.sample(request)).abs().max() < 1e-3
+
+
+def test_what_waits_counts_until_it_is_done(gated, gate):
+    engine = gated(slots=1)
+    first = engine.submit(walk(1, 2), expected=Work({"gate": 2}, {"gate": 2}))
+    gate.wait()
+    second = engine.submit(walk(2, 4), expected=Work({"gate": 4}, {"gate": 4}))
+    assert engine.num_before(first) == 0 and engine.num_before(second) == 0  # the next to have a turn
+    third = engine.submit(walk(3, 1), expected=Work({"gate": 1}, {"gate": 1}))
+    assert engine.num_before(third) == 1
+    gate.open(1)
+    gate.wait()  # one of its two calls is answered
+    row = engine.seconds_of([Work({}, {"gate": 1})])
+    assert row > 0 and engine.seconds_to_finish() == pytest.approx((1 + 4 + 1) * row)
+    gate.open(10)
+    assert [future.result(TIMEOUT).item() for future in (first, second, third)] == [1, 2, 3]
+    assert engine.seconds_to_finish() == 0
 
 
 def test_cancel_frees_rows_before_the_next_forward(gated, gate):

@@ -52,7 +52,7 @@ class TestCaptions:
         source = sources.read(config_of(tmp_path, label_key="group"), seed=0)
         assert source.classes == ("x", "y")
         assert {int(row["image"][0, 0, 0]): int(row["label"]) for row in rows_of(source)} == {97: 0, 98: 1, 99: 0}
-        with pytest.raises(DataError, match="no line has a caption or label; expected one of caption, text, kind"):
+        with pytest.raises(DataError, match="no line has a caption or label; expected one of .*, kind"):
             sources.read(config_of(tmp_path, label_key="kind"), seed=0)
 
     def test_all_captions_of_an_image_are_in_one_split(self, tmp_path):
@@ -111,7 +111,6 @@ class TestCaptions:
         source = sources.read(config_of(root, channels=3, image_size=32), seed=0)
         rows = list(itertools.islice(source.splits["train"](), 40))
         assert all(isinstance(row, dict) and row["image"].shape == (3, 32, 32) for row in rows)
-        listed, _ = folder.find_images(root)
-        assert len(listed) == 3414
+        assert len(folder.list_files(root).images) == 3414
         corners = np.stack([row["image"][:, 0, 0] for row in rows])
         assert (corners == 255).mean() > 0.8  # transparent corners came out white

@@ -53,9 +53,8 @@ class TestClassFolders:
         [
             ([], "holds no image"),
             (["README.md", "a/.hidden"], "holds no image"),
-            (["a.png", "b.png"], "2 images lie directly in it"),
             (["one/a.png"], "found 1 usable images; expected at least two"),
-            (["a/a.png", "one.jsonl", "two.jsonl"], "found one.jsonl, two.jsonl; expected one"),
+            (["a/a.png", "one.jsonl", "two.jsonl"], "found one.jsonl, two.jsonl; expected one table"),
         ],
     )
     def test_a_folder_that_is_no_source_is_refused_in_one_line(self, tmp_path, names, told):
@@ -82,7 +81,7 @@ class TestClassFolders:
 
         monkeypatch.setattr(folder.os, "scandir", scandir)
         with pytest.raises(DataError, match="b: this folder cannot be listed .Permission denied"):
-            folder.find_images(tmp_path)
+            folder.list_files(tmp_path)
 
     def test_linked_folders_are_followed_but_not_in_circles(self, tmp_path):
         picture(tmp_path / "elsewhere/a.png")
@@ -90,7 +89,7 @@ class TestClassFolders:
         (tmp_path / "set").mkdir()
         (tmp_path / "set/cat").symlink_to(tmp_path / "elsewhere")
         (tmp_path / "elsewhere/again").symlink_to(tmp_path / "elsewhere")
-        assert list(folder.find_images(tmp_path / "set")[0]) == ["cat/a.png", "cat/b.png"]
+        assert list(folder.list_files(tmp_path / "set").images) == ["cat/a.png", "cat/b.png"]
 
     @settings(max_examples=40)
     @given(

@@ -22,7 +22,6 @@ class TestConfig:
             ({"max_rejected": -1}, "data.max_rejected"),
             ({"source": "mnist"}, "data.source: expected digits, fashion_mnist, folder or s3://bucket/prefix, found"),
             ({"source": "s3://"}, "data.source: expected"),
-            ({"source": "folder"}, "data.path: expected the folder with the images"),
             ({"sourse": "digits"}, "data.sourse: unknown key"),
         ],
     )

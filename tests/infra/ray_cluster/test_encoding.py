@@ -125,3 +125,34 @@ def test_mirrored_images_are_encoded_beside_the_others(prepared, tmp_path):
     assert data_info(Dataset(both).manifest).flips and not data_info(Dataset(plain).manifest).flips
     center = torch.cat([rows["mean"], rows["mean_flipped"]]).mean((0, 2, 3))
     np.testing.assert_allclose(Dataset(both).manifest.statistics["channel_mean"], center, rtol=1e-4, atol=1e-6)
+
+
+def test_tokens_of_every_view_are_those_of_its_images(prepared, tmp_path):
+    """One actor's work, in this process."""
+    config = VAE.Config(widths=(8, 8), latent_channels=2, codebook={"name": "fsq", "levels": [3, 4]})
+    torch.manual_seed(0)
+    family = VAE(config, DataInfo(shape=(1, 8, 8), classes=("a", "b", "c")))
+    average = copy_of(dict(family.nets))
+    provenance = run_folder.Provenance(data="d", code="c", job="j", seed=0, step=1)
+    run_folder.write(tmp_path / "vae", "vae", family, State(1, average, {}, average), provenance)
+    target = tmp_path / "tokens"
+    target.mkdir()
+    maker = encoding.Tokeniser(tmp_path / "vae", prepared / "images", Store.open(target), 16, True, shifts=1)
+    shard, counts = maker._encode(0)
+    write_manifest(target, [shard], medium="tokens", value_range=(0, 65535), statistics=counts.statistics())
+    dataset = Dataset(target)
+    rows = dataset.take(np.arange(30))
+    assert rows["tokens"].dtype == torch.uint16 and rows["tokens"].shape == dataset.rows(np.arange(30)).shape
+    assert rows["views"].shape == (30, 17, 4, 4)
+    images = Dataset(prepared / "images").take(np.arange(30))["image"].float() / 127.5 - 1
+    net = run_folder.load(tmp_path / "vae").family.nets["autoencoder"]
+    with torch.inference_mode():
+        assert torch.equal(rows["tokens"][:, 0].long(), net.tokens(images))
+        assert torch.equal(rows["views"][:, 8].long(), net.tokens(images.flip(-1)))
+        below = torch.cat([images[:, :, 1:], images[:, :, -1:]], dim=2)
+        assert torch.equal(rows["views"][:, 2].long(), net.tokens(below))
+    info = data_info(dataset.manifest)
+    assert info.shape == (1, 4, 4) and info.statistics["vocabulary"] == (12.0,)
+    occurring = torch.cat([rows["tokens"], rows["views"]], 1).long().unique()
+    assert info.statistics["usage"][0] == pytest.approx(len(occurring) / 12)
+    assert 1 < info.statistics["perplexity"][0] <= len(occurring)

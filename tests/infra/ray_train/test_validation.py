@@ -1,15 +1,17 @@
 """Checkpoint validation: drawn and measured with the checkpoint's weights, kept as files."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 
 from components.artifacts import run_folder
 from components.artifacts.run_folder import Provenance
+from components.errors import TrainingError
 from components.families import family_class
 from components.metrics.figures import Definition, Figure, named
-from components.training.loop import State
+from components.training.loop import State, TrainingConfig
 from infra.ray_train import Input, Job, validation
 from infra.storage.store import Store
 from tests.infra.ray_train.jobs import make_job, write_images
@@ -100,3 +102,41 @@ def test_figures_are_kept_by_step(tmp_path):
     validation.keep(run, 5, first)
     assert validation.kept(run) == {5: first, 20: second}
     assert validation.kept(run / "nothing") == {}
+
+
+def kept_after(run: Store, values: dict[int, float], order: list[int], better: str = "lower"):
+    """What is kept of checkpoints with these values of a figure, validated in an order."""
+    config = TrainingConfig(steps=9, batch_size=1, keep="best", keep_by="a")
+    defined = Definition(name="a", label="a", explanation="", kind="score", better=better)
+    for step in order:
+        figures = named(defined.figure(values[step]))
+        validation.keep(run, step, figures)
+        state = State(step, {}, {}, {"net": {"weight": torch.full((2,), float(step))}})
+        validation.keep_best(run, state, figures, config)
+    assert len((run / validation.BEST).names()) == 1
+    return validation.best(run, config)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations([3, 6, 9])))
+def test_the_best_checkpoint_is_kept_in_whatever_order_they_are_validated(tmp_path, order):
+    values = {3: 2.0, 6: 1.0, 9: 1.0}
+    lowest = kept_after(Store.open(tmp_path / "low"), values, order)
+    assert (lowest.step, lowest.figure, lowest.value) == (6, "a", 1.0), "the first of equals"
+    assert lowest.average["net"]["weight"].tolist() == [6.0, 6.0]
+    assert kept_after(Store.open(tmp_path / "high"), values, order, better="higher").step == 3
+
+
+def test_a_checkpoint_validated_again_after_a_restart_is_kept_once(tmp_path):
+    assert kept_after(Store.open(tmp_path), {3: 1.0, 6: 2.0}, [3, 6, 3, 6]).step == 3
+
+
+def test_a_figure_that_checkpoints_lack_is_told_with_those_they_have(tmp_path):
+    run, config = Store.open(tmp_path), TrainingConfig(steps=9, batch_size=1, keep="best", keep_by="b")
+    scored = Definition(name="a", label="a", explanation="", kind="score", better="higher").figure(1.0)
+    with pytest.raises(TrainingError, match=r"keep_by: no figure 'b' .* expected one of a$"):
+        validation.keep_best(run, State(3, {}, {}, {}), named(scored), config)
+    with pytest.raises(TrainingError, match="no checkpoint was measured by 'b'"):
+        validation.best(run, config)
+    plain = TrainingConfig(steps=9, batch_size=1)
+    validation.keep_best(run, State(3, {}, {}, {}), {}, plain)
+    assert validation.best(run, plain) is None and (run / validation.BEST).names() == []

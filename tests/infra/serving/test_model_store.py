@@ -9,7 +9,7 @@ from components.artifacts import pyfunc, run_folder
 from components.errors import InputError, SamplerError
 from components.families import family_class
 from components.families.base import DataInfo
-from components.files import write_json
+from components.files import sha256_folder, write_json
 from components.training.ema import copy_of
 from components.training.loop import State
 from infra.config import TrackingConfig
@@ -123,3 +123,32 @@ def test_a_node_without_the_folder_fetches_its_own_copy(root, monkeypatch):
     shutil.rmtree(Path(model.folder).parent)
     with pytest.raises(InputError, match="not on this node, and there is no registry to fetch latent-foundry@2 from"):
         folder_here(model, model_store(root))
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda path: path.write_bytes(b""), lambda path: path.unlink()])
+def test_a_damaged_copy_is_made_again_before_it_is_served(root, damage):
+    (model,) = Champions(model_store(root)).look()
+    weights = Path(model.folder) / "denoiser.safetensors"
+    whole = weights.read_bytes()
+    damage(weights)
+    assert folder_here(model, model_store(root)) == Path(model.folder) and weights.read_bytes() == whole
+    damage(weights)
+    Champions(model_store(root)).first()
+    assert weights.read_bytes() == whole
+
+
+def test_a_source_altered_since_it_was_promoted_is_refused(root):
+    promoted = sha256_folder(root / "runs/a")
+    write_promoted(root, "runs/a", "1", sha256=promoted)
+    Champions(model_store(root)).look()
+    shutil.rmtree(root / ".cache")
+    flipped(root / "runs/a/denoiser.safetensors")
+    with pytest.raises(SamplerError, match="runs/a: altered since it was promoted; `dvc checkout` brings it back"):
+        Champions(model_store(root)).look()
+    assert not [path for path in (root / ".cache/served").iterdir() if path.is_dir()]

@@ -9,7 +9,7 @@ from schemathesis.checks import not_a_server_error
 from components.data.media.image import MEDIUM
 from infra.config import ServeConfig
 from infra.serving import http_api
-from infra.serving.openai_api import Update
+from infra.serving.openai_api import Made, Update
 from tests.infra.local import ask, served_model
 
 HEALTH = list(HealthCheck)
@@ -18,20 +18,26 @@ HEALTH = list(HealthCheck)
 class Ready:
     """A backend that has every image already."""
 
+    trouble = ""
+
     def __init__(self, model):
         import torch
 
-        self.model, self.image = model, MEDIUM.encode(torch.zeros(model.image_shape), "png")
+        self.model, self.image = model, MEDIUM.encode(torch.zeros(model.row_shape), "png")
 
     async def served(self):
         return (self.model,)
 
-    async def generate(self, order):
-        return self.image
+    async def generate(self, orders):
+        return Made([self.image for _ in orders], 0.0)
 
-    async def stream(self, order):
+    async def stream(self, orders):
         yield None
-        yield Update(1.0, self.image, final=True)
+        for number in range(len(orders)):
+            yield number, Update(1.0, self.image, final=True)
+
+    async def metrics(self, everything):
+        return ""
 
     async def check(self, model):
         return {}

@@ -9,9 +9,9 @@ from tests.infra.local import served_model
 class World:
     """What is running, what is told, and in which order things happened."""
 
-    def __init__(self, broken=()):
+    def __init__(self, broken=(), keep=0):
         self.up, self.broken, self.events = set(), set(broken), []
-        self.rollout = Rollout(self.start, self.stop, lambda: set(self.up), self.announce, grace=0)
+        self.rollout = Rollout(self.start, self.stop, lambda: set(self.up), self.announce, grace=0, keep=keep)
 
     def start(self, model):
         self.events.append(("start", model.version))
@@ -87,3 +87,19 @@ def test_what_is_left_has_its_grace(versions):
     assert ("stop", "1") not in world.events
     world.rollout.step((versions["1"],))  # back again: it never ended
     assert world.events[-1] == ("serve", "1")
+
+
+def test_the_former_champion_can_be_asked_for_until_a_further_version_starts(versions):
+    world = World(keep=1000)
+    world.rollout.step((versions["1"],))
+    for _ in range(2):
+        world.rollout.step((versions["2"],))
+    assert world.events[2:] == [("start", "2"), ("serve", "2", "1")]
+    world.rollout.step((versions["3"],))
+    assert world.events[4:] == [("serve", "2"), ("stop", "1"), ("start", "3"), ("serve", "3", "2")]
+    world.rollout.step((versions["2"],))  # back: it never ended
+    assert world.events[8:] == [("serve", "2", "3")]
+    world.rollout.keep = 0
+    world.rollout._former = None
+    world.rollout.step((versions["2"],))
+    assert world.events[9:] == [("serve", "2"), ("stop", "3")]

@@ -1,9 +1,12 @@
 """The registry against a real SQLite store: a version that loads anywhere, and a promotion that is killed anywhere."""
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,6 +16,7 @@ import pytest
 
 from components.artifacts import pyfunc, run_folder
 from components.data.media.image import MEDIUM
+from components.errors import InputError
 from components.evaluation.generation import open_candidate
 from components.families import family_class
 from components.sampling.requests import Conditions, Request
@@ -107,6 +111,30 @@ def test_a_version_is_fetched_whole(registered, tmp_path):
 def test_nobody_reigns_in_an_empty_store(tmp_path):
     registry = Registry(TrackingConfig(), tmp_path, MODEL)
     assert registry.champion() is None and registry.versions() == []
+
+
+def test_a_store_that_is_replaced_is_read_anew(registered, tmp_path):
+    """As when a backup of mlflow.db is restored under a server."""
+    for name in ("mlflow.db", "backup.db"):
+        shutil.copy(registered / "mlflow.db", tmp_path / name)
+    with contextlib.closing(sqlite3.connect(tmp_path / "backup.db")) as backup, backup:
+        backup.execute("DELETE FROM registered_model_aliases")
+    registry = Registry(TrackingConfig(), tmp_path, MODEL)
+    assert registry.champion().number == "1"
+    os.replace(tmp_path / "backup.db", tmp_path / "mlflow.db")
+    assert registry.champion() is None
+
+
+def test_files_altered_in_the_registry_are_refused(registered, tmp_path):
+    registry = Registry(TrackingConfig(), registered, MODEL)
+    (weights,) = registered.glob("mlartifacts/**/denoiser.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        with pytest.raises(InputError, match="digits version 1: its files were altered since it was registered"):
+            registry.fetch(registry.champion(), tmp_path / "champion")
+    finally:
+        weights.write_bytes(whole)
 
 
 def in_child(work) -> int:

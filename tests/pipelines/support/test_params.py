@@ -93,6 +93,19 @@ def test_another_averaging_length_needs_snapshots(content, tmp_path):
     load(path)
 
 
+def test_the_best_checkpoint_needs_a_training_that_keeps_it(content, tmp_path):
+    block = content["samplers"]["ldm"]
+    block["candidates"][0]["checkpoint"] = "best"
+    assert "samplers.ldm.candidates.0.checkpoint: best needs training.keep: best" in refusal(content, tmp_path)
+    block["training"]["keep"] = "best"
+    block["candidates"][0]["checkpoint"] = "first"
+    assert "candidates.0.checkpoint: expected last or best, found 'first'" in refusal(content, tmp_path)
+    block["candidates"][0]["checkpoint"] = "best"
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    load(path)
+
+
 def test_a_sampler_without_candidates_is_refused(content, tmp_path):
     content["samplers"]["dcgan"]["candidates"] = []
     assert "samplers.dcgan.candidates: empty" in refusal(content, tmp_path)

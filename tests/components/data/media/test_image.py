@@ -92,6 +92,14 @@ def test_files_hold_the_image_in_the_format_asked():
         assert (opened.get_format_mimetype(), opened.size) == (mime, (4, 3))
 
 
+def test_a_shift_moves_down_and_right_and_draws_edges_out():
+    image = torch.arange(6).reshape(1, 1, 2, 3)
+    assert MEDIUM.shifted(image, (0, 1)).flatten().tolist() == [0, 0, 1, 3, 3, 4]
+    assert MEDIUM.shifted(image, (-1, 0)).flatten().tolist() == [3, 4, 5, 3, 4, 5]
+    with pytest.raises(DataError, match="shifts: tokens are not moved"):
+        medium("tokens").shifted(image, (0, 1))
+
+
 def test_arrays_have_channels_last():
     images = torch.linspace(-1, 1, 2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
     assert MEDIUM.arrays(images).shape[1:] == MEDIUM.array_shape((3, 4, 5)) == (4, 5, 3)
@@ -106,9 +114,9 @@ def test_the_folder_is_the_registry():
 
 def test_a_file_in_a_folder_of_its_own_is_a_medium():
     with toys.installed():
-        assert medium("series").dtype == "int16" and medium_names() == ("clip", "image", "series")
-    assert medium_names() == ("image",)
-    with pytest.raises(DataError, match="^medium: expected one of image, found 'series'$"):
+        assert medium("series").dtype == "int16" and medium_names() == ("clip", "image", "series", "tokens")
+    assert medium_names() == ("image", "tokens")
+    with pytest.raises(DataError, match="^medium: expected one of image, tokens, found 'series'$"):
         medium("series")
 
 
