@@ -15,7 +15,7 @@ from tests.pipelines.in_process import train_stage
 STEPS = {"steps": 600, "batch_size": 16, "report_every": 20, "save_every": 40}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_kills_change_no_bit_of_the_result_and_every_step_is_logged_once(tmp_path, monkeypatch):
     """It is that of the loop alone, in this process. More victims and families: the benchmark chaos_exact."""
     params = tiny_params()

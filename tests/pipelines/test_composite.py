@@ -58,7 +58,7 @@ def project(measured_project, tmp_path_factory):
     with toys.installed(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setattr(promote, "ROOT", root)
-        patch.setattr(code_closure, "of_training", lambda family: [])  # a toy's file lies outside the project's packages
+        patch.setattr(code_closure, "of_training", lambda family: [])  # a toy lies outside its packages
         Path("params.yaml").write_text(yaml.safe_dump(params(), sort_keys=False))
         train_stage(load(), "samplers.both")
         evaluate.main(["samplers.both"])
