@@ -1,5 +1,6 @@
 """Strict typed configuration: every block of params.yaml becomes a frozen pydantic model at the door."""
 
+import difflib
 from collections.abc import Mapping
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -78,6 +79,24 @@ def named_block(default: str) -> Discriminator:
     return Discriminator(lambda block: block.get("name", default) if isinstance(block, dict) else block.name)
 
 
+def _kinds_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[type[BaseModel]]:
+    """The blocks that the last part of an error's place may be a key of; parts that are no fields are keys of mappings,
+    numbers of lists or tags of choices."""
+    kinds = [model]
+    for part in loc[:-1]:
+        fields = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
+        kinds = [below for field in fields for below in models_in(field.annotation)] or kinds
+        kinds = [kind for kind in kinds if getattr(kind.model_fields.get("name"), "default", None) == part] or kinds
+    return kinds
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The blocks that a type is made of: itself, or those of a choice, a list or a mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for part in get_args(annotation) for kind in models_in(part)]
+
+
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
@@ -100,8 +119,10 @@ def _describe(item: dict, model: type[BaseModel], where: str, block: object) -> 
     if item["type"] == "union_tag_invalid":
         return f"{path}.name: expected one of {item['ctx']['expected_tags']}, found {item['ctx']['tag']!r}"
     if item["type"] == "extra_forbidden":
-        known = f"; known keys here: {', '.join(model.model_fields)}" if len(item["loc"]) == 1 else ""
-        return f"{path}: unknown key{known}"
+        known = list(dict.fromkeys(name for kind in _kinds_at(model, item["loc"]) for name in kind.model_fields))
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, 1)
+        nearest = f"; the nearest is {near[0]}" if near else ""
+        return f"{path}: unknown key; known keys here: {', '.join(known)}{nearest}"
     if item["type"] == "missing":
         return f"{path}: required key is missing"
     return f"{path}: {item['msg'].removeprefix('Value error, ')}, found {item['input']!r}"

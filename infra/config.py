@@ -14,6 +14,15 @@ from components.config import Strict
 
 Workers = Annotated[int, Field(ge=1)]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SQLITE = "sqlite:///"
+_DVC_COPIES = (".dvc", "tmp", "exps")  # DVC 3.67: where `dvc exp run --temp` and queues copy a project to, to run there
+
+
+def home(root: Path) -> Path:
+    """The project that keeps records and checkpoints of what runs in `root`: `root` itself, or of a copy that DVC made
+    for one experiment, and takes away after it, the project that was copied."""
+    places = [place for place in range(len(root.parts)) if root.parts[place : place + 3] == _DVC_COPIES]
+    return Path(*root.parts[: places[-1]]) if places else root
 
 
 class ClusterConfig(Strict):
@@ -50,8 +59,8 @@ class ClusterConfig(Strict):
         return int(self.cache_gib * 2**30)
 
     def storage(self, root: Path) -> str:
-        """The storage path, a relative one below `root`."""
-        return self.storage_path if self.storage_path.startswith("s3://") else str(root / self.storage_path)
+        """The storage path, a relative one below the home of `root`."""
+        return self.storage_path if self.storage_path.startswith("s3://") else str(home(root) / self.storage_path)
 
     @property
     def max_workers(self) -> int:
@@ -66,11 +75,19 @@ class TrackingConfig(Strict):
     artifacts: str = "mlartifacts"
 
     def absolute_uri(self, root: Path) -> str:
-        """The URI with a relative SQLite path anchored at `root`, because workers run in folders of their own."""
-        prefix = "sqlite:///"
-        if self.uri.startswith(prefix) and not self.uri.startswith(prefix + "/"):
-            return f"{prefix}{root / self.uri.removeprefix(prefix)}"
+        """The URI with a relative SQLite path anchored at the home of `root`, because workers run in folders of their
+        own."""
+        if self.uri.startswith(SQLITE) and not self.uri.startswith(SQLITE + "/"):
+            return f"{SQLITE}{home(root) / self.uri.removeprefix(SQLITE)}"
         return self.uri
+
+    def database(self, root: Path) -> Path | None:
+        """The file of a SQLite store; None of any other store."""
+        uri = self.absolute_uri(root)
+        return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+    def artifact_folder(self, root: Path) -> Path:
+        return home(root) / self.artifacts
 
 
 class ServeConfig(Strict):

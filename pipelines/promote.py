@@ -180,7 +180,8 @@ def register(
         metric: f"{winner.figures[metric].value:.6g}",
     }
     job = run_folder.read_config(folder).provenance.job
-    return registry.register(Entry(folder, winner.content, job, description, picture_files(winner), tags))
+    told = f"{winner.name} ({settings_text(winner.settings)}): {metric} {winner.figures[metric].value:.4g}"
+    return registry.register(Entry(folder, winner.content, job, description, picture_files(winner), tags, told))
 
 
 def read_policy(params: Params, metrics: dict[str, SamplerMetrics], candidates: list[Candidate]) -> PromoteConfig:
@@ -250,6 +251,7 @@ def write_champion(registry: Registry, version: Version, source: Path, why: str)
         "settings": champion["settings"],
         **{name: champion.get(name) for name in generation.WEIGHTS},
         "figures": champion["figures"],
+        "definitions": champion.get("definitions", []),  # none of figures measured before they had any
         "run_folder": (paths.CHAMPION / pyfunc.SAMPLER).as_posix(),
         "model": registry.model,
         "version": version.number,
@@ -262,13 +264,14 @@ def write_champion(registry: Registry, version: Version, source: Path, why: str)
 
 
 def track(params: Params, metrics: dict[str, SamplerMetrics]) -> None:
-    """Puts every candidate's figures and grid into the run that trained its sampler."""
+    """Puts every candidate's figures and grid into the run that trained its sampler, and those of the best by their
+    plain names, which compare runs."""
     for sampler, measured in metrics.items():
         job = run_folder.read_config(paths.RUNS / sampler).provenance.job
         run = runs.run_of_job(params.tracking, ROOT, job)
         if run is None:
             continue
-        figures, files = {}, {}
+        figures, files = values(measured.candidates[measured.best].figures), {}
         for candidate in measured.candidates:
             number = candidate.number
             figures |= {f"candidate_{number}/{name}": value for name, value in values(candidate.figures).items()}

@@ -13,11 +13,12 @@ from components.errors import ConfigError
 from components.families import family_class
 from components.families.base import JUDGE, AutoencoderInfo, Family, RunInfo, data_info
 from components.files import sha256, sha256_folder, whole_folder, write_whole
+from components.training.loop import State
 from infra import ray_train
 from infra.ray_cluster.ray_session import session
 from infra.storage.buckets import check_storage
 from infra.tracking import runs
-from pipelines.support import cli, code_closure, inputs, paths, remote
+from pipelines.support import cli, code_closure, inputs, lineage, paths, remote
 from pipelines.support.params import Params, load, name_of, train_block
 from pipelines.support.paths import ROOT
 
@@ -114,6 +115,45 @@ def write_curves(target: Path, history: list[dict[str, float]]) -> None:
             write_whole(folder / f"{phase}.csv", run_folder.as_csv(rows))
 
 
+def train_tracked(params: Params, key: str, job: ray_train.Job) -> State:
+    """Runs a job to its end, in an MLflow run of its own."""
+    told = runs.Described(
+        name=f"{job.name}-{job.hash[:8]}",
+        job=job.hash,
+        source=f"python -m pipelines.train {key}",
+        commit=lineage.git_commit(),
+        description=f"{key}, a {job.family} on {relative(job.data)}, {job.training.steps} steps, seed {job.seed}",
+        params={
+            "family": job.family,
+            "seed": job.seed,
+            **{f"model.{name}": value for name, value in job.config.model_dump(mode="json").items()},
+            **{f"training.{name}": value for name, value in job.training.model_dump(mode="json").items()},
+        },
+    )
+    manifest = read_manifest(Path(job.data))
+    columns = {name: (column.dtype, tuple(column.shape)) for name, column in manifest.columns.items()}
+    data = runs.TrainingData(relative(job.data), job.data_hash, manifest.count, columns)
+    status, files = "FAILED", {}
+    with ThreadPoolExecutor(1) as beside:  # MLflow's import and Ray's start take seconds each, side by side fewer
+        tracked = beside.submit(runs.open_run, params.tracking, ROOT, told, data)
+        try:
+            with session(params.cluster, ROOT):
+                logger = runs.RunLogger(tracked.result())
+                state = ray_train.train(job, params.cluster, params.cluster.storage(ROOT), logger)
+            status, files = "FINISHED", {f"run/{run_folder.HISTORY}": run_folder.as_csv(state.history).encode()}
+            return state
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            runs.close_run(tracked.result(), status, files)
+
+
+def relative(folder: str) -> str:
+    """A folder of the project by its path in it."""
+    return folder.removeprefix(f"{ROOT}/")
+
+
 def main(argv: list[str]) -> None:
     key = cli.one_argument(argv, "python -m pipelines.train GROUP.NAME")
     params = load()
@@ -125,23 +165,7 @@ def main(argv: list[str]) -> None:
         remote.run(params, "pipelines.train", [key], read, [paths.RUNS / job.name, paths.CURVES / job.name])
         return
     check_storage(params.cluster.storage(ROOT))
-    described = {
-        "family": job.family,
-        "seed": job.seed,
-        **{f"model.{name}": value for name, value in job.config.model_dump(mode="json").items()},
-        **{f"training.{name}": value for name, value in job.training.model_dump(mode="json").items()},
-    }
-    dataset = {"name": job.data.removeprefix(f"{ROOT}/"), "digest": job.data_hash, "source": job.data}
-    succeeded = False
-    with ThreadPoolExecutor(1) as beside:  # MLflow's import and Ray's start take seconds each, side by side fewer
-        tracked = beside.submit(runs.open_run, params.tracking, ROOT, job.name, job.hash, described, dataset)
-        try:
-            with session(params.cluster, ROOT):
-                logger = runs.RunLogger(tracked.result())
-                state = ray_train.train(job, params.cluster, params.cluster.storage(ROOT), logger)
-            succeeded = True
-        finally:
-            runs.close_run(tracked.result(), succeeded)
+    state = train_tracked(params, key, job)
     provenance = run_folder.Provenance(
         data=job.data_hash, code=job.code_hash, job=job.hash, seed=job.seed, step=state.step
     )

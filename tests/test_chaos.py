@@ -12,7 +12,7 @@ from tests.clones import make_clone, tiny_params
 from tests.components.helpers import one_exact_thread
 from tests.pipelines.in_process import train_stage
 
-STEPS = {"steps": 600, "batch_size": 16, "report_every": 20, "save_every": 40}
+STEPS = {"steps": 400, "batch_size": 16, "report_every": 20, "save_every": 40}
 
 
 @pytest.mark.timeout(900)

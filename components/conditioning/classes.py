@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -13,21 +14,45 @@ from components.nets.unet import embedded
 
 def class_of(prompt: str, classes: Sequence[str]) -> int:
     """The number of the class that a prompt names: by the class's name or number, or by naming exactly one class among
-    other words ("a handwritten seven"). Case and surrounding space do not matter.
+    other words ("a handwritten seven"; of names within names the longest). Case, accents' Unicode form, and whether
+    words are apart by spaces, underscores or hyphens do not matter. A name goes before a number.
 
-    Raises SamplerError listing the classes if it names none, or more than one.
+    Raises SamplerError listing the classes if it names none, and those that it may mean if more than one.
     """
-    text = prompt.strip().casefold()
-    names = [name.casefold() for name in classes]
-    if text in names:
-        return names.index(text)
-    if re.fullmatch(r"\d{1,9}", text) and int(text) < len(names):
-        return int(text)
-    mentioned = [number for number, name in enumerate(names) if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
-    if len(mentioned) == 1:
-        return mentioned[0]
-    problem = "names more than one class" if mentioned else "names no class"
+    text, names = _plain(prompt), [_plain(name) for name in classes]
+    found = [number for number, name in enumerate(names) if name == text]
+    if not found and re.fullmatch(r"\d{1,9}", text):
+        found = [number for number, name in enumerate(names) if name.isdecimal() and int(name) == int(text)]
+        if int(text) < len(names) and int(text) not in found:
+            found.append(int(text))
+    found = found or _mentioned(text, names)
+    if len(found) == 1:
+        return found[0]
+    problem = "names no class"
+    if found:
+        problem = f"names more than one class: {' or '.join(f'{classes[one]} (number {one})' for one in found)}"
     raise SamplerError(f"prompt: {prompt[:80]!r} {problem}; expected one of {', '.join(classes)}, or its number")
+
+
+def _plain(text: str) -> str:
+    """As names are compared."""
+    return re.sub(r"(?<=\w)[\s_-]+(?=\w)|_", " ", unicodedata.normalize("NFC", text).casefold()).strip()
+
+
+def _mentioned(text: str, names: Sequence[str]) -> list[int]:
+    """The names that stand in a text as words, and not only as a part of a longer one."""
+    spans = [
+        (*match.span(), number)
+        for number, name in enumerate(names)
+        for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text)
+        if name
+    ]
+    alone = (
+        number
+        for start, end, number in spans
+        if not any(a <= start and end <= b and b - a > end - start for a, b, _ in spans)
+    )
+    return sorted(set(alone))
 
 
 class ClassConditioner(nn.Module):

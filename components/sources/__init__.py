@@ -80,6 +80,7 @@ class Source:
     facts: dict[str, str | int | float]
     splits: dict[str, Callable[[], Iterator[Row | Rejected]]]
     medium: str = "image"
+    captions: bool = False  # whether rows have them
     notes: tuple[str, ...] = ()
 
 

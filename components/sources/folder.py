@@ -61,7 +61,9 @@ def read(folder: Path, config: DataConfig, seed: int) -> Source:
     facts |= {"test_split": "given"} if arranged.test is not None else {"test_fraction": config.test_fraction}
     facts |= {"unused_validation_images": arranged.unused} if arranged.unused else {}
     splits = {split: functools.partial(_ordered_map, decode, part) for split, part in parts.items()}
-    return Source(classes=classes, facts=facts, splits=splits, notes=notes(folder, arranged.unused))
+    has_captions = any(item.caption is not None for item in described.values())
+    told = notes(folder, arranged.unused)
+    return Source(classes=classes, facts=facts, splits=splits, captions=has_captions, notes=told)
 
 
 def notes(folder: Path, unused: int) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
@@ -30,8 +30,11 @@ class _OwnGroup(services.ConsolePopen):
     """A Ray process that a signal to the driver's process group (`timeout`, a terminal, CI) does not reach, so that
     the driver decides when what it has accepted is finished. The kernel still ends it with the driver."""
 
+    started: ClassVar[list[_OwnGroup]] = []
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, process_group=0, **kwargs)
+        self.started.append(self)
 
 
 @contextlib.contextmanager
@@ -49,7 +52,17 @@ def opened() -> Iterator[None]:
             _set(services, "ConsolePopen", _OwnGroup),
         ):
             read_settings()
+            _OwnGroup.started.clear()
             yield
+
+
+def end_processes() -> None:
+    """Ends what a start within `opened` that failed has left; Ray itself would leave it until this process ends."""
+    for process in _OwnGroup.started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    _OwnGroup.started.clear()
 
 
 def lost_process() -> str:

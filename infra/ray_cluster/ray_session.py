@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import ray
 
 from components.errors import InputError
 from infra.config import ClusterConfig
-from infra.ray_cluster import closed_session
+from infra.ray_cluster import closed_session, local_start
 
 # read by Ray's processes when they start
 ENVIRONMENT = {
@@ -28,6 +29,7 @@ ENVIRONMENT = {
     # of 15: all else on the machine, the driver and dvc among it, would take turns before a training's threads
     "RAY_worker_niceness": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "infra.serving.proxy_answers.middlewares",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # of 10: three failures are a proxy's end, and another is started
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what future versions do; silences the notice about it
 }
 UNSAID = {"RAY_AUTH_MODE": "disabled"}  # where the environment of a cluster that is joined says nothing
@@ -59,16 +61,23 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[str]:
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # two CPUs more than workers: a group that fills the machine would leave Ray Data and the controller none
     capacity = {"num_cpus": max(os.cpu_count() or 1, cluster.max_workers) + 2, "include_dashboard": False}
+    if local:
+        local_start.refuse_bad_temporary_folder()
     with closed_session.opened() if local else _joined():
         try:
             with _workers_environment(root, cluster.address == LOCAL) as environment:
-                ray.init(
+                init = functools.partial(
+                    ray.init,
                     address=address,
                     runtime_env=environment,
                     logging_level="error",
                     log_to_driver=False,  # stages show their progress; a worker's traceback comes with its exception
                     **(capacity if local else {}),
                 )
+                if local:
+                    local_start.start(init, _clear)
+                else:
+                    init()
         except ConnectionError as error:
             raise InputError(f"cluster.address: no Ray cluster answers at {address!r} ({error})") from None
         except Exception as error:  # Ray 2.60 raises no other kind when its processes are not up in time
@@ -79,6 +88,12 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[str]:
             yield ray.get_runtime_context().gcs_address
         finally:
             ray.shutdown()
+
+
+def _clear() -> None:
+    """What a failed start of a session on this machine has left."""
+    ray.shutdown()
+    closed_session.end_processes()
 
 
 @contextlib.contextmanager

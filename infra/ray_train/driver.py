@@ -42,7 +42,7 @@ def train(job: Job, cluster: ClusterConfig, storage: str | Path, tracker: RunLog
         if state is not None:  # what an interrupted attempt stored but did not get to track, before what comes after it
             _track(state, tracker)
         if state is None or state.step < job.training.steps:  # a finished run needs no workers to say so
-            state = _fit(job, cluster, storage, run, tracker)
+            state = _fit(job, cluster, storage, run, tracker, 0 if state is None else state.step)
             _track(state, tracker)
     validated = {step: validation.tracked(figures) for step, figures in validation.kept(run).items()}
     state.history = [{**row, **validated.get(int(row["step"]), {})} for row in state.history]
@@ -65,11 +65,11 @@ def _track(state: State, tracker: RunLogger) -> None:
         tracker.figures(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
 
 
-def _fit(job: Job, cluster: ClusterConfig, storage: str | Path, run: Store, tracker: RunLogger) -> State:
-    """The finished state of a run, trained from its newest checkpoint on."""
+def _fit(job: Job, cluster: ClusterConfig, storage: str | Path, run: Store, tracker: RunLogger, start: int) -> State:
+    """The finished state of a run, trained from its newest checkpoint on, which is of step `start`."""
     if is_remote(storage):
         job = job.in_storage(str(storage), cluster.cache_bytes)
-    reports = Reports([console(job.name, job.training.steps), tracker])
+    reports = Reports([console(job.name, job.training.steps, job.training.batch_size, start), tracker])
     settings = {"job": job, "reports": reports.queue, "threads": cluster.threads_per_worker}
     trainer = TorchTrainer(
         work,

@@ -3,6 +3,7 @@ to whoever else listens there, such as the tracker. Workers only put them into a
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -21,6 +22,8 @@ LINE_EVERY = 10.0  # seconds, where the output is no terminal
 
 
 class Listener(Protocol):
+    """Told of what workers report. It need not have a method for everything."""
+
     def figures(self, step: int, figures: dict[str, float]) -> None: ...
 
     def picture(self, name: str, png: bytes) -> None: ...
@@ -56,7 +59,7 @@ class Reports:
                 if finished:
                     return
                 continue
-            for listener in list(self._listeners):
+            for listener in [listener for listener in self._listeners if hasattr(listener, method)]:
                 try:
                     getattr(listener, method)(*arguments)
                 except Exception:
@@ -65,24 +68,30 @@ class Reports:
                     traceback.print_exc()
 
 
-def console(name: str, total: int) -> Listener:
-    """Shows progress towards `total` steps as fits the output."""
-    return Bar(name, total) if sys.stderr.isatty() else Lines(name, total)
+def console(name: str, total: int, batch_size: int, start: int = 0) -> Listener:
+    """Shows progress from step `start` towards `total`, of batches of `batch_size`, as fits the output."""
+    return Bar(name, total, start) if sys.stderr.isatty() else Lines(name, total, batch_size, start)
 
 
 def describe(figures: dict[str, float]) -> str:
     """The rate and the losses, the rest is for the tracker."""
-    rate = f"{figures[RATE]:.0f} images/s"
     losses = [f"{name} {value:.4g}" for name, value in figures.items() if name.endswith("/loss")]
-    return "  ".join([rate, *losses])
+    return "  ".join([rate_text(figures[RATE]), *losses])
+
+
+def rate_text(rate: float) -> str:
+    return f"{rate:.0f} images/s"
 
 
 class Bar:
     """A progress bar."""
 
-    def __init__(self, name: str, total: int):
+    def __init__(self, name: str, total: int, start: int = 0):
         layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}] {postfix}"
-        self._bar = tqdm(total=total, desc=name, bar_format=layout, dynamic_ncols=True)
+        self._bar = tqdm(total=total, initial=start, desc=name, bar_format=layout, dynamic_ncols=True)
+
+    def progress(self, step: int, rate: float) -> None:
+        self._bar.update(step - self._bar.n)
 
     def figures(self, step: int, figures: dict[str, float]) -> None:
         if RATE not in figures:  # of a checkpoint's validation, not of steps
@@ -93,29 +102,26 @@ class Bar:
         if step >= self._bar.total:
             self._bar.close()
 
-    def picture(self, name: str, png: bytes) -> None:
-        pass
-
 
 class Lines:
-    """A line now and then."""
+    """A line at once, one soon after the first steps, and one now and then, with the time left at the rate so far."""
 
-    def __init__(self, name: str, total: int):
-        self._name, self._total = name, total
-        self._first: tuple[float, int] | None = None
-        self._last = 0.0
+    def __init__(self, name: str, total: int, batch_size: int, start: int = 0):
+        self._name, self._total, self._batch_size = name, total, batch_size
+        self._last = -math.inf
+        print(f"{name}: step {start}/{total}, workers start", flush=True)
+
+    def progress(self, step: int, rate: float) -> None:
+        self._tell(step, rate, rate_text(rate))
 
     def figures(self, step: int, figures: dict[str, float]) -> None:
-        if RATE not in figures:  # of a checkpoint's validation, not of steps
-            return
+        if RATE in figures:  # else of a checkpoint's validation, not of steps
+            self._tell(step, figures[RATE], describe(figures))
+
+    def _tell(self, step: int, rate: float, told: str) -> None:
         now = time.monotonic()
-        self._first = self._first or (now, step)
         if now - self._last < LINE_EVERY and step < self._total:
             return
         self._last = now
-        elapsed, steps = now - self._first[0], step - self._first[1]
-        left = f"  {elapsed / steps * (self._total - step):.0f} s left" if steps > 0 and step < self._total else ""
-        print(f"{self._name}: step {step}/{self._total}  {describe(figures)}{left}", flush=True)
-
-    def picture(self, name: str, png: bytes) -> None:
-        pass
+        left = f"  {(self._total - step) * self._batch_size / rate:.0f} s left" if step < self._total and rate else ""
+        print(f"{self._name}: step {step}/{self._total}  {told}{left}", flush=True)

@@ -32,6 +32,7 @@ from infra.storage.store import Store
 
 GIB = 2**30
 ROWS_TOLD = 16  # of a batch that broke the run
+PROGRESS_EVERY = 3.0  # seconds between two words on progress, however rare reports are
 
 
 def work(settings: dict) -> str | None:
@@ -95,10 +96,16 @@ class Worker:
             wrap=self.wrap,
             report=self.report,
             save=self.save,
-            leave=self.preemption,
+            leave=self.between_steps,
         )
         if state.step < self.job.training.steps:
             self.preemption.wait_for_the_end()
+
+    def between_steps(self, step: int) -> bool:
+        """Whether to leave before the next step."""
+        if self.reporter:
+            self.reporter.progress(step)
+        return self.preemption(step)
 
     def wrap(self, net: torch.nn.Module, optimizer: torch.optim.Optimizer):
         """Behind data parallelism; a net spread over CPUs goes past accelerate, which would not spread it there."""
@@ -165,10 +172,21 @@ class Reporter:
 
     def begin(self, step: int) -> None:
         self._first, self._began = step, time.monotonic()
+        self._told = self._began
+
+    def progress(self, step: int) -> None:
+        """Where the training is, now and then: reports may be minutes apart. Asks nothing of the device."""
+        now = time.monotonic()
+        if now - self._told >= PROGRESS_EVERY:
+            self._told = now
+            self._queue.put(("progress", step, self._rate(step)))
+
+    def _rate(self, step: int) -> float:
+        """Images a second since the start."""
+        return (step - self._first) * self._job.training.batch_size / (time.monotonic() - self._began)
 
     def figures(self, step: int, figures: dict[str, float]) -> None:
-        rate = (step - self._first) * self._job.training.batch_size / (time.monotonic() - self._began)
-        self._queue.put(("figures", step, {**figures, RATE: rate, **self._system()}))
+        self._queue.put(("figures", step, {**figures, RATE: self._rate(step), **self._system()}))
 
     def validated(self, run: Store, state: State, picture: bytes | None, figures: Figures) -> None:
         """Hands on a checkpoint's validation: figures, and weights if they are to be kept, into the run's storage,

@@ -38,6 +38,7 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig) -> None:
             "version": model.version,
             **describe(model, config),
             "figures": model.figures,
+            "definitions": {one["name"]: one for one in model.definitions},
             "lineage": {"family": model.run.family, "hash": model.hash, **model.run.provenance.model_dump()},
         }
 

@@ -25,8 +25,6 @@ from infra.config import TrackingConfig
 from infra.serving.openai_api import Served, ServedModel
 from infra.tracking.registry import SHA256_TAG, Registry, Version
 
-SQLITE = "sqlite:///"
-
 logger = logging.getLogger(__name__)
 
 
@@ -59,7 +57,7 @@ def read_promoted(path: Path) -> ServedModel:
             (path.parent / promoted["run_folder"]).resolve(),
             name=promoted["model"],
             version=str(promoted["version"]),
-            **{key: promoted[key] for key in ("settings", "figures", "hash") if key in promoted},
+            **{key: promoted[key] for key in ("settings", "figures", "definitions", "hash") if key in promoted},
         )
     except FileNotFoundError:
         raise SamplerError(f"{path}: missing; `make demo` or `dvc repro promote` writes it") from None
@@ -151,11 +149,12 @@ class Champions:
     def _write_promoted(self, found: ServedModel, folder: Path) -> None:
         stamp = self._stamp()
         shutil.copytree(found.folder, folder / pyfunc.SAMPLER)
-        write_json(folder / pyfunc.CANDIDATE, {"settings": found.settings, "figures": found.figures})
+        told = {name: getattr(found, name) for name in ("settings", "figures", "definitions")}
+        write_json(folder / pyfunc.CANDIDATE, told)
         if self._stamp() != stamp:
             raise _PromotedAnew
-        told = json.loads(self.promoted_path.read_text()).get(SHA256_TAG)
-        if told and told != sha256_folder(folder / pyfunc.SAMPLER):
+        expected = json.loads(self.promoted_path.read_text()).get(SHA256_TAG)
+        if expected and expected != sha256_folder(folder / pyfunc.SAMPLER):
             raise SamplerError(f"{found.folder}: altered since it was promoted; `dvc checkout` brings it back")
 
     def _stamp(self) -> object:
@@ -168,8 +167,8 @@ class Champions:
         tracking = self.model_store.tracking
         if tracking is None:
             return None
-        uri = tracking.absolute_uri(self.root)
-        if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
+        database = tracking.database(self.root)
+        if database is not None and not database.is_file():
             return None  # asking would create it
         return Registry(tracking, self.root, self.model_store.model)
 
@@ -184,6 +183,7 @@ class Champions:
                 version=version.number,
                 settings=told["settings"],
                 figures=told["figures"],
+                definitions=told.get("definitions", ()),
                 hash=version.content,
             )
         return self._seen[place.name]

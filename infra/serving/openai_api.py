@@ -33,8 +33,8 @@ ALIASES = {"sampler": "solver"}  # names that other servers give to our settings
 
 
 class ServedModel(Strict):
-    """A version of a sampler. `folder` is absolute; `settings` are its defaults; `figures` are for display; `hash`
-    tells contents apart. `accepts` says what steers it (Sampler.accepts)."""
+    """A version of a sampler. `folder` is absolute; `settings` are its defaults; `figures` are for display,
+    `definitions` say how to read them; `hash` tells contents apart. `accepts` says what steers it (Sampler.accepts)."""
 
     name: str
     version: str
@@ -42,6 +42,7 @@ class ServedModel(Strict):
     run: RunConfig
     settings: dict[str, Any] = Field({})
     figures: dict[str, Any] = Field({})
+    definitions: tuple[dict[str, Any], ...] = ()  # components/metrics/figures.py, Definition
     hash: str = ""
     accepts: tuple[str, ...] = ()
 

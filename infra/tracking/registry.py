@@ -7,34 +7,26 @@ when, it points at the old version or the new one.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import shutil
 import socket
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
-from components.artifacts import pyfunc, run_folder
-from components.config import by_path
+from components.artifacts import pyfunc
 from components.errors import InputError
-from components.families.base import Sampler
-from components.files import sha256_folder, write_json
+from components.files import sha256_folder
 from infra.config import TrackingConfig
-from infra.tracking import runs
+from infra.tracking import runs, shipped_model
 
 CHAMPION = "champion"
 CONTENT_TAG = "content"
 SHA256_TAG = "sha256"  # of the sampler's files
 WITHDRAWN_TAG = "withdrawn"
 _MOVE_TAG = "move-"
-_COMPONENTS = Path(pyfunc.__file__).parents[1]
-# what loading a version needs beside Python; importing each is a second's work that MLflow's own guess would do
-_REQUIREMENTS = ("torch", "numpy", "pydantic", "safetensors", "pillow", "pandas")
 
 
 @dataclass(frozen=True)
@@ -48,6 +40,7 @@ class Entry:
     candidate: Mapping[str, object]
     pictures: Mapping[str, bytes]
     tags: Mapping[str, str]
+    description: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +78,20 @@ class Registry:
     @contextlib.contextmanager
     def _client(self) -> Iterator:
         with runs.reachable(self.uri):
-            yield runs.connect(self.uri)
+            yield runs.open_store(self.config, self.root)
+
+    def is_there(self) -> bool:
+        """Whether there is a store at all; to open a SQLite one would make it."""
+        database = self.config.database(self.root)
+        return database is None or database.is_file()
+
+    def expect(self) -> None:
+        """Raises InputError if there is no store, as in a clone: it is no part of what DVC or git keep."""
+        if not self.is_there():
+            raise InputError(
+                f"tracking.uri: there is no {self.config.database(self.root)}, so no registry here; copy it with "
+                f"{self.config.artifacts}/ from where the champion was promoted, or set tracking.uri to a server"
+            )
 
     def champion(self) -> Version | None:
         from mlflow.exceptions import MlflowException
@@ -109,6 +115,7 @@ class Registry:
 
     def version(self, number: str) -> Version:
         """Raises InputError listing those there are."""
+        self.expect()
         known = {version.number: version for version in self.versions()}
         if number not in known:
             raise InputError(f"{self.model}: no version {number!r}; expected one of {', '.join(known) or 'none yet'}")
@@ -129,10 +136,15 @@ class Registry:
             path = f"model-{entry.content[:12]}"
             with tempfile.TemporaryDirectory() as temporary:
                 model = Path(temporary) / "model"
-                _save_pyfunc(model, entry)
+                shipped_model.save(model, entry.folder, entry.content, entry.candidate, entry.pictures)
                 client.log_artifacts(run_id, str(model), path)
-            tags = {CONTENT_TAG: entry.content, SHA256_TAG: sha256_folder(entry.folder), **entry.tags}
-            created = client.create_model_version(self.model, f"runs:/{run_id}/{path}", run_id, tags=tags)
+            created = client.create_model_version(
+                self.model,
+                f"runs:/{run_id}/{path}",
+                run_id,
+                tags={CONTENT_TAG: entry.content, SHA256_TAG: sha256_folder(entry.folder), **entry.tags},
+                description=entry.description,
+            )
             return _version(created), True
 
     def _import_run(self, client, entry: Entry) -> str:
@@ -145,11 +157,16 @@ class Registry:
     def fetch(self, version: Version, target: Path) -> Path:
         """Copies what was registered into the folder `target`: sampler/, candidate.json, pictures. Raises InputError if
         it is gone or altered."""
+        from mlflow.exceptions import MlflowException
+
         with self._client() as client, tempfile.TemporaryDirectory() as temporary:
             try:
                 found = Path(client.download_artifacts(version.run_id, f"{version.path}/data", temporary))
-            except OSError as error:
-                raise InputError(f"{self.model} version {version.number}: its files are gone ({error})") from None
+            except (OSError, MlflowException) as error:
+                place = client.get_run(version.run_id).info.artifact_uri
+                raise InputError(
+                    f"{self.model} version {version.number}: its files are not in {place} ({runs.one_line(error)})"
+                ) from None
             (content,) = found.iterdir()
             if version.sha256 and sha256_folder(content / pyfunc.SAMPLER) != version.sha256:
                 raise InputError(
@@ -173,9 +190,17 @@ class Registry:
             client.set_registered_model_alias(self.model, CHAMPION, to.number)
 
     def moves(self) -> list[Move]:
-        """Every move on record, oldest first."""
+        """Every move on record, oldest first; none of a model that nobody registered yet."""
+        from mlflow.exceptions import MlflowException
+
+        self.expect()
         with self._client() as client:
-            tags = client.get_registered_model(self.model).tags
+            try:
+                tags = client.get_registered_model(self.model).tags
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return []
         champion = self.champion()
         told = {int(key.removeprefix(_MOVE_TAG)): json.loads(tags[key]) for key in tags if key.startswith(_MOVE_TAG)}
         numbers = sorted(told)
@@ -188,10 +213,7 @@ class Registry:
 
 
 def who() -> str:
-    try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (OSError, KeyError):  # a container's user may have no name
-        return f"unknown@{socket.gethostname()}"
+    return f"{runs.user() or 'unknown'}@{socket.gethostname()}"
 
 
 def now() -> str:
@@ -206,58 +228,3 @@ def _version(found) -> Version:
     return Version(
         str(found.version), tags.get(CONTENT_TAG, ""), withdrawn, found.run_id, path, tags.get(SHA256_TAG, "")
     )
-
-
-def _save_pyfunc(target: Path, entry: Entry) -> None:
-    """Writes an MLflow model that loads without this project: sampler, candidate, pictures, and components/ as code."""
-
-    import mlflow.pyfunc
-
-    sampler = run_folder.load(entry.folder).family
-    assert isinstance(sampler, Sampler)
-    with tempfile.TemporaryDirectory() as temporary:
-        data, code = Path(temporary) / "champion", Path(temporary) / "components"
-        shutil.copytree(entry.folder, data / pyfunc.SAMPLER)
-        write_json(data / pyfunc.CANDIDATE, dict(entry.candidate))
-        for name, png in entry.pictures.items():
-            (data / name).write_bytes(png)
-        shutil.copytree(_COMPONENTS, code, ignore=shutil.ignore_patterns("__pycache__"))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # it would sample an example at every promotion
-            mlflow.pyfunc.save_model(
-                target,
-                loader_module=pyfunc.__name__,
-                data_path=str(data),
-                code_paths=[str(code)],
-                signature=_signature(entry, sampler),
-                pip_requirements=requirements(sampler),
-            )
-
-
-def requirements(sampler: Sampler) -> list[str]:
-    """What loading a sampler needs, at the versions that are installed here."""
-    return [f"{name}=={version(name).partition('+')[0]}" for name in (*_REQUIREMENTS, *sampler.libraries)]
-
-
-def _signature(entry: Entry, sampler: Sampler):
-    """What a version takes and gives: columns seed and label or prompt, settings as parameters, those of a composite's
-    parts as `redraw.solver`, and the medium's arrays: images are (N, H, W, C) uint8."""
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
-
-    columns = [ColSpec("long", "seed")]
-    if sampler.conditional:
-        columns.append(ColSpec("long", "label", required=False))
-    if sampler.texts:
-        columns.append(ColSpec("string", "prompt", required=False))
-    kinds = {bool: "boolean", int: "long", float: "double", str: "string"}
-    params = []
-    for name, value in by_path(entry.candidate["settings"]).items():
-        several = isinstance(value, list | tuple) and bool(value)
-        kind = kinds.get(type(value[0] if several else value))
-        if kind:  # a setting that is off has no type to announce; it keeps the promoted value
-            params.append(ParamSpec(name, kind, list(value) if several else value, (-1,) if several else None))
-    medium = sampler.medium
-    made = TensorSpec(np.dtype(medium.dtype), (-1, *medium.array_shape(sampler.row_shape)))
-    return ModelSignature(Schema(columns), Schema([made]), ParamSchema(params) if params else None)

@@ -13,6 +13,7 @@ from types import FrameType
 
 from components.errors import InputError, TrainingError
 from components.files import write_json
+from pipelines.support import machine_faults
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -31,9 +32,14 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         os.environ.setdefault(name, value)
     signal.signal(signal.SIGTERM, _interrupt)
     _end_with_dvc()
+    with machine_faults.readers_may_leave():
+        _run(main, sys.argv[1:] if argv is None else argv)
+
+
+def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
     began = time.monotonic()
     try:
-        main(sys.argv[1:] if argv is None else argv)
+        main(argv)
         _record_duration(time.monotonic() - began)
     except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -41,6 +47,11 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if (told := machine_faults.describe(error)) is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _record_duration(seconds: float) -> None:

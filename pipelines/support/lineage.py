@@ -24,6 +24,11 @@ def git_revision() -> str:
         return ""
 
 
+def git_commit() -> str:
+    """The commit alone; empty outside a git checkout."""
+    return git_revision().removesuffix("-dirty")
+
+
 def locked_stages() -> dict[str, Any]:
     """dvc.lock's stages, without those of models that params.yaml names no more; none where DVC did not run."""
     if not DVC_LOCK.is_file():

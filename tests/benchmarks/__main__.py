@@ -7,7 +7,7 @@ import sys
 
 from tests import benchmarks
 
-NOT_BENCHMARKS = {"__main__", "common", "digits", "quality", "serving_load", "serving_peers"}
+NOT_BENCHMARKS = {"__main__", "common", "digits", "quality", "served_process", "serving_load", "serving_peers"}
 
 
 def names() -> list[str]:

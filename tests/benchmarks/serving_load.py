@@ -39,6 +39,7 @@ class Load:
     ramp: float = 0.0
     latencies: list[float] = field(default_factory=list)
     statuses: Counter = field(default_factory=Counter)  # by HTTP status; -1: the connection was lost, 0: we left
+    retry_after: list[float] = field(default_factory=list)  # seconds that a refusal told
 
     @property
     def rate(self) -> float:
@@ -59,6 +60,8 @@ async def ask(session: aiohttp.ClientSession, address: str, order: dict, load: L
         async with asyncio.timeout(patience), session.post(address, json=order) as answer:
             await answer.read()
             load.statuses[answer.status] += 1
+            if answer.status == 429:
+                load.retry_after.append(float(answer.headers["retry-after"]))
             ended = time.perf_counter()
             if answer.status == 200 and 0 <= ended - load.began - load.ramp < load.seconds:
                 load.latencies.append(ended - began)
@@ -86,10 +89,11 @@ async def closed(address: str, num_clients: int, seconds: float) -> Load:
     return load
 
 
-async def by_chance(address: str, rate: float, seconds: float, leaving: float = 0.0) -> Load:
+async def by_chance(address: str, rate: float, seconds: float, leaving: float = 0.0, ramp: float = 0.0) -> Load:
     """Requests that come as a Poisson process of `rate` a second, whether or not others are answered. A share
-    `leaving` of the clients disconnects within two seconds."""
-    load = Load(time.perf_counter(), seconds)
+    `leaving` of the clients disconnects within two seconds. Images count that are made after the first `ramp`
+    seconds."""
+    load = Load(time.perf_counter(), seconds - ramp, ramp)
     wanted, chance, due, asked = orders(1), random.Random(2), 0.0, []
     async with _session() as session:
         while (due := due + chance.expovariate(rate)) < seconds:

@@ -60,7 +60,10 @@ def test_a_mistake_in_a_partial_block_is_named():
 
 
 MISTAKES = {
-    "unknown key": ({"steps": 1, "stpes": 2}, ["x.stpes: unknown key", "known keys here: steps, inner, widths"]),
+    "unknown key": (
+        {"steps": 1, "stpes": 2},
+        ["x.stpes: unknown key", "known keys here: steps, inner, widths; the nearest is steps"],
+    ),
     "unknown key below": ({"steps": 1, "inner": {"lr": 1}}, ["x.inner.lr: unknown key"]),
     "missing key": ({}, ["x.steps: required key is missing"]),
     "wrong type": ({"steps": "many"}, ["x.steps: ", "integer", "found 'many'"]),

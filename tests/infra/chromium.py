@@ -64,6 +64,15 @@ class Page:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.send("Emulation.setDeviceMetricsOverride", **metrics)
 
+    def drag(self, selector: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Moves the pressed mouse over an element, between points given as shares of its sides."""
+        found = f"JSON.stringify(document.querySelector('{selector}').getBoundingClientRect())"
+        box = json.loads(self.evaluate(found))
+        points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (start, end)]
+        moves = (("mousePressed", points[0]), ("mouseMoved", points[1]), ("mouseReleased", points[1]))
+        for kind, (x, y) in moves:
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
     def screenshot(self, path: Path) -> None:
         whole = self.send("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(whole["data"]))

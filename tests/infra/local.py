@@ -23,7 +23,7 @@ from infra.config import ServeConfig
 from infra.serving import http_api, ray_serve
 from infra.serving.admission import Admission
 from infra.serving.model_store import open_model
-from infra.serving.openai_api import ServedModel
+from infra.serving.openai_api import SampleRequest, ServedModel
 from infra.serving.sampler_replica import SamplerReplica
 
 
@@ -52,6 +52,7 @@ class LocalBackend(SamplerReplica):
         self.admission = Admission(self.engine, config.deadline)
         self.stages = lambda stage, seconds: None
         self.submitted: list[Future] = []
+        self.orders: list[SampleRequest] = []
 
     @staticmethod
     def paused(call, pause):
@@ -62,6 +63,7 @@ class LocalBackend(SamplerReplica):
         return net
 
     def _submit(self, order, **options):
+        self.orders.append(order)
         try:
             self.submitted.append(super()._submit(order, **options))
         except Exception as error:

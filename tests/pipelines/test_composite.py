@@ -23,10 +23,12 @@ from components.data.media.image import MEDIUM
 from components.errors import ConfigError
 from components.sampling.requests import Conditions, Request
 from infra.config import ServeConfig, TrackingConfig
+from infra.tracking import shipped_model
 from infra.tracking.registry import CHAMPION, Registry
 from pipelines import evaluate, promote
 from pipelines.support import code_closure
 from pipelines.support.params import load
+from pipelines.support.paths import ROOT
 from tests import toys
 from tests.infra.local import LocalBackend, client, free_port, serving
 from tests.pipelines.in_process import train_stage
@@ -59,6 +61,9 @@ def project(measured_project, tmp_path_factory):
         patch.chdir(root)
         patch.setattr(promote, "ROOT", root)
         patch.setattr(code_closure, "of_training", lambda family: [])  # a toy lies outside its packages
+        shipped = shutil.copytree(ROOT / "components", tmp_path_factory.mktemp("shipped") / "components")
+        shutil.copy(toys.HERE / "families/toy_composite.py", shipped / "families")
+        patch.setattr(shipped_model, "_COMPONENTS", shipped)
         Path("params.yaml").write_text(yaml.safe_dump(params(), sort_keys=False))
         train_stage(load(), "samplers.both")
         evaluate.main(["samplers.both"])

@@ -16,7 +16,7 @@ from components.errors import InputError
 from components.files import write_json
 from infra.serving.model_store import read_promoted
 from infra.tracking.registry import CHAMPION, CONTENT_TAG, Registry
-from infra.tracking.runs import open_run
+from infra.tracking.runs import Described, TrainingData, open_run
 from pipelines import evaluate, promote, reference
 from pipelines.support import measurement
 from pipelines.support.candidates import Candidate
@@ -66,7 +66,12 @@ def retrained(root: Path, sampler: str = "ldm") -> None:
 
 
 def test_the_winner_is_registered_with_all_that_it_needs(project):
-    open_run(load().tracking, project, "ldm", "latent_diffusion", {}, {"name": "n", "digest": "d" * 40, "source": "s"})
+    open_run(
+        load().tracking,
+        project,
+        Described("ldm-1", "latent_diffusion"),
+        TrainingData("d", "d" * 40, 1, {"image": ("uint8", (1,))}),
+    )
     promoted = run_promote()
     assert (promoted["sampler"], promoted["candidate"], promoted["version"]) == ("ldm", 1, "1")
     store = client(project)
@@ -84,6 +89,9 @@ def test_the_winner_is_registered_with_all_that_it_needs(project):
     assert Path(served.folder) == project / "champion/sampler"
     logged = store.get_run(version.run_id)
     assert logged.data.metrics["candidate_0/frechet_distance"] == 2.0
+    best = json.loads((project / "metrics/ldm.json").read_text())["details"][0]["best"]
+    assert logged.data.metrics["frechet_distance"] == [2.0, 1.0][best]
+    assert version.description.startswith("ldm #1 (")
     assert [file.path for file in store.list_artifacts(version.run_id, "samples")] == ["samples/0.png", "samples/1.png"]
 
 
@@ -167,6 +175,38 @@ def test_a_version_that_does_not_exist_is_refused(project):
     run_promote()
     with pytest.raises(InputError, match="no version '9'; expected one of 1"):
         promote.main(["--to", "9"])
+
+
+def test_a_moved_project_keeps_its_registry_and_a_copy_has_its_own(project, monkeypatch):
+    run_promote()
+    set_distances(project, ldm=[0.1, 1.0])
+    assert run_promote()["version"] == "2"
+    shutil.copytree(project, copied := project.parent / "copied")
+    project.rename(moved := project.parent / "re named")
+    for place in (moved, copied):
+        monkeypatch.chdir(place)
+        monkeypatch.setattr(promote, "ROOT", place)
+        promote.main(["--to", "1"])
+        assert json.loads((place / "promoted.json").read_text())["version"] == "1"
+        store = client(place)
+        found = store.get_model_version_by_alias(MODEL, CHAMPION)
+        assert store.get_run(found.run_id).info.artifact_uri.startswith((place / "mlartifacts").as_uri())
+
+
+def test_a_clone_without_a_registry_says_so_and_makes_none(project):
+    run_promote()
+    for name in ("mlflow.db", "mlartifacts"):
+        (project / name).rename(project.parent / name)
+    promote.main(["--show"])
+    for arguments in (["--moves"], ["--to", "1"]):
+        with pytest.raises(
+            InputError, match=r"there is no .*mlflow\.db, so no registry here; copy it with mlartifacts/"
+        ):
+            promote.main(arguments)
+    assert not (project / "mlflow.db").exists()
+    (project.parent / "mlflow.db").rename(project / "mlflow.db")
+    with pytest.raises(InputError, match="latent-foundry version 1: its files are not in file:///"):
+        promote.main(["--to", "1"])
 
 
 def test_a_damaged_sampler_is_not_promoted(project):

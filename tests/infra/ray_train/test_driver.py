@@ -35,8 +35,8 @@ def images(tmp_path_factory):
 
 
 def run(job, storage, num_workers=1, sharding="none"):
-    dataset = {"name": "d", "digest": "d", "source": "d"}
-    tracked = runs.open_run(TrackingConfig(), storage, job.name, job.hash, {}, dataset)
+    data = runs.TrainingData("d", "d", 1, {"image": ("uint8", (1,))})
+    tracked = runs.open_run(TrackingConfig(), storage, runs.Described(job.name, job.hash), data)
     cluster = ClusterConfig(num_workers=num_workers, threads_per_worker=1, sharding=sharding)
     return ray_train.train(job, cluster, storage, runs.RunLogger(tracked)), tracked
 

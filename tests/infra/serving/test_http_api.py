@@ -152,8 +152,9 @@ def test_one_image_that_fails_ends_its_request(run, backend):
 
 
 @pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium here")
-def test_the_page(run, tmp_path):
-    """Makes images with previews, cancels, shows an error, fits a phone, and asks nobody but its own server."""
+def test_the_page(run, backend, tmp_path):
+    """Makes images with previews, cancels, shows an error, edits, keeps its gallery, fits a phone, and asks nobody but
+    its own server."""
     address = run(max_steps=1000)
     page = Page(address, tmp_path / "profile")
     try:
@@ -188,6 +189,20 @@ def test_the_page(run, tmp_path):
         page.evaluate("document.getElementById('generate').click()")
         page.wait_for(f"{made} == 8 && document.getElementById('cancel').disabled")
         assert '"negative_prompt":"one"' in page.evaluate("document.getElementById('curl').textContent")
+
+        page.evaluate("document.querySelector('#gallery figure button').click()")  # enlarged; Edit takes it for a start
+        text = page.evaluate("document.getElementById('viewed-text').textContent")
+        assert text.startswith("two · ") and "guidance scale 2" in text
+        page.evaluate("document.getElementById('vary').click()")
+        page.wait_for("document.getElementById('editor').open")
+        page.drag("#brush", (0.3, 0.3), (0.7, 0.5))
+        page.evaluate("document.getElementById('editor-use').click()")
+        page.wait_for("!document.getElementById('source').hidden")
+        page.evaluate("document.getElementById('n').value = 1; document.getElementById('generate').click()")
+        page.wait_for(f"{made} == 9 && document.getElementById('cancel').disabled")
+        assert backend.orders[-1].source.mask.count(255) > 10 and backend.orders[-1].source.mask.count(0) > 100
+        page.send("Page.reload")
+        page.wait_for(f"document.readyState == 'complete' && {made} == 9")  # the gallery is still there
 
         page.screenshot(tmp_path / "desk.png")
         page.resize(380, 800)

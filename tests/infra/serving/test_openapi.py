@@ -82,8 +82,10 @@ def test_docs_describe_every_route_and_load_nothing_from_elsewhere(run, tmp_path
     try:
         shown.resize(380, 800)
         shown.wait_for("document.querySelectorAll('details').length >= 8")
+        shown.wait_for("document.querySelectorAll('#settings code').length > 2")
         text = shown.evaluate("document.body.textContent")
-        assert all(field in text for field in ("/v1/images/edits", "negative_prompt", "partial_images", "multipart"))
+        fields = ("/v1/images/edits", "negative_prompt", "partial_images", "multipart", "solver")
+        assert all(field in text for field in fields)
         assert shown.evaluate("document.documentElement.scrollWidth") <= 380
         assert [url for url in shown.requests if not url.startswith((address, "data:", "about:"))] == []
         assert shown.problems == []

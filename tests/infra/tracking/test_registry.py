@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -21,7 +22,8 @@ from components.evaluation.generation import open_candidate
 from components.families import family_class
 from components.sampling.requests import Conditions, Request
 from infra.config import TrackingConfig
-from infra.tracking.registry import Entry, Registry, requirements
+from infra.tracking.registry import Entry, Registry
+from infra.tracking.shipped_model import renamed, requirements, write_package
 from tests.infra.serving_helpers import write_sampler
 
 MODEL = "digits"
@@ -60,24 +62,46 @@ def test_a_version_names_the_libraries_that_its_networks_need():
 CLEAN = """
 import json, sys
 import mlflow, numpy, pandas
-mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model("models:/digits@champion")
-rows = pandas.DataFrame({"seed": [3, 4], "label": [0, 2]})
-images = model.predict(rows)
-other = model.predict(rows, params={"num_inference_steps": 5})
-unlabelled = model.predict(rows[["seed"]])
 import components
+mlflow.set_tracking_uri(sys.argv[1])
+first, second = (mlflow.pyfunc.load_model(f"models:/digits/{number}") for number in (1, 2))
+rows = pandas.DataFrame({"seed": [3, 4], "label": [0, 2]})
+images = first.predict(rows)
+other = first.predict(rows, params={"num_inference_steps": 5})
+some = first.predict(pandas.DataFrame({"seed": [3, 4], "label": [0, None]}))
+unlabelled = first.predict(rows[["seed"]])
+refused = {}
+for name, table, params in (
+    ("empty", {"seed": []}, None),
+    ("class", {"seed": [1], "label": [99]}, None),
+    ("fraction", {"seed": [1], "label": [0.5]}, None),
+    ("interval", {"seed": [1]}, {"guidance_interval": None}),
+    ("steps", {"seed": [1]}, {"num_inference_steps": 0}),
+):
+    try:
+        refused[name] = str(first.predict(pandas.DataFrame(table), params=params).shape)
+    except Exception as error:
+        refused[name] = str(error)
+packages = {type(model._model_impl).__module__ for model in (first, second)}
 print(json.dumps({
-    "shape": images.shape, "pixels": images.tolist(), "where": components.__file__,
+    "shape": images.shape, "pixels": images.tolist(), "application": components.NAME, "packages": sorted(packages),
     "other": bool((images != other).any()), "unlabelled": bool((images != unlabelled).any()),
+    "some": bool((some[0] == images[0]).all() and (some[1] == unlabelled[1]).all()),
+    "same": bool((second.predict(rows) == images).all()), "refused": refused,
     "modules": sorted({name.partition(".")[0] for name in sys.modules}),
-    "signature": str(model.metadata.signature),
+    "ours": sorted(name for name in sys.modules if name.startswith("components.")),
+    "signature": str(first.metadata.signature),
 }))
 """
 
 
-def test_the_champion_loads_and_samples_in_a_clean_process(registered, tmp_path):
-    uri = f"sqlite:///{registered}/mlflow.db"
+def test_versions_load_beside_each_other_in_an_application_with_components_of_its_own(tmp_path):
+    root = tmp_path / "registered"
+    for content in "ab":
+        promote(root, write_sampler(root / "runs/ldm"), content * 64)
+    (tmp_path / "components").mkdir()
+    (tmp_path / "components/__init__.py").write_text("NAME = 'the application'")
+    uri = f"sqlite:///{root}/mlflow.db"
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     done = subprocess.run(
@@ -87,17 +111,60 @@ def test_the_champion_loads_and_samples_in_a_clean_process(registered, tmp_path)
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["shape"] == [2, 16, 16, 1]
     assert not {"ray", "infra", "pipelines", "dvc"} & set(told["modules"])
-    assert not told["where"].startswith(str(Path(pyfunc.__file__).parent))
-    assert told["other"] and told["unlabelled"]
+    assert told["application"] == "the application" and told["ours"] == []
+    assert len(told["packages"]) == 2 and all(name.startswith("latent_foundry_") for name in told["packages"])
+    assert told["other"] and told["unlabelled"] and told["some"] and told["same"]
     assert "uint8" in told["signature"] and "num_inference_steps" in told["signature"]
+    refused = told["refused"]
+    assert refused["empty"] == "seed: expected a row or more, each with a whole number"
+    assert refused["fraction"] == "label: row 0: expected a whole number, found 0.5"
+    assert "guidance_interval" in refused["interval"] and "num_inference_steps" in refused["steps"]
+    assert all("\n" not in line for line in refused.values())
 
     import torch
 
-    sampler, settings = open_candidate(registered / "runs/ldm", SETTINGS, "cpu", "")
+    sampler, settings = open_candidate(root / "runs/ldm", SETTINGS, "cpu", "")
     here = MEDIUM.to_stored(
         sampler.sample(Request(torch.tensor([3, 4]), settings, Conditions(label=torch.tensor([0, 2]))))
     )
     assert torch.equal(torch.tensor(told["pixels"], dtype=torch.uint8), here.permute(0, 2, 3, 1))
+
+
+def test_no_module_of_a_shipped_package_names_the_package_that_it_came_from(tmp_path):
+    write_package(tmp_path / "shipped_1")
+    modules = sorted((tmp_path / "shipped_1").rglob("*.py"))
+    assert len(modules) > 100
+    mentions = re.compile(r"^ *(import|from) +components\b|[\"']components\.", re.MULTILINE)
+    assert [path for path in modules if mentions.search(path.read_text())] == []
+    assert "from shipped_1.errors import InputError" in (tmp_path / "shipped_1/artifacts/pyfunc.py").read_text()
+
+
+def test_only_imports_and_names_of_modules_are_renamed():
+    source = 'from components.a import b  # components\nimport components.c as c\nnames = ["é", "components.d"]\n'
+    want = 'from x.a import b  # components\nimport x.c as c\nnames = ["é", "x.d"]\n'
+    assert renamed(source, "components", "x") == want
+    with pytest.raises(ValueError, match="line 1: expected `from components"):
+        renamed("import components.a", "components", "x")
+
+
+@pytest.mark.slow
+def test_a_package_that_was_registered_before_packages_had_names_of_their_own_loads(registered, tmp_path):
+    """Its code lies as components/ beside the weights, its loader is components.artifacts.pyfunc."""
+    store = Registry(TrackingConfig(), registered, MODEL)
+    version = store.version("1")
+    with store._client() as found:
+        model = Path(found.download_artifacts(version.run_id, version.path, str(tmp_path)))
+    (package,) = (model / "code").iterdir()
+    told = (model / "MLmodel").read_text().replace(package.name, "components")
+    (model / "MLmodel").write_text(told)
+    package.rename(model / "code/components")
+    for path in (model / "code").rglob("*.py"):
+        path.write_text(path.read_text().replace(package.name, "components"))
+    script = "import mlflow, sys; print(mlflow.pyfunc.load_model(sys.argv[1]).predict({'seed': [1]}).shape)"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(model)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "(1, 16, 16, 1)" in done.stdout, done.stderr[-2000:]
 
 
 def test_a_version_is_fetched_whole(registered, tmp_path):

@@ -1,17 +1,22 @@
 """Tracking against a real SQLite store: one run for one job, every step once."""
 
+import json
+
+import mlflow.data
 import pytest
 from mlflow import MlflowClient
+from mlflow.data.schema import TensorDatasetSchema
 
 from components.errors import InputError
 from infra.config import TrackingConfig
 from infra.tracking import runs
 
-DATASET = {"name": "data/images/train", "digest": "abc" * 20, "source": "data/images/train"}
+DATA = runs.TrainingData("data/images/train", "abc" * 20, 40, {"image": ("uint8", (1, 8, 8)), "label": ("int64", ())})
 
 
 def open_run(root, job="job-1", uri="sqlite:///mlflow.db"):
-    return runs.open_run(TrackingConfig(uri=uri), root, "vae", job, {"steps": 3}, DATASET)
+    told = runs.Described(f"vae-{job}", job, "python -m pipelines.train vae", "c" * 40, "a vae", {"steps": 3})
+    return runs.open_run(TrackingConfig(uri=uri), root, told, DATA)
 
 
 def steps_of(run: runs.TrackedRun, key: str) -> list[int]:
@@ -20,18 +25,41 @@ def steps_of(run: runs.TrackedRun, key: str) -> list[int]:
 
 def test_the_same_job_continues_its_run_and_another_begins_one(tmp_path):
     first = open_run(tmp_path)
-    runs.close_run(first, succeeded=False)
+    runs.close_run(first, "FAILED", {})
     assert open_run(tmp_path) == first
     assert open_run(tmp_path, "job-2").run_id != first.run_id
 
 
-def test_a_run_carries_params_and_its_data(tmp_path):
+def test_a_run_carries_what_mlflow_shows_of_one(tmp_path):
     run = open_run(tmp_path)
-    found = MlflowClient(run.uri).get_run(run.run_id)
+    client = MlflowClient(run.uri)
+    found = client.get_run(run.run_id)
     assert found.data.params == {"steps": "3"}
-    assert found.data.tags["data"] == DATASET["digest"]
-    (data,) = found.inputs.dataset_inputs
-    assert data.dataset.digest == DATASET["digest"][:36]
+    assert found.info.run_name == "vae-job-1" and found.info.user_id == runs.user()
+    tags = {"data": DATA.digest, "mlflow.source.name": "python -m pipelines.train vae", "mlflow.note.content": "a vae"}
+    assert found.data.tags.items() >= (tags | {"mlflow.source.git.commit": "c" * 40}).items()
+    (given,) = found.inputs.dataset_inputs
+    assert given.dataset.digest == DATA.digest[:36]
+    assert mlflow.data.get_source(given).to_dict() == {"uri": "data/images/train"}
+    assert "(-1, 1, 8, 8)" in str(TensorDatasetSchema.from_dict(json.loads(given.dataset.schema)))
+    kind = client.get_experiment(found.info.experiment_id).tags["mlflow.experimentKind"]
+    assert kind == "custom_model_development"
+
+
+def test_an_interrupted_run_is_killed_and_files_stay_with_it(tmp_path):
+    run = open_run(tmp_path)
+    runs.close_run(run, "KILLED", {"run/history.csv": b"step"})
+    client = MlflowClient(run.uri)
+    assert client.get_run(run.run_id).info.status == "KILLED"
+    assert [file.path for file in client.list_artifacts(run.run_id, "run")] == ["run/history.csv"]
+
+
+def test_figures_that_a_run_has_are_not_written_again(tmp_path):
+    run = open_run(tmp_path)
+    for value in (1.0, 1.0, 2.0):
+        runs.log_evaluation(run, {"kid": value, "unknown": None}, {})
+    history = MlflowClient(run.uri).get_metric_history(run.run_id, "kid")
+    assert [metric.value for metric in history] == [1.0, 2.0]
 
 
 def test_repeated_steps_are_written_once(tmp_path):

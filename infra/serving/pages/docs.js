@@ -1,38 +1,3 @@
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>Latent Foundry API</title>
-<style>
-:root { --ground: #f6f5f2; --card: #fff; --ink: #1d1c1a; --soft: #6b6862; --line: #dedbd4; --accent: #b4481e;
-  color-scheme: light dark; }
-@media (prefers-color-scheme: dark) {
-  :root { --ground: #171614; --card: #21201d; --ink: #eeece7; --soft: #a09c94; --line: #3a3833; --accent: #e07a4b; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.25rem; max-width: 60rem; background: var(--ground); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.35rem; margin: 0 0 .25rem; }
-a { color: var(--accent); }
-p { margin: 0 0 .75rem; color: var(--soft); }
-details { background: var(--card); border: 1px solid var(--line); border-radius: .75rem; margin: .75rem 0; padding: .8rem 1.1rem; }
-summary { cursor: pointer; overflow-wrap: anywhere; }
-summary b { color: var(--accent); margin-right: .5rem; }
-code { font-size: .9rem; overflow-wrap: anywhere; }
-.fields { overflow-x: auto; }
-table { width: 100%; border-collapse: collapse; margin: .75rem 0 0; font-size: .9rem; }
-td, th { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-top: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; }
-</style>
-</head>
-<body>
-<h1>Latent Foundry API</h1>
-<p>OpenAI's Images API. The machine-readable description is <a href="openapi.json">openapi.json</a>.</p>
-<main id="routes"></main>
-<script>
-"use strict";
 function element(tag, text, ...children) {
   const made = document.createElement(tag);
   if (text !== null) made.textContent = text;
@@ -57,6 +22,7 @@ function fields(schema, required) {
     table.append(element("tr", null, element("td", null, element("code", name)), element("td", typeOf(field)), element("td", fallback)));
   }
   const wide = element("div", null, table);
+  wide.tabIndex = 0;  // it scrolls
   wide.className = "fields";
   return wide;
 }
@@ -86,7 +52,15 @@ async function load() {
     }
   }
 }
+// what the sampler that is served takes beside the API's own fields
+async function settings() {
+  const champion = await (await fetch("champion")).json();
+  document.getElementById("champion").textContent =
+    `${champion.name}@${champion.version} takes these fields beside those above; each has the promoted default.`;
+  const schema = Object.fromEntries(Object.entries(champion.settings_schema)
+    .map(([name, field]) => [name, {...field, default: champion.settings[name]}]));
+  document.getElementById("settings").append(fields(schema, []));
+}
+
+settings().catch(() => {});
 load().catch((error) => document.getElementById("routes").append(element("p", `The server does not answer (${error.message}).`)));
-</script>
-</body>
-</html>

@@ -1,0 +1,203 @@
+import {$, element} from "./dom.js";
+import * as edit from "./edit.js";
+import * as gallery from "./gallery.js";
+
+const LABELS = {num_inference_steps: "Steps", guidance_scale: "Guidance", solver: "Solver", spacing: "Spacing"};  // others fold away
+const GUIDANCE_SHOWN = 8;  // the slider's end; the API takes more
+const TO_FOLD = matchMedia("(max-width: 60rem)");
+let champion, running = null;
+
+function shown(value) {
+  if (typeof value === "number") return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(2)));
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+function describe(list, facts, definitions = {}) {
+  for (const [name, value] of Object.entries(facts)) {
+    if (value === null || value === "") continue;
+    const {label, explanation, better, unit} = definitions[name] || {};
+    const told = element("dd", unit ? `${shown(value)} ${unit}` : shown(value));
+    if (explanation) told.append(element("small", better ? `${explanation}; ${better} is better` : explanation));
+    list.append(element("dt", label || name.replaceAll("_", " ")), told);
+  }
+}
+
+function control(name, schema, value) {
+  const words = name.replaceAll("_", " ");
+  const label = element("label", LABELS[name] || words[0].toUpperCase() + words.slice(1));
+  let input;
+  if (schema.enum) {
+    input = element("select", null);
+    for (const choice of schema.enum) input.append(element("option", choice, {value: choice}));
+    label.append(" ", input);
+  } else {
+    const steps = name === "num_inference_steps";
+    const output = element("output", value);
+    const most = schema.maximum ?? GUIDANCE_SHOWN;
+    input = element("input", null, {type: "range", min: schema.minimum ?? 0, step: schema.type === "integer" ? 1 : most > 1 ? 0.1 : 0.05,
+      max: steps ? Math.min(champion.limits.num_inference_steps, 100) : Math.min(most, GUIDANCE_SHOWN)});
+    input.addEventListener("input", () => { output.textContent = input.value; });
+    label.append(output, input);
+  }
+  input.value = value;
+  input.dataset.setting = name;
+  return label;
+}
+
+function markClass() {
+  for (const button of $("classes").children) {
+    button.setAttribute("aria-pressed", String(button.textContent.toLowerCase() === $("prompt").value.trim().toLowerCase()));
+  }
+}
+
+async function load() {
+  champion = await (await fetch("champion")).json();
+  document.documentElement.style.setProperty("--aspect", champion.size.replace("x", " / "));
+  $("title").textContent = `${champion.name} version ${champion.version}, ${champion.size} pixels`;
+  for (const name of champion.classes) {
+    const button = element("button", name, {type: "button"});
+    button.addEventListener("click", () => { $("prompt").value = name; markClass(); });
+    $("classes").append(button);
+  }
+  $("classes").hidden = !champion.classes.length;
+  $("prompt").value = champion.classes[0] || "an image";
+  $("negative-field").hidden = !champion.guided;
+  $("upload-field").hidden = !champion.edits;
+  if (champion.edits) gallery.enableEditing(edit.open);
+  $("prompt").addEventListener("input", markClass);
+  markClass();
+  for (const [name, schema] of Object.entries(champion.settings_schema)) {
+    if (!schema.enum && !["integer", "number"].includes(schema.type)) continue;  // only the API has these
+    $(name in LABELS ? "settings" : "more-settings").append(control(name, schema, champion.settings[name]));
+  }
+  $("more").hidden = !$("more-settings").children.length;
+  $("n").max = champion.limits.n;
+  $("n").value = Math.min(4, champion.limits.n);
+  describe($("figures"), champion.figures, champion.definitions);
+  describe($("lineage"), champion.lineage);
+}
+
+function wanted() {
+  const body = {prompt: $("prompt").value, n: Number($("n").value)};
+  // drawn here rather than by the server, so that the curl line makes the same images
+  const seed = $("seed").value === "" ? -1 : Number($("seed").value);
+  body.seed = seed === -1 ? Math.floor(Math.random() * 2 ** 31) : seed;
+  if ($("negative").value.trim()) body.negative_prompt = $("negative").value;
+  for (const input of document.querySelectorAll("[data-setting]")) {
+    body[input.dataset.setting] = input.type === "range" ? Number(input.value) : input.value;
+  }
+  return body;
+}
+
+function curl(body) {
+  const quoted = JSON.stringify(body).replaceAll("'", "'\\''");
+  const key = $("key").value ? " -H \"Authorization: Bearer $API_KEY\"" : "";
+  return `curl -s ${location.origin}/v1/images/generations -H 'Content-Type: application/json'${key} -d '${quoted}'`;
+}
+
+function frames(body) {
+  const made = [];
+  for (let number = 0; number < body.n; number++) made.push(gallery.waiting(`${body.prompt} · ${body.seed + number}`));
+  $("gallery").prepend(...made);
+  gallery.told();
+  if (TO_FOLD.matches) $("gallery-section").scrollIntoView({behavior: "smooth", block: "start"});
+  return made;
+}
+
+function show(body, made, event) {
+  if (event.type.endsWith(".queued")) {
+    for (const figure of made) gallery.note(figure, `${event.position} before it`);
+    return;
+  }
+  const source = `data:image/${event.output_format};base64,${event.b64_json}`, figure = made[event.index];
+  const text = `${body.prompt} · ${event.seed}`;
+  gallery.note(figure, text);
+  if (!event.type.endsWith(".completed")) return gallery.preview(figure, source, event.progress);
+  const {prompt, n, seed, ...settings} = body;
+  const facts = Object.entries(settings).map(([name, value]) => `${name.replaceAll("_", " ")} ${shown(value)}`).join(", ");
+  gallery.show(figure, {source, text, file: `${event.seed}.${event.output_format}`, settings: facts});
+}
+
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const {value, done} = await reader.read();
+    if (done) return;
+    text += value;
+    const parts = text.split("\n\n");
+    text = parts.pop();
+    for (const part of parts) {
+      yield JSON.parse(part.split("\n").find((line) => line.startsWith("data: ")).slice(6));
+    }
+  }
+}
+
+// the body and the path of a request: from noise, or from an image
+async function request(body) {
+  const asked = {...body, stream: true, partial_images: 3, queue_updates: true}, start = edit.chosen();
+  if (!start) return ["v1/images/generations", JSON.stringify(asked), {"Content-Type": "application/json"}];
+  const form = new FormData();
+  for (const [name, value] of Object.entries({...asked, strength: Number($("strength").value)})) form.append(name, value);
+  form.append("image", await (await fetch(start.source)).blob(), "image");
+  if (start.mask) form.append("mask", start.mask, "mask.png");
+  return ["v1/images/edits", form, {}];
+}
+
+async function generate(body, made) {
+  const [path, sent, headers] = await request(body);
+  if ($("key").value) headers.Authorization = `Bearer ${$("key").value}`;
+  const response = await fetch(path, {method: "POST", headers, signal: running.signal, body: sent});
+  if (response.status === 401) {
+    $("key-field").hidden = false;
+    $("tuning").open = true;
+  }
+  if (!response.ok) throw new Error((await response.json()).error.message);
+  for await (const event of events(response)) {
+    if (event.error) throw new Error(event.error.message);
+    show(body, made, event);
+  }
+}
+
+$("controls").addEventListener("submit", async (submitted) => {
+  submitted.preventDefault();
+  if (running) return;
+  running = new AbortController();
+  $("generate").disabled = true;
+  $("cancel").disabled = false;
+  $("error").textContent = "";
+  $("status").textContent = "Making images";
+  const body = wanted(), made = frames(body), edits = edit.chosen();
+  try {
+    await generate(body, made);
+    $("curl").textContent = curl(body);
+    $("curl-section").hidden = Boolean(edits);  // it has no file to send
+    $("status").textContent = `${made.length} images made`;
+  } catch (error) {
+    $("status").textContent = "";
+    if (error.name !== "AbortError") {
+      $("error").textContent = error.message;
+      if (TO_FOLD.matches) $("error").scrollIntoView({block: "center"});
+    }
+  }
+  for (const figure of made) if (figure.classList.contains("busy")) figure.remove();
+  gallery.told();
+  running = null;
+  $("generate").disabled = false;
+  $("cancel").disabled = true;
+});
+$("cancel").addEventListener("click", () => running && running.abort());
+$("copy").addEventListener("click", async () => {
+  try {
+    await navigator.clipboard.writeText($("curl").textContent);
+    $("copy").textContent = "Copied";
+  } catch {  // only secure pages may
+    getSelection().selectAllChildren($("curl"));
+    $("copy").textContent = "Selected";
+  }
+  setTimeout(() => { $("copy").textContent = "Copy"; }, 2000);
+});
+$("tuning").open = !TO_FOLD.matches;
+TO_FOLD.addEventListener("change", () => { $("tuning").open = !TO_FOLD.matches; });
+gallery.restore();
+load().catch((error) => { $("error").textContent = `The server does not answer (${error.message}).`; });

@@ -1,0 +1,113 @@
+"""Whether the models of params.yaml can take the data that `prepare` is about to write: each is built without memory
+for its weights, so that no hour of training goes before a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from components.config import parse
+from components.data.dataset import Manifest
+from components.errors import DataError, InputError
+from components.families import family_class
+from components.families.base import Autoencoder, AutoencoderInfo, DataInfo, RunInfo
+from components.sources import Source
+from pipelines.support import inputs, paths
+from pipelines.support.inputs import AUTOENCODER
+from pipelines.support.params import TRAINED, Params
+
+_DRAWS = {"normal_", "uniform_", "random_", "bernoulli_", "exponential_"}
+SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # pixels a side, that are proposed
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Leaves out the drawing of initial weights: without memory there are none, and torch would load its compiler to
+    say so, which takes seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in _DRAWS or (getattr(func, "__module__", "") == "torch.nn.init" and name.endswith("_")):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def refuse_unfit(params: Params, source: Source) -> None:
+    """Raises DataError telling each model that cannot take the data and, where that helps, the sizes that all take."""
+    if source.medium != "image":
+        return
+    info = DataInfo(shape=params.data.shape, classes=source.classes, caption_length=int(source.captions))
+    found = list(problems(params, info))
+    if not found:
+        return
+    fitting = [size for size in SIZES if not any(problems(params, _of_size(info, size)))]
+    size = params.data.image_size
+    told = f"data.image_size: {list(size) if isinstance(size, tuple) else size}: " if fitting else ""
+    proposed = f"; all models take {', '.join(map(str, fitting))}" if fitting else ""
+    raise DataError(f"params.yaml: {told}{'; '.join(found)}{proposed}")
+
+
+def refuse_too_few(params: Params, manifests: dict[str, Manifest]) -> None:
+    """Raises DataError of a test split that no figure can be measured on."""
+    count, least = manifests["test"].count, params.evaluate.neighbours + 1
+    if count < least:
+        raise DataError(
+            f"{count} images for the test split; expected {least} or more, because evaluate.neighbours is "
+            f"{params.evaluate.neighbours}: more images, a larger data.test_fraction or fewer neighbours"
+        )
+
+
+def problems(params: Params, info: DataInfo) -> Iterator[str]:
+    """What each model cannot take, its block named, of images of these facts."""
+    for group in TRAINED:
+        for name, block in getattr(params, group).items():
+            try:
+                data = data_of(params, block.data, info)
+                if data is not None:
+                    _build(params, name, data, info)
+            except InputError as error:
+                yield f"{group}.{name}: {error}"
+
+
+def data_of(params: Params, folder: str, info: DataInfo) -> DataInfo | None:
+    """What a block's data set will be; None where that depends on what is not here yet."""
+    if folder == paths.TRAIN_IMAGES.as_posix():
+        return info
+    names = [name for name in params.encode if folder == (paths.DATA / name).as_posix()]
+    source = params.inputs_of(names[0]).get(AUTOENCODER) if names else None
+    block = params.autoencoders.get(source.name) if source is not None else None
+    if block is None or params.encode[names[0]].text is not None:
+        return None
+    family = _build(params, source.name, info, info)
+    if not isinstance(family, Autoencoder):
+        return None
+    shape = family.latent_shape
+    of = AutoencoderInfo(family=block.family, config=family.config.model_dump(mode="json"), data=info)
+    moments = {"channel_mean": (0.0,) * shape[0], "channel_std": (1.0,) * shape[0]}
+    flips = params.encode[names[0]].flips
+    return info.model_copy(update={"shape": shape, "statistics": moments, "autoencoder": of, "flips": flips})
+
+
+def _build(params: Params, name: str, data: DataInfo, info: DataInfo) -> object:
+    block = params.models[name]
+    kind = family_class(block.family)
+    config = parse(kind.Config, inputs.whole_model(params, name), f"{name}.model")
+    kept = {}
+    for role, expected in (inputs.roles(params, name) or {}).items():
+        source = params.inputs_of(name).get(role)
+        given = params.models.get(source.name) if source is not None else None
+        if given is not None and expected.kept:
+            given_data = data_of(params, given.data, info)
+            model = parse(family_class(given.family).Config, inputs.whole_model(params, source.name), f"{role}.model")
+            if given_data is not None:
+                kept[role] = RunInfo(family=given.family, config=model.model_dump(mode="json"), data=given_data)
+    try:
+        with torch.device("meta"), _WithoutDraws():
+            return kind(config, data.model_copy(update={"inputs": kept}))
+    except NotImplementedError:  # a family that computes with its weights as it is built
+        return None
+
+
+def _of_size(info: DataInfo, size: int) -> DataInfo:
+    return info.model_copy(update={"shape": (info.shape[0], size, size)})

@@ -1,0 +1,71 @@
+"""What prepare refuses because models could not be trained on it."""
+
+import pytest
+import yaml
+
+from components.errors import DataError
+from components.sources import Source
+from pipelines.support.fitness import refuse_too_few, refuse_unfit
+from pipelines.support.params import load
+from tests.clones import ROOT
+from tests.pipelines.measured import PARAMS
+
+CLASSES = ("cat", "dog")
+
+
+def source(classes: tuple[str, ...] = CLASSES, captions: bool = False, medium: str = "image") -> Source:
+    return Source(classes, {}, {}, medium, captions)
+
+
+def params(root, size, **changes):
+    """As shipped, with other sizes and keys of the U-Net."""
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["data"]["image_size"] = size
+    content["samplers"]["ldm"]["model"] |= changes
+    path = root / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return load(path)
+
+
+def test_a_size_that_fits_all_passes(tmp_path):
+    refuse_unfit(params(tmp_path, 32), source())
+    refuse_unfit(params(tmp_path, 32, conditioning="text"), source((), captions=True))
+    refuse_unfit(params(tmp_path, 32, conditioning="none"), source(()))
+
+
+@pytest.mark.parametrize(("size", "told"), [(48, "48"), ([48, 64], r"\[48, 64\]"), (20, "20")])
+def test_a_size_that_does_not_fit_is_refused_with_those_that_would(size, told, tmp_path):
+    with pytest.raises(DataError) as caught:
+        refuse_unfit(params(tmp_path, size), source())
+    message = str(caught.value)
+    assert message.startswith(f"params.yaml: data.image_size: {size}: samplers.dcgan: dcgan: expected ")
+    assert "samplers.wgan_gp: wgan_gp: expected " in message and message.endswith(
+        "all models take 8, 16, 32, 64, 128, 256"
+    )
+    assert "\n" not in message
+
+
+def test_latents_are_checked_as_the_autoencoder_will_make_them(tmp_path):
+    asked = params(tmp_path, 16)
+    unet = asked.samplers["ldm"].model["backbone"] | {"widths": [8] * 5, "attention": [False] * 5}
+    with pytest.raises(
+        DataError, match=r"samplers.ldm: latent_diffusion: .* multiples of 16, found 8x8; all models take"
+    ):
+        refuse_unfit(params(tmp_path, 16, backbone=unet), source())
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "told"), [("class", "expected labelled images"), ("text", "expected images with captions")]
+)
+def test_what_steers_a_model_must_be_there(conditioning, told, tmp_path):
+    with pytest.raises(DataError, match=f"^params.yaml: samplers.ldm: latent_diffusion: {told}[^;]*(; or [^;]*)?$"):
+        refuse_unfit(params(tmp_path, 16, conditioning=conditioning), source(()))
+
+
+def test_too_few_images_to_measure_are_refused(tmp_path):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    count = type("Counted", (), {"count": 3})
+    with pytest.raises(
+        DataError, match="3 images for the test split; expected 4 or more, because evaluate.neighbours is 3"
+    ):
+        refuse_too_few(load(tmp_path / "params.yaml"), {"test": count()})
