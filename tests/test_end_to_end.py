@@ -54,7 +54,9 @@ def test_nothing_to_do_the_second_time(reproduced):
 
 def test_dvc_shows_metrics_and_plots(reproduced):
     shown = command(reproduced, "dvc", "metrics", "show", "--json")
-    assert "metrics/ldm.json" in shown.stdout
+    assert "summary/ldm.json" in shown.stdout
+    table = command(reproduced, "dvc", "metrics", "show").stdout.splitlines()
+    assert max(len(line.rstrip()) for line in table) <= 80, "a terminal's width"
     plotted = command(reproduced, "dvc", "plots", "show")
     assert plotted.returncode == 0, plotted.stderr
     assert (reproduced / "dvc_plots/index.html").is_file()

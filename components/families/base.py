@@ -131,7 +131,7 @@ class Tiny:
     """
 
     config: Mapping[str, Any]
-    data: Literal["images", "latents", "captioned latents"] | DataInfo = "images"
+    data: Literal["images", "latents", "captioned latents", "tokens"] | DataInfo = "images"
     settings: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Family], None] | None = None
 

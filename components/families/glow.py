@@ -5,16 +5,16 @@ from __future__ import annotations
 from pydantic import Field
 
 from components.families.base import Tiny
-from components.likelihood import flows
+from components.flows import base
 from components.nets.flows.layers import ActNorm, Coupling, Invertible, InvertibleConv, Squeeze
 from components.nets.flows.multiscale import MultiscaleFlow
 
 
-class Config(flows.Config):
+class Config(base.Config):
     steps: int = Field(8, ge=1)  # of flow, a scale
 
 
-class Model(flows.Flow):
+class Model(base.Flow):
     Config = Config
 
     def build(self, num_classes: int) -> MultiscaleFlow:

@@ -7,19 +7,19 @@ from __future__ import annotations
 from pydantic import Field
 
 from components.families.base import Tiny
-from components.likelihood import flows
+from components.flows import base
 from components.nets.flows.layers import ActNorm, CheckerboardCoupling, Coupling, Invertible, Logit, Squeeze
 from components.nets.flows.multiscale import MultiscaleFlow
 
 _COUPLINGS = 3  # of each kind, a scale (section 4.1)
 
 
-class Config(flows.Config):
+class Config(base.Config):
     blocks: int = Field(2, ge=0)  # residual blocks of a coupling's net
     alpha: float = Field(0.05, gt=0, lt=1)  # how far values stay from the logit's ends
 
 
-class Model(flows.Flow):
+class Model(base.Flow):
     Config = Config
 
     def build(self, num_classes: int) -> MultiscaleFlow:

@@ -21,7 +21,7 @@ from components.diffusion.denoiser import Denoiser
 from components.diffusion.guidance import Condition, Denoise, Guidance, Preconditioner
 from components.errors import DataError
 from components.families.base import DataInfo, Family, Phase, Tiny
-from components.families.latent_diffusion import STEERING, Latents
+from components.families.latent_diffusion import STEERING
 from components.families.latent_diffusion import Model as LatentDiffusion
 from components.nets.text_encoders import LIBRARIES, Encoded, EncoderLayout, TextEncoders
 from components.nets.unet import UNet2DConditionModel
@@ -29,6 +29,7 @@ from components.sampling.blends import lerp
 from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call
 from components.shapes import per_row
+from components.spaces import Latents
 from components.training.optimizers import OptimizerConfig
 
 AESTHETIC = 6.0, 2.5  # the scores that the refiner is told of what is wanted and what not (its authors' defaults)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Generator
 from typing import Annotated, Literal
 
 import torch
@@ -12,18 +14,35 @@ from torch import Tensor, nn
 from components.autoencoding.adversarial import AdversarialConfig, adaptive_weight, hinge
 from components.autoencoding.equivariance import EquivarianceConfig, draw
 from components.autoencoding.perceptual import DISTANCES, PerceptualConfig
+from components.autoencoding.variational import (
+    DensityConfig,
+    LatentDensity,
+    free_bits_kl,
+    importance_bound,
+    posterior_log_density,
+    standard_log_density,
+)
 from components.config import Strict, named_block
 from components.data.dataset import Batch
+from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.families.base import Autoencoder, DataInfo, Judge, Losses, Phase, Role, Tiny
+from components.likelihood.contract import Likelihood
+from components.likelihood.dequantise import levels
+from components.likelihood.logistics import logistic_log_probability
 from components.metrics.codes import code_counts, perplexity
 from components.nets.autoencoder import AutoencoderKL
 from components.nets.autoencoder.codebook import Codebook
 from components.nets.autoencoder.discriminator import PatchDiscriminator
 from components.nets.autoencoder.finite_scalars import FiniteScalars
 from components.nets.autoencoder.kl import Reconstruction
+from components.sampling.blends import lerp, slerp
+from components.sampling.requests import Request
+from components.sampling.trajectories import Answer, Call, Trajectory
 from components.shapes import refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
+
+IMPORTANCE_SAMPLES = 16  # latents of a row behind its likelihood's bound
 
 
 class CodebookConfig(Strict):
@@ -59,8 +78,10 @@ class Config(Strict):
     latent_channels: int = Field(4, ge=1)
     widths: tuple[int, ...] = Field((32, 64), min_length=1)  # channels by resolution; each but the last halves the side
     layers: int = Field(1, ge=1)  # residual blocks a resolution
-    reconstruction: Literal["mse", "l1", "bce"] = "mse"
-    kl_weight: float = Field(1e-2, ge=0)
+    reconstruction: Literal["mse", "l1", "bce", "logistic"] = "mse"  # logistic: a density, so that it has a likelihood
+    kl_weight: float = Field(1e-2, ge=0)  # 1 is the evidence lower bound under `logistic`
+    free_bits: float = Field(0.0, ge=0)  # nats of each latent channel that cost nothing
+    density: DensityConfig | None = None  # in the prior's place when sampling
     perceptual: PerceptualConfig | None = None
     adversarial: AdversarialConfig | None = None
     equivariance: EquivarianceConfig | None = None
@@ -74,23 +95,43 @@ class Config(Strict):
                 f"codebook.levels has {len(self.codebook.levels)} entries and latent_channels is "
                 f"{self.latent_channels}; expected as many"
             )
+        if self.codebook and (self.density or self.reconstruction == "logistic"):
+            raise ValueError("codebook: a quantised posterior has no density; expected neither density nor logistic")
         return self
+
+
+class Settings(Strict):
+    temperature: float = Field(1.0, ge=0, le=2)  # of the latents' standard deviation
 
 
 class Model(Autoencoder):
     Config = Config
+    Settings = Settings
+    labelled = False  # whether its latents have a density of each class
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data
         self.factor = 2 ** (len(config.widths) - 1)
         refuse_unless_planar(data.shape, self.factor, "vae")
         codebook = config.codebook.build(config.latent_channels) if config.codebook else None
-        net = AutoencoderKL(data.shape[0], config.latent_channels, config.widths, config.layers, codebook)
+        has_scale = config.reconstruction == "logistic"
+        net = AutoencoderKL(data.shape[0], config.latent_channels, config.widths, config.layers, codebook, has_scale)
         self.nets = nn.ModuleDict({"autoencoder": net})
         self.calls = {"decoder": net.decode}
         self.phases = (Phase("autoencode", "autoencoder", self.loss, config.optimizer),)
         if config.adversarial:
             self._add_discriminator(config.adversarial)
+        if config.density:
+            self._add_density(config.density)
+
+    def _add_density(self, config: DensityConfig) -> None:
+        self.labelled = config.classes and bool(self.data.classes)
+        classes = len(self.data.classes) if self.labelled else 0
+        density = LatentDensity(math.prod(self.latent_shape), config.components, classes)
+        self.nets["density"] = density
+        self.kept = (*self.kept, "density")
+        self.calls["density"] = density.draw
+        self.phases += (Phase("density", "density", self.density_loss, config.optimizer, low_precision=False),)
 
     def _add_discriminator(self, config: AdversarialConfig) -> None:
         channels, *sides = self.data.shape
@@ -118,9 +159,7 @@ class Model(Autoencoder):
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         config = self.config
         answer, images = self._reconstruction(net, batch)
-        terms = {
-            "reconstruction": RECONSTRUCTION[config.reconstruction](answer.images, images).flatten(1).sum(1).mean()
-        }
+        terms = {"reconstruction": self._misfit(answer, images).mean()}
         loss, seen = terms["reconstruction"], self._as_images(answer.images)
         if config.perceptual:
             terms["perceptual"] = self._perceptual(seen, images).mean()
@@ -140,9 +179,23 @@ class Model(Autoencoder):
             counts = code_counts(codebook.tokens(answer.mean), codebook.size)
             figures["perplexity"] = perplexity(counts).float()
         else:
-            terms["kl"] = gaussian_kl(answer.mean, answer.std)
+            terms["kl"] = free_bits_kl(answer.mean, answer.std, config.free_bits)
             loss = loss + config.kl_weight * terms["kl"]
         return {"loss": loss, **terms, **figures}
+
+    def _misfit(self, answer: Reconstruction, images: Tensor) -> Tensor:
+        """(B,) how far reconstructions are from images, summed over a row; under `logistic` in nats."""
+        if answer.log_scale is not None:
+            return -logistic_log_probability(images, answer.images, answer.log_scale, levels(self.medium))
+        return RECONSTRUCTION[self.config.reconstruction](answer.images, images).flatten(1).sum(1)
+
+    def density_loss(self, net: nn.Module, batch: Batch) -> Losses:
+        """Nats of a latent's number under the density."""
+        with torch.no_grad():
+            mean, std = self.nets["autoencoder"].encode(self.medium.rows(batch.columns))
+            latents = mean + std * batch.draws.normal("posterior", self.latent_shape)
+        label = batch.columns["label"] if self.labelled else None
+        return {"loss": -net(latents.flatten(1), label).mean() / latents[0].numel()}
 
     def _perceptual(self, seen: Tensor, images: Tensor) -> Tensor:
         """(B,) distances to the eyes of the input that the config names."""
@@ -178,14 +231,60 @@ class Model(Autoencoder):
         """The decoder's output in the images' range, with a gradient everywhere."""
         return decoded.tanh() if self.config.reconstruction == "bce" else decoded
 
+    # -- as a model of its own ----------------------------------------------------------------------------------------
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        return frozenset({"blend", "label"} if self.labelled else {"blend"})
+
+    def _trajectory(self, request: Request) -> Trajectory:
+        """Decodes draws from the density of latents, or from the prior."""
+        blend, label = request.blend, request.conditions.label
+        latents = yield from self._drawn(request.seeds, label, request.settings.temperature)
+        if blend is not None:
+            seeds = request.seeds if blend.seeds is None else blend.seeds
+            towards = label if blend.label is None else blend.label
+            other = yield from self._drawn(seeds, towards, request.settings.temperature)
+            latents = (lerp if self.config.density else slerp)(latents, other, blend.share)
+        return (yield from self.decode(latents))
+
+    def _drawn(self, seeds: Tensor, label: Tensor | None, temperature: float) -> Generator[Call, Answer, Tensor]:
+        draws = Draws.of_seeds(seeds)
+        noise = temperature * draws.normal("latent", self.latent_shape)
+        if self.config.density is None:
+            return noise
+        inputs = {"noise": noise.flatten(1), "uniform": draws.uniform("component", (1,))}
+        drawn = yield Call("density", inputs | ({"label": label} if self.labelled else {}))
+        return drawn.unflatten(1, self.latent_shape)
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        if self.config.reconstruction != "logistic":
+            return None
+        return Likelihood("bound", "none", self._log_probability)
+
+    def _log_probability(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
+        return importance_bound(self.log_weights(rows, label, draws, IMPORTANCE_SAMPLES))
+
+    def log_weights(self, rows: Tensor, label: Tensor | None, draws: Draws, count: int) -> Tensor:
+        """(B, count) log p(x, z) / q(z | x) in nats, of latents drawn from the posterior of rows (B, C, ...)."""
+        net, found = self.nets["autoencoder"], []
+        mean, std = net.encode(rows)
+        for number in range(count):
+            noise = draws.fold(number).normal("posterior", self.latent_shape)
+            latents = mean + std * noise
+            told = logistic_log_probability(rows, net.decode(latents), net.log_scale, levels(self.medium))
+            found.append(told + self._prior(latents.flatten(1), label) - posterior_log_density(noise, std))
+        return torch.stack(found, 1)
+
+    def _prior(self, latents: Tensor, label: Tensor | None) -> Tensor:
+        if self.config.density is None:
+            return standard_log_density(latents)
+        return self.nets["density"](latents, label if self.labelled else None)
+
     def bounded(self, decoded: Tensor) -> Tensor:
         """The decoder's output as images in [-1, 1]; under `bce` it is a logit."""
         return decoded.tanh() if self.config.reconstruction == "bce" else super().bounded(decoded)
-
-
-def gaussian_kl(mean: Tensor, std: Tensor) -> Tensor:
-    """KL(N(mean, std^2) || N(0, 1)) summed over a latent, averaged over rows (Kingma and Welling 2014, appendix B)."""
-    return 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).flatten(1).sum(1).mean()
 
 
 def _bce(logits: Tensor, images: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from components.metrics.likelihood import (
     BITS_GAP,
     BITS_PER_DIM,
     BITS_PER_DIM_TRAIN,
+    BITS_PER_TOKEN,
+    BITS_PER_TOKEN_GAP,
+    BITS_PER_TOKEN_TRAIN,
     LOG_2,
     bits_per_dim_figure,
     gap_figure,
@@ -32,21 +35,31 @@ class Likelihood:
                       values' bins by one draw a row, a bound of its own (Theis et al. 2016, section 3.1)
     log_probability:  rows (B, C, ...) in [-1, 1], labels (B,) or None, draws -> log-probabilities (B,) in nats of the
                       stored values, summed over a row
+    tokens:           how many a row has, where it is their likelihood and not the values': what is lost on the way to
+                      tokens counts for nothing, so that it says no bits per dimension
+    most_rows:        what is affordable to measure, where a row takes many evaluations of the net
     """
 
     kind: Literal["exact", "bound", "estimate"]
     dequantisation: Literal["none", "uniform"]
     log_probability: Callable[[Tensor, Tensor | None, Draws], Tensor]
+    tokens: int = 0
+    most_rows: int | None = None
 
 
 @torch.inference_mode()
 def bits_figures(likelihood: Likelihood, held_out: Rows, train: Rows) -> Figures:
-    """bits_per_dim of held-out rows and of training rows with 95% intervals, and the gap between."""
+    """bits_per_dim or bits_per_token of held-out rows and of training rows with 95% intervals, and the gap between."""
     bits, train_bits = (_bits(likelihood, *rows) for rows in (held_out, train))
+    of_values, of_tokens = (
+        (BITS_PER_DIM, BITS_PER_DIM_TRAIN, BITS_GAP),
+        (BITS_PER_TOKEN, BITS_PER_TOKEN_TRAIN, BITS_PER_TOKEN_GAP),
+    )
+    found, trained, gap = of_tokens if likelihood.tokens else of_values
     return named(
-        bits_per_dim_figure(BITS_PER_DIM, bits),
-        bits_per_dim_figure(BITS_PER_DIM_TRAIN, train_bits),
-        gap_figure(BITS_GAP, bits, train_bits),
+        bits_per_dim_figure(found, bits),
+        bits_per_dim_figure(trained, train_bits),
+        gap_figure(gap, bits, train_bits),
     )
 
 
@@ -54,11 +67,11 @@ Rows = tuple[Tensor, Tensor | None]  # (N, C, ...) in [-1, 1] and labels (N,), o
 
 
 def _bits(likelihood: Likelihood, rows: Tensor, label: Tensor | None) -> Tensor:
-    """(N,) float64 bits per dimension of each row."""
+    """(N,) float64 bits per dimension, or per token, of each row."""
     draws = Draws.of_seeds(torch.arange(len(rows), device=rows.device)).fold("likelihood")
     found = []
     for start in range(0, len(rows), _BATCH):
         part = slice(start, start + _BATCH)
         chosen = None if label is None else label[part]
         found.append(likelihood.log_probability(rows[part], chosen, Draws(draws.keys[part])).double().cpu())
-    return -torch.cat(found) / (rows[0].numel() * LOG_2)
+    return -torch.cat(found) / ((likelihood.tokens or rows[0].numel()) * LOG_2)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.shapes import per_channel
+
 _LEAST_LOG_SCALE = -7.0
 _LEAST_MASS = 1e-5  # below it, the density at the bin's middle stands for the mass: released code of the paper
 
@@ -52,18 +54,26 @@ def conditional_means(found: Mixture, values: Tensor) -> Tensor:
 def log_probability(numbers: Tensor, rows: Tensor, levels: int, mixtures: int) -> Tensor:
     """The log-probability of rows (B, C, H, W) in [-1, 1] of `levels` values, a row: (B,) in nats."""
     found = mixture(numbers, rows.shape[1], mixtures)
-    centred = rows[:, None] - conditional_means(found, rows)
-    inverse, half = (-found.log_scales).exp(), 1 / (levels - 1)
-    upper, lower = inverse * (centred + half), inverse * (centred - half)
-    middle = inverse * centred
+    each = _log_masses(rows[:, None], conditional_means(found, rows), found.log_scales, levels)
+    # over channels, then over the mixture
+    return torch.logsumexp(each.sum(2) + found.logits.log_softmax(1), dim=1).flatten(1).double().sum(1)
+
+
+def logistic_log_probability(rows: Tensor, means: Tensor, log_scale: Tensor, levels: int) -> Tensor:
+    """The same of one logistic a value: means (B, C, ...) and a log-scale a channel (C,) -> (B,) in nats."""
+    scales = per_channel(log_scale.clamp(min=_LEAST_LOG_SCALE), rows).expand_as(rows)
+    return _log_masses(rows, means.float(), scales, levels).flatten(1).double().sum(1).float()
+
+
+def _log_masses(rows: Tensor, means: Tensor, log_scales: Tensor, levels: int) -> Tensor:
+    """The log-mass of each value's bin; the outermost bins reach to infinity."""
+    centred, inverse, half = rows - means, (-log_scales).exp(), 1 / (levels - 1)
+    upper, lower, middle = inverse * (centred + half), inverse * (centred - half), inverse * centred
     mass = upper.sigmoid() - lower.sigmoid()
-    density = middle - found.log_scales - 2 * F.softplus(middle) + math.log(2 * half)
+    density = middle - log_scales - 2 * F.softplus(middle) + math.log(2 * half)
     inside = torch.where(mass > _LEAST_MASS, mass.clamp(min=1e-12).log(), density)
-    # the outermost bins reach to infinity
-    edge = torch.where(rows[:, None] < -1 + half, F.logsigmoid(upper), F.logsigmoid(-lower))
-    is_edge = rows[:, None].abs() > 1 - half
-    each = torch.where(is_edge, edge, inside).sum(2)  # (B, K, H, W), over channels
-    return torch.logsumexp(each + found.logits.log_softmax(1), dim=1).flatten(1).double().sum(1)
+    edge = torch.where(rows < -1 + half, F.logsigmoid(upper), F.logsigmoid(-lower))
+    return torch.where(rows.abs() > 1 - half, edge, inside)
 
 
 def draw(numbers: Tensor, uniform: Tensor, levels: int, mixtures: int, temperature: float) -> Tensor:

@@ -11,6 +11,7 @@ from components.metrics.figures import Definition, Figure
 BITS_PER_DIM = Definition(
     name="bits_per_dim",
     label="bits/dim",
+    group="likelihood",
     explanation="negative log2-likelihood of held-out rows, a stored value",
     kind="likelihood",
     better="lower",
@@ -26,10 +27,28 @@ BITS_PER_DIM_TRAIN = BITS_PER_DIM.model_copy(
 BITS_GAP = Definition(
     name="bits_gap",
     label="bits/dim, gap",
+    group="likelihood",
     explanation="held-out less training bits per dimension: what was memorised rather than learnt",
     kind="likelihood",
     better="lower",
     unit="bits",
+)
+BITS_PER_TOKEN, BITS_PER_TOKEN_TRAIN, BITS_PER_TOKEN_GAP = (
+    definition.model_copy(
+        update={
+            "name": definition.name.replace("per_dim", "per_token").replace("bits_gap", "bits_per_token_gap"),
+            "label": definition.label.replace("bits/dim", "bits/token"),
+            "explanation": explanation,
+        }
+    )
+    for definition, explanation in (
+        (
+            BITS_PER_DIM,
+            "negative log2-likelihood of held-out rows' tokens, a token; of no pixel",
+        ),
+        (BITS_PER_DIM_TRAIN, BITS_PER_DIM_TRAIN.explanation),
+        (BITS_GAP, "held-out less training bits per token: what was memorised rather than learnt"),
+    )
 )
 LOG_2 = math.log(2)
 _NORMAL = 1.959964  # half width of a 95% interval in standard errors

@@ -4,6 +4,7 @@ reference, evaluate and promote."""
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,7 +239,8 @@ def likelihood_figures(sampler: Sampler, measurement: Measurement) -> Figures:
     """The bits per dimension of held-out and of training rows, evenly spread; none of a sampler without likelihood."""
     if sampler.likelihood is None:
         return {}
-    count = min(measurement.config.likelihood_rows, len(measurement.test), len(measurement.train))
+    wanted = min(measurement.config.likelihood_rows, sampler.likelihood.most_rows or math.inf)
+    count = min(wanted, len(measurement.test), len(measurement.train))
 
     def rows(dataset: Dataset) -> tuple[Tensor, Tensor | None]:
         columns = dataset.take(torch.arange(count) * len(dataset) // count)

@@ -22,9 +22,17 @@ LATENTS = DataInfo(
     statistics={"channel_mean": (0.3, -0.2), "channel_std": (1.5, 0.8)},
     autoencoder=AutoencoderInfo(config=dict(vae.TINY.config), data=IMAGES),
 )
+TOKENS = DataInfo(
+    shape=(1, 8, 8),
+    medium="tokens",
+    classes=IMAGES.classes,
+    statistics={"vocabulary": (12.0,), "usage": (1.0,), "perplexity": (12.0,)},
+    autoencoder=AutoencoderInfo(config={**vae.TINY.config, "codebook": {"name": "fsq", "levels": [3, 4]}}, data=IMAGES),
+)
 DATA = {  # by what a family's `TINY` calls them
     "images": IMAGES,
     "latents": LATENTS,
+    "tokens": TOKENS,
     "captioned latents": LATENTS.model_copy(update={"caption_length": CAPTION_LENGTH}),
 }
 
@@ -68,7 +76,10 @@ class Rows:
     def __init__(self, data: DataInfo, count: int = 20):
         generator = torch.Generator().manual_seed(7)
         label = torch.arange(count) % len(data.classes)
-        if data.autoencoder is None:
+        if data.medium == "tokens":
+            tokens = torch.randint(0, 12, (count, *data.shape), generator=generator)
+            self.columns = {"tokens": tokens.to(torch.uint16), "label": label}
+        elif data.autoencoder is None:
             image = torch.randint(0, 256, (count, *data.shape), generator=generator, dtype=torch.uint8)
             self.columns = {"image": image, "label": label}
         else:

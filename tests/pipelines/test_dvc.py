@@ -230,7 +230,11 @@ def test_one_edit_of_params_changes_the_graph(committed):
         content["samplers"]["big"] = {**content["samplers"]["dcgan"], "family": "stylegan2"}
 
     listed, stale = graph(add)
-    assert listed - before == {"sampler_block@big", "sampler@big", "evaluate@big"} == stale - {"promote", "report"}
+    assert (
+        listed - before
+        == {"sampler_block@big", "sampler@big", "evaluate@big"}
+        == stale - {"models", "promote", "report"}
+    )
 
     def remove(content):
         del content["samplers"]["wgan_gp"], content["inputs"]["wgan_gp/judge"]
@@ -273,3 +277,17 @@ def test_one_edit_of_params_changes_the_graph(committed):
     assert "input@ldm/guide" in listed
     (committed / "params.yaml").write_text(original)
     assert changed(committed) == set()
+
+    graph(remove)
+    mine = committed / "metrics/mine.txt"
+    mine.write_text("a user's own")
+    done = command(committed, "dvc", "repro", "models")
+    assert "sampler@wgan_gp: removed from params.yaml" in done.stdout, done.stderr
+    locked = yaml.safe_load((committed / "dvc.lock").read_text())["stages"]
+    assert not [stage for stage in locked if "wgan_gp" in stage] and "sampler@dcgan" in locked
+    for folder in ("metrics", "samples", "curves", "inputs"):
+        assert not list((committed / folder).glob("wgan_gp*")), folder
+        assert list((committed / folder).glob("dcgan*")), folder
+    assert (committed / "runs/wgan_gp").is_dir() and mine.is_file()
+    dry = command(committed, "python", "-m", "pipelines.repro", "--dry")
+    assert dry.returncode == 0 and "python -m pipelines.promote" in dry.stdout, dry.stderr

@@ -96,19 +96,22 @@ class Decoder(nn.Module):
 
 
 class Reconstruction(NamedTuple):
-    """What a forward gives: images, the posterior's mean and standard deviation, and what the decoder was given."""
+    """What a forward gives: images, the posterior's mean and standard deviation, what the decoder was given, and the
+    log-scale (C,) of its density, where it has one."""
 
     images: Tensor
     mean: Tensor
     std: Tensor
     latents: Tensor
+    log_scale: Tensor | None = None
 
 
 class AutoencoderKL(nn.Module):
     """Encoder, decoder and the 1x1 convolutions between them. The downsampling factor f is 2 ** (len(widths) - 1).
 
     With a `codebook` the posterior has no spread, and the decoder takes the nearest codes of whatever it is given
-    (Rombach et al. 2022, section 3.1: the quantisation belongs to the decoder)."""
+    (Rombach et al. 2022, section 3.1: the quantisation belongs to the decoder). `learn_scale`: the decoder's density
+    has a scale a channel, as sigma-VAEs have (Rybkin et al. 2021)."""
 
     def __init__(
         self,
@@ -117,6 +120,7 @@ class AutoencoderKL(nn.Module):
         widths: Sequence[int],
         layers: int,
         codebook: Codebook | FiniteScalars | None = None,
+        learn_scale: bool = False,
     ):
         super().__init__()
         self.encoder = Encoder(channels, latent_channels, widths, layers)
@@ -124,6 +128,7 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
         self.codebook = codebook
+        self.log_scale = nn.Parameter(torch.full((channels,), -2.0)) if learn_scale else None
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the posterior, each (B, latent_channels, H / f, W / f)."""
@@ -154,7 +159,7 @@ class AutoencoderKL(nn.Module):
         if change is not None:
             latents = change(latents)
         latents = self._quantised(latents)
-        return Reconstruction(self._decode(latents), mean, std, latents)
+        return Reconstruction(self._decode(latents), mean, std, latents, self.log_scale)
 
     def _quantised(self, latents: Tensor) -> Tensor:
         return latents if self.codebook is None else self.codebook(latents)

@@ -43,6 +43,8 @@ CHANGED = {
     "lpips": "ff",
     "clip_score": "gg",
     "versions": {"torch": "3"},
+    "likelihood_rows": 7,
+    "revision": 3,
 }
 
 

@@ -10,8 +10,8 @@ import torch
 from components.errors import SamplerError
 from components.families.base import DataInfo
 from components.sampling.requests import Conditions, Request
+from tests.components.flows.test_flows import jacobian_logdet, shaken
 from tests.components.helpers import build
-from tests.components.likelihood.test_flows import jacobian_logdet, shaken
 
 SMALL = DataInfo(shape=(1, 4, 4), classes=("a", "b"))
 

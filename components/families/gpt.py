@@ -1,0 +1,97 @@
+"""GPT on the tokens of images, one after the other in reading order, class or text first (Esser et al. 2021; Sun et al.
+2024, LlamaGen)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from components.data.dataset import Batch
+from components.data.randomness import Draws
+from components.families.base import DataInfo, Losses, Phase, Tiny
+from components.nets.token_transformer import CausalTokenTransformer, Continuation
+from components.sampling.requests import Request
+from components.sampling.trajectories import Call, Preview, Trajectory
+from components.tokens.base import TokenConfig, TokenSampler
+from components.tokens.draws import DrawSettings, drawn, guided, gumbel, truncated
+
+
+class Config(TokenConfig):
+    token_dropout: float = Field(0.1, ge=0, lt=1)  # share of tokens that what comes after is not told
+
+
+class Settings(DrawSettings):
+    """`guidance_ramp`: the scale grows from 1 at the first token to its whole at the last, or is the same throughout
+    (Tian et al. 2024 and Li et al. 2024 ramp it: early tokens bear little)."""
+
+    guidance_ramp: Literal["constant", "linear"] = "linear"
+
+
+class Model(TokenSampler):
+    Config = Config
+    Settings = Settings
+    Net = CausalTokenTransformer
+    is_exact = True
+
+    def __init__(self, config: Config, data: DataInfo):
+        super().__init__(config, data)
+        self.calls["transformer"] = Continuation(self.nets["transformer"])
+        self.phases = (Phase("next_token", "transformer", self.loss, config.optimizer),)
+
+    def loss(self, net: nn.Module, batch: Batch) -> Losses:
+        """The mean cross-entropy of tokens, in nats."""
+        tokens, prefix = self.training_tokens(batch), self.training_prefix(batch, self.config.label_dropout)
+        hidden = batch.draws.uniform("token_dropout", (self.count,)) < self.config.token_dropout
+        told = tokens.masked_fill(hidden, self.nets["transformer"].untold)
+        return {"loss": self._losses(net, told, tokens, prefix).mean()}
+
+    def token_losses(self, tokens: Tensor, prefix: Tensor, draws: Draws) -> Tensor:
+        return self._losses(self.nets["transformer"], tokens, tokens, prefix)
+
+    def _losses(self, net: nn.Module, told: Tensor, tokens: Tensor, prefix: Tensor) -> Tensor:
+        """(B,) mean over the tokens; `told`: as those after them see them."""
+        logits = net(torch.cat([prefix, told[:, :-1]], dim=1))[:, prefix.shape[1] - 1 :]
+        return F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none").mean(1)
+
+    def _trajectory(self, request: Request) -> Trajectory:
+        settings, draws, source = request.settings, Draws.of_seeds(request.seeds), request.conditions.source
+        known = None if source is None else (yield from self.known(source, draws))
+        towards, away = self.prefixes(request)
+        is_guided = settings.guidance_scale != 1 and not torch.equal(towards, away)
+        ids = torch.cat([towards, away]) if is_guided else towards
+        position = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
+        tokens = torch.full((len(towards), self.count), self.vocabulary, device=ids.device)
+        for place in range(self.count):
+            shown = self._preview(tokens, place, source) if place else None
+            logits = yield Call("transformer", {"ids": ids, "position": position}, shown, stateful=True)
+            if is_guided:
+                logits = guided(*logits.chunk(2), self._scale(settings, place))
+            noise = gumbel(draws.uniform(f"token {place}", (self.vocabulary,)))
+            token = drawn(truncated(logits, settings), noise)
+            if known is not None:
+                token = torch.where(known[:, place] < self.vocabulary, known[:, place], token)
+            tokens[:, place] = token
+            position = position + ids.shape[1]
+            ids = token.repeat(2 if is_guided else 1)[:, None]
+        return (yield from self.finish(tokens, source))
+
+    def _scale(self, settings: Settings, place: int) -> float:
+        share = 1.0 if settings.guidance_ramp == "constant" else (place + 1) / self.count
+        return 1 + (settings.guidance_scale - 1) * share
+
+    def _preview(self, tokens: Tensor, place: int, source) -> Preview:
+        """What is drawn so far, and its last token for the rest."""
+        so_far = tokens.clone()
+
+        def start() -> Trajectory:
+            so_far[:, place:] = so_far[:, place - 1, None]
+            return self.finish(so_far, source)
+
+        return Preview(place / self.count, start)
+
+
+TINY = Tiny({"width": 16, "depth": 2, "heads": 2}, data="tokens", settings={"top_k": 9, "guidance_scale": 2.0})
