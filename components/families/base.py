@@ -211,7 +211,7 @@ class Family:
 
 
 class Judge(Family):
-    """A family that tells the data's classes apart: evaluation's feature extractor and classifier by default.
+    """Classifier of the data's classes: evaluation's feature extractor and classifier by default.
 
     `nets["classifier"]` has `features`, rows (B, C, ...) in [-1, 1] -> (B, D), and `logits`, those -> (B, num_classes)
     where it tells classes. Of data without two classes its features are learned without labels.
@@ -225,7 +225,7 @@ class Judge(Family):
         return len(self.data.classes) > 1
 
 
-# of every family: whose weights and model a training goes on from, and what tells figures of its checkpoints
+# of every family: whose weights and model a training goes on from, and what validates its checkpoints
 START, JUDGE = "start", "judge"
 GENERAL_ROLES = {START: Role(), JUDGE: Role(Judge)}
 

@@ -182,7 +182,7 @@ class Model(LatentDiffusion):
         return denoise
 
     def _conditions_of(self, wanted: Encoded, unwanted: Encoded, layout: UNetLayout) -> tuple[Condition, Condition]:
-        """What a U-Net is told of what is wanted, and of what is not."""
+        """Positive and negative conditioning of a U-Net."""
         score = AESTHETIC if layout.added and layout.added[1] == 5 else (None, None)
         return tuple(
             self._condition(text, layout, aesthetic) for text, aesthetic in zip((wanted, unwanted), score, strict=True)
