@@ -133,6 +133,7 @@ def train_tracked(params: Params, key: str, job: ray_train.Job) -> State:
     manifest = read_manifest(Path(job.data))
     columns = {name: (column.dtype, tuple(column.shape)) for name, column in manifest.columns.items()}
     data = runs.TrainingData(relative(job.data), job.data_hash, manifest.count, columns)
+    print(f"{job.name}: {job.training.steps} steps on {data.folder}", flush=True)  # Ray takes a while to start
     status, files = "FAILED", {}
     with ThreadPoolExecutor(1) as beside:  # MLflow's import and Ray's start take seconds each, side by side fewer
         tracked = beside.submit(runs.open_run, params.tracking, ROOT, told, data)

@@ -75,11 +75,11 @@ def label_agreement(logits: Tensor, labels: Tensor) -> float:
 
 
 def agreement_figure(logits: Tensor, labels: Tensor | None, weights: Tensor) -> Figure | None:
-    """label_agreement with its bootstrap interval; None if no labels were asked for."""
+    """label_agreement, with its interval where `weights` (R, N) has resamples; None if nobody asked for labels."""
     if labels is None:
         return None
-    interval = intervals.of_mean(logits.argmax(1) == labels, weights, 0.0, 1.0)
-    return LABEL_AGREEMENT.figure(label_agreement(logits, labels), interval)
+    share = label_agreement(logits, labels)
+    return LABEL_AGREEMENT.figure(share, intervals.of_share(share, len(labels)) if len(weights) else None)
 
 
 def classifier_figure(images: Tensor, labels: Tensor | None, real: Tensor, real_labels: Tensor) -> Figure | None:

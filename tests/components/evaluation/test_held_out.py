@@ -35,7 +35,7 @@ def exact():
 def rows_of(family: Family, count: int = 20, config: TrainingConfig = CONFIG) -> HeldOutRows:
     """Its rows, of random data; what is held out are other images."""
     own = family.data
-    images = DataInfo(shape=family.image_shape, classes=own.classes, caption_length=own.caption_length)
+    images = DataInfo(shape=family.row_shape, classes=own.classes, caption_length=own.caption_length)
     family.nets.eval()
     return HeldOutRows(family, Rows(own, count), Rows(images, count), config)
 
