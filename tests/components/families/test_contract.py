@@ -210,7 +210,7 @@ def test_preview_is_a_sheet_of_images(name, folders):
     if name not in SAMPLERS:
         assert preview is None
         return
-    assert preview.shape[1:] == family.image_shape
+    assert preview.shape[1:] == family.row_shape
     assert preview.abs().max() <= 1
 
 
