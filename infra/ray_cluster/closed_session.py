@@ -46,9 +46,9 @@ def opened() -> Iterator[None]:
         token = Path(folder) / "token"
         token.touch(0o600)
         token.write_text(secrets.token_hex(32))
-        told = {"RAY_AUTH_MODE": "token", TOKEN_PATH: str(token), **_LOOPBACK}
+        settings = {"RAY_AUTH_MODE": "token", TOKEN_PATH: str(token), **_LOOPBACK}
         with (
-            _environment(told, without=("RAY_AUTH_TOKEN",)),
+            _environment(settings, without=("RAY_AUTH_TOKEN",)),
             _set(ray_constants, "ENABLE_RAY_CLUSTER", False),  # read from the environment when Ray is imported
             _set(services, "ConsolePopen", _OwnGroup),
         ):

@@ -206,7 +206,7 @@ def conditions(order: SampleRequest, sampler: Sampler) -> Conditions:
         for name, value in given.items()
         if value is not None
     }
-    source = order.source and opened(order.source, sampler.medium, sampler.image_shape)
+    source = order.source and opened(order.source, sampler.medium, sampler.row_shape)
     return Conditions(**rows, source=source)
 
 

@@ -79,14 +79,14 @@ def source(
     if "source" not in model.accepts:
         raise ApiError(400, f"image: {model.id} draws from noise alone and cannot start from an image", param="image")
     opened = open_image(image, "image", max_pixels)
-    sides = model.image_shape[1:]
+    sides = model.row_shape[1:]
     redrawn = b""
     if mask is not None:
         redrawn = _redrawn(_mask(mask, opened.size, max_pixels), sides)
     elif redraws and opened.has_transparency_data and (_alpha(opened) == 0).any():
         redrawn = _redrawn(opened, sides)
     usual = REDRAW_STRENGTH if redrawn else EDIT_STRENGTH if redraws else VARIATION_STRENGTH
-    pixels = fitted(on_white(opened), model.image_shape).tobytes()
+    pixels = fitted(on_white(opened), model.row_shape).tobytes()
     return SourceImage(pixels=pixels, strength=strength or usual, mask=redrawn)
 
 

@@ -35,6 +35,7 @@ from tests.infra.serving_helpers import CLASSES, write_promoted, write_sampler
 DEFAULTS = {"solver": "ddim", "num_inference_steps": 4, "guidance_scale": 2.0}
 FAST = {"num_inference_steps": 3}
 SLOW = {"num_inference_steps": 1000, "sampler": "heun"}
+WHOLE = {"num_inference_steps": 300, "sampler": "heun"}  # long, and yet waited for
 CONFIG = ServeConfig(
     max_images=4, max_steps=1000, max_body=20_000, slots=16, queue=16, threads=1, watch_every=0.5, keep_former=0
 )
@@ -297,7 +298,7 @@ def test_overload_is_refused_and_leaving_makes_room(address, client):
 def test_a_client_who_leaves_ends_the_work(address):
     """Not a stream: nothing has been answered yet when the connection closes."""
     host, port = address.removeprefix("http://").split(":")
-    body = json.dumps({"prompt": "one", "n": 4, **SLOW}).encode()
+    body = json.dumps({"prompt": "one", "n": 4, **WHOLE}).encode()
     head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     connection = socket.create_connection((host, int(port)), timeout=60)
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
