@@ -144,7 +144,7 @@ class Model(Sampler):
         return self.text_inputs.columns(columns) if self.texts else {}
 
     def _training_condition(self, batch: Batch, label_dropout: float) -> Condition:
-        """What the net is told of each row in training: its class (B,), or its text; dropped for a share."""
+        """Conditioning of each row in training: its class (B,), or its text; dropped for a share."""
         dropped = batch.draws.uniform("label_dropout") < label_dropout
         if self.texts:
             return {"tokens": self.text_inputs.trained(batch, dropped)}

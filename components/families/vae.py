@@ -163,13 +163,13 @@ class Model(Autoencoder):
         config = self.config
         answer, images = self._reconstruction(net, batch)
         terms = {"reconstruction": self._misfit(answer, images).mean()}
-        loss, seen = terms["reconstruction"], self._as_images(answer.images)
+        loss, decoded = terms["reconstruction"], self._as_images(answer.images)
         if config.perceptual:
-            terms["perceptual"] = self._perceptual(seen, images).mean()
+            terms["perceptual"] = self._perceptual(decoded, images).mean()
             loss = loss + config.perceptual.weight * images[0].numel() * terms["perceptual"]
         figures = {}
         if config.adversarial:
-            terms["adversarial"] = -self.nets["discriminator"](seen).mean()
+            terms["adversarial"] = -self.nets["discriminator"](decoded).mean()
             last = self.nets["autoencoder"].decoder.conv_out.weight
             figures["adaptive_weight"] = adaptive_weight(loss, terms["adversarial"], last)
             weight = config.adversarial.weight * self._playing(batch) * figures["adaptive_weight"]
@@ -200,12 +200,12 @@ class Model(Autoencoder):
         label = batch.columns["label"] if self.labelled else None
         return {"loss": -net(latents.flatten(1), label).mean() / latents[0].numel()}
 
-    def _perceptual(self, seen: Tensor, images: Tensor) -> Tensor:
+    def _perceptual(self, decoded: Tensor, images: Tensor) -> Tensor:
         """(B,) distances to the eyes of the input that the config names."""
         network = self.config.perceptual.network
         assert network in self.received, f"the perceptual loss was not handed its {network}"
         given = self.received[network]
-        return DISTANCES[network](given.nets["classifier"] if network == "judge" else given, seen, images)
+        return DISTANCES[network](given.nets["classifier"] if network == "judge" else given, decoded, images)
 
     def _reconstruction(self, net: nn.Module, batch: Batch) -> tuple[Reconstruction, Tensor]:
         """A batch through the net, and the images that it should give."""
