@@ -26,7 +26,7 @@ repro-parallel: setup
 	python -m pipelines.parallel --stages $(or $(STAGES),2) $(TARGETS)
 
 test: setup
-	python -m pytest tests --numprocesses 2 --dist loadfile
+	python -m pytest tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	ruff check .
@@ -79,4 +79,4 @@ lock: $(BIN)/uv
 
 # Everything that `make demo` made, but not the environment nor DVC's cache.
 clean:
-	rm -rf $(filter-out data/raw/,$(wildcard data/*/)) inputs curves code_hashes runs metrics samples reference champion promoted.json report.html .cache/ray .cache/durations bench.jsonl
+	rm -rf $(filter-out data/raw/,$(wildcard data/*/)) inputs curves code_hashes runs metrics summary samples reference champion promoted.json report.html .cache/ray .cache/durations bench.jsonl

@@ -241,7 +241,7 @@ def main(argv: list[str]) -> None:
     params = load()
     name = name_in(params, "samplers", key)
     if remote.is_away(params.cluster):
-        outputs = [paths.SAMPLES / name, paths.METRICS / f"{name}.json"]
+        outputs = [paths.SAMPLES / name, *(folder / f"{name}.json" for folder in (paths.METRICS, paths.SUMMARY))]
         remote.run(params, "pipelines.evaluate", [key], inputs(params, key), outputs)
         return
     print(table(evaluate(params, key, default_device())))

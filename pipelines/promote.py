@@ -27,7 +27,7 @@ from components.data.dataset import read_manifest
 from components.devices import default_device
 from components.errors import InputError
 from components.evaluation import generation
-from components.files import sha256_folder, whole_folder, write_json
+from components.files import sha256_folder, whole_folder, write_json, write_whole
 from components.metrics.figures import Figures, as_json, definitions, definitions_as_json, values
 from infra.ray_cluster.worker_pool import worker_pool
 from infra.tracking import runs
@@ -209,15 +209,16 @@ def promote(params: Params, registry: Registry, metrics: dict[str, SamplerMetric
     candidates = read_candidates(metrics, withdrawn)
     policy = read_policy(params, metrics, candidates)
     refuse_unknown_figures(policy, candidates)  # before a champion is measured again, which takes minutes
-    defined = definitions(candidate.figures for candidate in candidates)
-    for candidate in candidates:
-        for reason in objections(candidate, policy, defined):
-            print(f"{candidate.name} is out: {reason}")
+    judgement = judge(candidates, policy)
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         reigning = read_reigning(params, registry, candidates, metrics, scratch)
         decision = decide(candidates, reigning, policy)
         winner = decision.winner
+        if winner is None:
+            track(params, metrics)
+            print(f"nobody is promoted: {decision.why}")
+            return write_nobody(registry, decision.why, judgement)
         if decision.stays:
             version = registry.version(winner.version)
             print(f"{registry.model} v{version.number} stays: {decision.why}")
@@ -230,16 +231,40 @@ def promote(params: Params, registry: Registry, metrics: dict[str, SamplerMetric
             print(f"{winner.name} {verb} {registry.model} v{version.number}: {decision.why}")
         track(params, metrics)
         if winner.number is None:  # it reigns and is no candidate: as fetched, and perhaps measured again
-            return write_champion(registry, version, scratch, decision.why)
+            return write_champion(registry, version, scratch, decision.why, judgement)
         copy_sampler(winner, scratch / "of_candidate" / pyfunc.SAMPLER)
         for name, png in picture_files(winner).items():
             (scratch / "of_candidate" / name).write_bytes(png)
         description = described(params, winner, metrics[winner.sampler]) | {"candidate": winner.number}
         write_json(scratch / "of_candidate" / pyfunc.CANDIDATE, description)
-        return write_champion(registry, version, scratch / "of_candidate", decision.why)
+        return write_champion(registry, version, scratch / "of_candidate", decision.why, judgement)
 
 
-def write_champion(registry: Registry, version: Version, source: Path, why: str) -> dict[str, Any]:
+def judge(candidates: list[Candidate], policy: PromoteConfig) -> dict[str, Any]:
+    """What promoted.json keeps of how candidates were judged: the guards' bounds in figures, and each one's objections,
+    which are told."""
+    defined = definitions(candidate.figures for candidate in candidates)
+    found = {candidate.name: objections(candidate, policy, defined) for candidate in candidates}
+    for name, reasons in found.items():
+        for reason in reasons:
+            print(f"{name} is out: {reason}")
+    bounds = {name: {"at_least": one.at_least, "at_most": one.at_most} for name, one in policy.guards.items()}
+    return {"guards": bounds, "objections": found}
+
+
+def write_nobody(registry: Registry, why: str, judgement: dict[str, Any]) -> dict[str, Any]:
+    """champion/ and promoted.json where nobody reigns: for the report, and for whoever asks who does."""
+    with whole_folder(paths.CHAMPION) as folder:
+        write_whole(folder / "nobody.txt", f"{why}\n")
+    nobody = dict.fromkeys(("sampler", "key", "candidate", "settings", "figures", "run_folder", "version", "hash"))
+    promoted = {**nobody, "model": registry.model, "why": why, **judgement}
+    write_json(paths.PROMOTED, promoted)
+    return promoted
+
+
+def write_champion(
+    registry: Registry, version: Version, source: Path, why: str, judgement: dict[str, Any]
+) -> dict[str, Any]:
     """champion/ and promoted.json, from a folder as the registry keeps it."""
     with whole_folder(paths.CHAMPION) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
@@ -258,6 +283,7 @@ def write_champion(registry: Registry, version: Version, source: Path, why: str)
         "hash": version.content,
         SHA256_TAG: sha256_folder(paths.CHAMPION / pyfunc.SAMPLER),
         "why": why,
+        **judgement,
     }
     write_json(paths.PROMOTED, promoted)
     return promoted
@@ -286,7 +312,13 @@ def go_to(params: Params, registry: Registry, number: str, why: str) -> dict[str
     with tempfile.TemporaryDirectory() as temporary:
         source = registry.fetch(version, Path(temporary))
         registry.move(version, why, withdraw=True)
-        return write_champion(registry, version, source, why)
+        return write_champion(registry, version, source, why, recorded_judgement())
+
+
+def recorded_judgement() -> dict[str, Any]:
+    """How candidates were judged last; nothing where that is not on record."""
+    recorded = json.loads(paths.PROMOTED.read_text()) if paths.PROMOTED.is_file() else {}
+    return {name: recorded[name] for name in ("guards", "objections") if name in recorded}
 
 
 def describe(promoted: dict[str, Any], champion: Candidate, report: Path) -> str:
@@ -303,7 +335,11 @@ def describe(promoted: dict[str, Any], champion: Candidate, report: Path) -> str
 def show() -> None:
     if not paths.PROMOTED.is_file():
         raise InputError(f"{paths.PROMOTED}: missing; expected what `dvc repro` writes")
-    print(describe(json.loads(paths.PROMOTED.read_text()), read_champion(), paths.REPORT))
+    promoted = json.loads(paths.PROMOTED.read_text())
+    if promoted["version"] is None:
+        print(f"nobody reigns: {promoted['why']}")
+    else:
+        print(describe(promoted, read_champion(), paths.REPORT))
 
 
 def show_moves(registry: Registry) -> None:

@@ -1,6 +1,7 @@
 """`dvc repro` with one Ray for all its stages: `python -m pipelines.repro`, and whatever `dvc repro` takes.
 
     python -m pipelines.repro --preset presets/emoji_text.yaml    # computes what a preset says, from now on
+    python -m pipelines.repro --dry                               # says what would run, in a fresh clone too
 
 Every stage can start its own, and does after a plain `dvc repro`; that costs seconds a stage.
 """
@@ -63,6 +64,36 @@ def _block(text: str, name: str) -> tuple[str, str]:
     return name, "\n".join(block) + "\n"
 
 
+def refuse_without_repository(root: Path) -> None:
+    """Raises ConfigError where DVC would find no repository, as in what a zip file holds."""
+    if any((folder / ".git").exists() for folder in (root, *root.parents)):
+        return
+    told = subprocess.run([*DVC, "config", "core.no_scm"], cwd=root, capture_output=True, text=True)
+    if told.stdout.strip().lower() != "true":
+        raise ConfigError(
+            f"{root}: no git repository, which DVC expects; `git init` makes it one, or, without git, "
+            "`dvc config --local core.no_scm true` tells DVC so"
+        )
+
+
+def dry_run(argv: list[str]) -> int:
+    """What `dvc repro` would run. DVC 3.67 fails at the first stage whose dependencies are not made yet, because it
+    looks them up in its run cache before it says so; here they are in no cache."""
+    from dvc.cli import main as dvc
+    from dvc.stage import cache
+
+    is_cacheable = cache._can_hash
+
+    def is_made_and_cacheable(stage) -> bool:
+        try:
+            return is_cacheable(stage)
+        except FileNotFoundError:
+            return False
+
+    cache._can_hash = is_made_and_cacheable
+    return dvc(["repro", *argv])
+
+
 def main(argv: list[str]) -> None:
     if argv[:1] == [PRESET]:
         if len(argv) < 2:
@@ -71,6 +102,10 @@ def main(argv: list[str]) -> None:
             print(f"{DEFAULT}: now what {argv[1]} says; before: {before}", flush=True)
         argv = argv[2:]
     cluster = load().cluster
+    refuse_without_repository(ROOT)
+    if "--dry" in argv:
+        sys.exit(dry_run(argv))
+    cli.expect_writable(ROOT)
     is_current = not argv and subprocess.call([*DVC, "status", "--quiet"]) == 0
     if is_current or cluster.address != ray_session.LOCAL:
         sys.exit(subprocess.call([*DVC, "repro", *argv]))

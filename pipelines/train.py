@@ -6,7 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from components.artifacts import run_folder
+from components.artifacts import old_runs, run_folder
 from components.config import parse
 from components.data.dataset import MANIFEST, read_manifest, verify
 from components.errors import ConfigError
@@ -78,7 +78,7 @@ def _refuse_unknown_best(figure: str, kind: type[Family], is_judged: bool, key: 
 def read_autoencoder_info(folder: Path) -> AutoencoderInfo | None:
     """How to build the autoencoder that a latent data set carries; None for a data set of images."""
     path = folder / paths.AUTOENCODER_INFO
-    return AutoencoderInfo(**json.loads(path.read_text())) if path.is_file() else None
+    return old_runs.upgraded_info(AutoencoderInfo(**json.loads(path.read_text()))) if path.is_file() else None
 
 
 def read_text_info(folder: Path) -> dict | None:
@@ -133,6 +133,7 @@ def train_tracked(params: Params, key: str, job: ray_train.Job) -> State:
     manifest = read_manifest(Path(job.data))
     columns = {name: (column.dtype, tuple(column.shape)) for name, column in manifest.columns.items()}
     data = runs.TrainingData(relative(job.data), job.data_hash, manifest.count, columns)
+    print(f"{job.name}: {job.training.steps} steps on {data.folder}", flush=True)  # Ray takes a while to start
     status, files = "FAILED", {}
     with ThreadPoolExecutor(1) as beside:  # MLflow's import and Ray's start take seconds each, side by side fewer
         tracked = beside.submit(runs.open_run, params.tracking, ROOT, told, data)

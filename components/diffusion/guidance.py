@@ -63,9 +63,13 @@ class Preconditioner:
 
     def ask(self, net: str, x: Tensor, sigma: float, condition: Condition) -> Generator[Call, Tensor, Tensor]:
         """A net's own answer for x (B, C, ...)."""
+        return (yield Call(net, self.question(x, sigma) | condition))
+
+    def question(self, x: Tensor, sigma: float) -> dict[str, Tensor]:
+        """What a net is asked about x (B, C, ...), but for what steers it."""
         sigmas = torch.full((len(x),), sigma, device=x.device, dtype=torch.float64)
         _, _, c_in = self._coefficients(sigma)
-        return (yield Call(net, {"x": c_in * x, "level": self.level(sigmas).float(), **condition}))
+        return {"x": c_in * x, "level": self.level(sigmas).float()}
 
     def denoised(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
         """x0, from a net's answer."""

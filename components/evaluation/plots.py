@@ -33,9 +33,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
+    """`band`: the lower and the upper ends of an interval around it, as many as points; `faint`: beside the point."""
+
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+    faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,12 +198,29 @@ def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def curves(lines: Sequence[Line], x_label: str) -> str:
-    """Lines over a common x."""
-    ys = [y for line in lines for y in line.ys]
+def _band(line: Line, frame: Frame, colour: str) -> str:
+    """The area between a line's lower and upper ends; of a single point a stroke."""
+    low, high = line.band
+    if len(line.xs) == 1:
+        (x, bottom), (_, top) = frame.at(line.xs[0], low[0]), frame.at(line.xs[0], high[0])
+        return f'<line x1="{x}" x2="{x}" y1="{bottom}" y2="{top}" stroke="{colour}" stroke-width="2"/>'
+    corners = [*map(frame.at, line.xs, high), *reversed(list(map(frame.at, line.xs, low)))]
+    places = " ".join(f"{x},{y}" for x, y in corners)
+    return f'<polygon class="band" fill="{colour}" points="{places}"/>'
+
+
+def curves(lines: Sequence[Line], x_label: str, level: float | None = None) -> str:
+    """Lines over a common x, and a dashed `level` to compare with."""
+    ys = [y for line in lines for ends in (line.ys, *(line.band or ())) for y in ends]
+    ys += [] if level is None else [level]
     frame = Frame(Axis.around([x for line in lines for x in line.xs], log=False), Axis.around(ys), 310, 200)
     parts = frame.axes(x_label, "")
+    if level is not None:
+        _, y = frame.at(frame.x.low, level)
+        parts.append(f'<line class="level" x1="{frame.left}" x2="{frame.width - frame.right}" y1="{y}" y2="{y}"/>')
     for number, line in enumerate(lines):
+        if line.band is not None:
+            parts.append(_band(line, frame, COLOURS[number % len(COLOURS)]))
         colour = COLOURS[number % len(COLOURS)]
         places = " ".join(f"{x},{y}" for x, y in map(frame.at, line.xs, line.ys))
         title = f"<title>{escape(line.name)}</title>"
@@ -207,5 +228,6 @@ def curves(lines: Sequence[Line], x_label: str) -> str:
             x, y = frame.at(line.xs[0], line.ys[0])
             parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}">{title}</circle>')
         else:
-            parts.append(f'<polyline class="curve" stroke="{colour}" points="{places}">{title}</polyline>')
+            kind = "curve faint" if line.faint else "curve"
+            parts.append(f'<polyline class="{kind}" stroke="{colour}" points="{places}">{title}</polyline>')
     return frame.drawing(parts, ", ".join(line.name for line in lines))

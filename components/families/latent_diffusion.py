@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -17,93 +17,31 @@ from components.conditioning.text import Bytes, Embeddings, Projection, TextCond
 from components.config import parse
 from components.constants import constant
 from components.data.dataset import Batch
-from components.data.media import medium
 from components.data.randomness import Draws
-from components.diffusion import schedules, weightings
+from components.diffusion import likelihood, schedules, weightings
 from components.diffusion.config import Config, Settings
 from components.diffusion.denoiser import Denoiser
 from components.diffusion.guidance import Condition, Denoise, Guidance, Preconditioner, keeping, solve
+from components.diffusion.likelihood import log_density
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS
 from components.errors import ConfigError, DataError
-from components.families import family_class
 from components.families.base import DataInfo, Early, Losses, Phase, Role, RunInfo, Sampler, Tiny
+from components.likelihood.contract import Likelihood
+from components.likelihood.dequantise import dequantised, levels, log_bin_volume
 from components.metrics.held_out import DENOISING, NUM_LEVELS
 from components.nets.text_encoders import EncoderLayout
 from components.sampling.blends import lerp, slerp
 from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call, Preview, Trajectory
 from components.shapes import per_channel, per_row
+from components.spaces import Latents, Pixels
 
 _ALIKE = ("shape", "classes", "statistics", "autoencoder", "text")  # of a guide's data and the guided net's
 GUIDE = "guide"  # the net that autoguidance leads away from: an early average, or another run's (Karras et al. 2024a)
 # by model.conditioning, what steers it
 STEERING = {"none": (), "class": ("label", "negative_label"), "text": ("prompt", "negative_prompt")}
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, Table 1
-
-
-class Latents:
-    """The space of an autoencoder's latents, with their mean and spread by channel: the data set's, unless told."""
-
-    def __init__(self, data: DataInfo, moments: tuple[Sequence[float], Sequence[float]] | None = None):
-        kind = family_class(data.autoencoder.family)
-        self.autoencoder = kind(kind.Config(**data.autoencoder.config), data.autoencoder.data)
-        self.nets = {"autoencoder": self.autoencoder.nets["autoencoder"]}
-        self.calls = {"encoder": self._posterior_mean, **self.autoencoder.calls}
-        self.moments = moments or tuple(data.statistics[name] for name in ("channel_mean", "channel_std"))
-
-    def _posterior_mean(self, images: Tensor) -> Tensor:
-        return self.nets["autoencoder"].encode(images)[0]
-
-    def clean(self, batch: Batch, flips: bool) -> Tensor:
-        """What training makes noisy: a draw from each row's posterior, with `flips` that of its mirrored image for half
-        of them."""
-        mean, std = batch.columns["mean"], batch.columns["std"]
-        if flips:
-            mirrored = _mirrored(batch, mean)
-            mean = torch.where(mirrored, batch.columns["mean_flipped"], mean)
-            std = torch.where(mirrored, batch.columns["std_flipped"], std)
-        return mean + std * batch.draws.normal("posterior", mean.shape[1:])
-
-    def columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Columns of the medium's rows as a latent data set has them."""
-        mean, std = self.nets["autoencoder"].encode(self.autoencoder.medium.rows(columns))
-        return {**columns, "mean": mean, "std": std}
-
-    def encode(self, images: Tensor) -> Trajectory:
-        """Rows (B, C, ...) in [-1, 1] into the space."""
-        return (yield Call("encoder", {"images": images}))
-
-    def decode(self, latents: Tensor) -> Trajectory:
-        """Back into images, bounded."""
-        return self.autoencoder.decode(latents)
-
-
-class Pixels:
-    """The space of the images themselves, as if by an autoencoder that changes nothing."""
-
-    autoencoder = None
-    nets: Mapping[str, nn.Module] = {}
-    calls: Mapping[str, nn.Module] = {}
-
-    def __init__(self, data: DataInfo):
-        channels, self.medium = data.shape[0], medium(data.medium)
-        self.moments = (0.0,) * channels, (0.5,) * channels  # sigma_data of Karras et al. 2022, Table 1
-
-    def clean(self, batch: Batch, flips: bool) -> Tensor:
-        rows = self.medium.rows(batch.columns)
-        return torch.where(_mirrored(batch, rows), self.medium.mirrored(rows), rows) if flips else rows
-
-    def columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return dict(columns)
-
-    def encode(self, images: Tensor) -> Trajectory:
-        yield from ()
-        return images
-
-    def decode(self, images: Tensor) -> Trajectory:
-        yield from ()
-        return images.clamp(-1, 1)
 
 
 class Model(Sampler):
@@ -206,7 +144,7 @@ class Model(Sampler):
         return self.text_inputs.columns(columns) if self.texts else {}
 
     def _training_condition(self, batch: Batch, label_dropout: float) -> Condition:
-        """What the net is told of each row in training: its class (B,), or its text; dropped for a share."""
+        """Conditioning of each row in training: its class (B,), or its text; dropped for a share."""
         dropped = batch.draws.uniform("label_dropout") < label_dropout
         if self.texts:
             return {"tokens": self.text_inputs.trained(batch, dropped)}
@@ -220,6 +158,30 @@ class Model(Sampler):
         if times.density == "uniform":
             return draws.uniform("time")
         return torch.sigmoid(times.mean + times.std * draws.normal("time", ()))
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """Of pixels that are steered by classes or by nothing; latents have one that says nothing of images."""
+        if self.autoencoder is not None or self.texts:
+            return None
+        return Likelihood("estimate", "uniform", self._log_probability, most_rows=100)
+
+    def _log_probability(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
+        count, steered = levels(self.medium), self.conditional and label is not None
+        label = label if steered else torch.full_like(draws.keys, self.null)
+        clean = self.normalise(dequantised(rows, draws, count))
+        signs = 2 * (draws.uniform("probe", self.data.shape) < 0.5).float() - 1
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            inputs = self.preconditioner.question(x, sigma) | {"label": label.clone()}
+            return self.preconditioner.denoised(x, sigma, self.nets["denoiser"](**inputs))
+
+        found = log_density(
+            denoise, clean, signs, likelihood.levels(self.schedule.sigma(torch.ones(1, dtype=torch.float64)).item())
+        )
+        _, std = self._moments(clean)
+        scaled = -std.double().log().expand_as(clean[:1]).sum()  # from normalised values to those of the rows
+        return found + scaled + log_bin_volume(clean[0].numel(), count)
 
     def _trajectory(self, request: Request) -> Trajectory:
         settings, source, draws = request.settings, request.conditions.source, Draws.of_seeds(request.seeds)
@@ -312,7 +274,8 @@ class Model(Sampler):
         share of the steps."""
         num_steps = max(1, math.ceil(round(settings.num_inference_steps * strength, 6)))
         if settings.spacing == "karras":
-            return schedules.karras_sigmas(num_steps, SIGMA_MIN, SIGMA_MAX, start=strength)
+            low, high = self.schedule.bounds  # the net knows no level outside
+            return schedules.karras_sigmas(num_steps, max(low, SIGMA_MIN), min(high, SIGMA_MAX), start=strength)
         return self.schedule.sigmas(num_steps, strength)
 
     def normalise(self, latents: Tensor) -> Tensor:
@@ -333,11 +296,6 @@ def _pooled(mask: Tensor, sides: tuple[int, ...]) -> Tensor:
     """A mask (B, 1, ...) brought to fewer cells, each as large as the largest value in it."""
     pool = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}[len(sides)]
     return pool(mask, sides)
-
-
-def _mirrored(batch: Batch, like: Tensor) -> Tensor:
-    """Which rows are seen mirrored, (B, 1, ..., 1)."""
-    return per_row(batch.draws.uniform("flip") < 0.5, like)
 
 
 def build_denoiser(config: Config, data: DataInfo) -> Denoiser:

@@ -37,12 +37,14 @@ class Likelihood:
                       stored values, summed over a row
     tokens:           how many a row has, where it is their likelihood and not the values': what is lost on the way to
                       tokens counts for nothing, so that it says no bits per dimension
+    most_rows:        what is affordable to measure, where a row takes many evaluations of the net
     """
 
     kind: Literal["exact", "bound", "estimate"]
     dequantisation: Literal["none", "uniform"]
     log_probability: Callable[[Tensor, Tensor | None, Draws], Tensor]
     tokens: int = 0
+    most_rows: int | None = None
 
 
 @torch.inference_mode()

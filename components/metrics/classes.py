@@ -15,6 +15,8 @@ _MOST_TRAINED = 5000  # images that it is trained on
 INCEPTION_SCORE = Definition(
     name="inception_score",
     label="inception score",
+    column="IS",
+    group="labels",
     explanation="how surely a classifier sorts each image and how evenly all of them, on the extractor's own classes",
     kind="score",
     better="higher",
@@ -22,6 +24,8 @@ INCEPTION_SCORE = Definition(
 LABEL_AGREEMENT = Definition(
     name="label_agreement",
     label="label agreement",
+    column="Label accuracy",
+    group="labels",
     explanation="the share of images that the judge gives the class asked for",
     kind="share",
     better="higher",
@@ -37,6 +41,8 @@ JUDGE_ACCURACY = Definition(
 CLASSIFIER_ACCURACY = Definition(
     name="classifier_accuracy",
     label="teaches a classifier",
+    column="CAS",
+    group="labels",
     explanation="what a small classifier that is trained on the samples gets right of held-out images",
     kind="share",
     better="higher",
@@ -69,11 +75,11 @@ def label_agreement(logits: Tensor, labels: Tensor) -> float:
 
 
 def agreement_figure(logits: Tensor, labels: Tensor | None, weights: Tensor) -> Figure | None:
-    """label_agreement with its bootstrap interval; None if no labels were asked for."""
+    """label_agreement, with its interval where `weights` (R, N) has resamples; None if nobody asked for labels."""
     if labels is None:
         return None
-    interval = intervals.of_mean(logits.argmax(1) == labels, weights, 0.0, 1.0)
-    return LABEL_AGREEMENT.figure(label_agreement(logits, labels), interval)
+    share = label_agreement(logits, labels)
+    return LABEL_AGREEMENT.figure(share, intervals.of_share(share, len(labels)) if len(weights) else None)
 
 
 def classifier_figure(images: Tensor, labels: Tensor | None, real: Tensor, real_labels: Tensor) -> Figure | None:

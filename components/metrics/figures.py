@@ -23,7 +23,9 @@ Figures = dict[str, "Figure"]  # by name, in the order in which they are shown
 class Definition(Strict):
     """A figure whatever its value. `name`: as files and params.yaml write it; `label`: as papers do; `explanation`: one
     line; `unit`: empty of a plain number; `better`: None where neither way is; `labelled`: measured of samplers alone
-    that are asked for classes, so that others are not held to it."""
+    that are asked for classes, so that others are not held to it; `column`: as papers head a table's column, the label
+    where empty; `group`: which figures it is shown
+    with; `summary`: whether it is among the few that stand for a model in `dvc metrics show`."""
 
     name: str
     label: str
@@ -32,6 +34,13 @@ class Definition(Strict):
     better: Literal["lower", "higher"] | None
     unit: str = ""
     labelled: bool = False
+    column: str = ""
+    group: str = ""
+    summary: bool = False
+
+    @property
+    def heading(self) -> str:
+        return self.column or self.label
 
     def figure(self, value: float | Tensor, interval: Interval | None = None) -> Figure:
         return Figure(self, float(value), interval)

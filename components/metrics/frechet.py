@@ -21,13 +21,17 @@ from components.metrics.intervals import Interval, Resampling, around, normal, p
 FRECHET_DISTANCE = Definition(
     name="frechet_distance",
     label="Fréchet distance",
+    column="FD",
+    group="distances",
     explanation="between Gaussians that are fitted to the features of generated and of real images; FID on Inception's",
     kind="distance",
     better="lower",
+    summary=True,
 )
 FRECHET_INFINITY = Definition(
     name="frechet_infinity",
     label="FD∞",
+    group="distances",
     explanation="the Fréchet distance extrapolated to infinitely many samples, free of their number's bias",
     kind="distance",
     better="lower",
@@ -35,6 +39,8 @@ FRECHET_INFINITY = Definition(
 FRECHET_BALANCED = Definition(
     name="frechet_balanced",
     label="Fréchet distance, balanced",
+    column="FD, balanced",
+    group="distances",
     explanation="the Fréchet distance with samples weighted so that the judge finds the real images' classes",
     kind="distance",
     better="lower",

@@ -17,7 +17,7 @@ from torch import Tensor
 LEVEL = 0.95
 NORMAL_QUANTILE = 1.959964  # of LEVEL, two-sided
 SPLITS = 60  # of a set into parts
-_FEW = 2  # likewise, where no interval is asked for
+_FEW = 4  # likewise, where no interval is asked for
 Interval = tuple[float, float]
 
 
@@ -93,10 +93,12 @@ def quantiles(draws: Tensor) -> Tensor:
 
 
 def of_mean(values: Tensor, weights: Tensor, low: float = -torch.inf, high: float = torch.inf) -> Interval | None:
-    """The interval of the mean of values (N,). `weights`: (R, N) multiplicities."""
-    values = values.double()
-    draws = (weights @ values.float()) / weights.shape[1]
-    return around(float(values.mean()), draws, low, high)
+    """The interval of the mean of values (N,), which is nearly normal; None without resamples. `weights`: (R, N)
+    multiplicities."""
+    if not len(weights):
+        return None
+    draws = (weights.double() @ values.double()) / weights.shape[1]
+    return normal(float(values.double().mean()), float(draws.std()), low, high)
 
 
 def normal(estimate: float, stderr: float, low: float = -math.inf, high: float = math.inf) -> Interval:
@@ -104,6 +106,21 @@ def normal(estimate: float, stderr: float, low: float = -math.inf, high: float =
     ends = (estimate - NORMAL_QUANTILE * stderr, estimate + NORMAL_QUANTILE * stderr)
     left, right = (min(max(end, low), high) for end in ends)
     return left, right
+
+
+def of_share(share: float, count: float) -> Interval:
+    """The interval of a share of `count` independent trials by Wilson's score (Wilson 1927), which has a width where
+    all or none hit."""
+    squared = NORMAL_QUANTILE**2 / count
+    middle = (share + squared / 2) / (1 + squared)
+    reach = math.sqrt(squared * (share * (1 - share) + squared / 4)) / (1 + squared)
+    return min(share, max(0.0, middle - reach)), max(share, min(1.0, middle + reach))
+
+
+def of_spread_share(share: float, variance: float, count: int) -> Interval:
+    """The same of a share of `count` trials that hang together, whose variance is known: of as many independent ones as
+    vary so; of all where none vary."""
+    return of_share(share, share * (1 - share) / variance if variance > 0 and 0 < share < 1 else count)
 
 
 def part_variance(values: Tensor) -> float:

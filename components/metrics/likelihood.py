@@ -11,6 +11,7 @@ from components.metrics.figures import Definition, Figure
 BITS_PER_DIM = Definition(
     name="bits_per_dim",
     label="bits/dim",
+    group="likelihood",
     explanation="negative log2-likelihood of held-out rows, a stored value",
     kind="likelihood",
     better="lower",
@@ -26,6 +27,7 @@ BITS_PER_DIM_TRAIN = BITS_PER_DIM.model_copy(
 BITS_GAP = Definition(
     name="bits_gap",
     label="bits/dim, gap",
+    group="likelihood",
     explanation="held-out less training bits per dimension: what was memorised rather than learnt",
     kind="likelihood",
     better="lower",

@@ -7,7 +7,6 @@ A set's manifold is the union of balls around its members, each reaching to the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,6 +24,8 @@ MEMORISED_RATIO = 1 / 3  # Yoon et al. 2023, section 4.1
 PRECISION = Definition(
     name="precision",
     label="precision",
+    column="Precision",
+    group="fidelity and diversity",
     explanation="the share of generated images that lie among the real ones",
     kind="score",
     better="higher",
@@ -32,13 +33,18 @@ PRECISION = Definition(
 RECALL = Definition(
     name="recall",
     label="recall",
+    column="Recall",
+    group="fidelity and diversity",
     explanation="the share of real images that lie among the generated ones",
     kind="score",
     better="higher",
+    summary=True,
 )
 DENSITY = Definition(
     name="density",
     label="density",
+    column="Density",
+    group="fidelity and diversity",
     explanation="how many real images' neighbourhoods a generated image lies in, over the number expected",
     kind="score",
     better="higher",
@@ -46,6 +52,8 @@ DENSITY = Definition(
 COVERAGE = Definition(
     name="coverage",
     label="coverage",
+    column="Coverage",
+    group="fidelity and diversity",
     explanation="the share of real images whose neighbourhood holds a generated one",
     kind="score",
     better="higher",
@@ -53,6 +61,8 @@ COVERAGE = Definition(
 MEMORISED = Definition(
     name="memorised",
     label="copies",
+    column="Memorised",
+    group="fidelity and diversity",
     explanation="images less than a third as far from one training image as from any other",
     kind="share",
     better="lower",
@@ -147,14 +157,14 @@ def neighbour_figures(inside: Inside, resampling: Resampling) -> Figures:
     """precision, recall, density and coverage, with intervals where `resampling` has resamples."""
     precise, dense, weights = inside.precise(), inside.dense(), resampling.weights
     recall, coverage = _share(inside.recalled()), _share(inside.covered())
-    of_recall = of_coverage = None
+    of_precision = of_recall = of_coverage = None
     if len(weights):
-        spread = math.sqrt(inside.recall_variance(resampling.halves))
-        of_recall = intervals.normal(recall, spread, 0.0, 1.0)
-        spread = math.sqrt(inside.coverage_variance(*resampling.parts))
-        of_coverage = intervals.normal(coverage, spread, 0.0, 1.0)
+        count = len(inside.real)
+        of_precision = intervals.of_share(_share(precise), len(precise))
+        of_recall = intervals.of_spread_share(recall, inside.recall_variance(resampling.halves), count)
+        of_coverage = intervals.of_spread_share(coverage, inside.coverage_variance(*resampling.parts), count)
     return named(
-        PRECISION.figure(_share(precise), intervals.of_mean(precise, weights, 0.0, 1.0)),
+        PRECISION.figure(_share(precise), of_precision),
         RECALL.figure(recall, of_recall),
         DENSITY.figure(_share(dense), intervals.of_mean(dense, weights, 0.0)),
         COVERAGE.figure(coverage, of_coverage),

@@ -17,6 +17,7 @@ PSNR = Definition(
     kind="score",
     better="higher",
     unit="dB",
+    summary=True,
 )
 SSIM = Definition(
     name="ssim",

@@ -119,17 +119,21 @@ class Engine:
             return Load(self._rows - waiting, waiting, self.slots, self.queue, *kept, taken)
 
     def seconds_to_finish(self, works: Sequence[Work] = ()) -> float:
-        """Until all that is in the engine is finished, and trajectories of these works with it, at its pace of late:
-        those before come first, and no trajectory's calls overlap."""
+        """Until trajectories of these works would be finished if they came now, at the engine's pace of late; of none:
+        until all that it holds is. They wait until those before them have left them slots, and then share every forward
+        with others, so that their own calls follow each other."""
         with self._lock:
-            tasks = [*self._waiting, *self._active]
-        rows: Counter[str] = Counter()
-        for task in tasks:
-            rows.update({net: max(0.0, count - task.num_rows[net]) for net, count in task.expected.rows.items()})
-        for work in works:
-            rows.update(work.rows)
-        serial = max((self._paces.serial_seconds(work.calls) for work in works), default=0.0)
-        return max(self._paces.seconds(rows), serial)
+            waiting, active = list(self._waiting), list(self._active)
+        before = self._paces.seconds(_left(waiting))
+        own = self.seconds_of(works)
+        until_finished = before + self._paces.seconds(_left(active)) + own
+        if not works:
+            return until_finished
+        taken = sum(task.charged for task in active) + sum(task.expected.width for task in waiting)
+        is_full = taken + sum(work.width for work in works) > self.slots
+        until_slots = before + own * (1 - 1 / len(works)) if is_full else 0.0
+        serial = max(self._paces.serial_seconds(work.calls) for work in works)
+        return max(until_finished, until_slots + serial)
 
     def seconds_of(self, works: Sequence[Work]) -> float:
         """What these works add to the engine's, at its pace of late."""
@@ -357,6 +361,14 @@ class Engine:
         for task in tasks:
             self._free(task)
             _tell(task.future, EngineStopped("the engine has stopped"))
+
+
+def _left(tasks: Iterable[Task]) -> Counter[str]:
+    """Rows of each net that are still expected of trajectories."""
+    rows: Counter[str] = Counter()
+    for task in tasks:
+        rows.update({net: max(0.0, count - task.num_rows[net]) for net, count in task.expected.rows.items()})
+    return rows
 
 
 def _gone(task: Task) -> bool:

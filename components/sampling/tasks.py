@@ -16,11 +16,12 @@ from components.sampling.workload import NO_WORK, Work
 
 class EngineFull(Exception):
     """Nothing was accepted: slots and queue are taken, or it could not be finished in time. `retry_after`: seconds
-    until there may be room, if that is known."""
+    until there may be room, if that is known; `seconds`: of work that was refused, after which there may be room for
+    the next."""
 
-    def __init__(self, message: str, retry_after: float | None = None):
+    def __init__(self, message: str, retry_after: float | None = None, seconds: float = 0.0):
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after, self.seconds = retry_after, seconds
 
 
 class DeadlineExceeded(Exception):

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
-MEMORY = 10.0  # seconds of a net's forwards, after which what was measured before weighs 1/e
+MEMORIES = (10.0, 60.0)  # seconds of a net's forwards, after which what was measured before weighs 1/e
 MAX_KINDS = 256
 
 
@@ -19,47 +19,50 @@ class Work:
     calls: Mapping[str, float] = field(default_factory=dict)
     rows: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def width(self) -> float:
+        """Rows that advance at a time, 1 where nothing is known."""
+        return max((self.rows[net] / calls for net, calls in self.calls.items() if calls), default=1.0)
+
 
 NO_WORK = Work()
 
 
 class Pace:
-    """How long one net takes of late, as decayed sums, so that full forwards weigh more than small ones."""
+    """How long one net takes, as decayed sums, so that full forwards weigh more than small ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: float) -> None:
+        self.memory = memory
         self.seconds = self.rows = self.forwards = 0.0
 
     def add(self, rows: int, seconds: float) -> None:
-        decay = math.exp(-seconds / MEMORY)
+        decay = math.exp(-seconds / self.memory)
         self.seconds = decay * self.seconds + seconds
         self.rows = decay * self.rows + rows
         self.forwards = decay * self.forwards + 1
 
-    @property
-    def per_row(self) -> float:
-        return self.seconds / self.rows
-
-    @property
-    def per_forward(self) -> float:
-        return self.seconds / self.forwards
-
 
 class Paces:
-    """The pace of every net; nets that never answered cost nothing."""
+    """The pace of every net, of late and before: the slower one counts, since what else a machine does comes and goes.
+    Nets that never answered cost nothing."""
 
     def __init__(self) -> None:
-        self._of: dict[str, Pace] = {}
+        self._of: dict[str, tuple[Pace, ...]] = {}
 
     def add(self, net: str, rows: int, seconds: float) -> None:
-        self._of.setdefault(net, Pace()).add(rows, seconds)
+        for pace in self._of.setdefault(net, tuple(map(Pace, MEMORIES))):
+            pace.add(rows, seconds)
 
     def seconds(self, rows: Mapping[str, float]) -> float:
         """Of so many rows of each net, in the company of others as of late."""
-        return sum(count * self._of[net].per_row for net, count in rows.items() if net in self._of)
+        return self._sum(rows, lambda pace: pace.seconds / pace.rows)
 
     def serial_seconds(self, calls: Mapping[str, float]) -> float:
         """Of so many calls of each net one after the other, however few rows they have."""
-        return sum(count * self._of[net].per_forward for net, count in calls.items() if net in self._of)
+        return self._sum(calls, lambda pace: pace.seconds / pace.forwards)
+
+    def _sum(self, counts: Mapping[str, float], cost: Callable[[Pace], float]) -> float:
+        return sum(count * max(map(cost, self._of[net])) for net, count in counts.items() if net in self._of)
 
 
 class Kinds:

@@ -18,7 +18,7 @@ from components.errors import DataError, InputError, TrainingError
 from components.training.loop import State
 from infra.config import ClusterConfig
 from infra.ray_cluster.ray_session import has_gpu
-from infra.ray_train import validation
+from infra.ray_train import continuation, validation
 from infra.ray_train.checkpoints import newest_whole, read_state
 from infra.ray_train.job import Job
 from infra.ray_train.nodes import NodeMonitor
@@ -42,7 +42,10 @@ def train(job: Job, cluster: ClusterConfig, storage: str | Path, tracker: RunLog
         if state is not None:  # what an interrupted attempt stored but did not get to track, before what comes after it
             _track(state, tracker)
         if state is None or state.step < job.training.steps:  # a finished run needs no workers to say so
-            state = _fit(job, cluster, storage, run, tracker, 0 if state is None else state.step)
+            source, state = (continuation.begin(job, run) if state is None else None) or (None, state)
+            if state is None or state.step < job.training.steps:
+                continuation.record(job, run)
+                state = _fit(job, cluster, storage, run, tracker, 0 if state is None else state.step, source)
             _track(state, tracker)
     validated = {step: validation.tracked(figures) for step, figures in validation.kept(run).items()}
     state.history = [{**row, **validated.get(int(row["step"]), {})} for row in state.history]
@@ -65,15 +68,24 @@ def _track(state: State, tracker: RunLogger) -> None:
         tracker.figures(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
 
 
-def _fit(job: Job, cluster: ClusterConfig, storage: str | Path, run: Store, tracker: RunLogger, start: int) -> State:
-    """The finished state of a run, trained from its newest checkpoint on, which is of step `start`."""
+def _fit(
+    job: Job,
+    cluster: ClusterConfig,
+    storage: str | Path,
+    run: Store,
+    tracker: RunLogger,
+    start: int,
+    source: Store | None,
+) -> State:
+    """The finished state of a run, trained from its newest checkpoint on, or from that of `source` where it has none,
+    which is of step `start`."""
     if is_remote(storage):
         job = job.in_storage(str(storage), cluster.cache_bytes)
     reports = Reports([console(job.name, job.training.steps, job.training.batch_size, start), tracker])
     settings = {"job": job, "reports": reports.queue, "threads": cluster.threads_per_worker}
     trainer = TorchTrainer(
         work,
-        train_loop_config={**settings, "sharding": cluster.sharding, "run": run},
+        train_loop_config={**settings, "sharding": cluster.sharding, "run": run, "source": source},
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.num_workers,
             use_gpu=has_gpu(cluster.use_gpu),
@@ -115,8 +127,8 @@ def _mendable(error: ray.train.TrainingFailedError, run: Store) -> Exception:
         if isinstance(cause, InputError):
             return cause
         if isinstance(cause, OSError):
-            told = str(cause).splitlines()[0]
-            return DataError(f"{run}: {told}; what was stored stays, the same command goes on from it")
+            reason = str(cause).splitlines()[0]
+            return DataError(f"{run}: {reason}; what was stored stays, the same command goes on from it")
     return error
 
 

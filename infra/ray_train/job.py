@@ -55,11 +55,19 @@ class Job:
 
     @property
     def hash(self) -> str:
+        return self._hash(self.training.model_dump(mode="json"))
+
+    @property
+    def endless_hash(self) -> str:
+        """Of the job whatever its length, and whatever it tells and stores on the way."""
+        return self._hash(self.training.model_dump(mode="json", exclude={"steps", "report_every", "save_every"}))
+
+    def _hash(self, training: dict) -> str:
         facts = {
             "family": self.family,
             "config": self.config.model_dump(mode="json"),
             "info": self.info.model_dump(mode="json"),
-            "training": self.training.model_dump(mode="json"),
+            "training": training,
             "seed": self.seed,
             "data": self.data_hash,
             "inputs": {given.role: given.hash for given in self.inputs},
@@ -94,8 +102,9 @@ class Job:
         kind = family_class(self.family)
         family = kind(self.config, self.info)
         start = self.input(START)
+        received = {net for role in self.info.inputs for net in family.nets_of_input(role)}
         for net in family.pretrained if start is None else family.kept:
-            if net not in self.info.inputs:
+            if net not in received:
                 run_folder.load_weights(family.nets[net], (start or self.folder(self.data)) / f"{net}.safetensors")
         for role, expected in kind.roles(self.config).items():
             path = self.input(role)

@@ -17,6 +17,8 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
+from components.errors import InputError
+
 RATE = "images_per_second"  # a figure of every report on steps
 LINE_EVERY = 10.0  # seconds, where the output is no terminal
 
@@ -62,6 +64,9 @@ class Reports:
             for listener in [listener for listener in self._listeners if hasattr(listener, method)]:
                 try:
                     getattr(listener, method)(*arguments)
+                except InputError as error:
+                    self._listeners.remove(listener)
+                    print(f"{type(listener).__name__} gets no more reports: {error}", file=sys.stderr)
                 except Exception:
                     self._listeners.remove(listener)
                     print(f"{type(listener).__name__} failed and gets no more reports:", file=sys.stderr)

@@ -24,7 +24,7 @@ from components.training.loop import State, fit
 from components.training.metric_averages import NonFiniteError
 from components.training.weight_sync import fingerprint, refuse_desync
 from infra.ray_train import validation
-from infra.ray_train.checkpoints import read_state, restore, write_checkpoint
+from infra.ray_train.checkpoints import newest_whole, read_state, restore, write_checkpoint
 from infra.ray_train.job import Job, to_device
 from infra.ray_train.preemption import Preemption
 from infra.ray_train.progress import RATE
@@ -40,7 +40,7 @@ def work(settings: dict) -> str | None:
     the same step, so none is left waiting for another.
 
     `settings`: `job`, the `reports` queue, `threads` (0: this node's cores shared), `sharding`, `run` (the run's folder
-    in storage)."""
+    in storage), `source` (that of a run to go on from where this one has no state yet)."""
     try:
         Worker(**settings).train()
     except NonFiniteError as error:
@@ -60,9 +60,17 @@ def _rows_of(job: Job, step: int) -> str:
 class Worker:
     """What a worker has at hand: its place in the group, its device, the job."""
 
-    def __init__(self, job: Job, reports: Queue, threads: int, sharding: Literal["none", "fsdp2"], run: Store):
+    def __init__(
+        self,
+        job: Job,
+        reports: Queue,
+        threads: int,
+        sharding: Literal["none", "fsdp2"],
+        run: Store,
+        source: Store | None = None,
+    ):
         context = ray.train.get_context()
-        self.job, self.run, self.sharded = job, run, sharding == "fsdp2"
+        self.job, self.run, self.source, self.sharded = job, run, source, sharding == "fsdp2"
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
         on_gpu = torch.cuda.is_available()
@@ -82,6 +90,8 @@ class Worker:
 
     def train(self) -> None:
         start, dataset = restore(self.device), Dataset(self.job.folder(self.job.data))
+        if start is None and self.source is not None:
+            start = newest_whole(self.source, self.device)
         size, seed = self.job.training.batch_size, self.job.seed
         if start is None and self.job.input(START) is None:
             self.family.begin(next(batches(dataset, size, seed=seed)).to(self.device))

@@ -16,7 +16,8 @@ from components.sampling.tasks import EngineFull, Usage
 from components.sampling.workload import Kinds, Work
 from infra.serving.openai_api import SampleRequest, num_steps
 
-SHARE = 0.8  # of the time that is left: estimates are no promises
+# of the time that is left: estimates are no promises, a machine's pace changes, and a longer queue makes no more images
+SHARE = 0.5
 STEPS = "num_inference_steps"
 LONGEST = 60.0  # seconds that a client is told to wait; OpenAI's own takes a longer one for none
 
@@ -57,7 +58,7 @@ class Admission:
         ahead = sum(seconds for _, seconds in self._turned_away)
         retry_after = min(LONGEST, max(1.0, needed - allowed + ahead))
         self._turned_away.append((now + retry_after, own))
-        raise EngineFull(f"{needed:.0f} s of work, {allowed:.0f} s are left", retry_after)
+        raise EngineFull(f"{needed:.0f} s of work, {allowed:.0f} s are left", retry_after, own)
 
 
 def _steps(order: SampleRequest) -> int:

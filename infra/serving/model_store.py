@@ -53,6 +53,8 @@ def read_promoted(path: Path) -> ServedModel:
     """The champion that promoted.json names; its run folder is relative to the file. Raises SamplerError."""
     try:
         promoted = json.loads(path.read_text())
+        if promoted.get("version", "") is None:
+            raise SamplerError(f"{path}: nobody reigns: {promoted['why']}")
         return open_model(
             (path.parent / promoted["run_folder"]).resolve(),
             name=promoted["model"],
@@ -63,7 +65,7 @@ def read_promoted(path: Path) -> ServedModel:
         raise SamplerError(f"{path}: missing; `make demo` or `dvc repro promote` writes it") from None
     except KeyError as error:
         raise SamplerError(f"{path}: no {error.args[0]!r} in it; expected what `promote` writes") from None
-    except (json.JSONDecodeError, TypeError, ValidationError) as error:
+    except (json.JSONDecodeError, AttributeError, TypeError, ValidationError) as error:
         raise SamplerError(f"{path}: not what `promote` writes ({str(error).splitlines()[0]})") from None
 
 

@@ -10,9 +10,11 @@ import contextlib
 import functools
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,8 +30,8 @@ from components.config import Strict, parse
 from components.errors import InputError, SamplerError
 from components.sampling.tasks import DeadlineExceeded, EngineFull, EngineStopped
 from infra.config import ServeConfig, TrackingConfig
-from infra.ray_cluster import ray_session
-from infra.serving import autoscaling, http_api, http_guards, serve_metrics
+from infra.ray_cluster import closed_session, ray_session
+from infra.serving import admission, autoscaling, http_api, http_guards, serve_metrics
 from infra.serving.api_error import ApiError
 from infra.serving.model_store import Champions, ModelStore
 from infra.serving.openai_api import Made, SampleRequest, Served, ServedModel, Update, num_steps
@@ -41,7 +43,7 @@ VERSION = f"{NAME}-version-"  # and the version's key: an application of its own
 RETRY_AFTER = 1  # seconds
 LATE = 5.0  # seconds after an order's own deadline, when its replica is taken for lost
 START = 300.0  # seconds in which a version must be up
-REMEMBERED = 0.25  # seconds for which a refusal goes for all requests as large, without asking the replica again
+REMEMBERED = 0.25  # seconds for which the only engine's refusal goes for all requests as large, without asking it again
 ONGOING = 10_000  # requests of one API replica: it limits them itself, and health is asked for the same way
 HEALTH = {"health_check_period_s": 1, "health_check_timeout_s": 10}
 LOGGING = {"encoding": "JSON"}  # a line a request: id, route, status, milliseconds; never the body
@@ -50,15 +52,24 @@ logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 
+@dataclass
+class Refusal:
+    """What an engine said of a request of a `size`, and until when that goes for others as large."""
+
+    until: float
+    size: int
+    cause: EngineFull
+
+
 class Samplers:
     """The backend of the API (openai_api.py): hands each request to a replica of its version."""
 
-    def __init__(self, deadline: float):
-        self.deadline = deadline
+    def __init__(self, deadline: float, remembered: float = 0.0):
+        self.deadline, self.remembered = deadline, remembered
         self.trouble = ""
         self._served: Served = ()
         self._handles: dict[str, DeploymentHandle] = {}
-        self._refused: dict[str, tuple[float, int, ApiError]] = {}  # by model: until when, from which size on, how
+        self._refused: dict[str, Refusal] = {}  # by model
 
     def adopt(self, served: Served) -> None:
         """Serves these from now on. May be called from any thread."""
@@ -96,17 +107,21 @@ class Samplers:
 
     def _refuse_remembered(self, orders: list[SampleRequest]) -> None:
         """Under overload most of a server's time would go into asking its engine what it has just said."""
-        until, size, error = self._refused.get(orders[0].model, (0.0, 0, None))
-        if time.monotonic() < until and _size(orders) >= size:
-            raise error
+        last = self._refused.get(orders[0].model)
+        if last and time.monotonic() < last.until and _size(orders) >= last.size:
+            told = last.cause.retry_after + last.cause.seconds  # each comes after the one before
+            last.cause = EngineFull(str(last.cause), min(told, admission.LONGEST), last.cause.seconds)
+            raise api_error_of(last.cause)
 
     @contextlib.contextmanager
     def _remembering(self, orders: list[SampleRequest]) -> Iterator[None]:
         try:
             yield
         except ApiError as error:
-            if error.status == 429:
-                self._refused[orders[0].model] = time.monotonic() + REMEMBERED, _size(orders), error
+            cause = getattr(error.__cause__, "cause", None)
+            if isinstance(cause, EngineFull) and cause.retry_after:
+                until = time.monotonic() + self.remembered
+                self._refused[orders[0].model] = Refusal(until, _size(orders), cause)
             raise
 
     async def metrics(self, everything: bool) -> str:
@@ -142,7 +157,8 @@ class Frontend(Samplers):
     """The API, and what rolls versions out behind it. It holds no weights."""
 
     def __init__(self, model_store: ModelStore, config: ServeConfig, keys: tuple[str, ...]):
-        super().__init__(config.deadline)
+        closed_session.keep_replica_to_loopback()
+        super().__init__(config.deadline, REMEMBERED if config.replicas == 1 else 0.0)
         self.champions, self.config, self.keys = Champions(model_store), config, keys
         start = functools.partial(start_version, config=config, model_store=model_store)
         self.rollout = Rollout(start, stop_version, running, self.adopt, keep=config.keep_former)
@@ -334,8 +350,19 @@ def start(model_store: ModelStore, config: ServeConfig, keys: tuple[str, ...] = 
         serve.run_many(apps)
         serve.get_app_handle(NAME).served.remote().result(timeout_s=START)
     except (RuntimeError, RayError) as error:
-        raise InputError(f"serve: {champion.id} could not be deployed ({str(error).splitlines()[0]})") from None
+        reason = _why_not_up(app_name(champion.key)) or str(error).splitlines()[0]
+        raise InputError(f"serve: {champion.id} could not be deployed ({reason})") from None
     return champion
+
+
+def _why_not_up(name: str) -> str:
+    """The last line of what an application's replicas raised when they were made, as far as Serve knows it."""
+    with contextlib.suppress(RayError, RayServeException, KeyError):
+        for deployment in serve.status().applications[name].deployments.values():
+            lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", deployment.message).splitlines()]
+            if told := [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]:
+                return told[-1][:300]
+    return ""
 
 
 def stop(deadline: float = START) -> None:

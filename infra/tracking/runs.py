@@ -202,7 +202,7 @@ class RunLogger:
 
     def __init__(self, run: TrackedRun):
         self._client = connect(run.uri)
-        self._run_id = run.run_id
+        self._uri, self._run_id = run.uri, run.run_id
         # every report of a kind has every figure of it, so the steps of any one tell which reports are on record
         names = self._client.get_run(run.run_id).data.metrics
         self._written = set()
@@ -221,10 +221,12 @@ class RunLogger:
         self._written.add((kind, step))
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, step) for name, value in figures.items()]
-        self._client.log_batch(self._run_id, metrics=metrics)
+        with reachable(self._uri):
+            self._client.log_batch(self._run_id, metrics=metrics)
 
     def picture(self, name: str, png: bytes) -> None:
-        _log_file(self._client, self._run_id, name, png)
+        with reachable(self._uri):
+            _log_file(self._client, self._run_id, name, png)
 
 
 def run_of_job(config: TrackingConfig, root: Path, job: str) -> TrackedRun | None:

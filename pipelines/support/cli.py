@@ -70,6 +70,12 @@ def _end_with_dvc() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def expect_writable(folder: Path) -> None:
+    """Raises InputError of a folder that nothing can be written to, before minutes go into what would be."""
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written to; expected a folder of this user's, not read-only")
+
+
 def one_argument(argv: list[str], usage: str) -> str:
     """The only argument of a stage. Exits with its usage otherwise."""
     if len(argv) != 1 or argv[0].startswith("-"):

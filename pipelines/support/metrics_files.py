@@ -1,7 +1,5 @@
-"""metrics/<name>.json: figures by name at the top, for `dvc metrics`, and all about them in `details`.
-
-`dvc metrics` follows mappings and not lists, so `details`, a list of one, keeps settings, protocol and definitions out
-of its tables."""
+"""metrics/<name>.json: figures by name at the top, and all about them in `details`; beside it summary/<name>.json: the
+few figures that `dvc metrics show` lists, a table that fits a terminal."""
 
 from __future__ import annotations
 
@@ -116,9 +114,11 @@ class SamplerMetrics:
 
 
 def write_metrics(path: Path, figures: Figures, details: dict[str, Any], collections: list[Figures]) -> None:
-    """One metrics file: the plain numbers, and the details with the definitions of `collections`."""
+    """One metrics file: the plain numbers, and the details with the definitions of `collections`; and its summary."""
     content = {**details, "definitions": definitions_as_json(collections)}
     write_json(path, {**values(figures), "details": [content]})
+    shown = {name: figure for name, figure in figures.items() if figure.definition.summary}
+    write_json(paths.SUMMARY / path.name, values(shown))
 
 
 def read_json(path: Path, writer: str) -> dict:

@@ -14,6 +14,7 @@ RUNS = Path("runs")
 REFERENCE = Path("reference")  # what extractor and judge see of the real images
 KNOWN = REFERENCE / "known.json"  # the protocol, and figures of real images, copies and noise
 METRICS = Path("metrics")  # metrics/<sampler>.json, metrics/<autoencoder>.json
+SUMMARY = Path("summary")  # the same names: the few figures that `dvc metrics show` lists
 SAMPLES = Path("samples")  # samples/<sampler>/<candidate number>.png: grids of each candidate, and other pictures
 PROMOTED = Path("promoted.json")
 CHAMPION = Path("champion")  # sampler/, candidate.json and pictures, as the registry keeps them

@@ -22,7 +22,9 @@ Definitions = Mapping[str, Definition]
 
 @dataclass(frozen=True)
 class Decision:
-    winner: Candidate
+    """`winner`: None where no candidate passes and nobody reigned."""
+
+    winner: Candidate | None
     stays: bool  # the winner reigned before
     why: str
 
@@ -109,14 +111,15 @@ def tied(best: Candidate, candidates: Iterable[Candidate], metric: str) -> list[
 
 def decide(candidates: list[Candidate], reigning: Candidate | None, policy: PromoteConfig) -> Decision:
     """Picks who reigns. `reigning` is the champion so far, measured by the same protocol; it may be one of the
-    candidates. Expects a policy that `refuse_unknown_figures` let pass. Raises InputError telling each candidate's
-    objections if none passes and none reigns."""
+    candidates. Expects a policy that `refuse_unknown_figures` let pass."""
     defined = definitions([*(one.figures for one in candidates), *([reigning.figures] if reigning else [])])
     passing = [candidate for candidate in candidates if not objections(candidate, policy, defined)]
     against = [] if reigning is None else objections(reigning, policy, defined)
-    if not passing and (reigning is None or against):
-        reasons = "; ".join(f"{one.name}: {', '.join(objections(one, policy, defined))}" for one in candidates)
-        raise InputError(f"promote: no candidate passes the guards of params.yaml ({reasons})")
+    if not passing and reigning is None:
+        return Decision(None, False, "no candidate passes the guards of params.yaml")
+    if not passing and against:
+        why = f"no candidate passes the guards of params.yaml; {reigning.name} stays until one does, though it is out"
+        return Decision(reigning, True, f"{why}: {', '.join(against)}")
     rivals = passing if reigning is None or against else [*passing, reigning]
     best, note = _best(passing, rivals, policy)
     decision = _against_champion(best, passing, reigning, against, policy, _words(defined[policy.metric]))
@@ -134,6 +137,9 @@ def _best(passing: list[Candidate], rivals: list[Candidate], policy: PromoteConf
         if first is not None and first not in agreed:
             notes.append(f"{first.name} is passed over: {_opinion(first, rivals, policy)}")
     best = min(agreed, key=lambda one: cost(one, metric), default=None)
+    if best is not None and policy.tie_break is None:
+        level = [_with_time(one, metric) for one in tied(best, agreed, metric) if one is not best]
+        notes += [f"{metric} does not tell it from {', '.join(level)}"] if level else []
     if best is None or policy.tie_break is None:
         return best, "; ".join(notes)
     among = [one for one in tied(best, agreed, metric) if policy.tie_break in one.figures]
@@ -193,6 +199,12 @@ def _opinion(candidate: Candidate, others: Iterable[Candidate], policy: PromoteC
     if preferred is None:
         return f"{name} agrees"
     return f"{name} prefers {preferred.name} ({_value(preferred, name)} against {_value(candidate, name)})"
+
+
+def _with_time(candidate: Candidate, metric: str) -> str:
+    """A candidate's name with its metric and the first of its figures that is a time."""
+    times = [name for name, figure in candidate.figures.items() if figure.definition.kind == "time" and name != metric]
+    return f"{candidate.name} ({', '.join(_value(candidate, name) for name in [metric, *times[:1]])})"
 
 
 def _value(candidate: Candidate, name: str) -> str:

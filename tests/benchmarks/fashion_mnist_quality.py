@@ -25,6 +25,7 @@ from components.data.dataset import batches
 from components.data.media.image import MEDIUM
 from components.evaluation.protocol import EvaluateConfig
 from components.families.base import Family, Sampler
+from components.metrics.figures import values
 from components.sources import DataConfig
 from components.training.loop import TrainingConfig
 from components.training.optimizers import OptimizerConfig
@@ -161,8 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     judge = quality.made("judge", {}, data["train"].info, 0)
     judge, _, _ = quality.trained(judge, data["train"], training(JUDGE_STEPS), 0)
     yardstick = quality.Yardstick(judge, data["test"], PROTOCOL)
-    rows = torch.randperm(len(data["train"]), generator=torch.Generator().manual_seed(0))[: PROTOCOL.num_samples]
-    floor = yardstick.of_images(data["train"].columns["image"][rows], None)
+    floor = values(yardstick.of_real(data["train"]))
     table = {}
     for name, run in MODELS.items():
         measure = functools.partial(run, data["train"], yardstick, seconds)

@@ -19,10 +19,12 @@ from components.data.dataset import batches
 from components.data.media.image import MEDIUM
 from components.evaluation import generation
 from components.evaluation.protocol import EvaluateConfig
-from components.evaluation.set_figures import Reference, feature_figures, label_figures
+from components.evaluation.real_draws import drawn_rows, over_draws
+from components.evaluation.set_figures import Reference, feature_figures, label_figures, without_intervals
 from components.families import family_class
 from components.families.base import AutoencoderInfo, DataInfo, Family, Sampler
 from components.metrics.codes import code_counts
+from components.metrics.figures import Figures
 from components.sources import DataConfig
 from components.training import ema
 from components.training.loop import State, TrainingConfig, fit
@@ -30,7 +32,8 @@ from infra.ray_cluster.encoding import CodeCounts, Moments
 from tests.benchmarks.rates import Data
 from tests.components.helpers import no_wrap
 
-TOLD = ("frechet_distance", "precision", "recall", "label_agreement", "classes_hit")
+DISTANCES = ("frechet_distance", "frechet_infinity", "frechet_balanced")
+TOLD = (*DISTANCES, "precision", "recall", "label_agreement", "classes_hit")
 
 
 def read(config: DataConfig, seed: int = 0) -> dict[str, Data]:
@@ -138,7 +141,8 @@ class Yardstick:
 
     def __init__(self, judge: Family, test: Data, protocol: EvaluateConfig):
         self.judge, self.protocol = judge, protocol
-        self.reference = Reference.of(self.features(test.columns["image"])[0], protocol)
+        vectors, logits = self.features(test.columns["image"])
+        self.reference = Reference.of(vectors, protocol, labels=test.columns["label"], judged=logits)
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,10 +157,24 @@ class Yardstick:
     def of_images(self, images: Tensor, labels: Tensor | None) -> dict:
         """Figures of a set, by name, and the interval of the distance; `labels` are those asked for."""
         vectors, logits = self.features(images)
-        found = feature_figures(vectors, self.reference, self.protocol, labels)
+        found = feature_figures(vectors, self.reference, self.protocol, labels, logits)
         found |= label_figures(logits, None, self.protocol, labels)
         told = {name: found[name].value for name in TOLD if name in found}
         return told | {"frechet_interval": list(found["frechet_distance"].interval)}
+
+    def of_real(self, train: Data, count: int | None = None, balanced: bool = True, draws: int = 40) -> Figures:
+        """Figures of `count` training images, by default as many as samples, by the mean and the spread of random
+        draws: as many of each class, as samplers are asked for, or the classes by chance."""
+        vectors, logits = self.features(train.columns["image"])
+        labels, config = train.columns["label"], without_intervals(self.protocol)
+        count = count or config.num_samples
+        wanted = torch.arange(count) % len(train.info.classes) if balanced else None
+        found = []
+        for draw in range(draws):
+            rows = drawn_rows(wanted, labels, len(labels), count, draw)
+            asked = labels[rows] if balanced else None
+            found.append(feature_figures(vectors[rows], self.reference, config, asked, logits[rows]))
+        return over_draws(found)
 
     def of_sampler(self, sampler: Sampler, settings: Strict, picture: Path | None = None) -> dict:
         """Figures of a sampler's set under one setting, its milliseconds an image, and a picture to look at."""

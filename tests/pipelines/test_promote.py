@@ -12,12 +12,12 @@ import yaml
 from mlflow import MlflowClient
 
 from components.artifacts import run_folder
-from components.errors import InputError
+from components.errors import InputError, SamplerError
 from components.files import write_json
 from infra.serving.model_store import read_promoted
 from infra.tracking.registry import CHAMPION, CONTENT_TAG, Registry
 from infra.tracking.runs import Described, TrainingData, open_run
-from pipelines import evaluate, promote, reference
+from pipelines import evaluate, promote, reference, report
 from pipelines.support import measurement
 from pipelines.support.candidates import Candidate
 from pipelines.support.metrics_files import read_metrics
@@ -263,3 +263,35 @@ def test_the_weights_of_the_best_checkpoint_are_registered_where_a_candidate_ask
     assert not (copied / run_folder.BEST).exists()
     described = promote.described(load(), chosen, read_metrics(load())["ldm"])
     assert described["checkpoint"] == "best" and "checkpoint" not in described["settings"]
+
+
+def test_where_nobody_passes_it_says_so_once_each_and_the_report_is_written(project, capsys):
+    write_params(project, guards={"memorised": {"at_most": -1}})
+    nobody = run_promote()
+    told = capsys.readouterr().out
+    assert told.count("ldm #0 is out: memorised") == told.count("dcgan #0 is out: memorised") == 1
+    assert "nobody is promoted: no candidate passes the guards" in told
+    assert nobody["version"] is None and nobody["guards"] == {"memorised": {"at_least": None, "at_most": -1.0}}
+    assert nobody["objections"].keys() == {"ldm #0", "ldm #1", "dcgan #0"}
+    assert Registry(load().tracking, project, MODEL).champion() is None
+    promote.main(["--show"])
+    assert "nobody reigns: no candidate passes" in capsys.readouterr().out
+    with pytest.raises(SamplerError, match="nobody reigns: no candidate passes"):
+        read_promoted(project / "promoted.json")
+    report.main([])
+    page = (project / "report.html").read_text()
+    assert "<h1>latent-foundry: nobody passes</h1>" in page and page.count("<b>ldm #0</b>: memorised") == 1
+
+    write_params(project)
+    assert run_promote()["version"] == "1"
+    write_params(project, guards={"memorised": {"at_most": -1}})
+    stays = run_promote()
+    assert stays["version"] == "1" and "ldm #1 stays until one does" in stays["why"]
+    report.main([])
+    assert "version 1: nobody passes" in (project / "report.html").read_text()
+
+
+def write_params(root: Path, **changes) -> None:
+    """params.yaml with other keys of `promote`."""
+    content = {**PARAMS, "promote": {**PARAMS["promote"], **changes}}
+    (root / "params.yaml").write_text(yaml.safe_dump(content))

@@ -6,11 +6,16 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
+from components.artifacts import run_folder
 from components.errors import InputError
 from components.files import write_json
 from components.metrics.figures import Definition
+from components.metrics.held_out import DENOISING
+from infra.ray_train import validation
 from pipelines import report
+from pipelines.support import report_words
 from tests.infra import chromium
 
 VOID = {"meta", "link", "img", "br"}
@@ -198,6 +203,38 @@ def test_quality_over_training_time_comes_from_snapshots_and_from_checkpoint_val
     assert section.count("<polyline") == 2 and "ldm" in section and "psnr" in section
 
 
+def test_guards_are_told_as_passed_or_failed_for_every_candidate(project):
+    promoted = json.loads((project / "promoted.json").read_text())
+    judged = {
+        "guards": {"memorised": {"at_least": None, "at_most": 0.5}, "precision": {"at_least": 1.1, "at_most": None}},
+        "objections": {"ldm #0": ["precision 0.2 is under at_least 1.1"], "ldm #1": []},
+    }
+    write_json(project / "promoted.json", {**promoted, **judged})
+    content = page(project)
+    main = content[content.index("<table>") : content.index("</table>")]
+    assert "<small>\u2264 50.0%</small>" in main and "<small>\u2265 1.10</small>" in main
+    rows = dict(re.findall(r"<tr[^>]*><th>(\S+ #\d).*?</th>(.*?)</tr>", main, re.DOTALL))
+    assert 'data-name="Memorised" class="pass"' in rows["ldm #0"]
+    assert 'data-name="Precision" class="fail"' in rows["ldm #0"] and "under at_least 1.1" in rows["ldm #0"]
+    assert '<span class="fail">out</span>' in rows["ldm #0"] and '<span class="pass">passes</span>' in rows["ldm #1"]
+    assert not re.search(r">(out|passes)<", rows["dcgan #0"]), "nobody judged it"
+    for heading in ("FD", "KID", "Precision", "Recall", "NFE", "CAS"):
+        assert f">{heading}&nbsp;" in content
+
+
+def test_the_gap_of_a_training_has_a_picture_of_its_own(project):
+    kind = DENOISING
+    losses = [torch.full((9, kind.levels), value) + torch.arange(9)[:, None] / 100 for value in (1.0, 0.8)]
+    found = kind.figures(*losses) | kind.figures(*losses, live=True)
+    rows = [{"step": step, "denoise/loss": 1.0, **validation.tracked(found)} for step in (1, 2)]
+    (project / "runs/ldm/history.csv").write_text(run_folder.as_csv(rows))
+    content = page(project)
+    section = content[content.index('id="held-out"') : content.index('id="over-time"')]
+    assert section.count("<svg") == 3 and "it is over-fitted" in section and "gap 0.200" in section
+    assert "held out" in section and "noise level, little to much" in section
+    assert "held_out" not in content[content.index('id="over-time"') :], "in no other plot"
+
+
 def test_without_dvc_or_git_it_says_so(project, monkeypatch):
     (project / "dvc.lock").unlink()
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(project.parent))
@@ -265,8 +302,8 @@ def test_numbers_as_a_person_reads_them(value, shown):
 def test_figures_as_a_person_reads_them(kind, unit, value, low):
     defined = Definition(name="a", label="a", explanation="", kind=kind, better=None, unit=unit)
     one = defined.figure(0.963, (0.951, 0.97))
-    assert report.figure(one) == value and report.interval(one).startswith(f"{low} {report.NONE} ")
-    assert report.figure(None) == report.NONE and report.interval(None) == ""
+    assert report.figure(one) == value and report.interval(one).startswith(f"{low} {report_words.NONE} ")
+    assert report.figure(None) == report_words.NONE and report.interval(None) == ""
 
 
 @pytest.mark.skipif(chromium.EXECUTABLE is None, reason="no Chromium here")
@@ -278,7 +315,10 @@ def test_on_a_phone_and_on_a_desk_nothing_overflows_and_the_console_is_silent(pr
         for width in (380, 1400):
             tab.resize(width, 900)
             tab.wait_for(f"window.innerWidth === {width}")
+            tab.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
             assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            hidden = "[...document.querySelectorAll('.compared')].filter(box => box.scrollWidth > box.clientWidth)"
+            assert tab.evaluate(f"{hidden}.length") == 0, "no column of a table is off the screen"
             broken = "[...document.images].filter(image => image.complete && !image.naturalWidth).length"
             assert tab.evaluate(broken) == 0
         hovered = "[...document.querySelectorAll('#trade-off ~ .plot title')].map(title => title.textContent)"

@@ -13,7 +13,7 @@ PROTOCOL = Protocol(
     reference_hash="bb",
     reference_count=360,
     train_hash="tt",
-    image_shape=(1, 16, 16),
+    row_shape=(1, 16, 16),
     num_samples=1000,
     batch_size=100,
     neighbours=5,
@@ -33,7 +33,7 @@ CHANGED = {
     "reference_hash": "dd",
     "reference_count": 10,
     "train_hash": "uu",
-    "image_shape": (3, 16, 16),
+    "row_shape": (3, 16, 16),
     "num_samples": 10,
     "batch_size": 1,
     "neighbours": 3,
@@ -43,6 +43,8 @@ CHANGED = {
     "lpips": "ff",
     "clip_score": "gg",
     "versions": {"torch": "3"},
+    "likelihood_rows": 7,
+    "revision": 3,
 }
 
 

@@ -59,6 +59,11 @@ def test_interval_of_a_mean_is_that_of_the_normal_approximation():
     low, high = intervals.of_mean(values, intervals.multiplicities(rows, 400))
     assert high - low == pytest.approx(2 * 1.96 * float(values.std()) / 20, rel=0.1)
     assert low < float(values.mean()) < high
+    # Brown, Cai and DasGupta 2001: 10 of 10 gives 0.7225 to 1
+    assert intervals.of_share(1.0, 10) == pytest.approx((0.7225, 1), abs=1e-4)
+    assert intervals.of_share(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert intervals.of_spread_share(0.5, 0.25 / 100, 7) == intervals.of_share(0.5, 100)
+    assert intervals.of_spread_share(1.0, 0.0, 50) == intervals.of_share(1.0, 50)
     assert intervals.normal(1.0, 0.5) == pytest.approx((0.02, 1.98), abs=0.001)
 
 

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import ray
 
 from infra.ray_cluster import closed_session
+from infra.ray_cluster.ray_session import ending_with_ray
 
 CALLS = ("CoreWorkerService/NumPendingTasks", "NodeManagerService/GetNodeStats", "JobInfoGcsService/GetNextJobID")
 
@@ -138,3 +140,14 @@ def test_from_the_machines_own_address_there_is_no_way(listeners):
         with socket.socket() as connection:
             connection.settimeout(5)
             assert connection.connect_ex((address, port)), f"{name}: port {port} is open at {address}"
+
+
+def test_the_end_of_rays_own_processes_is_the_end(ray_session, monkeypatch, capfd):
+    """What a lost raylet does to `make serve`; `make bench ONLY=serve_recovery_s` kills a real one."""
+    assert closed_session.lost_process() == ""
+    ended = threading.Event()
+    monkeypatch.setattr(closed_session, "lost_process", lambda: "raylet")
+    monkeypatch.setattr(closed_session, "end_at_once", lambda status: ended.set() if status == 2 else None)
+    with ending_with_ray():
+        assert ended.wait(30)
+    assert "error: Ray's raylet has ended (its log is in /" in capfd.readouterr().err

@@ -8,6 +8,7 @@ from components.artifacts import run_folder
 from components.sampling.engine import DeadlineExceeded, EngineFull, EngineStopped
 from infra.config import ServeConfig
 from infra.serving import ray_serve
+from infra.serving.api_error import ApiError
 from infra.serving.autoscaling import LOAD, replicas_for_load
 from infra.serving.openai_api import SampleRequest
 from infra.serving.sampler_replica import SamplerReplica
@@ -112,3 +113,22 @@ def test_the_load_counts_rows_that_advance_and_that_wait(model):
     assert 24 / 16 <= replica.record_autoscaling_stats()[LOAD] <= 2 * 24 / 16  # guided images have two rows
     replica.engine.give_up()
     release.set()
+
+
+def test_a_refusal_goes_for_as_large_requests_for_a_moment(model):
+    """Each is told to come after the one before, and no engine is asked."""
+    backend = ray_serve.Samplers(60, remembered=30)
+
+    def order(steps):
+        return [SampleRequest(model="m", seed=1, settings={"num_inference_steps": steps}, group="g")]
+
+    cause = EngineFull("busy", 3.0, 2.0)
+    with pytest.raises(ApiError), backend._remembering(order(10)):
+        raise ray_serve.api_error_of(cause) from RayTaskError("generate", "traceback", cause)
+    told = []
+    for _ in range(2):
+        with pytest.raises(ApiError) as refused:
+            backend._refuse_remembered(order(10))
+        told.append(refused.value.retry_after)
+    assert told == [5, 7]
+    backend._refuse_remembered(order(9))  # a smaller one is asked about

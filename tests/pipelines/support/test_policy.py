@@ -156,9 +156,17 @@ def test_a_figure_at_its_bound_passes(guards):
     assert objections(candidate(recall=0.4, memorised=0.4), policy(**guards)) == []
 
 
-def test_nobody_passes_tells_why_for_each():
-    with pytest.raises(InputError, match=r"ldm #0: ms_per_image 60 is over .*; dcgan #0: has no ms_per_image"):
-        decide([candidate(ms_per_image=60), GAN], None, POLICY)
+def test_where_nobody_passes_nobody_is_promoted_and_who_reigned_stays():
+    out = [candidate(ms_per_image=60), GAN]
+    decision = decide(out, None, POLICY)
+    assert decision.winner is None and not decision.stays
+    assert decision.why == "no candidate passes the guards of params.yaml"
+    champion = reigning(frechet=1.0, ms_per_image=70)
+    decision = decide(out, champion, POLICY)
+    assert decision.winner is champion and decision.stays
+    assert "no candidate passes" in decision.why
+    assert "old #0 stays until one does, though it is out: ms_per_image 70 is over at_most 50" in decision.why
+    assert decide(out, reigning(frechet=1.0), POLICY).stays
 
 
 @pytest.mark.parametrize(("frechet", "stays"), [(0.79, False), (0.81, True), (0.99, True), (1.5, True)])

@@ -1,0 +1,167 @@
+"""The plots of the report: quality against time, held-out losses, curves of trainings."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from markupsafe import Markup
+
+from components.artifacts import run_folder
+from components.errors import InputError
+from components.evaluation.plots import COLOURS, Line, Point, curves, trade_off
+from components.metrics import intervals
+from components.metrics.figures import VALIDATION, Definition, definitions
+from components.metrics.held_out import KINDS, LIVE, HeldOutLoss
+from pipelines.support import paths
+from pipelines.support.metrics_files import Known, SamplerMetrics
+from pipelines.support.params import TRAINED, Params
+from pipelines.support.report_words import figure
+
+Context = dict[str, Any]
+History = list[dict[str, float]]
+
+
+def quality_against_time(rows: list[Context], known: Known, metric: str) -> Context | None:
+    """A plot of the metric against the first figure that is a time, and its legend; None where nobody has both."""
+    defined = definitions(row["figures"] for row in rows)
+    time = next((one for one in defined.values() if one.kind == "time" and one.name != metric), None)
+    rows = [row for row in rows if time is not None and {metric, time.name} <= row["figures"].keys()]
+    if time is None or not rows:
+        return None
+    order = {sampler: place for place, sampler in enumerate(dict.fromkeys(row["sampler"] for row in rows))}
+    x, y = time.name, metric
+    points = [
+        Point(
+            x=row["figures"][x].value,
+            y=row["figures"][y].value,
+            group=row["sampler"],
+            name=f"{row['name']} ({row['settings']}): "
+            + ", ".join(f"{row['figures'][one].definition.label} {figure(row['figures'][one])}" for one in (y, x)),
+            mark=row["name"],
+            ringed=row["champion"],
+        )
+        for row in rows
+    ]
+    level = next(((one.figures[metric].value, one.label) for one in known.sets if metric in one.figures), None)
+    higher_is_better = defined[metric].better == "higher"
+    svg = trade_off(points, axis_label(time), axis_label(defined[metric]), level, higher_is_better)
+    legend = [(sampler, COLOURS[place % len(COLOURS)]) for sampler, place in order.items()]
+    return {"svg": Markup(svg), "legend": legend, "x": time, "y": defined[metric], "rising": higher_is_better}
+
+
+def axis_label(definition: Definition) -> str:
+    """A figure's label with its unit."""
+    return f"{definition.label}, {definition.unit}" if definition.unit else definition.label
+
+
+def training_curves(params: Params) -> tuple[list[Context], list[Context]]:
+    """A small plot for each term of each run, the phases of a run sharing a plot; and apart from those the figures of
+    checkpoint validation, which show quality over training time. Held-out losses have plots of their own."""
+    losses, validated = [], []
+    apart = {name for kind in KINDS for name in kind.names}
+    for name, history in histories(params).items():
+        plots = defaultdict(list)
+        for key in dict.fromkeys(key for row in history for key in row if key != "step"):
+            phase, _, term = key.rpartition("/")
+            if phase != VALIDATION or term not in apart:
+                plots[phase == VALIDATION, term].append(Line(phase, *_points(history, key)))
+        for (is_validation, term), lines in plots.items():
+            legend = [(line.name, COLOURS[place % len(COLOURS)]) for place, line in enumerate(lines)]
+            plot = {"run": name, "term": term.replace("_", " "), "legend": legend, "svg": Markup(curves(lines, "step"))}
+            (validated if is_validation else losses).append(plot)
+    return losses, validated
+
+
+def histories(params: Params) -> dict[str, History]:
+    """The curves of every trained model. Raises InputError of a run that has none."""
+    found = {}
+    for name in [name for group in TRAINED for name in getattr(params, group)]:
+        path = paths.RUNS / name / run_folder.HISTORY
+        if not path.is_file():
+            raise InputError(f"{path}: missing; expected what `python -m pipelines.train` writes")
+        found[name] = run_folder.read_history(path.parent)
+    return found
+
+
+def _points(history: History, key: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The steps at which a figure was reported, and its values."""
+    steps, values = zip(*[(row["step"], row[key]) for row in history if key in row], strict=True)
+    return steps, values
+
+
+def held_out_losses(params: Params) -> list[Context]:
+    """For each run whose checkpoints were measured on held-out and on training rows: both losses and their gap over
+    training, both by noise level at the end, and the gap in words."""
+    found = []
+    for name, history in histories(params).items():
+        for kind in KINDS:
+            told = [row for row in history if f"{VALIDATION}/{kind.gap}" in row]
+            if told:
+                last = {key.removeprefix(f"{VALIDATION}/"): value for key, value in told[-1].items()}
+                found.append(
+                    {
+                        "run": name,
+                        "kind": kind,
+                        "step": last["step"],
+                        "gap": _gap(last, kind),
+                        "live": _gap(last, kind, LIVE),
+                        "plots": [_both(told, kind), _gap_plot(told, kind), *_by_level(last, kind)],
+                    }
+                )
+    return found
+
+
+def _gap(last: dict[str, float], kind: HeldOutLoss, prefix: str = "") -> Context:
+    """The gap, its interval, and whether it lies above zero."""
+    value, error = last[f"{prefix}{kind.gap}"], last[f"{prefix}{kind.gap_stderr}"]
+    low, high = intervals.normal(value, error)
+    return {"value": value, "low": low, "high": high, "open": low > 0, "loss": last[f"{prefix}{kind.held_out}"]}
+
+
+def _plot(term: str, lines: list[Line], x_label: str, level: float | None = None) -> Context:
+    legend = [(line.name, COLOURS[place % len(COLOURS)]) for place, line in enumerate(lines)]
+    return {"run": "", "term": term, "legend": legend, "svg": Markup(curves(lines, x_label, level))}
+
+
+def _both(told: History, kind: HeldOutLoss) -> Context:
+    lines = []
+    for prefix, weights in (("", "average"), (LIVE, "live")):
+        for name, rows in ((kind.held_out, "held out"), (kind.training, "training rows")):
+            points = _points(told, f"{VALIDATION}/{prefix}{name}")
+            lines.append(Line(f"{rows}, {weights}", *points, faint=bool(prefix)))
+    return _plot(kind.label, lines, "step")
+
+
+def _gap_plot(told: History, kind: HeldOutLoss) -> Context:
+    lines = []
+    for prefix, weights in (("", "average"), (LIVE, "live")):
+        steps, gaps = _points(told, f"{VALIDATION}/{prefix}{kind.gap}")
+        _, errors = _points(told, f"{VALIDATION}/{prefix}{kind.gap_stderr}")
+        ends = [intervals.normal(gap, error) for gap, error in zip(gaps, errors, strict=True)]
+        lines.append(Line(weights, steps, gaps, band=tuple(zip(*ends, strict=True)), faint=bool(prefix)))
+    return _plot("gap: held out less training rows", lines, "step", level=0)
+
+
+def _by_level(last: dict[str, float], kind: HeldOutLoss) -> list[Context]:
+    if kind.levels == 1:
+        return []
+    levels = tuple(range(1, kind.levels + 1))
+    lines = [
+        Line(rows, levels, [last[f"{name}_{level}"] for level in levels])
+        for name, rows in ((kind.held_out, "held out, average"), (kind.training, "training rows, average"))
+    ]
+    return [_plot(f"{kind.label} by noise", lines, "noise level, little to much")]
+
+
+def quality_over_time(metrics: dict[str, SamplerMetrics]) -> list[Context]:
+    """A plot for each figure of each sampler at the steps of its training that snapshots were kept of."""
+    found = []
+    for sampler, measured in metrics.items():
+        grown = measured.over_training
+        for name, definition in definitions(figures for _, figures in grown).items():
+            points = [(step, figures[name].value) for step, figures in grown if name in figures]
+            if len(points) > 1:
+                svg = Markup(curves([Line(sampler, *zip(*points, strict=True))], "step"))
+                found.append({"run": sampler, "term": axis_label(definition), "legend": [], "svg": svg})
+    return found
