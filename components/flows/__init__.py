@@ -1,1 +1,0 @@
-"""Multi-scale normalizing flows as samplers."""
