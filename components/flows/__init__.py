@@ -1,0 +1,1 @@
+"""Multi-scale normalizing flows as samplers."""

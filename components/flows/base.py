@@ -1,0 +1,105 @@
+"""Normalizing flows as samplers: trained by exact likelihood of dequantised rows, sampled by the inverse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from components.config import Strict
+from components.data.dataset import Batch
+from components.data.randomness import Draws
+from components.families.base import DataInfo, Losses, Phase, Sampler, family_name
+from components.likelihood.contract import Likelihood
+from components.likelihood.dequantise import dequantised, levels, log_bin_volume, on_grid
+from components.metrics.likelihood import LOG_2
+from components.nets.flows.multiscale import MultiscaleFlow
+from components.sampling.blends import slerp
+from components.sampling.requests import Request
+from components.sampling.trajectories import Call, Trajectory
+from components.shapes import refuse_unless_planar
+from components.training.optimizers import OptimizerConfig
+
+
+class Config(Strict):
+    """Of a multi-scale flow."""
+
+    scales: int = Field(2, ge=1)  # each halves height and width
+    width: int = Field(64, ge=1)  # hidden channels of a coupling's net
+    classes: bool = True  # whether the density is one given the class, where the data have some
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.999), warmup=50, schedule="cosine")
+
+
+class Settings(Strict):
+    temperature: float = Field(1.0, ge=0, le=2)  # of the latents' standard deviation
+
+
+class Flow(Sampler):
+    """Base of the flows. A family writes `build`."""
+
+    Config = Config
+    Settings = Settings
+    kept = ("flow",)
+
+    def __init__(self, config: Config, data: DataInfo):
+        self.config, self.data = config, data
+        refuse_unless_planar(data.shape, 2**config.scales, family_name(type(self)))
+        self.levels = levels(self.medium)
+        self.labelled = config.classes and bool(data.classes)
+        net = self.build(len(data.classes) if self.labelled else 0)
+        self.nets = nn.ModuleDict({"flow": net})
+        self.calls = {"flow": net.sample}
+        # in float32: a log-determinant is a sum of many small terms
+        self.phases = (Phase("likelihood", "flow", self.loss, config.optimizer, low_precision=False),)
+
+    def build(self, num_classes: int) -> MultiscaleFlow:
+        """The net with initial weights."""
+        raise NotImplementedError
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        return frozenset({"blend", "label"} if self.labelled else {"blend"})
+
+    def begin(self, batch: Batch) -> None:
+        self.nets["flow"].begin(self._continuous(batch), self._label(batch))
+
+    def loss(self, net: nn.Module, batch: Batch) -> Losses:
+        """Bits per dimension of the batch's rows."""
+        rows = self._continuous(batch)
+        density = net(rows, self._label(batch))
+        probability = density + log_bin_volume(rows[0].numel(), self.levels)
+        return {"loss": -probability.mean() / (rows[0].numel() * LOG_2)}
+
+    def _continuous(self, batch: Batch) -> Tensor:
+        return dequantised(self.medium.rows(batch.columns), batch.draws, self.levels)
+
+    def _label(self, batch: Batch) -> Tensor | None:
+        return batch.columns["label"] if self.labelled else None
+
+    @property
+    def likelihood(self) -> Likelihood:
+        return Likelihood("exact", "uniform", self._log_probability)
+
+    def _log_probability(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
+        density = self.nets["flow"](dequantised(rows, draws, self.levels), label if self.labelled else None)
+        return density.double() + log_bin_volume(rows[0].numel(), self.levels)
+
+    def _trajectory(self, request: Request) -> Trajectory:
+        inputs: dict[str, Any] = self._latents(request)
+        if self.labelled:
+            inputs["label"] = request.conditions.label
+        values = yield Call("flow", inputs)
+        return on_grid(values, self.levels)
+
+    def _latents(self, request: Request) -> dict[str, Tensor]:
+        """Standard Gaussian latents of each scale at the temperature, on the way to the blend's."""
+        shapes = {f"z{number}": shape for number, shape in enumerate(self.nets["flow"].latent_shapes)}
+        latents = {name: Draws.of_seeds(request.seeds).normal(name, shape) for name, shape in shapes.items()}
+        if request.blend is not None and request.blend.seeds is not None:
+            ends = Draws.of_seeds(request.blend.seeds)
+            latents = {
+                name: slerp(values, ends.normal(name, shapes[name]), request.blend.share)
+                for name, values in latents.items()
+            }
+        return {name: request.settings.temperature * values for name, values in latents.items()}
