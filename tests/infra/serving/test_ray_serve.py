@@ -1,4 +1,5 @@
 import base64
+import contextlib
 import functools
 import io
 import itertools
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import openai
+import psutil
 import pytest
 import ray
 import torch
@@ -327,6 +329,17 @@ def test_the_engines_figures_are_exported(address, client):
         ours = answer.read().decode()
     assert "ray_foundry_stage_ms_bucket{" in ours and 'stage="queue"' in ours
     assert {line.partition("_")[0] for line in ours.splitlines() if line[0] != "#"} == {"ray"}
+
+
+def test_no_process_of_serve_listens_beyond_loopback(address):
+    listening = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.name().startswith("ray::"):
+                opened = [one.laddr.ip for one in process.net_connections() if one.status == psutil.CONN_LISTEN]
+                listening |= {(process.name(), ip) for ip in opened}
+    assert any("ServeReplica" in name for name, _ in listening)
+    assert {ip for _, ip in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
 
 
 def test_a_replica_that_dies_is_replaced_and_its_requests_are_told(address, client):
