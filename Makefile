@@ -26,7 +26,7 @@ repro-parallel: setup
 	python -m pipelines.parallel --stages $(or $(STAGES),2) $(TARGETS)
 
 test: setup
-	python -m pytest tests --numprocesses 2 --dist loadfile
+	python -m pytest tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	ruff check .

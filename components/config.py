@@ -1,6 +1,7 @@
 """Strict typed configuration: every block of params.yaml becomes a frozen pydantic model at the door."""
 
 import difflib
+from collections.abc import Mapping
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -36,13 +37,46 @@ def _of_one_model(field: FieldInfo) -> bool:
 
 
 def _laid_over(default: BaseModel, block: dict) -> dict:
-    """The default's values with the block's in their place, and so in the blocks below that the default has."""
-    values = {name: getattr(default, name) for name in type(default).model_fields}
+    """The default's values with the block's in their place, and so in the blocks below that the default has. What
+    follows from other values, unless said, is left to follow from the block's."""
+    values = {
+        name: getattr(default, name)
+        for name, field in type(default).model_fields.items()
+        if not field.default_factory_takes_validated_data or name in default.model_fields_set
+    }
     for name, value in block.items():
         fields = type(default).model_fields
         below = name in fields and _of_one_model(fields[name]) and isinstance(value, dict)
         values[name] = _laid_over(values[name], value) if below else value
     return values
+
+
+def overlaid(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with others in their place, key by key in blocks below too."""
+    return {**defaults} | {
+        name: overlaid(defaults[name], value)
+        if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping)
+        else value
+        for name, value in given.items()
+    }
+
+
+def by_path(block: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a block and of those below it, each by its keys with dots between: `redraw.solver`."""
+    found = {}
+    for name, value in block.items():
+        below = by_path(value) if isinstance(value, Mapping) else {"": value}
+        found |= {f"{name}.{path}".rstrip("."): inner for path, inner in below.items()}
+    return found
+
+
+def from_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The block that `by_path` took apart."""
+    block: dict[str, Any] = {}
+    for path, value in values.items():
+        name, _, rest = path.partition(".")
+        block = overlaid(block, {name: from_paths({rest: value}) if rest else value})
+    return block
 
 
 def named_block(default: str) -> Discriminator:

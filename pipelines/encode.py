@@ -12,7 +12,7 @@ from torch import nn
 from components.artifacts import run_folder
 from components.data.dataset import Manifest, read_manifest, verify, write_manifest
 from components.data.media.tokens import MEDIUM as TOKENS
-from components.errors import ConfigError, DataError
+from components.errors import ConfigError, DataError, SamplerError
 from components.families.base import AutoencoderInfo
 from components.files import whole_folder, write_json
 from components.interchange import text_encoders
@@ -33,6 +33,11 @@ def encode(params: Params, name: str, images: Path, target: Path) -> Manifest:
     facts = verify(images)
     check_storage(params.cluster.storage(ROOT))
     run = run_folder.load(autoencoder)
+    if AUTOENCODER not in run.family.nets:
+        raise SamplerError(
+            f"inputs: {name}/{AUTOENCODER}: {autoencoder}: expected a run that holds an autoencoder, found one of "
+            f"{run.config.family} without"
+        )
     # a sampler's run holds the autoencoder that it was trained on
     info = run.config.data.autoencoder or AutoencoderInfo(
         family=run.config.family, config=run.config.config, data=run.config.data

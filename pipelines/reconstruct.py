@@ -32,7 +32,7 @@ def reconstruct(params: Params, name: str, device: str) -> AutoencoderMetrics:
     autoencoder, extractors = load_autoencoder(paths.RUNS / name, device), open_extractors(params, device)
     facts = verify(paths.TEST_IMAGES)
     dataset = Dataset(paths.TEST_IMAGES)
-    extractors.refuse_unless_fits(paths.TEST_IMAGES, dataset.row_shape)
+    extractors.refuse_unless_fits(paths.TEST_IMAGES, dataset.medium, dataset.row_shape)
     if dataset.row_shape != autoencoder.data.shape:
         raise InputError(
             f"{paths.TEST_IMAGES}: {dataset.medium.plural} of shape {dataset.row_shape}; {paths.RUNS / name} takes "

@@ -57,7 +57,7 @@ def describe(workers: WorkerPool, params: Params, split: str, extractors: Extrac
     are damaged or of another shape than the judge's."""
     images, target = SPLITS[split], paths.REFERENCE / split
     facts = verify(images)
-    extractors.refuse_unless_fits(images, Dataset(images).row_shape)
+    extractors.refuse_unless_fits(images, Dataset(images).medium, Dataset(images).row_shape)
     wanted = origin(images, extractors)
     if is_whole(target, wanted):
         return False
@@ -169,7 +169,7 @@ def _of_training_images(measurement: Measurement, rows: Tensor, wanted: Tensor |
 def _of_noise(measurement: Measurement, extractors: Extractors) -> Figures:
     config, real = measurement.config, measurement.real
     keys = Draws.of_seeds(generation.seeds(config.num_samples, config.seed)).keys
-    shape = measurement.protocol.image_shape
+    shape = measurement.protocol.row_shape
     noise = torch.cat([2 * Draws(part).uniform("noise", shape) - 1 for part in keys.split(config.batch_size)])
     features = Features.joined([extractors.features(part) for part in noise.split(config.batch_size)])
     labels = torch.arange(len(noise)) % len(real.classes) if real.classes else None

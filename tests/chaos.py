@@ -89,7 +89,7 @@ def wait_for_checkpoint(process: psutil.Popen, clone: Path) -> None:
         assert process.poll() is None, (clone / "chaos.log").read_text()[-3000:]
         if seen is None and find(process, "worker"):
             seen = newest_checkpoint(clone)
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def disturbed(clone: Path, key: str, victims: list[str], seed: int = 0) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -30,7 +31,8 @@ def make_clone(folder: Path, params: dict) -> Path:
         if (ROOT / name).is_file() and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    apart = json.loads(json.dumps(params))  # without anchors: through an alias `dvc exp run -S` sets nothing
+    (folder / "params.yaml").write_text(yaml.safe_dump(apart))
     who = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     for arguments in (["init", "--quiet"], ["add", "--all"], [*who, "commit", "--quiet", "--message", "clone"]):
         subprocess.run(["git", *arguments], cwd=folder, check=True)

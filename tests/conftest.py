@@ -6,6 +6,26 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["tests.infra.s3"]
 
+# files of a minute or more begin first, so that processes side by side (`make test`) end together
+LONGEST = (
+    "tests/test_end_to_end.py",
+    "tests/infra/serving/test_ray_serve.py",
+    "tests/infra/ray_train/test_driver.py",
+    "tests/test_chaos.py",
+    "tests/pipelines/test_serve.py",
+    "tests/infra/ray_cluster/test_closed_session.py",
+    "tests/test_adding_a_family.py",
+    "tests/infra/ray_cluster/test_encoding.py",
+    "tests/pipelines/test_dvc.py",
+    "tests/infra/tracking/test_registry.py",
+    "tests/infra/storage/test_buckets.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    begun = {ROOT / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: begun.get(item.path, len(begun)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():

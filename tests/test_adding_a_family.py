@@ -77,7 +77,9 @@ def test_the_commands_of_the_guide_pass(followed):
     "foreach: ${samplers}" not in (ROOT / "dvc.yaml").read_text(), reason="dvc.yaml lists the models itself"
 )
 def test_the_graph_knows_the_new_family(followed):
-    assert passed(followed, "tests/pipelines/test_dvc.py", "tests/pipelines/test_presets.py")
+    """Those tests that read the project's own params.yaml and presets: what edits other params knows no new family."""
+    assert passed(followed, "tests/pipelines/test_dvc.py", "-k", "not edit") >= 9
+    assert passed(followed, "tests/pipelines/test_presets.py", "-k", "not slice")
 
 
 def test_the_new_file_keeps_the_projects_style_and_layers(followed):

@@ -14,6 +14,7 @@ from tests.clones import command, make_clone, tiny_params
 def clone(tmp_path_factory, ray_session) -> Path:
     """The working tree with tiny parameters, on the test session's Ray."""
     params = tiny_params()
+    del params["samplers"]["wgan_gp"], params["inputs"]["wgan_gp/judge"]  # two families show what a third would
     params["cluster"]["address"] = ray.get_runtime_context().gcs_address
     return make_clone(tmp_path_factory.mktemp("clone"), params)
 
@@ -31,7 +32,7 @@ def test_raw_digits_in_a_registered_champion_and_a_report_out(reproduced):
     assert promoted["version"] == "1"
     folder = reproduced / promoted["run_folder"]
     assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors", ".csv"}
-    for sampler in ("ldm", "dcgan", "wgan_gp"):
+    for sampler in ("ldm", "dcgan"):
         metrics = json.loads((reproduced / f"metrics/{sampler}.json").read_text())
         assert metrics["frechet_distance"] > 0
         (details,) = metrics["details"]

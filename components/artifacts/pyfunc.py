@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from components.artifacts import run_folder
-from components.config import parse
+from components.config import from_paths, overlaid, parse
 from components.errors import InputError
 from components.evaluation.generation import sampler_of
 from components.families.base import Sampler
@@ -40,7 +40,7 @@ class RegisteredSampler:
         """`model_input` is a DataFrame or a mapping of columns. Raises InputError of columns and params that cannot be
         used, SamplerError of what the sampler does not take, as a label that is no class."""
         sampler = sampler_of(self._run)
-        settings = parse(sampler.Settings, self._settings | _chosen(params), "params")
+        settings = parse(sampler.Settings, overlaid(self._settings, from_paths(_chosen(params))), "params")
         seeds = _integers(model_input, "seed")
         if not seeds or None in seeds:
             raise InputError("seed: expected a row or more, each with a whole number")

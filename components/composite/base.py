@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from components.config import Strict
-from components.families.base import Phase, Sampler
+from components.config import Strict, parse
+from components.families import family_class
+from components.families.base import Family, Phase, RunInfo, Sampler
 from components.sampling.requests import Conditions, Request
 from components.sampling.trajectories import Preview, Trajectory
 
@@ -22,8 +23,8 @@ class Composite(Sampler):
     (`base_denoiser`), and so have their files in the run folder; `Settings` has a field for each part, a block of that
     part's Settings.
 
-    A part's phases train it as they would train it alone, on the same rows; `phases` is empty for parts that come
-    trained.
+    A part's phases train it as they would train it alone, on the same rows. A part that comes trained has a kept input
+    of its name: `trained_part` builds it, its nets are filled by that run and never trained, and it gives no phases.
     """
 
     parts: Mapping[str, Sampler]
@@ -34,7 +35,11 @@ class Composite(Sampler):
         self.nets = nn.ModuleDict(self._each({name: dict(part.nets.items()) for name, part in parts.items()}))
         self.calls = self._each({name: part.calls for name, part in parts.items()})
         self.kept = tuple(named(name, net) for name, part in parts.items() for net in part.kept)
-        self.pretrained = tuple(named(name, net) for name, part in parts.items() for net in part.pretrained)
+        self.pretrained = tuple(
+            named(name, net)
+            for name, part in parts.items()
+            for net in (part.kept if name in self.data.inputs else part.pretrained)
+        )
         self.libraries = tuple(dict.fromkeys(library for part in parts.values() for library in part.libraries))
         self.early = {
             named(name, net): early._replace(net=named(name, early.net))
@@ -42,6 +47,13 @@ class Composite(Sampler):
             for net, early in part.early.items()
         }
         self.phases = ()
+
+    def nets_of_input(self, role: str) -> tuple[str, ...]:
+        return tuple(named(role, net) for net in self.parts[role].kept)
+
+    def receive(self, role: str, given: Family | nn.Module) -> None:
+        for net in self.parts[role].kept:
+            self.nets[named(role, net)].load_state_dict(given.nets[net].state_dict())
 
     def phases_of(self, name: str) -> tuple[Phase, ...]:
         """A part's phases, by the names of the nets here. None makes ahead what others' losses find by its name."""
@@ -63,6 +75,12 @@ class Composite(Sampler):
     @staticmethod
     def _each(found: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
         return {named(name, net): value for name, nets in found.items() for net, value in nets.items()}
+
+
+def trained_part(run: RunInfo) -> Sampler:
+    """A part as the run that `inputs` names for it was built; `receive` fills its nets."""
+    kind = family_class(run.family)
+    return kind(parse(kind.Config, run.config, "config"), run.data)
 
 
 def named(part: str, name: str) -> str:

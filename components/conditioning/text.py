@@ -72,7 +72,7 @@ class Bytes:
 
 
 class Embeddings:
-    """Texts as a frozen encoder tells them; training reads what is stored and never runs it."""
+    """Embeddings of texts by a frozen encoder; training reads what is stored and never runs it."""
 
     libraries = LIBRARIES
 

@@ -127,10 +127,14 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         raise DataError(f"{path}: expected schema_version {SCHEMA_VERSION}")
     try:
-        return Manifest(**content)
+        manifest = Manifest(**content)
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(f"{path}: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    of = medium(manifest.medium, f"{path}: medium")
+    if of.column in manifest.columns:
+        of.refuse_unfit(manifest.columns[of.column].shape, f"{path}: columns.{of.column}")
+    return manifest
 
 
 def verify(folder: Path) -> Manifest:

@@ -34,6 +34,7 @@ class Extractor:
     embed: Callable[[Tensor], Embedding]
     resize: str = "none"
     libraries: tuple[str, ...] = ()  # beyond torch, whose versions figures depend on
+    medium: str = ""  # of the rows that it takes; empty where `shape` says all
 
 
 def judge_extractor(run: Run, name: str) -> Extractor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from components.artifacts import run_folder
+from components.data.media import Medium, medium
 from components.errors import ConfigError, DataError
 from components.evaluation import pretrained
 from components.evaluation.extractor import Extractor, judge_extractor
@@ -67,7 +68,12 @@ class Extractors:
         found = (vectors, None if one else logits, judged, small(images.cpu()))
         return Features(*(None if column is None else column.float() for column in found))
 
-    def refuse_unless_fits(self, folder: Path, shape: tuple[int, ...]) -> None:
-        """Raises DataError of images that the judge was not trained for."""
+    def refuse_unless_fits(self, folder: Path, of: Medium, shape: tuple[int, ...]) -> None:
+        """Raises DataError of a data set whose rows the extractor does not take, or the judge was not trained for."""
+        if self.extractor.medium not in ("", of.name):
+            raise DataError(
+                f"{folder}: holds {of.plural}; evaluate.extractor {self.extractor.name} takes "
+                f"{medium(self.extractor.medium).plural}, expected one trained on {of.plural}, as judge"
+            )
         if self.judge is not None and shape != self.judge.shape:
-            raise DataError(f"{folder}: images of shape {shape}; the judge was trained on {self.judge.shape}")
+            raise DataError(f"{folder}: {of.plural} of shape {shape}; the judge was trained on {self.judge.shape}")

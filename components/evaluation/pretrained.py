@@ -86,7 +86,8 @@ def inception(weights: str, device: str) -> Extractor:
         vectors, logits = net(MEDIUM.to_stored(rgb(images)).to(device))
         return Embedding(vectors.double().cpu(), logits.double().cpu())
 
-    return Extractor("inception", sha256(path), None, embed, "bilinear to 299 as TensorFlow 1", ("torch-fidelity",))
+    resize, libraries = "bilinear to 299 as TensorFlow 1", ("torch-fidelity",)
+    return Extractor("inception", sha256(path), None, embed, resize, libraries, MEDIUM.name)
 
 
 def resized(images: Tensor, side: int, statistics: tuple[Sequence[float], Sequence[float]]) -> Tensor:
@@ -123,7 +124,8 @@ def dinov2(weights: str, device: str) -> Extractor:
         return Embedding(found.double().cpu(), None)
 
     resize = f"antialiased bicubic to {side}"
-    return Extractor("dinov2", sha256_folder(folder, "*.safetensors"), None, embed, resize, ("transformers",))
+    weights_hash = sha256_folder(folder, "*.safetensors")
+    return Extractor("dinov2", weights_hash, None, embed, resize, ("transformers",), MEDIUM.name)
 
 
 def clip(weights: str, device: str) -> Extractor:
@@ -135,7 +137,8 @@ def clip(weights: str, device: str) -> Extractor:
         return Embedding(_embedded(net, images, device).double().cpu(), None)
 
     resize = f"antialiased bicubic to {side}"
-    return Extractor("clip", sha256_folder(folder, "*.safetensors"), None, embed, resize, ("transformers",))
+    weights_hash = sha256_folder(folder, "*.safetensors")
+    return Extractor("clip", weights_hash, None, embed, resize, ("transformers",), MEDIUM.name)
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from components.config import Strict
 from components.errors import InputError
@@ -69,7 +69,7 @@ class Protocol(Strict):
     reference_hash: str
     reference_count: int
     train_hash: str  # of the images that samples are compared with for copies
-    image_shape: tuple[int, ...]  # channels first
+    row_shape: tuple[int, ...] = Field(validation_alias=AliasChoices("row_shape", "image_shape"))  # channels first
     num_samples: int
     batch_size: int
     neighbours: int

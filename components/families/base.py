@@ -180,6 +180,10 @@ class Family:
         are a file. It is frozen, in evaluation mode."""
         self.received = {**self.received, role: given}
 
+    def nets_of_input(self, role: str) -> tuple[str, ...]:
+        """The nets that a kept input fills: that of the role's name."""
+        return (role,)
+
     def begin(self, batch: Batch) -> None:
         """Sets initial weights that depend on data, before a training that begins afresh. `batch`: the whole first
         global batch, the same on every worker."""
@@ -207,7 +211,7 @@ class Family:
 
 
 class Judge(Family):
-    """A family that tells the data's classes apart: evaluation's feature extractor and classifier by default.
+    """Classifier of the data's classes: evaluation's feature extractor and classifier by default.
 
     `nets["classifier"]` has `features`, rows (B, C, ...) in [-1, 1] -> (B, D), and `logits`, those -> (B, num_classes)
     where it tells classes. Of data without two classes its features are learned without labels.
@@ -221,7 +225,7 @@ class Judge(Family):
         return len(self.data.classes) > 1
 
 
-# of every family: whose weights and model a training goes on from, and what tells figures of its checkpoints
+# of every family: whose weights and model a training goes on from, and what validates its checkpoints
 START, JUDGE = "start", "judge"
 GENERAL_ROLES = {START: Role(), JUDGE: Role(Judge)}
 
@@ -247,7 +251,7 @@ class Sampler(Family):
     def trajectory(self, request: Request) -> Trajectory:
         """The coroutine that makes the rows of a request: (B, C, ...) in [-1, 1]. Raises SamplerError of what the
         sampler does not take, on whatever way a request comes."""
-        refuse_unaccepted(self.accepts, self.medium.plural, self.image_shape, self.num_classes, request)
+        refuse_unaccepted(self.accepts, self.medium.plural, self.row_shape, self.num_classes, request)
         if reason := self.why_not(self.config, request.settings, self.data.inputs):
             raise SamplerError(reason)
         return self._trajectory(request)
@@ -300,7 +304,7 @@ class Sampler(Family):
         return len(self.data.classes)
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
+    def row_shape(self) -> tuple[int, ...]:
         """Of what it makes, channels first."""
         return self.data.decoded.shape
 

@@ -47,11 +47,13 @@ class UNetLayout(Strict):
     depth: tuple[int, ...]
     context_dim: int = Field(ge=1)
     linear: bool = False
+    norm_groups: int = Field(32, ge=1)
     added: tuple[int, int, int] | None = None
 
     def build(self, channels: int) -> Denoiser:
         """Of texts and, where it has room for them, sizes, which come in the backbone's own terms."""
-        return Denoiser(None, UNet2DConditionModel(channels, **self.model_dump(exclude={"name"})))
+        layout = self.model_dump(exclude={"name", "norm_groups"})
+        return Denoiser(None, UNet2DConditionModel(channels, groups=self.norm_groups, **layout))
 
     @model_validator(mode="after")
     def _fits(self) -> UNetLayout:
@@ -182,7 +184,7 @@ class Model(LatentDiffusion):
         return denoise
 
     def _conditions_of(self, wanted: Encoded, unwanted: Encoded, layout: UNetLayout) -> tuple[Condition, Condition]:
-        """What a U-Net is told of what is wanted, and of what is not."""
+        """Positive and negative conditioning of a U-Net."""
         score = AESTHETIC if layout.added and layout.added[1] == 5 else (None, None)
         return tuple(
             self._condition(text, layout, aesthetic) for text, aesthetic in zip((wanted, unwanted), score, strict=True)
@@ -192,7 +194,7 @@ class Model(LatentDiffusion):
         context = text.context[:, :, -layout.context_dim :]  # the refiner attends to the last encoder alone
         if layout.added is None:
             return {"context": context}
-        _, height, width = self.image_shape
+        _, height, width = self.row_shape
         last = (height, width) if aesthetic is None else (aesthetic,)
         sizes = context.new_tensor([height, width, 0, 0, *last]).expand(len(context), -1)  # whole, uncropped
         return {"context": context, "pooled": text.pooled, "sizes": sizes}

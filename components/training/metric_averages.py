@@ -51,7 +51,7 @@ class MetricAverages:
 
 
 class _Group:
-    """Figures that are told together: `sums` (F,), and the first step at which each was not finite, or -1."""
+    """Metrics logged by one call: `sums` (F,), and the first step at which each was not finite, or -1."""
 
     def __init__(self) -> None:
         self.sums: Tensor | float = 0.0

@@ -28,8 +28,8 @@ def connect(address: str) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
-        told = str(error).splitlines()[0]
-        raise InputError(f"cluster.address: no Ray cluster answers at {address!r} ({told})") from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"cluster.address: no Ray cluster answers at {address!r} ({reason})") from None
 
 
 def run(
@@ -61,8 +61,8 @@ def run(
             print(f"{name}: goes on; the same command follows it again", flush=True)
         raise
     if status != "SUCCEEDED":
-        told = (client.get_job_info(name).message or "no reason given").strip().splitlines()
-        raise TrainingError(f"{name}: {status.lower()} on the cluster; its log is above ({told[0]})")
+        reason = (client.get_job_info(name).message or "no reason given").strip().splitlines()
+        raise TrainingError(f"{name}: {status.lower()} on the cluster; its log is above ({reason[0]})")
 
 
 def status_of(client: JobSubmissionClient, name: str) -> str | None:
@@ -73,7 +73,7 @@ def status_of(client: JobSubmissionClient, name: str) -> str | None:
 
 def follow(client: JobSubmissionClient, name: str) -> str:
     """Prints a job's log as it grows, until the job is over; returns its last status."""
-    told, away_since = 0, None
+    shown, away_since = 0, None
     while True:
         try:
             status = str(client.get_job_status(name).value)  # before the log, so that its end is not missed
@@ -86,9 +86,9 @@ def follow(client: JobSubmissionClient, name: str) -> str:
                 raise InputError(f"{name}: its cluster does not answer any more ({told_error})") from None
             time.sleep(LOOK_EVERY)
             continue
-        sys.stdout.write(log[told:])
+        sys.stdout.write(log[shown:])
         sys.stdout.flush()
-        told = len(log)
+        shown = len(log)
         if status in _OVER:
             return status
         time.sleep(LOOK_EVERY)

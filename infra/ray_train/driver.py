@@ -127,8 +127,8 @@ def _mendable(error: ray.train.TrainingFailedError, run: Store) -> Exception:
         if isinstance(cause, InputError):
             return cause
         if isinstance(cause, OSError):
-            told = str(cause).splitlines()[0]
-            return DataError(f"{run}: {told}; what was stored stays, the same command goes on from it")
+            reason = str(cause).splitlines()[0]
+            return DataError(f"{run}: {reason}; what was stored stays, the same command goes on from it")
     return error
 
 

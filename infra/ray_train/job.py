@@ -102,8 +102,9 @@ class Job:
         kind = family_class(self.family)
         family = kind(self.config, self.info)
         start = self.input(START)
+        received = {net for role in self.info.inputs for net in family.nets_of_input(role)}
         for net in family.pretrained if start is None else family.kept:
-            if net not in self.info.inputs:
+            if net not in received:
                 run_folder.load_weights(family.nets[net], (start or self.folder(self.data)) / f"{net}.safetensors")
         for role, expected in kind.roles(self.config).items():
             path = self.input(role)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.artifacts.run_folder import RunConfig
 from components.conditioning.classes import class_of
-from components.config import Strict
+from components.config import Strict, overlaid
 from components.data.media import Medium, medium
 from components.data.media.image import MEDIUM as IMAGES
 from components.errors import SamplerError
@@ -71,7 +71,7 @@ class ServedModel(Strict):
         return next((name for name in (field, AS_CLASS[field]) if name in self.accepts), None)
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
+    def row_shape(self) -> tuple[int, ...]:
         """Of what it makes, channels first."""
         autoencoder = self.run.data.autoencoder
         return (autoencoder.data if autoencoder else self.run.data).shape
@@ -83,7 +83,7 @@ class ServedModel(Strict):
     @property
     def size(self) -> str:
         """As a request and a person say it: of images WIDTHxHEIGHT."""
-        return self.medium.size(self.image_shape)
+        return self.medium.size(self.row_shape)
 
 
 Served = tuple[ServedModel, ...]  # what requests may ask for, the champion first
@@ -298,7 +298,7 @@ def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) ->
     given = {ALIASES.get(name, name): value for name, value in request.model_extra.items() if value is not None}
     known = {name: given[name] for name in given if name in model.kind.Settings.model_fields}
     try:
-        chosen = model.kind.Settings(**{**model.settings, **known})
+        chosen = model.kind.Settings(**overlaid(model.settings, known))
     except ValidationError as error:
         raise invalid(error.errors()) from None
     if reason := model.kind.why_not(model.kind.Config(**model.run.config), chosen, model.run.data.inputs):

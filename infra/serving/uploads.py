@@ -33,7 +33,7 @@ def open_image(data: bytes, param: str, max_pixels: int) -> Image.Image:
 
 class Decoder:
     """Opens clients' images beside the event loop, one at a time. `most`: pixels of one image; `in_flight`: of all
-    that are being decoded or wait for it."""
+    that wait to be decoded, as files of a few megabytes, or are being decoded."""
 
     def __init__(self, most: int, in_flight: int):
         self.most, self.in_flight, self._pixels = most, max(most, in_flight), 0
@@ -79,14 +79,14 @@ def source(
     if "source" not in model.accepts:
         raise ApiError(400, f"image: {model.id} draws from noise alone and cannot start from an image", param="image")
     opened = open_image(image, "image", max_pixels)
-    sides = model.image_shape[1:]
+    sides = model.row_shape[1:]
     redrawn = b""
     if mask is not None:
         redrawn = _redrawn(_mask(mask, opened.size, max_pixels), sides)
     elif redraws and opened.has_transparency_data and (_alpha(opened) == 0).any():
         redrawn = _redrawn(opened, sides)
     usual = REDRAW_STRENGTH if redrawn else EDIT_STRENGTH if redraws else VARIATION_STRENGTH
-    pixels = fitted(on_white(opened), model.image_shape).tobytes()
+    pixels = fitted(on_white(opened), model.row_shape).tobytes()
     return SourceImage(pixels=pixels, strength=strength or usual, mask=redrawn)
 
 

@@ -9,7 +9,7 @@ import hashlib
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
@@ -108,8 +108,8 @@ def requirements(sampler: Sampler) -> list[str]:
 
 
 def signature(sampler: Sampler, settings: Mapping[str, Any]):
-    """What a version takes and gives: columns seed and label or prompt, settings as parameters, and the medium's
-    arrays: images are (N, H, W, C) uint8.
+    """What a version takes and gives: columns seed and label or prompt, settings as parameters, those of a composite's
+    parts as `redraw.solver`, and the medium's arrays: images are (N, H, W, C) uint8.
 
     Numbers in columns are of any type: pandas keeps integers with gaps as floats or objects, and none at all as
     objects, which MLflow refuses where it was told `long`, in many lines. The sampler says itself what it expects."""
@@ -123,15 +123,24 @@ def signature(sampler: Sampler, settings: Mapping[str, Any]):
         columns.append(ColSpec(AnyType(), "label", required=False))
     if sampler.texts:
         columns.append(ColSpec("string", "prompt", required=False))
-    params = [spec for name in sampler.Settings.model_fields if (spec := _param(sampler.Settings, name, settings))]
+    params = list(_params(sampler.Settings, settings))
     medium = sampler.medium
-    made = TensorSpec(np.dtype(medium.dtype), (-1, *medium.array_shape(sampler.image_shape)))
+    made = TensorSpec(np.dtype(medium.dtype), (-1, *medium.array_shape(sampler.row_shape)))
     return ModelSignature(Schema(columns), Schema([made]), ParamSchema(params) if params else None)
 
 
-def _param(kind: type[Strict], name: str, settings: Mapping[str, Any]):
+def _params(kind: type[Strict], settings: Mapping[str, Any], prefix: str = "") -> Iterator:
+    """A specification for each setting, those of a block below with its name and a dot in front."""
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Strict):
+            yield from _params(field.annotation, settings.get(name) or {}, f"{prefix}{name}.")
+        elif spec := _param(kind, name, settings, prefix):
+            yield spec
+
+
+def _param(kind: type[Strict], name: str, settings: Mapping[str, Any], prefix: str):
     """A setting as MLflow announces it, with the promoted value; an empty list is one that is off. None of a setting
-    that has no type of MLflow's, such as the block of a sampler's part."""
+    that has no type of MLflow's."""
     from mlflow.types import ParamSpec
 
     several, scalar = _types(kind.model_fields[name].annotation)
@@ -139,7 +148,7 @@ def _param(kind: type[Strict], name: str, settings: Mapping[str, Any]):
     if found is None:
         return None
     value = settings.get(name)
-    return ParamSpec(name, found, list(value or []) if several else value, (-1,) if several else None)
+    return ParamSpec(f"{prefix}{name}", found, list(value or []) if several else value, (-1,) if several else None)
 
 
 def _types(annotation: Any) -> tuple[bool, type | None]:

@@ -12,6 +12,7 @@ A closure names what may decide a result. Modules that do not are left out by ru
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -131,7 +132,7 @@ def _parents(name: str) -> Iterator[str]:
 def _imported(path: Path, name: str, root: Path) -> Iterator[str]:
     """What a module's statements may import; names that are no modules of this project among them."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in _statements(path.read_text()):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -140,8 +141,19 @@ def _imported(path: Path, name: str, root: Path) -> Iterator[str]:
                 base = ".".join(filter(None, [*package.split(".")[: len(package.split(".")) - node.level + 1], base]))
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and _called(node.func) in ("import_module", "__import__"):
+        elif isinstance(node, ast.Call):
             yield from _computed(node, name, root)
+
+
+@functools.cache
+def _statements(text: str) -> tuple[ast.AST, ...]:
+    """What imports, in a module's text: parsed once, though every closure that holds the module walks it."""
+    return tuple(
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        or (isinstance(node, ast.Call) and _called(node.func) in ("import_module", "__import__"))
+    )
 
 
 def _called(function: ast.expr) -> str:

@@ -16,8 +16,9 @@ from torch import Tensor
 from components.artifacts import run_folder
 from components.config import Strict
 from components.data.dataset import Dataset, Manifest
+from components.data.media.image import MEDIUM as IMAGES
 from components.devices import default_device
-from components.errors import InputError, SamplerError
+from components.errors import ConfigError, InputError, SamplerError
 from components.evaluation import generation, pretrained, selection
 from components.evaluation.features import Extractors, Features
 from components.evaluation.protocol import REVISION, EvaluateConfig, Protocol, library_versions
@@ -106,7 +107,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
         test.medium.figures,
         PixelReference.of(train_features.pixels, test_features.pixels),
     )
-    perception, perceived_by = open_perception(config)
+    perception, perceived_by = open_perception(config, test)
     protocol = Protocol(
         extractor=extractors.extractor.name,
         extractor_hash=extractors.extractor.weights_hash,
@@ -116,7 +117,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
         reference_hash=str(test_facts.source["data"]),
         reference_count=len(test),
         train_hash=str(train_facts.source["data"]),
-        image_shape=test.row_shape,
+        row_shape=test.row_shape,
         versions=library_versions(*extractors.extractor.libraries),
         revision=REVISION,
         **config.model_dump(exclude={"extractor", "search", "snapshot_samples", "real_draws", "lpips", "clip_score"}),
@@ -127,8 +128,13 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
     )
 
 
-def open_perception(config: EvaluateConfig) -> tuple[Perception, dict[str, str]]:
-    """The optional pretrained measures that are asked for, and the hashes of their weights."""
+def open_perception(config: EvaluateConfig, images: Dataset) -> tuple[Perception, dict[str, str]]:
+    """The optional pretrained measures that are asked for, and the hashes of their weights. Raises ConfigError where
+    they do not take what the data set holds."""
+    for name in ("lpips", "clip_score"):
+        if getattr(config, name) and images.medium is not IMAGES:
+            expected = f"expected '' for {images.medium.plural}, which {images.folder} holds"
+            raise ConfigError(f"evaluate.{name}: it measures {IMAGES.plural}; {expected}")
     device, none = default_device(), (None, "")
     lpips, lpips_hash = pretrained.lpips(config.lpips, device) if config.lpips else none
     clip_score, clip_hash = pretrained.clip_scorer(config.clip_score, device) if config.clip_score else none
@@ -249,9 +255,9 @@ def _sample_grid(task: SampleTask, ready: tuple[Sampler, Strict], measurement: M
     config = measurement.config
     request = generation.grid_request(*ready, config.seed, task.captions)
     grid = torch.cat([generation.generate(ready[0], part).images for part in request.split(config.batch_size)])
-    if tuple(grid.shape[1:]) != measurement.protocol.image_shape:
+    if tuple(grid.shape[1:]) != measurement.protocol.row_shape:
         raise SamplerError(
-            f"makes images of shape {tuple(grid.shape[1:])}; {paths.TEST_IMAGES} has {measurement.protocol.image_shape}"
+            f"makes images of shape {tuple(grid.shape[1:])}; {paths.TEST_IMAGES} has {measurement.protocol.row_shape}"
         )
     return grid
 

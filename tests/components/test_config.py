@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 from pydantic import Field, ValidationError, model_validator
 
-from components.config import Strict, parse
+from components.config import Strict, by_path, from_paths, overlaid, parse
 from components.errors import ConfigError
 
 
@@ -101,3 +101,11 @@ def test_values_never_change():
     outer = Outer(steps=1)
     with pytest.raises(ValidationError):
         outer.steps = 2
+
+
+def test_blocks_by_path_and_back_and_over_others():
+    block = {"a": 1, "part": {"b": 2, "inner": {"c": [3]}}}
+    assert by_path(block) == {"a": 1, "part.b": 2, "part.inner.c": [3]}
+    assert from_paths(by_path(block)) == block
+    changed = overlaid(block, {"part": {"b": 5}, "new": {"d": 1}})
+    assert changed == {"a": 1, "part": {"b": 5, "inner": {"c": [3]}}, "new": {"d": 1}}

@@ -40,11 +40,13 @@ def served_model(folder, version: str = "3", **facts) -> ServedModel:
 class LocalBackend(SamplerReplica):
     """A replica as Serve runs it, called directly; what the engine raises is told as behind Serve."""
 
-    def __init__(self, folder, config: ServeConfig, pause: float = 0, beside: tuple[ServedModel, ...] = ()):
+    def __init__(
+        self, folder, config: ServeConfig, pause: float = 0, beside: tuple[ServedModel, ...] = (), **facts: object
+    ):
         self.device, self.config = "cpu", config
-        self.models = (served_model(folder), *beside)
+        self.models = (served_model(folder, **facts), *beside)
         self.family = run_folder.load(folder).family
-        calls = {name: self.paused(call, pause) for name, call in self.family.calls.items()}
+        calls = {name: self.paused(call, pause) if pause else call for name, call in self.family.calls.items()}
         self.engine = Engine(calls, max_rows=config.max_rows, slots=config.slots, queue=config.queue)
         self.model, self.trouble = self.models[0], ""
         self.admission = Admission(self.engine, config.deadline)

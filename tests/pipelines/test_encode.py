@@ -53,6 +53,7 @@ def project(tmp_path, monkeypatch):
     content["samplers"] = {"ldm": {**PARAMS["samplers"]["ldm"], "model": MODEL, "training": training}}
     Path("params.yaml").write_text(yaml.safe_dump(content))
     write_images(CAPTIONS)
+    write_images(CAPTIONS, paths.TEST_IMAGES)
     write_run(paths.RUNS / "vae", "vae")
     return tmp_path
 
@@ -64,15 +65,15 @@ def in_process(autoencoder, images, target, batch_size, cluster, storage, flips,
     return list(shards), moments[0].statistics()
 
 
-def write_images(captions: tuple[str, ...] | None) -> None:
-    shutil.rmtree(paths.TRAIN_IMAGES, ignore_errors=True)
-    paths.TRAIN_IMAGES.mkdir(parents=True)
+def write_images(captions: tuple[str, ...] | None, folder: Path = paths.TRAIN_IMAGES) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (10, 1, 16, 16), dtype=np.uint8)
     rows = [{"image": image, "label": np.asarray(number % 2)} for number, image in enumerate(pixels)]
     for row, caption in zip(rows, (captions or ()) * 3, strict=False):
         row["caption"] = np.frombuffer(caption.encode().ljust(CAPTION_LENGTH, b"\0"), np.uint8)
-    shards = write_shards(paths.TRAIN_IMAGES, rows, 6)
-    write_manifest(paths.TRAIN_IMAGES, shards, value_range=(0, 255), classes=("a", "b"))
+    shards = write_shards(folder, rows, 6)
+    write_manifest(folder, shards, value_range=(0, 255), classes=("a", "b"))
 
 
 def test_from_captions_to_a_sampler_that_needs_no_other_folder(project, monkeypatch):
@@ -126,4 +127,14 @@ def test_tokens_need_a_codebook_and_use_of_it(project):
     with pytest.raises(DataError, match=r"least_usage: 6 of 12 codes occur; expected 90% of them"):
         encode.refuse_unused({"usage": (0.5,), "vocabulary": (12.0,)}, 0.9, "latents")
     encode.refuse_unused({"usage": (0.5,), "vocabulary": (12.0,)}, 0.5, "latents")
+    assert not LATENTS.exists()
+
+
+def test_a_run_without_an_autoencoder_is_refused_in_one_line(project):
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    content["inputs"]["latents/autoencoder"] = "runs/plain"
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    write_run(paths.RUNS / "plain", "dcgan")
+    with pytest.raises(SamplerError, match="^inputs: latents/autoencoder: runs/plain: expected a run that holds an "):
+        encode.main([])
     assert not LATENTS.exists()

@@ -21,7 +21,10 @@ from components.artifacts import run_folder
 from components.artifacts.pyfunc import CANDIDATE, SAMPLER, RegisteredSampler
 from components.data.dataset import Dataset, batches, read_manifest
 from components.data.media import medium
-from components.errors import SamplerError
+from components.errors import ConfigError, DataError, SamplerError
+from components.evaluation.extractor import Extractor
+from components.evaluation.features import Extractors
+from components.evaluation.protocol import EvaluateConfig
 from components.families import family_class
 from components.families.base import data_info
 from components.sampling.engine import Engine
@@ -30,6 +33,7 @@ from components.sources import DataConfig
 from components.sources import Source as Rows
 from pipelines import evaluate, reconstruct, reference
 from pipelines.prepare import prepare, summary
+from pipelines.support import measurement
 from tests import toys
 from tests.components.helpers import one_exact_thread
 from tests.pipelines.in_process import encode, train
@@ -214,6 +218,16 @@ def test_a_registered_sampler_answers_with_the_mediums_arrays(project, tmp_path)
     made = RegisteredSampler(tmp_path).predict({"seed": [3, 4], "label": [0, 1]})
     of = medium(project.medium)
     assert made.dtype == of.dtype and made.shape == (2, *of.array_shape(SHAPES[project.medium]))
+
+
+def test_what_measures_images_alone_refuses_it(project):
+    images, of = Dataset(project.root / "data/images/train"), medium(project.medium)
+    pretrained = Extractor("dinov2", "hash", None, embed=None, medium="image")
+    with pytest.raises(DataError, match=f"train: holds {of.plural}; evaluate.extractor dinov2 takes images, expected "):
+        Extractors(pretrained, None).refuse_unless_fits(images.folder, of, images.row_shape)
+    for name in ("lpips", "clip_score"):
+        with pytest.raises(ConfigError, match=f"evaluate.{name}: it measures images; expected '' for {of.plural}, "):
+            measurement.open_perception(EvaluateConfig(**{name: "weights"}), images)
 
 
 @pytest.mark.parametrize("family", ["vae", "judge", "dcgan", "latent_diffusion"])

@@ -69,8 +69,8 @@ class ImageMedium(Medium):
         except UnidentifiedImageError:
             raise DataError("not an image of any format that Pillow knows") from None
         except Exception as error:  # what Pillow raises of damaged files is of many kinds
-            told = error.strerror if isinstance(error, OSError) and error.strerror else None
-            raise DataError(told or f"{type(error).__name__}: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else None
+            raise DataError(reason or f"{type(error).__name__}: {error}") from None
 
     def encode(self, row: Tensor, file_format: str, quality: int = 90) -> bytes:
         buffer = io.BytesIO()

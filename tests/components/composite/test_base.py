@@ -1,10 +1,8 @@
-"""A toy composite: what a GAN draws, a diffusion model redraws from. It is measured, kept, loaded, registered
-and served like any sampler."""
+"""The toy composite (tests/toys) by itself: parts, settings blocks, run folder, engine. From its training to HTTP:
+tests/pipelines/test_composite.py."""
 
 import dataclasses
 import json
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -12,55 +10,35 @@ import torch
 
 from components import families
 from components.artifacts import pyfunc, run_folder
-from components.composite.base import Composite
-from components.config import Strict
 from components.data.media.image import MEDIUM
 from components.errors import SamplerError
 from components.evaluation import generation
-from components.families import dcgan, latent_diffusion
+from components.families.base import RunInfo
 from components.sampling.engine import Engine
 from components.sampling.requests import Conditions, Request, Source
 from components.sampling.trajectories import drive
 from components.training import ema
 from components.training.loop import State
+from tests import toys
 from tests.components.gate import TIMEOUT
 from tests.components.helpers import IMAGES, assert_same, copied, tiny
 
-BACKBONE = {"widths": (8, 16), "heads": 2, "context_dim": 8}
+DRAFT = RunInfo(family="dcgan", config=dict(tiny("dcgan").config), data=IMAGES)
 SETTINGS = {"redraw": {"num_inference_steps": 3, "guidance_scale": 1.0}}
 
 
-class Config(Strict):
-    draft: dcgan.Model.Config = dcgan.Model.Config(**tiny("dcgan").config)
-    redraw: latent_diffusion.Model.Config = latent_diffusion.Model.Config(backbone=BACKBONE)
-
-
-class Settings(Strict):
-    draft: dcgan.Model.Settings = dcgan.Model.Settings()
-    redraw: latent_diffusion.Model.Settings = latent_diffusion.Model.Settings()
-
-
-class Model(Composite):
-    Config = Config
-    Settings = Settings
-    accepts = frozenset({"label"})
-
-    def __init__(self, config, data):
-        self.config, self.data = config, data
-        self.adopt(draft=dcgan.Model(config.draft, data), redraw=latent_diffusion.Model(config.redraw, data))
-        self.phases = self.phases_of("redraw")
-
-    def _trajectory(self, request):
-        images = yield from self.part("draft", request, Conditions(), shows=False)
-        source = Source(images.clamp(-1, 1), 0.7)
-        return (yield from self.part("redraw", request, dataclasses.replace(request.conditions, source=source)))
+@pytest.fixture(autouse=True)
+def installed():
+    with toys.installed():
+        yield
 
 
 @pytest.fixture
 def sampler():
+    kind = families.family_class("toy_composite")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = Model(Config(), IMAGES)
+        made = kind(kind.Config(), IMAGES.model_copy(update={"inputs": {"draft": DRAFT}}))
         for parameter in made.nets.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     made.nets.requires_grad_(False).eval()
@@ -68,14 +46,8 @@ def sampler():
 
 
 @pytest.fixture
-def folder(sampler, tmp_path, monkeypatch):
-    """Its run folder; the family is found as if it were a file of components/families."""
-    module = types.ModuleType("components.families.toy_composite")
-    module.Model = Model
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    names = (*families.family_names(), "toy_composite")
-    monkeypatch.setattr(families, "family_names", lambda: names)
-    average = ema.copy_of({name: sampler.nets[name] for name in sampler.kept})
+def folder(sampler, tmp_path):
+    average = ema.copy_of({name: sampler.nets[name] for name in sampler.kept if name not in sampler.pretrained})
     provenance = run_folder.Provenance(data="d", code="c", job="j", seed=0, step=1)
     run_folder.write(tmp_path / "sampler", "toy_composite", sampler, State(1, {}, {}, average), provenance)
     return tmp_path
@@ -88,6 +60,7 @@ def asked(sampler, seeds, labels):
 
 def test_nets_and_phases_have_the_parts_names(sampler):
     assert set(sampler.kept) == {"draft_generator", "redraw_denoiser"} == set(sampler.calls)
+    assert sampler.pretrained == sampler.nets_of_input("draft") == ("draft_generator",)
     assert [(phase.name, phase.net) for phase in sampler.phases] == [("redraw_denoise", "redraw_denoiser")]
 
 

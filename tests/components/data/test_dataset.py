@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.data.dataset import Dataset, batches, read_manifest, verify, write_manifest, write_shards
+from components.data.dataset import Dataset, batches, read_manifest, verify, write_manifest, write_shard, write_shards
 from components.errors import DataError
 from components.files import sha256_folder
 
@@ -100,6 +100,20 @@ def test_what_is_no_manifest_is_refused_in_one_line(tmp_path, content, told):
     with pytest.raises(DataError, match=told) as caught:
         read_manifest(tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"medium": "smell"}, "manifest.json: medium: expected one of .*image.*, found 'smell'"),
+        ({}, "manifest.json: columns.image: expected images of 1 or 3 channels, height, width; found "),
+    ],
+)
+def test_rows_that_their_medium_cannot_have_are_refused(tmp_path, facts, told):
+    shard = write_shard(tmp_path, 0, {"image": np.zeros((4, 2, 8, 8), np.uint8)})
+    write_manifest(tmp_path, [shard], value_range=(0, 255), **facts)
+    with pytest.raises(DataError, match=told):
+        read_manifest(tmp_path)
 
 
 @settings(max_examples=30, deadline=None)

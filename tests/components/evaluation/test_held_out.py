@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from components.families.base import DataInfo, Family
 from components.metrics.figures import values
 from components.metrics.held_out import DENOISING
 from components.training.loop import TrainingConfig, restore_nets
+from tests.benchmarks import over_fitting
 from tests.components.families.contract import CONFIG, stored, trained
 from tests.components.helpers import IMAGES, LATENTS, Rows, assert_same, build, one_exact_thread
 
@@ -32,7 +35,7 @@ def exact():
 def rows_of(family: Family, count: int = 20, config: TrainingConfig = CONFIG) -> HeldOutRows:
     """Its rows, of random data; what is held out are other images."""
     own = family.data
-    images = DataInfo(shape=family.image_shape, classes=own.classes, caption_length=own.caption_length)
+    images = DataInfo(shape=family.row_shape, classes=own.classes, caption_length=own.caption_length)
     family.nets.eval()
     return HeldOutRows(family, Rows(own, count), Rows(images, count), config)
 
@@ -158,3 +161,11 @@ def test_averaged_and_live_weights_have_figures_of_their_own():
     assert {f"live_{name}" for name in average} == live.keys()
     assert values(average)["held_out_loss"] != values(live)["live_held_out_loss"]
     assert len(average) == 4 + 2 * DENOISING.levels
+
+
+@pytest.mark.slow
+def test_a_run_on_a_hundred_images_shows_the_gap_before_the_memorisation_figure_fires():
+    found = over_fitting.looks()
+    opened, copied = over_fitting.first(found)
+    assert opened < copied < math.inf, found
+    assert found[0].copies < over_fitting.COPIES

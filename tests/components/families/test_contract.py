@@ -44,6 +44,14 @@ def test_every_file_brings_a_model_and_its_tiny_configuration(name):
     assert isinstance(tiny(name), Tiny)
 
 
+@pytest.mark.parametrize("name", family_names())
+def test_it_is_built_without_memory_for_its_weights(name):
+    """As `prepare` does it, to see whether the data fit."""
+    kind, example = family_class(name), tiny(name)
+    with torch.device("meta"):
+        kind(kind.Config(**example.config), tiny_data(name))
+
+
 @pytest.mark.parametrize(("name", "phase"), PHASES)
 def test_phase_moves_only_its_own_net(name, phase):
     family = build(name)
@@ -202,7 +210,7 @@ def test_preview_is_a_sheet_of_images(name, folders):
     if name not in SAMPLERS:
         assert preview is None
         return
-    assert preview.shape[1:] == family.image_shape
+    assert preview.shape[1:] == family.row_shape
     assert preview.abs().max() <= 1
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("exact")
 def test_samples_lie_in_range_and_follow_their_seeds(name, folders):
     sampler = run_folder.load(folders[name][0]).family
     images = sampler.sample(request(sampler, [3, 4, 3, 2**62], **fast(name)))
-    assert images.shape == (4, *sampler.image_shape)
+    assert images.shape == (4, *sampler.row_shape)
     assert images.dtype == torch.float32
     assert images.min() >= -1
     assert images.max() <= 1

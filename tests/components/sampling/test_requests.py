@@ -27,7 +27,7 @@ def families():
 def test_every_sampler_refuses_what_it_does_not_accept(name, condition):
     sampler = build(name)
     blend = Blend(SEEDS, torch.zeros(2)) if condition == BLEND else None
-    given = {**GIVEN, "source": Source(torch.zeros(2, *sampler.image_shape), 0.5)}
+    given = {**GIVEN, "source": Source(torch.zeros(2, *sampler.row_shape), 0.5)}
     conditions = Conditions(**{condition: given[condition]} if condition in given else {})
     request = Request(SEEDS, sampler.Settings(), conditions, blend)
     if condition in sampler.accepts:

@@ -73,18 +73,22 @@ def held(num_cpus: int):
     remove_placement_group(group)
 
 
-def test_any_number_of_actors_writes_the_same_bytes(ray_session, prepared):
-    one = encode(prepared, "one", 1)
+@pytest.fixture(scope="module")
+def latents(ray_session, prepared, text):
     with held(2):  # the actors have every CPU that is left, as on a cluster as large as cluster.num_workers
-        two = encode(prepared, "two", 2)
+        return encode(prepared, "two", 2, text)
+
+
+def test_any_number_of_actors_writes_the_same_bytes(prepared, text, latents):
+    one, two = encode(prepared, "one", 1, text), latents
     verify(two.folder)
     files = sorted(path.name for path in one.folder.iterdir())
     assert files == sorted(path.name for path in two.folder.iterdir())
     assert [sha256(one.folder / name) for name in files] == [sha256(two.folder / name) for name in files]
 
 
-def test_rows_keep_their_order_and_labels_and_statistics_are_those_of_draws(ray_session, prepared, text):
-    latents, images = encode(prepared, "again", 2, text), Dataset(prepared / "images")
+def test_rows_keep_their_order_and_labels_and_statistics_are_those_of_draws(prepared, text, latents):
+    images = Dataset(prepared / "images")
     rows = latents.take(np.arange(70))
     found, expected = rows["text"].float(), text.encoded((CAPTIONS * 18)[:70]).context
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)  # half precision

@@ -23,7 +23,7 @@ class Ready:
     def __init__(self, model):
         import torch
 
-        self.model, self.image = model, MEDIUM.encode(torch.zeros(model.image_shape), "png")
+        self.model, self.image = model, MEDIUM.encode(torch.zeros(model.row_shape), "png")
 
     async def served(self):
         return (self.model,)

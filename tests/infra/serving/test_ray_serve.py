@@ -1,4 +1,5 @@
 import base64
+import contextlib
 import functools
 import io
 import itertools
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import openai
+import psutil
 import pytest
 import ray
 import torch
@@ -33,6 +35,7 @@ from tests.infra.serving_helpers import CLASSES, write_promoted, write_sampler
 DEFAULTS = {"solver": "ddim", "num_inference_steps": 4, "guidance_scale": 2.0}
 FAST = {"num_inference_steps": 3}
 SLOW = {"num_inference_steps": 1000, "sampler": "heun"}
+WHOLE = {"num_inference_steps": 300, "sampler": "heun"}  # long, and yet waited for
 CONFIG = ServeConfig(
     max_images=4, max_steps=1000, max_body=20_000, slots=16, queue=16, threads=1, watch_every=0.5, keep_former=0
 )
@@ -295,7 +298,7 @@ def test_overload_is_refused_and_leaving_makes_room(address, client):
 def test_a_client_who_leaves_ends_the_work(address):
     """Not a stream: nothing has been answered yet when the connection closes."""
     host, port = address.removeprefix("http://").split(":")
-    body = json.dumps({"prompt": "one", "n": 4, **SLOW}).encode()
+    body = json.dumps({"prompt": "one", "n": 4, **WHOLE}).encode()
     head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     connection = socket.create_connection((host, int(port)), timeout=60)
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -326,6 +329,17 @@ def test_the_engines_figures_are_exported(address, client):
         ours = answer.read().decode()
     assert "ray_foundry_stage_ms_bucket{" in ours and 'stage="queue"' in ours
     assert {line.partition("_")[0] for line in ours.splitlines() if line[0] != "#"} == {"ray"}
+
+
+def test_no_process_of_serve_listens_beyond_loopback(address):
+    listening = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.name().startswith("ray::"):
+                opened = [one.laddr.ip for one in process.net_connections() if one.status == psutil.CONN_LISTEN]
+                listening |= {(process.name(), ip) for ip in opened}
+    assert any("ServeReplica" in name for name, _ in listening)
+    assert {ip for _, ip in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
 
 
 def test_a_replica_that_dies_is_replaced_and_its_requests_are_told(address, client):

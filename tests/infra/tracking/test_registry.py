@@ -95,11 +95,13 @@ print(json.dumps({
 """
 
 
-def test_versions_load_beside_each_other_in_an_application_with_components_of_its_own(registered, tmp_path):
-    promote(registered, registered / "runs/ldm", "b" * 64)
+def test_versions_load_beside_each_other_in_an_application_with_components_of_its_own(tmp_path):
+    root = tmp_path / "registered"
+    for content in "ab":
+        promote(root, write_sampler(root / "runs/ldm"), content * 64)
     (tmp_path / "components").mkdir()
     (tmp_path / "components/__init__.py").write_text("NAME = 'the application'")
-    uri = f"sqlite:///{registered}/mlflow.db"
+    uri = f"sqlite:///{root}/mlflow.db"
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     done = subprocess.run(
@@ -121,7 +123,7 @@ def test_versions_load_beside_each_other_in_an_application_with_components_of_it
 
     import torch
 
-    sampler, settings = open_candidate(registered / "runs/ldm", SETTINGS, "cpu", "")
+    sampler, settings = open_candidate(root / "runs/ldm", SETTINGS, "cpu", "")
     here = MEDIUM.to_stored(
         sampler.sample(Request(torch.tensor([3, 4]), settings, Conditions(label=torch.tensor([0, 2]))))
     )
