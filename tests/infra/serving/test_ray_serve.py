@@ -326,10 +326,13 @@ def test_the_engines_figures_are_exported(address, client):
         lambda: re.search(r'^ray_foundry_forward_rows_count\{.*net="denoiser".*\} [1-9]', exported(), re.MULTILINE)
     )
     wait_for(lambda: "ray_foundry_forward_ms_sum" in (told := exported()) and "ray_foundry_waiting_rows" in told)
-    with urllib.request.urlopen(f"{address}/metrics", timeout=60) as answer:  # the same from the API's own port
-        ours = answer.read().decode()
-    assert "ray_foundry_stage_ms_bucket{" in ours and 'stage="queue"' in ours
-    assert {line.partition("_")[0] for line in ours.splitlines() if line[0] != "#"} == {"ray"}
+
+    def ours() -> str:
+        with urllib.request.urlopen(f"{address}/metrics", timeout=60) as answer:  # the same from the API's own port
+            return answer.read().decode()
+
+    wait_for(lambda: "ray_foundry_stage_ms_bucket{" in (told := ours()) and 'stage="queue"' in told)
+    assert {line.partition("_")[0] for line in ours().splitlines() if line[0] != "#"} == {"ray"}
 
 
 def test_no_process_of_serve_listens_beyond_loopback(address):
