@@ -114,8 +114,9 @@ class Engine:
         with self._lock:
             waiting = sum(task.charged for task in self._waiting)
             fullest = min(self._caches.values(), key=lambda cache: cache.num_free, default=None)
-            kept = (fullest.leased, fullest.rows) if fullest else ()
-            return Load(self._rows - waiting, waiting, self.slots, self.queue, *kept)
+            kept = (fullest.leased, fullest.rows) if fullest else (0, 0)
+            taken = sum((cache.rows + 1) * self.nets[net].row_bytes for net, cache in self._caches.items())
+            return Load(self._rows - waiting, waiting, self.slots, self.queue, *kept, taken)
 
     def seconds_to_finish(self, works: Sequence[Work] = ()) -> float:
         """Until all that is in the engine is finished, and trajectories of these works with it, at its pace of late."""
