@@ -187,7 +187,10 @@ def _tag(kind: type[BaseModel]) -> str | None:
 
 
 def _key(path: str, name: str, kind: type[BaseModel], field: FieldInfo) -> Key:
-    default = "required" if field.is_required() else default_text(field.get_default(call_default_factory=True))
+    if field.default_factory_takes_validated_data:
+        default = "by the keys before it"
+    else:
+        default = "required" if field.is_required() else default_text(field.get_default(call_default_factory=True))
     return Key(path, kind_text(field), default, meaning(kind, name))
 
 
