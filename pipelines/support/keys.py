@@ -98,6 +98,7 @@ COMMON = {
     "kind": "which of the kinds that there are",
     "pad": "the number that fills a text up to its length",
     "sharding": "fsdp2 spreads weights and optimizer over the workers",
+    "norm_groups": "groups of channels, each normalised by itself",
     "sizes": "what a request of another size than the model's gets",
 }
 _BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}", "min_length": "{} or more"}
