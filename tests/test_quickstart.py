@@ -128,7 +128,7 @@ EXTRA = {
 
 
 def test_every_refusal_of_the_table_is_tried():
-    assert set(REFUSALS) == WRONG.keys()
+    assert set(REFUSALS) == WRONG.keys() | {"Could not find 'data.path'"}  # DVC's own
 
 
 @pytest.mark.parametrize("message", WRONG)
