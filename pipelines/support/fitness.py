@@ -49,14 +49,15 @@ def refuse_unfit(params: Params, source: Source) -> None:
     raise DataError(f"params.yaml: {told}{'; '.join(found)}{proposed}")
 
 
-def refuse_too_few(params: Params, manifests: dict[str, Manifest]) -> None:
-    """Raises DataError of a test split that no figure can be measured on."""
+def too_few(params: Params, manifests: dict[str, Manifest]) -> tuple[str, ...]:
+    """A note on a test split that figures cannot be measured on; empty on one that they can."""
     count, least = manifests["test"].count, params.evaluate.neighbours + 1
-    if count < least:
-        raise DataError(
-            f"{count} images for the test split; expected {least} or more, because evaluate.neighbours is "
-            f"{params.evaluate.neighbours}: more images, a larger data.test_fraction or fewer neighbours"
-        )
+    if count >= least:
+        return ()
+    return (
+        f"{count} images for the test split; the stage reference wants {least} or more, because evaluate.neighbours is "
+        f"{params.evaluate.neighbours}: more images, a larger data.test_fraction or fewer neighbours",
+    )
 
 
 def problems(params: Params, info: DataInfo) -> Iterator[str]:
