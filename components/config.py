@@ -37,8 +37,13 @@ def _of_one_model(field: FieldInfo) -> bool:
 
 
 def _laid_over(default: BaseModel, block: dict) -> dict:
-    """The default's values with the block's in their place, and so in the blocks below that the default has."""
-    values = {name: getattr(default, name) for name in type(default).model_fields}
+    """The default's values with the block's in their place, and so in the blocks below that the default has. What
+    follows from other values, unless said, is left to follow from the block's."""
+    values = {
+        name: getattr(default, name)
+        for name, field in type(default).model_fields.items()
+        if not field.default_factory_takes_validated_data or name in default.model_fields_set
+    }
     for name, value in block.items():
         fields = type(default).model_fields
         below = name in fields and _of_one_model(fields[name]) and isinstance(value, dict)

@@ -122,7 +122,7 @@ class ServeConfig(Strict):
     deadline: float = Field(60, gt=0)  # seconds from the request to its last image
     # limits of all requests that one API replica has at a time
     open_bodies: int = Field(512, ge=1)  # requests whose bodies are still coming
-    pixels_in_flight: int = Field(32_000_000, ge=1)  # of the clients' images that are being decoded
+    pixels_in_flight: int = Field(320_000_000, ge=1)  # of clients' images that wait to be decoded, one at a time
     images_per_key: int = Field(0, ge=0)  # that one API key may wait for at a time; 0: any number
     # the engine of each replica
     max_rows: int = Field(64, ge=1)  # of one forward

@@ -6,7 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from components.artifacts import run_folder
+from components.artifacts import old_runs, run_folder
 from components.config import parse
 from components.data.dataset import MANIFEST, read_manifest, verify
 from components.errors import ConfigError
@@ -78,7 +78,7 @@ def _refuse_unknown_best(figure: str, kind: type[Family], is_judged: bool, key: 
 def read_autoencoder_info(folder: Path) -> AutoencoderInfo | None:
     """How to build the autoencoder that a latent data set carries; None for a data set of images."""
     path = folder / paths.AUTOENCODER_INFO
-    return AutoencoderInfo(**json.loads(path.read_text())) if path.is_file() else None
+    return old_runs.upgraded_info(AutoencoderInfo(**json.loads(path.read_text()))) if path.is_file() else None
 
 
 def read_text_info(folder: Path) -> dict | None:

@@ -138,7 +138,7 @@ def read_config(folder: Path) -> RunConfig:
         config = parse(RunConfig, content, str(path))
     except InputError as error:
         raise SamplerError(str(error)) from None
-    return config.model_copy(update={"config": old_runs.upgraded(config.family, config.config)})
+    return old_runs.upgraded_info(config)
 
 
 def _write_averages(path: Path, snapshots: list[dict]) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from components.config import Strict, named_block
 from components.errors import SamplerError
+from components.nets.blocks import norm_groups
 from components.nets.dit import DiT as DiTNet
 from components.nets.unet import UNet2DConditionModel
 from components.shapes import refuse_unless_planar, shape_text
@@ -27,6 +28,8 @@ class UNet(Strict):
     layers: int = Field(1, ge=1)  # residual blocks a resolution
     heads: int = Field(4, ge=1)
     context_dim: int = Field(64, ge=1)
+    # the most that a norm has
+    norm_groups: int = Field(default_factory=lambda given: norm_groups(given["widths"]), ge=1)
 
     @model_validator(mode="after")
     def _fits(self) -> UNet:
@@ -54,8 +57,8 @@ class UNet(Strict):
 
     def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
         """For rows of `shape`. `num_classes`: rows of the class embedding, 0 for none."""
-        layout = self.model_dump(exclude={"name"})
-        return UNet2DConditionModel(shape[0], num_classes=num_classes, **layout)
+        layout = self.model_dump(exclude={"name", "norm_groups"})
+        return UNet2DConditionModel(shape[0], num_classes=num_classes, groups=self.norm_groups, **layout)
 
 
 class DiT(Strict):

@@ -22,6 +22,9 @@ class ScheduleConfig(Strict):
     name: Literal["flow", "linear", "scaled_linear", "cosine"] = "flow"
     shift: float = Field(1.0, gt=0)  # flow only: Esser et al. 2024, section 5.3.2; above 1 means more noise
     zero_terminal_snr: bool = False  # not for flow, which ends in noise anyway: Lin et al. 2024, section 3.1
+    # which times equal steps visit (Lin et al. 2024, Table 2): the noisiest and not 0, both, or 0 and not the noisiest
+    levels: Literal["trailing", "linspace", "leading"] = "trailing"
+    offset: int = Field(0, ge=0, lt=NUM_TRAIN_TIMESTEPS)  # leading: the least place of the table that is visited
 
     @model_validator(mode="after")
     def _fits(self) -> ScheduleConfig:
@@ -31,7 +34,11 @@ class ScheduleConfig(Strict):
 
 
 class Schedule:
-    """sigma as a strictly increasing function of time t in [0, 1]."""
+    """sigma as a strictly increasing function of time t in [0, 1]. `levels` and `offset` as in
+    ScheduleConfig."""
+
+    levels: str = "trailing"
+    offset: int = 0
 
     def sigma(self, t: Tensor) -> Tensor:
         raise NotImplementedError
@@ -42,8 +49,32 @@ class Schedule:
 
     def sigmas(self, num_steps: int, start: float = 1.0) -> list[float]:
         """`num_steps` levels at equally spaced times from `start`, by default the noisiest, down, then 0."""
-        times = torch.linspace(start, 0, num_steps + 1, dtype=torch.float64)[:-1]
-        return [*self.sigma(times).tolist(), 0.0]
+        return [*self.sigma(TIMES[self.levels](num_steps, start, self.offset)).tolist(), 0.0]
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest level."""
+        return tuple(self.sigma(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist())
+
+
+def _trailing(num_steps: int, start: float, offset: int) -> Tensor:
+    return torch.linspace(start, 0, num_steps + 1, dtype=torch.float64)[:-1]
+
+
+def _linspace(num_steps: int, start: float, offset: int) -> Tensor:
+    if num_steps == 1:  # the noisiest, where diffusers visits the least
+        return torch.tensor([start], dtype=torch.float64)
+    return torch.linspace(start, 0, num_steps, dtype=torch.float64)
+
+
+def _leading(num_steps: int, start: float, offset: int) -> Tensor:
+    """Whole steps of the table, as Stable Diffusion's own samplers count them."""
+    stride = max(1, int(start * NUM_TRAIN_TIMESTEPS) // num_steps)
+    places = offset + stride * torch.arange(num_steps - 1, -1, -1, dtype=torch.float64)
+    return (places / (NUM_TRAIN_TIMESTEPS - 1)).clamp(max=1)
+
+
+TIMES = {"trailing": _trailing, "linspace": _linspace, "leading": _leading}
 
 
 @dataclass(frozen=True)
@@ -51,6 +82,8 @@ class FlowSchedule(Schedule):
     """x_t = (1 - t) x0 + t noise, so sigma = t / (1 - t) (Lipman et al. 2023; Liu et al. 2023)."""
 
     shift: float = 1.0
+    levels: str = "trailing"
+    offset: int = 0
     t_max: float = 0.999  # pure noise has no finite sigma: start a thousandth before it
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -67,6 +100,8 @@ class DiscreteSchedule(Schedule):
     """A table of a thousand variance-preserving levels, joined by straight lines in log sigma."""
 
     log_sigmas: Tensor  # (NUM_TRAIN_TIMESTEPS,) float64, increasing
+    levels: str = "trailing"
+    offset: int = 0
     _placed: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -91,12 +126,12 @@ class DiscreteSchedule(Schedule):
 
 def build(config: ScheduleConfig) -> Schedule:
     if config.name == "flow":
-        return FlowSchedule(config.shift)
+        return FlowSchedule(config.shift, config.levels, config.offset)
     alpha_bar = (1 - BETAS[config.name]()).cumprod(0)
     if config.zero_terminal_snr:
         alpha_bar = rescaled_to_zero_snr(alpha_bar)
         alpha_bar[-1] = alpha_bar[-2] / 4  # pure noise has no finite sigma: twice the level before it
-    return DiscreteSchedule(0.5 * torch.log((1 - alpha_bar) / alpha_bar))
+    return DiscreteSchedule(0.5 * torch.log((1 - alpha_bar) / alpha_bar), config.levels, config.offset)
 
 
 def rescaled_to_zero_snr(alpha_bar: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from components.data.dataset import Batch
 from components.data.randomness import Draws
 from components.families import base
 from components.families.base import DataInfo, Losses, Phase, Tiny
+from components.nets.blocks import norm_groups
 from components.nets.classifier import Classifier
 from components.shapes import refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
@@ -28,6 +29,7 @@ _COARSE = 4  # pixels a side of an image from far off
 class Config(Strict):
     width: int = Field(32, ge=4)
     feature_dim: int = Field(64, ge=2)
+    norm_groups: int = Field(default_factory=lambda given: norm_groups((given["width"],)), ge=1)
     label_smoothing: float = Field(0.05, ge=0, lt=1)
     shift: float = Field(0.1, ge=0, lt=1)  # of the image's side: the largest translation in augmentation
     rotate: float = Field(10.0, ge=0, le=180)  # degrees, likewise
@@ -42,7 +44,7 @@ class Model(base.Judge):
         self.config, self.data = config, data
         answers = len(data.classes) if self.tells_classes else _TURNS + data.shape[0] * _COARSE**2
         # no dropout: its masks would come from the global generator; augmentation and label smoothing regularise
-        net = Classifier(data.shape[0], answers, config.width, config.feature_dim)
+        net = Classifier(data.shape[0], answers, config.width, config.feature_dim, config.norm_groups)
         self.nets = nn.ModuleDict({"classifier": net})
         loss = self.loss if self.tells_classes else self.unlabelled_loss
         self.phases = (Phase("classify", "classifier", loss, config.optimizer),)

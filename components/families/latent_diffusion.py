@@ -274,7 +274,8 @@ class Model(Sampler):
         share of the steps."""
         num_steps = max(1, math.ceil(round(settings.num_inference_steps * strength, 6)))
         if settings.spacing == "karras":
-            return schedules.karras_sigmas(num_steps, SIGMA_MIN, SIGMA_MAX, start=strength)
+            low, high = self.schedule.bounds  # the net knows no level outside
+            return schedules.karras_sigmas(num_steps, max(low, SIGMA_MIN), min(high, SIGMA_MAX), start=strength)
         return self.schedule.sigmas(num_steps, strength)
 
     def normalise(self, latents: Tensor) -> Tensor:

@@ -47,11 +47,13 @@ class UNetLayout(Strict):
     depth: tuple[int, ...]
     context_dim: int = Field(ge=1)
     linear: bool = False
+    norm_groups: int = Field(32, ge=1)
     added: tuple[int, int, int] | None = None
 
     def build(self, channels: int) -> Denoiser:
         """Of texts and, where it has room for them, sizes, which come in the backbone's own terms."""
-        return Denoiser(None, UNet2DConditionModel(channels, **self.model_dump(exclude={"name"})))
+        layout = self.model_dump(exclude={"name", "norm_groups"})
+        return Denoiser(None, UNet2DConditionModel(channels, groups=self.norm_groups, **layout))
 
     @model_validator(mode="after")
     def _fits(self) -> UNetLayout:

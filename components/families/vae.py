@@ -36,6 +36,7 @@ from components.nets.autoencoder.codebook import Codebook
 from components.nets.autoencoder.discriminator import PatchDiscriminator
 from components.nets.autoencoder.finite_scalars import FiniteScalars
 from components.nets.autoencoder.kl import Reconstruction
+from components.nets.blocks import norm_groups
 from components.sampling.blends import lerp, slerp
 from components.sampling.requests import Request
 from components.sampling.trajectories import Answer, Call, Trajectory
@@ -78,6 +79,7 @@ class Config(Strict):
     latent_channels: int = Field(4, ge=1)
     widths: tuple[int, ...] = Field((32, 64), min_length=1)  # channels by resolution; each but the last halves the side
     layers: int = Field(1, ge=1)  # residual blocks a resolution
+    norm_groups: int = Field(default_factory=lambda given: norm_groups(given["widths"]), ge=1)
     reconstruction: Literal["mse", "l1", "bce", "logistic"] = "mse"  # logistic: a density, so that it has a likelihood
     kl_weight: float = Field(1e-2, ge=0)  # 1 is the evidence lower bound under `logistic`
     free_bits: float = Field(0.0, ge=0)  # nats of each latent channel that cost nothing
@@ -115,7 +117,8 @@ class Model(Autoencoder):
         refuse_unless_planar(data.shape, self.factor, "vae")
         codebook = config.codebook.build(config.latent_channels) if config.codebook else None
         has_scale = config.reconstruction == "logistic"
-        net = AutoencoderKL(data.shape[0], config.latent_channels, config.widths, config.layers, codebook, has_scale)
+        layout = config.latent_channels, config.widths, config.layers
+        net = AutoencoderKL(data.shape[0], *layout, codebook, has_scale, config.norm_groups)
         self.nets = nn.ModuleDict({"autoencoder": net})
         self.calls = {"decoder": net.decode}
         self.phases = (Phase("autoencode", "autoencoder", self.loss, config.optimizer),)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from components.config import parse
-from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS
+from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS, ScheduleConfig
 from components.errors import SamplerError
 from components.families.base import AutoencoderInfo, DataInfo
 from components.families.stable_diffusion import Config
@@ -61,6 +61,8 @@ UNET = {
 }
 VAE = {"act_fn": "silu", "mid_block_add_attention": True, "use_quant_conv": True, "use_post_quant_conv": True}
 SCHEDULER = {"num_train_timesteps": NUM_TRAIN_TIMESTEPS, "trained_betas": None, "thresholding": False}
+# of a config that does not tell: what these schedulers of diffusers do, where the others take linspace
+LEVELS = {"DDIMScheduler": "leading", "DDPMScheduler": "leading", "PNDMScheduler": "leading"}
 MIRROR = {"CrossAttnDownBlock2D": "CrossAttnUpBlock2D", "DownBlock2D": "UpBlock2D"}
 OLD_ATTENTION = {
     "query": "to_q",
@@ -150,6 +152,7 @@ def _unet(part: Part, pooled_dim: int) -> dict[str, Any]:
         "depth": _each(config.get("transformer_layers_per_block") or 1, widths),
         "context_dim": config["cross_attention_dim"],
         "linear": bool(config.get("use_linear_projection")),
+        "norm_groups": _norm_groups(part),
     }
     kind = config.get("addition_embed_type")
     if kind not in (None, "text_time"):
@@ -161,6 +164,14 @@ def _unet(part: Part, pooled_dim: int) -> dict[str, Any]:
             raise part.refuse(f"projection_class_embeddings_input_dim: no place for 5 or 6 sizes beside {pooled_dim}")
         described["added"] = (pooled_dim, sizes, width)
     return described
+
+
+def _norm_groups(part: Part) -> int:
+    """The one number of groups that all norms of a part have."""
+    groups = part.config.get("norm_num_groups", 32)
+    if any(width % groups for width in part.config["block_out_channels"]):
+        raise part.refuse(f"norm_num_groups: {groups} do not divide block_out_channels")
+    return groups
 
 
 def _each(value: Any, widths: list[int]) -> list:
@@ -178,7 +189,8 @@ def _refiner(refiner: Path, folder: Path, is_xl: bool) -> dict[str, Any]:
 
 
 def _schedule(part: Part) -> dict[str, Any]:
-    """Objective and schedule; which scheduler it is does not matter, ours visits the levels of a request's settings."""
+    """Objective and schedule, and which of its levels the folder's scheduler visits. Which solver it is does not
+    matter, that is for a request's settings."""
     part.expect(SCHEDULER)
     config = part.config
     kind = config.get("beta_schedule", "linear")
@@ -190,7 +202,14 @@ def _schedule(part: Part) -> dict[str, Any]:
     if objective is None:
         raise part.refuse(f"prediction_type: expected one of {', '.join(OBJECTIVES)}")
     zero = bool(config.get("rescale_betas_zero_snr"))
-    return {"objective": objective, "schedule": {"name": names[0], "zero_terminal_snr": zero}}
+    kept = LEVELS.get(config.get("_class_name"), "linspace")
+    levels = config.get("timestep_spacing", kept)
+    if levels not in get_args(ScheduleConfig.model_fields["levels"].annotation):
+        raise part.refuse(f"timestep_spacing: expected trailing, linspace or leading, found {levels!r}")
+    schedule = {"name": names[0], "zero_terminal_snr": zero, "levels": levels}
+    if levels == "leading":
+        schedule["offset"] = config.get("steps_offset", 0)
+    return {"objective": objective, "schedule": schedule}
 
 
 def _latents(part: Part) -> dict[str, Any]:
@@ -213,6 +232,7 @@ def _autoencoder(part: Part, side: int) -> AutoencoderInfo:
         "latent_channels": config["latent_channels"],
         "widths": widths,
         "layers": config["layers_per_block"],
+        "norm_groups": _norm_groups(part),
     }
     pixels = side * 2 ** (len(widths) - 1)
     return AutoencoderInfo(config=described, data=DataInfo(shape=(channels, pixels, pixels)))
@@ -232,14 +252,8 @@ def _texts(folder: Path, is_xl: bool) -> tuple[list[EncoderLayout], dict[str, Te
 
 
 def _load(net: nn.Module, part: Part) -> None:
-    """Raises SamplerError unless the part's weights and norms are those of the net."""
+    """Raises SamplerError unless the part's weights are those of the net."""
     weights = {_renamed(name): value for name, value in read_weights(part.folder, WEIGHTS, PIPELINE).items()}
-    groups = {module.num_groups for module in net.modules() if isinstance(module, nn.GroupNorm)}
-    if groups != {part.config.get("norm_num_groups", 32)}:
-        found = part.config.get("norm_num_groups", 32)
-        raise part.refuse(
-            f"norm_num_groups: expected {', '.join(map(str, sorted(groups)))} by its widths, found {found}"
-        )
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:

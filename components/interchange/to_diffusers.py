@@ -23,7 +23,6 @@ from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS
 from components.errors import SamplerError
 from components.families.latent_diffusion import Model as LatentDiffusion
 from components.files import whole_folder, write_json, write_whole
-from components.nets.blocks import norm_groups
 
 VERSION = "0.42.1"  # of diffusers, whose layout this is
 PIPELINE = "StableDiffusionXLPipeline"
@@ -97,14 +96,19 @@ def refuse_unless_expressible(family: LatentDiffusion, where: str) -> None:
         raise SamplerError(
             f"{where}: images of {height}x{width} pixels; diffusers' pipelines expect squares, multiples of 8"
         )
-    groups = {module.num_groups for module in family.nets.modules() if isinstance(module, nn.GroupNorm)}
-    if len(groups) > 1:
-        found = ", ".join(map(str, sorted(groups)))
-        raise SamplerError(f"{where}: norms of {found} groups; diffusers has one number (widths divisible by 32)")
+    for net in (autoencoder.nets["autoencoder"], family.nets["denoiser"].backbone):
+        if len(groups := norm_groups_of(net)) > 1:
+            found = ", ".join(map(str, groups))
+            raise SamplerError(f"{where}: norms of {found} groups in one net; diffusers has one number for all")
     unet = family.nets["denoiser"].backbone
     rows, width = unet.class_embedding.weight.shape
     if rows > width:
         raise SamplerError(f"{where}: {rows} classes; the embedding of diffusers' layout has room for {width}")
+
+
+def norm_groups_of(net: nn.Module) -> list[int]:
+    """The numbers of groups that a net's norms have."""
+    return sorted({module.num_groups for module in net.modules() if isinstance(module, nn.GroupNorm)})
 
 
 def scheduler_of(family: LatentDiffusion, where: str) -> tuple[str, dict]:
@@ -149,7 +153,7 @@ def vae_config(family: LatentDiffusion) -> dict:
         "layers_per_block": config.layers,
         "down_block_types": ["DownEncoderBlock2D"] * depth,
         "up_block_types": ["UpDecoderBlock2D"] * depth,
-        "norm_num_groups": norm_groups(config.widths[0]),
+        "norm_num_groups": norm_groups_of(family.nets["autoencoder"])[0],
         "sample_size": side,
         "scaling_factor": 1.0,
     }
@@ -182,7 +186,7 @@ def unet_config(family: LatentDiffusion) -> dict:
         "cross_attention_dim": backbone.context_dim,
         "down_block_types": ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in backbone.attention],
         "up_block_types": ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(backbone.attention)],
-        "norm_num_groups": norm_groups(backbone.widths[0]),
+        "norm_num_groups": norm_groups_of(family.nets["denoiser"].backbone)[0],
         "sample_size": side,
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": SIZE_WIDTH,
@@ -254,4 +258,11 @@ def usage(family: LatentDiffusion) -> str:
         ).images
 
 Classes: {names}{", ..." if len(classes) > 20 else ""}
+
+Groups of the norms (`norm_num_groups`, 32 in most published folders): {_told_groups(family)}.
 {note}"""
+
+
+def _told_groups(family: LatentDiffusion) -> str:
+    nets = {"vae": family.nets["autoencoder"], "unet": family.nets["denoiser"].backbone}
+    return ", ".join(f"{norm_groups_of(net)[0]} in {name}" for name, net in nets.items())

@@ -93,10 +93,12 @@ def quantiles(draws: Tensor) -> Tensor:
 
 
 def of_mean(values: Tensor, weights: Tensor, low: float = -torch.inf, high: float = torch.inf) -> Interval | None:
-    """The interval of the mean of values (N,). `weights`: (R, N) multiplicities."""
-    values = values.double()
-    draws = (weights @ values.float()) / weights.shape[1]
-    return around(float(values.mean()), draws, low, high)
+    """The interval of the mean of values (N,), which is nearly normal; None without resamples. `weights`: (R, N)
+    multiplicities."""
+    if not len(weights):
+        return None
+    draws = (weights.double() @ values.double()) / weights.shape[1]
+    return normal(float(values.double().mean()), float(draws.std()), low, high)
 
 
 def normal(estimate: float, stderr: float, low: float = -math.inf, high: float = math.inf) -> Interval:

@@ -7,15 +7,23 @@ diffusers), so that weights map one to one without a table.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def norm_groups(channels: int, most: int = 32) -> int:
-    """The largest number of groups up to `most` that divides `channels`."""
-    return max(groups for groups in range(1, most + 1) if channels % groups == 0)
+def norm_groups(widths: Sequence[int], least: int = 4, most: int = 32) -> int:
+    """Number of groups for the norms of a net: the most, up to 32 (Wu and He 2018), that divide all of its widths and
+    leave a group `least` channels. A group of one channel would take away what an embedding adds to that channel."""
+    largest = max(1, min(most, min(widths) // least))
+    return max(groups for groups in range(1, largest + 1) if math.gcd(*widths) % groups == 0)
+
+
+def group_norm(channels: int, groups: int, eps: float) -> nn.GroupNorm:
+    """GroupNorm of as many groups, up to `groups`, as divide `channels`."""
+    return nn.GroupNorm(max(count for count in range(1, groups + 1) if channels % count == 0), channels, eps=eps)
 
 
 def sinusoidal_embedding(level: Tensor, width: int, max_period: float = 10_000) -> Tensor:
@@ -43,12 +51,20 @@ class ResnetBlock2D(nn.Module):
 
     recomputable = True  # cheap beside what its activations weigh (training.recompute)
 
-    def __init__(self, in_channels: int, out_channels: int, temb_channels: int | None = None, eps: float = 1e-6):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        temb_channels: int | None = None,
+        eps: float = 1e-6,
+        groups: int | None = None,
+    ):
         super().__init__()
-        self.norm1 = nn.GroupNorm(norm_groups(in_channels), in_channels, eps=eps)
+        groups = groups or norm_groups((in_channels, out_channels))
+        self.norm1 = group_norm(in_channels, groups, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(temb_channels, out_channels) if temb_channels else None
-        self.norm2 = nn.GroupNorm(norm_groups(out_channels), out_channels, eps=eps)
+        self.norm2 = group_norm(out_channels, groups, eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
@@ -137,9 +153,9 @@ def with_zero_gradient(x: Tensor, *idle: Tensor) -> Tensor:
 class SpatialAttention(Attention):
     """Single-head self-attention over the places of a feature map, with its own norm and residual."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int | None = None):
         super().__init__(channels, heads=1, bias=True)
-        self.group_norm = nn.GroupNorm(norm_groups(channels), channels, eps=1e-6)
+        self.group_norm = group_norm(channels, groups or norm_groups((channels,)), eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, H*W, C)
@@ -197,9 +213,17 @@ class Transformer2DModel(nn.Module):
 
     recomputable = True
 
-    def __init__(self, channels: int, heads: int, context_dim: int, depth: int = 1, linear: bool = False):
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        context_dim: int,
+        depth: int = 1,
+        linear: bool = False,
+        groups: int | None = None,
+    ):
         super().__init__()
-        self.norm = nn.GroupNorm(norm_groups(channels), channels, eps=1e-6)
+        self.norm = group_norm(channels, groups or norm_groups((channels,)), eps=1e-6)
         self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(channels, heads, context_dim) for _ in range(depth)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.nets.blocks import ResnetBlock2D
+from components.nets.blocks import ResnetBlock2D, norm_groups
 
 
 class Classifier(nn.Module):
-    """Images (B, C, H, W) -> logits (B, num_classes); `features` gives the (B, feature_dim) before them."""
+    """Images (B, C, H, W) -> logits (B, num_classes); `features` gives the (B, feature_dim) before them. `groups`: of
+    its norms."""
 
-    def __init__(self, channels: int, num_classes: int, width: int, feature_dim: int):
+    def __init__(self, channels: int, num_classes: int, width: int, feature_dim: int, groups: int | None = None):
         super().__init__()
+        groups = groups or norm_groups((width,))
         self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(
-            [ResnetBlock2D(width, width), ResnetBlock2D(width, 2 * width), ResnetBlock2D(2 * width, 2 * width)]
+            ResnetBlock2D(before, after, groups=groups)
+            for before, after in ((width, width), (width, 2 * width), (2 * width, 2 * width))
         )
         self.project = nn.Linear(2 * width, feature_dim)
         self.classify = nn.Linear(feature_dim, num_classes)

@@ -16,6 +16,7 @@ from components.nets.blocks import (
     TimestepEmbedding,
     Transformer2DModel,
     Upsample2D,
+    group_norm,
     norm_groups,
     sinusoidal_embedding,
 )
@@ -30,12 +31,15 @@ class Attends(NamedTuple):
     context_dim: int
     depth: int = 1  # transformer blocks a layer
     linear: bool = False  # as in Transformer2DModel
+    groups: int | None = None  # of its norms
 
 
 class DownBlock(nn.Module):
-    def __init__(self, channels: Sequence[int], temb: int, attends: Attends | None, downsample: bool):
+    def __init__(self, channels: Sequence[int], temb: int, groups: int, attends: Attends | None, downsample: bool):
         super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock2D(before, after, temb, EPS) for before, after in pairwise(channels))
+        self.resnets = nn.ModuleList(
+            ResnetBlock2D(before, after, temb, EPS, groups) for before, after in pairwise(channels)
+        )
         self.attentions = _attentions(channels[1:], attends)
         self.downsamplers = nn.ModuleList([Downsample2D(channels[-1], padding=1)]) if downsample else None
 
@@ -53,9 +57,9 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    def __init__(self, channels: int, temb: int, attends: Attends):
+    def __init__(self, channels: int, temb: int, groups: int, attends: Attends):
         super().__init__()
-        self.resnets = nn.ModuleList([ResnetBlock2D(channels, channels, temb, EPS) for _ in range(2)])
+        self.resnets = nn.ModuleList([ResnetBlock2D(channels, channels, temb, EPS, groups) for _ in range(2)])
         self.attentions = _attentions([channels], attends)
 
     def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
@@ -70,12 +74,13 @@ class UpBlock(nn.Module):
         out_channels: int,
         skips: Sequence[int],
         temb: int,
+        groups: int,
         attends: Attends | None,
         upsample: bool,
     ):
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResnetBlock2D((in_channels if layer == 0 else out_channels) + skip, out_channels, temb, EPS)
+            ResnetBlock2D((in_channels if layer == 0 else out_channels) + skip, out_channels, temb, EPS, groups)
             for layer, skip in enumerate(skips)
         )
         self.attentions = _attentions([out_channels] * len(skips), attends)
@@ -114,7 +119,8 @@ class UNet2DConditionModel(nn.Module):
     `widths` gives the channels of each resolution, `attention` where its blocks attend to the context. `num_classes`
     counts the rows of the class embedding, the one for "no class" included; 0 leaves it out. `heads` and `depth`, the
     transformer blocks a layer, may differ by resolution; the middle goes by the last. `added` makes room for a pooled
-    text and sizes: AddedEmbedding's first three arguments.
+    text and sizes: AddedEmbedding's first three arguments. `groups` is the most that a norm has, by default what
+    norm_groups says of the widths.
     """
 
     def __init__(
@@ -129,9 +135,10 @@ class UNet2DConditionModel(nn.Module):
         depth: int | Sequence[int] = 1,
         linear: bool = False,
         added: tuple[int, int, int] | None = None,
+        groups: int | None = None,
     ):
         super().__init__()
-        temb = 4 * widths[0]
+        temb, groups = 4 * widths[0], groups or norm_groups(widths)
         self.embedding_width = widths[0]
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], temb)
@@ -140,21 +147,21 @@ class UNet2DConditionModel(nn.Module):
         last = len(widths) - 1
         heads = [heads] * len(widths) if isinstance(heads, int) else heads
         depth = [depth] * len(widths) if isinstance(depth, int) else depth
-        attends = [Attends(heads[level], context_dim, depth[level], linear) for level in range(len(widths))]
+        attends = [Attends(heads[level], context_dim, depth[level], linear, groups) for level in range(len(widths))]
         at = [attends[level] if attend else None for level, attend in enumerate(attention)]
         skips = [widths[0]]
         self.down_blocks = nn.ModuleList()
         for level, width in enumerate(widths):
             path = [widths[max(level - 1, 0)], *[width] * layers]
-            self.down_blocks.append(DownBlock(path, temb, at[level], level < last))
+            self.down_blocks.append(DownBlock(path, temb, groups, at[level], level < last))
             skips += [width] * (layers + (level < last))
-        self.mid_block = MidBlock(widths[-1], temb, attends[-1])
+        self.mid_block = MidBlock(widths[-1], temb, groups, attends[-1])
         self.up_blocks = nn.ModuleList()
         for level in reversed(range(len(widths))):
             arriving = widths[min(level + 1, last)]
             taken = [skips.pop() for _ in range(layers + 1)]
-            self.up_blocks.append(UpBlock(arriving, widths[level], taken, temb, at[level], level > 0))
-        self.conv_norm_out = nn.GroupNorm(norm_groups(widths[0]), widths[0], eps=EPS)
+            self.up_blocks.append(UpBlock(arriving, widths[level], taken, temb, groups, at[level], level > 0))
+        self.conv_norm_out = group_norm(widths[0], groups, EPS)
         self.conv_out = nn.Conv2d(widths[0], channels, 3, padding=1)
 
     def forward(

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import ClassVar, NoReturn
 
+from ray._common import tls_utils
 from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
 from ray._raylet import AuthenticationTokenLoader, Config
@@ -63,6 +64,17 @@ def end_processes() -> None:
             process.kill()
             process.wait()
     _OwnGroup.started.clear()
+
+
+def keep_replica_to_loopback() -> None:
+    """Called by a replica of Serve before it is up: in a session of this machine its port for other replicas, which
+    asks for the token, is on loopback like all others. Ray 2.60 opens it on all interfaces."""
+    if all(os.environ.get(name) == value for name, value in _LOOPBACK.items()):
+        from ray.serve._private import replica
+
+        replica.add_port_to_grpc_server = lambda server, address: tls_utils.add_port_to_grpc_server(
+            server, address.replace("[::]", "127.0.0.1")
+        )
 
 
 def lost_process() -> str:

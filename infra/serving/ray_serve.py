@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -29,7 +30,7 @@ from components.config import Strict, parse
 from components.errors import InputError, SamplerError
 from components.sampling.tasks import DeadlineExceeded, EngineFull, EngineStopped
 from infra.config import ServeConfig, TrackingConfig
-from infra.ray_cluster import ray_session
+from infra.ray_cluster import closed_session, ray_session
 from infra.serving import admission, autoscaling, http_api, http_guards, serve_metrics
 from infra.serving.api_error import ApiError
 from infra.serving.model_store import Champions, ModelStore
@@ -42,7 +43,7 @@ VERSION = f"{NAME}-version-"  # and the version's key: an application of its own
 RETRY_AFTER = 1  # seconds
 LATE = 5.0  # seconds after an order's own deadline, when its replica is taken for lost
 START = 300.0  # seconds in which a version must be up
-REMEMBERED = 0.25  # seconds for which the only engine's refusal goes for all requests as large, without asking it again
+REMEMBERED = 0.1  # seconds for which the only engine's refusal goes for all requests as large, without asking it again
 ONGOING = 10_000  # requests of one API replica: it limits them itself, and health is asked for the same way
 HEALTH = {"health_check_period_s": 1, "health_check_timeout_s": 10}
 LOGGING = {"encoding": "JSON"}  # a line a request: id, route, status, milliseconds; never the body
@@ -156,6 +157,7 @@ class Frontend(Samplers):
     """The API, and what rolls versions out behind it. It holds no weights."""
 
     def __init__(self, model_store: ModelStore, config: ServeConfig, keys: tuple[str, ...]):
+        closed_session.keep_replica_to_loopback()
         super().__init__(config.deadline, REMEMBERED if config.replicas == 1 else 0.0)
         self.champions, self.config, self.keys = Champions(model_store), config, keys
         start = functools.partial(start_version, config=config, model_store=model_store)
@@ -348,8 +350,19 @@ def start(model_store: ModelStore, config: ServeConfig, keys: tuple[str, ...] = 
         serve.run_many(apps)
         serve.get_app_handle(NAME).served.remote().result(timeout_s=START)
     except (RuntimeError, RayError) as error:
-        raise InputError(f"serve: {champion.id} could not be deployed ({str(error).splitlines()[0]})") from None
+        reason = _why_not_up(app_name(champion.key)) or str(error).splitlines()[0]
+        raise InputError(f"serve: {champion.id} could not be deployed ({reason})") from None
     return champion
+
+
+def _why_not_up(name: str) -> str:
+    """The last line of what an application's replicas raised when they were made, as far as Serve knows it."""
+    with contextlib.suppress(RayError, RayServeException, KeyError):
+        for deployment in serve.status().applications[name].deployments.values():
+            lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", deployment.message).splitlines()]
+            if told := [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]:
+                return told[-1][:300]
+    return ""
 
 
 def stop(deadline: float = START) -> None:

@@ -23,6 +23,7 @@ from components.sampling.requests import Conditions, Request, Source
 from components.sampling.tasks import Usage
 from components.sampling.trajectories import Trajectory
 from infra.config import ServeConfig
+from infra.ray_cluster import closed_session
 from infra.serving import file_notes, serve_metrics
 from infra.serving.admission import Admission
 from infra.serving.autoscaling import LOAD
@@ -38,6 +39,7 @@ class SamplerReplica:
 
     def __init__(self, model: ServedModel, config: ServeConfig, model_store: ModelStore | None = None):
         """`model_store`: where this node gets the model's folder from, if it does not see it."""
+        closed_session.keep_replica_to_loopback()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # Ray gives a replica of one CPU one thread
         torch.set_num_threads(config.threads or os.cpu_count() or 1)

@@ -33,7 +33,7 @@ def open_image(data: bytes, param: str, max_pixels: int) -> Image.Image:
 
 class Decoder:
     """Opens clients' images beside the event loop, one at a time. `most`: pixels of one image; `in_flight`: of all
-    that are being decoded or wait for it."""
+    that wait to be decoded, as files of a few megabytes, or are being decoded."""
 
     def __init__(self, most: int, in_flight: int):
         self.most, self.in_flight, self._pixels = most, max(most, in_flight), 0

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from components.config import parse
 from components.data.dataset import Manifest
+from components.data.media.tokens import MEDIUM as TOKENS
 from components.errors import DataError, InputError
 from components.families import family_class
 from components.families.base import Autoencoder, AutoencoderInfo, DataInfo, RunInfo
@@ -86,6 +87,9 @@ def data_of(params: Params, folder: str, info: DataInfo) -> DataInfo | None:
         return None
     shape = family.latent_shape
     of = AutoencoderInfo(family=block.family, config=family.config.model_dump(mode="json"), data=info)
+    if params.encode[names[0]].tokens is not None:
+        grid = (1, *shape[1:])
+        return info.model_copy(update={"shape": grid, "medium": TOKENS.name, "autoencoder": of})
     moments = {"channel_mean": (0.0,) * shape[0], "channel_std": (1.0,) * shape[0]}
     flips = params.encode[names[0]].flips
     return info.model_copy(update={"shape": shape, "statistics": moments, "autoencoder": of, "flips": flips})

@@ -137,6 +137,9 @@ def _best(passing: list[Candidate], rivals: list[Candidate], policy: PromoteConf
         if first is not None and first not in agreed:
             notes.append(f"{first.name} is passed over: {_opinion(first, rivals, policy)}")
     best = min(agreed, key=lambda one: cost(one, metric), default=None)
+    if best is not None and policy.tie_break is None:
+        level = [_with_time(one, metric) for one in tied(best, agreed, metric) if one is not best]
+        notes += [f"{metric} does not tell it from {', '.join(level)}"] if level else []
     if best is None or policy.tie_break is None:
         return best, "; ".join(notes)
     among = [one for one in tied(best, agreed, metric) if policy.tie_break in one.figures]
@@ -196,6 +199,12 @@ def _opinion(candidate: Candidate, others: Iterable[Candidate], policy: PromoteC
     if preferred is None:
         return f"{name} agrees"
     return f"{name} prefers {preferred.name} ({_value(preferred, name)} against {_value(candidate, name)})"
+
+
+def _with_time(candidate: Candidate, metric: str) -> str:
+    """A candidate's name with its metric and the first of its figures that is a time."""
+    times = [name for name, figure in candidate.figures.items() if figure.definition.kind == "time" and name != metric]
+    return f"{candidate.name} ({', '.join(_value(candidate, name) for name in [metric, *times[:1]])})"
 
 
 def _value(candidate: Candidate, name: str) -> str:

@@ -17,7 +17,7 @@ TRAINING = {"steps": 800, "batch_size": 16, "report_every": 20, "save_every": 40
 VICTIMS = {
     "autoencoders.vae": ["worker", "driver", "raylet"],
     "samplers.ldm": ["dvc", "worker"],
-    "samplers.wgan_gp": ["driver", "raylet"],
+    "samplers.cgan": ["driver", "raylet"],
 }
 
 

@@ -57,6 +57,7 @@ class Theirs(nn.Module):
             attention_head_dim=config.heads,
             cross_attention_dim=config.context_dim,
             num_class_embeds=num_classes,
+            norm_num_groups=config.norm_groups,
             down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
             up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
         )

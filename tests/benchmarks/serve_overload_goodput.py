@@ -13,7 +13,7 @@ from tests.benchmarks.serving_load import Load, by_chance, closed
 from tests.benchmarks.serving_peers import served
 
 SECONDS = float(os.environ.get("OVERLOAD_SECONDS", "90"))
-OVERLOAD, CLIENTS = 3.0, 64
+OVERLOAD, CLIENTS = 3.0, 48
 
 
 def told(load: Load) -> dict:
@@ -26,7 +26,7 @@ def main() -> None:
     with served() as (addresses, sampler):
         capacity = asyncio.run(closed(addresses["ours"], CLIENTS, SECONDS / 2))
         load = asyncio.run(by_chance(addresses["ours"], OVERLOAD * capacity.rate, SECONDS, ramp=SECONDS / 4))
-        again = asyncio.run(closed(addresses["ours"], CLIENTS, SECONDS / 4))
+        again = asyncio.run(closed(addresses["ours"], CLIENTS, SECONDS / 2))
     lost = {status: count for status, count in load.statuses.items() if status not in (200, 429)}
     emit(
         "serve_overload_goodput",

@@ -47,10 +47,11 @@ class Load:
 
     def told(self) -> dict[str, float]:
         """Images a second, and percentiles of the latency in milliseconds."""
-        marks = np.percentile(self.latencies, (50, 95, 99)) * 1000 if self.latencies else [float("nan")] * 3
-        return {"images_per_s": round(self.rate, 2)} | {
-            name: round(mark) for name, mark in zip(("p50_ms", "p95_ms", "p99_ms"), marks, strict=True)
-        }
+        told = {"images_per_s": round(self.rate, 2)}
+        if not self.latencies:
+            return told
+        marks = np.percentile(self.latencies, (50, 95, 99)) * 1000
+        return told | {name: round(mark) for name, mark in zip(("p50_ms", "p95_ms", "p99_ms"), marks, strict=True)}
 
 
 async def ask(session: aiohttp.ClientSession, address: str, order: dict, load: Load, patience: float | None = None):
@@ -82,7 +83,10 @@ async def closed(address: str, num_clients: int, seconds: float) -> Load:
 
     async def client() -> None:
         while time.perf_counter() - load.began < seconds:
+            refused = len(load.retry_after)
             await ask(session, address, next(wanted), load)
+            if len(load.retry_after) > refused:  # some client was: none asks again at once
+                await asyncio.sleep(1)
 
     async with _session() as session:
         await asyncio.gather(*(client() for _ in range(num_clients)))

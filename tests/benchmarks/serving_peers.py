@@ -87,6 +87,7 @@ def autoencoder_of(family) -> torch.nn.Module:
         block_out_channels=config.widths,
         layers_per_block=config.layers,
         latent_channels=config.latent_channels,
+        norm_num_groups=config.norm_groups,
     )
     theirs.load_state_dict(family.nets["autoencoder"].state_dict())
     return theirs.requires_grad_(False).eval()

@@ -15,8 +15,8 @@ from tests.benchmarks.rates import fit_rate, in_turn
 from tests.benchmarks.training_options import channels_last
 
 STEPS, WARM, ROUNDS = 5, 2, 2
-MODELS = {"vae": 1, "judge": 3, "ldm": 1, "dcgan": 8, "wgan_gp": 8}  # times STEPS, for those that are fast
-CHANNELS_LAST = ("dcgan", "wgan_gp")
+MODELS = {"vae": 1, "judge": 3, "ldm": 1, "cgan": 8}  # times STEPS, for those that are fast
+CHANNELS_LAST = ("cgan",)
 
 
 def rate(name: str, dataset: Dataset, threads: int, **options) -> float:

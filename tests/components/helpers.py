@@ -20,7 +20,7 @@ LATENTS = DataInfo(
     shape=(2, 8, 8),
     classes=IMAGES.classes,
     statistics={"channel_mean": (0.3, -0.2), "channel_std": (1.5, 0.8)},
-    autoencoder=AutoencoderInfo(config=dict(vae.TINY.config), data=IMAGES),
+    autoencoder=AutoencoderInfo(config=vae.Config(**vae.TINY.config).model_dump(mode="json"), data=IMAGES),
 )
 TOKENS = DataInfo(
     shape=(1, 8, 8),

@@ -22,7 +22,7 @@ class PatchDiscriminator(nn.Module):
         self.convs = nn.ModuleList(
             nn.Conv2d(before, after, 4, stride=2, padding=1) for before, after in pairwise(widths)
         )
-        self.norms = nn.ModuleList(nn.GroupNorm(norm_groups(after), after) for after in widths[1:])
+        self.norms = nn.ModuleList(nn.GroupNorm(norm_groups((after,)), after) for after in widths[1:])
         self.conv_out = nn.Conv2d(widths[-1], 1, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -11,24 +11,25 @@ from torch import Tensor, nn
 
 from components.nets.autoencoder.codebook import Codebook
 from components.nets.autoencoder.finite_scalars import FiniteScalars
-from components.nets.blocks import Downsample2D, ResnetBlock2D, SpatialAttention, Upsample2D, norm_groups
+from components.nets.blocks import Downsample2D, ResnetBlock2D, SpatialAttention, Upsample2D, group_norm, norm_groups
 
 
 class MidBlock(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.resnets = nn.ModuleList([ResnetBlock2D(channels, channels), ResnetBlock2D(channels, channels)])
-        self.attentions = nn.ModuleList([SpatialAttention(channels)])
+        self.resnets = nn.ModuleList([ResnetBlock2D(channels, channels, groups=groups) for _ in range(2)])
+        self.attentions = nn.ModuleList([SpatialAttention(channels, groups)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
 
 
 class DownBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, layers: int, downsample: bool):
+    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, downsample: bool):
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResnetBlock2D(in_channels if layer == 0 else out_channels, out_channels) for layer in range(layers)
+            ResnetBlock2D(in_channels if layer == 0 else out_channels, out_channels, groups=groups)
+            for layer in range(layers)
         )
         self.downsamplers = nn.ModuleList([Downsample2D(out_channels, padding=0)]) if downsample else None
 
@@ -39,10 +40,11 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, layers: int, upsample: bool):
+    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, upsample: bool):
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResnetBlock2D(in_channels if layer == 0 else out_channels, out_channels) for layer in range(layers)
+            ResnetBlock2D(in_channels if layer == 0 else out_channels, out_channels, groups=groups)
+            for layer in range(layers)
         )
         self.upsamplers = nn.ModuleList([Upsample2D(out_channels)]) if upsample else None
 
@@ -55,15 +57,15 @@ class UpBlock(nn.Module):
 class Encoder(nn.Module):
     """Images (B, C, H, W) -> moments (B, 2 * latent_channels, H / f, W / f)."""
 
-    def __init__(self, channels: int, latent_channels: int, widths: Sequence[int], layers: int):
+    def __init__(self, channels: int, latent_channels: int, widths: Sequence[int], layers: int, groups: int):
         super().__init__()
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            DownBlock(widths[max(level - 1, 0)], width, layers, downsample=level < len(widths) - 1)
+            DownBlock(widths[max(level - 1, 0)], width, layers, groups, downsample=level < len(widths) - 1)
             for level, width in enumerate(widths)
         )
-        self.mid_block = MidBlock(widths[-1])
-        self.conv_norm_out = nn.GroupNorm(norm_groups(widths[-1]), widths[-1], eps=1e-6)
+        self.mid_block = MidBlock(widths[-1], groups)
+        self.conv_norm_out = group_norm(widths[-1], groups, 1e-6)
         self.conv_out = nn.Conv2d(widths[-1], 2 * latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,16 +78,16 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents (B, latent_channels, h, w) -> images (B, C, h * f, w * f), not yet bounded."""
 
-    def __init__(self, channels: int, latent_channels: int, widths: Sequence[int], layers: int):
+    def __init__(self, channels: int, latent_channels: int, widths: Sequence[int], layers: int, groups: int):
         super().__init__()
         widths = list(reversed(widths))
         self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
-        self.mid_block = MidBlock(widths[0])
+        self.mid_block = MidBlock(widths[0], groups)
         self.up_blocks = nn.ModuleList(
-            UpBlock(widths[max(level - 1, 0)], width, layers + 1, upsample=level < len(widths) - 1)
+            UpBlock(widths[max(level - 1, 0)], width, layers + 1, groups, upsample=level < len(widths) - 1)
             for level, width in enumerate(widths)
         )
-        self.conv_norm_out = nn.GroupNorm(norm_groups(widths[-1]), widths[-1], eps=1e-6)
+        self.conv_norm_out = group_norm(widths[-1], groups, 1e-6)
         self.conv_out = nn.Conv2d(widths[-1], channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -107,7 +109,8 @@ class Reconstruction(NamedTuple):
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder, decoder and the 1x1 convolutions between them. The downsampling factor f is 2 ** (len(widths) - 1).
+    """Encoder, decoder and the 1x1 convolutions between them. The downsampling factor f is 2 ** (len(widths) - 1);
+    `groups` is the most that a norm has, by default what norm_groups says of the widths.
 
     With a `codebook` the posterior has no spread, and the decoder takes the nearest codes of whatever it is given
     (Rombach et al. 2022, section 3.1: the quantisation belongs to the decoder). `learn_scale`: the decoder's density
@@ -121,10 +124,12 @@ class AutoencoderKL(nn.Module):
         layers: int,
         codebook: Codebook | FiniteScalars | None = None,
         learn_scale: bool = False,
+        groups: int | None = None,
     ):
         super().__init__()
-        self.encoder = Encoder(channels, latent_channels, widths, layers)
-        self.decoder = Decoder(channels, latent_channels, widths, layers)
+        groups = groups or norm_groups(widths)
+        self.encoder = Encoder(channels, latent_channels, widths, layers, groups)
+        self.decoder = Decoder(channels, latent_channels, widths, layers, groups)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
         self.codebook = codebook

@@ -31,6 +31,8 @@ class SpectralNorm(nn.Module):
         return weight.transpose(0, self.rows_dim).flatten(1)
 
     def forward(self, weight: Tensor) -> Tensor:
+        if weight.is_meta:  # has no autocast to leave
+            return self._divided(weight)
         with torch.autocast(weight.device.type, enabled=False):  # bfloat16 would blur the singular value
             return self._divided(weight)
 

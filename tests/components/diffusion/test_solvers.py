@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from components.diffusion.schedules import karras_sigmas
-from components.diffusion.solvers import SOLVERS, Solver, ddim
+from components.diffusion.solvers import SIGMA, SOLVERS, Solver, ddim, heun, plms
 
 SHAPE = (2, 3, 4, 4)
 BETAS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -112,7 +113,7 @@ def test_plms_is_diffusers_pndm(start, num_steps):
     scheduler.set_timesteps(num_steps)
     alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps.unique().flip(0)].double()
     sigmas = [*((1 - alpha_bar) / alpha_bar).sqrt().tolist(), 0.0]
-    ours = run(SOLVERS["plms"](sigmas[0] * start, sigmas, no_noise), toy_denoise)
+    ours = run(plms(sigmas[0] * start, sigmas, no_noise, SIGMA), toy_denoise)
     if num_steps == 1:  # diffusers repeats the only time step; without a second level there is nothing to repeat
         assert torch.equal(ours, run(ddim(sigmas[0] * start, sigmas, no_noise), toy_denoise))
         return
@@ -146,7 +147,8 @@ def test_solver_is_diffusers_scheduler_of_its_name(start, name, num_steps):
     noises = steps_of_noise(num_steps)
     stochastic = name in {"euler_ancestral", "dpmpp_2m_sde"}
     x = sigmas[0] * start
-    ours = run(SOLVERS[name](x, sigmas, (lambda step: noises[step]) if stochastic else no_noise), toy_denoise)
+    solver = functools.partial(heun, path=SIGMA) if name == "heun" else SOLVERS[name]
+    ours = run(solver(x, sigmas, (lambda step: noises[step]) if stochastic else no_noise), toy_denoise)
     seed = {"generator": torch.Generator().manual_seed(5)} if stochastic else {}
     theirs = sample_continuous(scheduler, to_vp(x, sigmas[0]) if variance_preserving else x, **seed)
     assert_equal_images(ours, theirs)
@@ -179,7 +181,8 @@ def test_error_falls_at_the_solvers_order(name):
 
     def error(num_steps: int) -> float:
         ramp = [step / num_steps for step in range(num_steps + 1)]
-        even, geometric = ([high + (low - high) * r for r in ramp], [high * (low / high) ** r for r in ramp])
+        times = [high / (1 + high) + (low / (1 + low) - high / (1 + high)) * r for r in ramp]
+        even, geometric = ([time / (1 - time) for time in times], [high * (low / high) ** r for r in ramp])
         sigmas = even if name == "plms" else geometric  # its weights suppose equal steps
         got = run(SOLVERS[name](high * start, sigmas, no_noise), gaussian_denoise)
         return float((got - exact(high * start, high, low)).abs().max())

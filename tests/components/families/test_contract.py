@@ -44,6 +44,14 @@ def test_every_file_brings_a_model_and_its_tiny_configuration(name):
     assert isinstance(tiny(name), Tiny)
 
 
+@pytest.mark.parametrize("name", family_names())
+def test_it_is_built_without_memory_for_its_weights(name):
+    """As `prepare` does it, to see whether the data fit."""
+    kind, example = family_class(name), tiny(name)
+    with torch.device("meta"):
+        kind(kind.Config(**example.config), tiny_data(name))
+
+
 @pytest.mark.parametrize(("name", "phase"), PHASES)
 def test_phase_moves_only_its_own_net(name, phase):
     family = build(name)

@@ -13,7 +13,9 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from components.data.randomness import Draws
+from components.diffusion.schedules import ScheduleConfig
 from components.errors import SamplerError
+from components.interchange import from_diffusers
 from components.interchange.from_diffusers import read
 from components.sampling.requests import Conditions, Request
 from tests.components.interchange import folders
@@ -50,7 +52,7 @@ def test_prompts_give_the_images_of_diffusers(pair, scale, negative):
         prompt=list(PROMPTS),
         negative_prompt=negative and list(negative),
         guidance_scale=scale,
-        sigmas=family.sigmas(settings),
+        num_inference_steps=settings.num_inference_steps,  # at the levels of the folder's own scheduler
         latents=noise(family, len(PROMPTS)),
         output_type="pt",
     ).images
@@ -62,6 +64,8 @@ def test_prompts_give_the_images_of_diffusers(pair, scale, negative):
 def test_refiner_takes_over_at_its_level(tmp_path):
     base = folders.stable_diffusion_xl(tmp_path / "base")
     refiner = folders.refiner(tmp_path / "refiner", base)
+    told = tmp_path / "base" / "scheduler" / "scheduler_config.json"
+    told.write_text(json.dumps({**json.loads(told.read_text()), "timestep_spacing": "trailing"}))
     family = read(tmp_path / "base", tmp_path / "refiner")
     start, steps = 0.6, 9  # whole times, so that both interpolate levels alike
     settings = family.Settings(solver="euler", num_inference_steps=steps, guidance_scale=4.0, refiner_start=start)
@@ -94,8 +98,8 @@ CHANGES = {
     "other width": ("unet/config.json", {"block_out_channels": [32, 96]}, "unet: not this network's weights"),
     "other norms": (
         "unet/config.json",
-        {"norm_num_groups": 16},
-        "norm_num_groups: expected 32 by its widths, found 16",
+        {"norm_num_groups": 24},
+        "norm_num_groups: 24 do not divide block_out_channels",
     ),
     "other betas": ("scheduler/scheduler_config.json", {"beta_end": 0.02}, "beta_end: expected 0.012, found 0.02"),
     "other target": ("scheduler/scheduler_config.json", {"prediction_type": "flow_prediction"}, "prediction_type: exp"),
@@ -112,6 +116,25 @@ def test_what_our_nets_do_not_compute_is_refused(change, tmp_path_factory, tmp_p
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
     with pytest.raises(SamplerError, match=message):
         read(tmp_path / "model")
+
+
+SCHEDULERS = {
+    "as it tells": ({"timestep_spacing": "leading", "steps_offset": 1}, {"levels": "leading", "offset": 1}),
+    "by default": ({"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": None}, {"levels": "linspace"}),
+    "by default of DDIM": ({"_class_name": "DDIMScheduler", "timestep_spacing": None}, {"levels": "leading"}),
+    "trailing": ({"timestep_spacing": "trailing"}, {"levels": "trailing", "offset": 0}),
+}
+
+
+@pytest.mark.parametrize("told", SCHEDULERS)
+def test_levels_are_those_of_the_folders_scheduler(told, known, tmp_path):
+    changes, wanted = SCHEDULERS[told]
+    shutil.copytree(known / "scheduler", tmp_path / "scheduler")
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    content = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+    found = from_diffusers._schedule(from_diffusers._part(tmp_path / "scheduler", path.name))["schedule"]
+    assert wanted.items() <= ScheduleConfig(**found).model_dump().items()
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ IMAGES = DataInfo(shape=(1, 16, 16), classes=("nought", "one", "two"))
 AUTOENCODER = {"latent_channels": 2, "widths": [32, 64]}
 
 
-def run(tmp_path, autoencoder=AUTOENCODER, images=IMAGES, widths=(32, 64), **config) -> Run:
+def run(tmp_path, autoencoder=AUTOENCODER, images=IMAGES, widths=(32, 64), norm_groups=8, **config) -> Run:
     """An untrained sampler whose weights are all away from their initial values."""
     data = DataInfo(
         shape=(2, images.shape[1] // 2, images.shape[1] // 2),
@@ -30,7 +30,7 @@ def run(tmp_path, autoencoder=AUTOENCODER, images=IMAGES, widths=(32, 64), **con
         statistics={"channel_mean": (0.3, -0.2), "channel_std": (1.5, 0.8)},
         autoencoder=AutoencoderInfo(config=autoencoder, data=images),
     )
-    config = {"backbone": {"widths": widths, "heads": 2, "context_dim": 8}, **config}
+    config = {"backbone": {"widths": widths, "heads": 2, "context_dim": 8, "norm_groups": norm_groups}, **config}
     kind = family_class("latent_diffusion")
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
@@ -127,7 +127,11 @@ def test_folder_says_how_to_use_it_and_holds_no_pickle(tmp_path):
         "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors",
     }
-    assert "0 nought, 1 one, 2 two" in (tmp_path / "out" / "README.md").read_text()
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert "0 nought, 1 one, 2 two" in readme
+    assert "8 in vae, 8 in unet" in readme
+    for part in ("vae", "unet"):
+        assert json.loads((tmp_path / "out" / part / "config.json").read_text())["norm_num_groups"] == 8
     assert json.loads((tmp_path / "out" / "model_index.json").read_text())["_class_name"] == to_diffusers.PIPELINE
 
 
@@ -140,8 +144,8 @@ def test_folder_says_how_to_use_it_and_holds_no_pickle(tmp_path):
         ({"autoencoder": {**AUTOENCODER, "reconstruction": "bce"}}, "logits"),
         ({"autoencoder": {**AUTOENCODER, "codebook": {}}}, "codebook"),
         ({"conditioning": "text", "text": {"width": 8}}, "what makes its texts a context was trained here"),
+        ({"widths": (32, 48), "norm_groups": 32}, "norms of .*32 groups in one net; diffusers has one"),
         ({"backbone": {"name": "dit", "width": 16, "heads": 2}}, "its backbone is a dit.*expected unet"),
-        ({"widths": (32, 48)}, "norms of .*32 groups; diffusers has one"),
         ({"images": IMAGES.model_copy(update={"shape": (1, 28, 28)})}, "28 pixels"),
         ({"images": IMAGES.model_copy(update={"classes": tuple(map(str, range(128)))})}, "129 classes"),
     ],

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from components.nets.autoencoder import AutoencoderKL
-from components.nets.blocks import norm_groups, sinusoidal_embedding
+from components.nets.blocks import group_norm, norm_groups, sinusoidal_embedding
 from components.nets.classifier import Classifier
 from components.nets.gan.dcgan import Generator, Trunk
 from components.nets.gan.layers import doublings
@@ -36,13 +36,13 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "latent_channels", "widths", "layers"),
-    [(1, 4, (32, 64), 1), (3, 2, (32, 32, 64), 2), (1, 4, (32,), 1)],
+    ("channels", "latent_channels", "widths", "layers", "groups"),
+    [(1, 4, (32, 64), 1, None), (3, 2, (32, 32, 64), 2, 32), (1, 4, (32,), 1, 4)],
 )
 @torch.inference_mode()
-def test_autoencoder_is_diffusers_autoencoder(channels, latent_channels, widths, layers):
+def test_autoencoder_is_diffusers_autoencoder(channels, latent_channels, widths, layers, groups):
     diffusers = pytest.importorskip("diffusers")
-    ours = scrambled(AutoencoderKL(channels, latent_channels, widths, layers))
+    ours = scrambled(AutoencoderKL(channels, latent_channels, widths, layers, groups=groups))
     theirs = diffusers.AutoencoderKL(
         in_channels=channels,
         out_channels=channels,
@@ -51,6 +51,7 @@ def test_autoencoder_is_diffusers_autoencoder(channels, latent_channels, widths,
         block_out_channels=widths,
         layers_per_block=layers,
         latent_channels=latent_channels,
+        norm_num_groups=groups or norm_groups(widths),
     ).eval()
     theirs.load_state_dict(ours.state_dict(), strict=True)
     images = torch.randn(2, channels, 16, 16)
@@ -64,13 +65,17 @@ def test_autoencoder_is_diffusers_autoencoder(channels, latent_channels, widths,
 
 
 @pytest.mark.parametrize(
-    ("widths", "attention", "layers", "num_classes"),
-    [((32, 64), (False, True), 2, 11), ((32, 32, 64), (True, False, True), 1, 0), ((32,), (True,), 1, 3)],
+    ("widths", "attention", "layers", "num_classes", "groups"),
+    [
+        ((32, 64), (False, True), 2, 11, None),
+        ((32, 32, 64), (True, False, True), 1, 0, 32),
+        ((32,), (True,), 1, 3, 4),
+    ],
 )
 @torch.inference_mode()
-def test_unet_is_diffusers_unet(widths, attention, layers, num_classes):
+def test_unet_is_diffusers_unet(widths, attention, layers, num_classes, groups):
     diffusers = pytest.importorskip("diffusers")
-    ours = scrambled(UNet2DConditionModel(4, widths, attention, layers, 4, 24, num_classes))
+    ours = scrambled(UNet2DConditionModel(4, widths, attention, layers, 4, 24, num_classes, groups=groups))
     theirs = diffusers.UNet2DConditionModel(
         in_channels=4,
         out_channels=4,
@@ -79,6 +84,7 @@ def test_unet_is_diffusers_unet(widths, attention, layers, num_classes):
         attention_head_dim=4,  # the number of heads, in spite of its name
         cross_attention_dim=24,
         num_class_embeds=num_classes or None,
+        norm_num_groups=groups or norm_groups(widths),
         down_block_types=tuple("CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attention),
         up_block_types=tuple("CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attention)),
     ).eval()
@@ -96,9 +102,27 @@ def test_level_embedding_has_cosines_before_sines():
     assert torch.allclose(got, torch.cat([angles.cos(), angles.sin()], dim=1))
 
 
+@pytest.mark.parametrize(
+    ("widths", "groups"),
+    [
+        ([1], 1),
+        ([4], 1),
+        ([8, 16], 2),
+        ([32], 8),
+        ([64, 128], 16),
+        ([48, 64], 8),
+        ([37, 74], 1),
+        ([320, 640, 1280], 32),
+        ([768], 32),
+    ],
+)
+def test_norm_groups_divide_all_widths_and_leave_four_channels(widths, groups):
+    assert norm_groups(widths) == groups
+
+
 @pytest.mark.parametrize(("channels", "groups"), [(1, 1), (4, 4), (32, 32), (48, 24), (64, 32), (100, 25), (37, 1)])
-def test_norm_groups_divide_the_channels(channels, groups):
-    assert norm_groups(channels) == groups
+def test_a_norm_has_as_many_groups_as_divide_its_channels(channels, groups):
+    assert group_norm(channels, 32, 1e-5).num_groups == groups
 
 
 @pytest.mark.parametrize(("size", "times"), [(8, 1), (16, 2), (64, 4), (1024, 8)])

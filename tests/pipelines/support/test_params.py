@@ -52,14 +52,14 @@ def test_a_number_of_workers_may_be_a_range(content, tmp_path):
 
 
 def test_unknown_key_is_named(content, tmp_path):
-    content["samplers"]["dcgan"]["training"]["stepz"] = 3
-    assert "samplers.dcgan.training.stepz: unknown key" in refusal(content, tmp_path)
+    content["samplers"]["cgan"]["training"]["stepz"] = 3
+    assert "samplers.cgan.training.stepz: unknown key" in refusal(content, tmp_path)
 
 
 def test_wrong_type_is_named_with_what_was_found(content, tmp_path):
-    content["samplers"]["dcgan"]["training"]["steps"] = "many"
+    content["samplers"]["cgan"]["training"]["steps"] = "many"
     message = refusal(content, tmp_path)
-    assert "samplers.dcgan.training.steps" in message
+    assert "samplers.cgan.training.steps" in message
     assert "'many'" in message
 
 
@@ -79,8 +79,8 @@ def test_fields_that_do_not_fit_together_are_refused(content, tmp_path):
 
 
 def test_candidates_are_checked_against_the_familys_settings(content, tmp_path):
-    content["samplers"]["dcgan"]["candidates"] = [{"guidance_scale": 2}]
-    assert "samplers.dcgan.candidates.0.guidance_scale: unknown key" in refusal(content, tmp_path)
+    content["samplers"]["cgan"]["candidates"] = [{"guidance_scale": 2}]
+    assert "samplers.cgan.candidates.0.guidance_scale: unknown key" in refusal(content, tmp_path)
 
 
 def test_another_averaging_length_needs_snapshots(content, tmp_path):
@@ -107,8 +107,8 @@ def test_the_best_checkpoint_needs_a_training_that_keeps_it(content, tmp_path):
 
 
 def test_a_sampler_without_candidates_is_refused(content, tmp_path):
-    content["samplers"]["dcgan"]["candidates"] = []
-    assert "samplers.dcgan.candidates: empty" in refusal(content, tmp_path)
+    content["samplers"]["cgan"]["candidates"] = []
+    assert "samplers.cgan.candidates: empty" in refusal(content, tmp_path)
 
 
 def test_a_guard_of_before_is_refused_with_its_new_form(content, tmp_path):
@@ -117,14 +117,14 @@ def test_a_guard_of_before_is_refused_with_its_new_form(content, tmp_path):
 
 
 def test_an_unknown_family_lists_the_known_ones(content, tmp_path):
-    content["samplers"]["dcgan"]["family"] = "dcgam"
+    content["samplers"]["cgan"]["family"] = "dcgam"
     message = refusal(content, tmp_path)
-    assert "samplers.dcgan.family" in message
+    assert "samplers.cgan.family" in message
     assert "wgan_gp" in message
 
 
 def test_a_classifier_is_no_sampler(content, tmp_path):
-    content["samplers"]["dcgan"] = {**content["judges"]["judge"]}
+    content["samplers"]["cgan"] = {**content["judges"]["judge"]}
     assert "cannot be a sampler" in refusal(content, tmp_path)
 
 
@@ -148,7 +148,7 @@ def test_not_yaml_and_not_there(tmp_path):
 
 
 def test_an_unknown_block_lists_the_blocks():
-    with pytest.raises(ConfigError, match=r"samplers\.wgan_gp"):
+    with pytest.raises(ConfigError, match=r"samplers\.cgan"):
         train_block(load(ROOT / "params.yaml"), "samplers.nothing")
 
 
