@@ -130,5 +130,5 @@ def test_it_is_served_and_edited(project, name):
 
 def test_what_is_read_from_the_folder_draws_as_what_was_trained(project):
     sampler = run_folder.load(project / "runs/gpt").family
-    assert sampler.medium.name == "image" and sampler.image_shape == (1, 16, 16)
+    assert sampler.medium.name == "image" and sampler.row_shape == (1, 16, 16)
     assert torch.isfinite(sampler.preview({})).all()
