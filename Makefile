@@ -40,7 +40,7 @@ serve: setup
 	python -m pipelines.serve
 
 mlflow: setup
-	mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+	@python -m pipelines.browse $(if $(PORT),--port $(PORT))
 
 CLUSTER := ray_cluster.yaml
 REMOTE := /home/ray/latent-foundry

@@ -2,9 +2,9 @@
 
     python -m pipelines.clear_removed -> inputs/models.json
 
-What their stages wrote below metrics/, samples/, curves/ and inputs/ goes, and their entries in dvc.lock: what promote
-and report read is what there is. Trained runs stay below runs/, and everything in DVC's cache: a block that comes back
-is restored from there.
+What their stages wrote below metrics/, summary/, samples/, curves/ and inputs/ goes, and their entries in dvc.lock:
+what promote and report read is what there is. Trained runs stay below runs/, and everything in DVC's cache: a block
+that comes back is restored from there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipelines.support import cli, paths
 
 PARAMS, LOCK = Path("params.yaml"), Path("dvc.lock")
 GROUPS = ("autoencoders", "judges", "samplers", "encode")
-CLEARED = (paths.METRICS, paths.SAMPLES, paths.CURVES, paths.INPUTS)
+CLEARED = (paths.METRICS, paths.SUMMARY, paths.SAMPLES, paths.CURVES, paths.INPUTS)
 _GROUP_OF = {"evaluate": "samplers", "reconstruct": "autoencoders", "encode": "encode"}
 
 

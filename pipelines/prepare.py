@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from components.sources import DataConfig, Source
 from infra.storage import object_manifest
 from infra.storage.buckets import mirror_prefix
 from pipelines.support.cli import run
-from pipelines.support.fitness import refuse_too_few, refuse_unfit
+from pipelines.support.fitness import refuse_unfit, too_few
 from pipelines.support.params import load
 
 TARGET = Path("data/images")
@@ -40,19 +39,14 @@ def open_source(config: DataConfig, seed: int, cache: Path) -> Source:
     return sources.read(config, seed, local)
 
 
-def prepare(
-    source: Source, config: DataConfig, target: Path, check: Callable[[dict[str, Manifest]], None] = lambda _: None
-) -> dict[str, Manifest]:
+def prepare(source: Source, config: DataConfig, target: Path) -> dict[str, Manifest]:
     """Writes every split of the source as a data set folder below `target`: all of them or none.
 
-    Returns their manifests. Raises DataError if too many files had to be left out, a split has no image, or what
-    `check` raises of the manifests.
+    Returns their manifests. Raises DataError if too many files had to be left out, or a split has no image.
     """
     rejected: list[Rejected] = []
     with whole_folder(target) as folder:
-        found = {split: _write_split(source, split, config, folder / split, rejected) for split in source.splits}
-        check(found)
-        return found
+        return {split: _write_split(source, split, config, folder / split, rejected) for split in source.splits}
 
 
 def _write_split(source: Source, split: str, config: DataConfig, folder: Path, rejected: list[Rejected]) -> Manifest:
@@ -109,8 +103,8 @@ def main(argv: list[str]) -> None:
     params = load()
     source = open_source(params.data, params.seed, CACHE)
     refuse_unfit(params, source)
-    manifests = prepare(source, params.data, TARGET, functools.partial(refuse_too_few, params))
-    print(summary(manifests, TARGET, source.notes))
+    manifests = prepare(source, params.data, TARGET)
+    print(summary(manifests, TARGET, (*source.notes, *too_few(params, manifests))))
 
 
 if __name__ == "__main__":

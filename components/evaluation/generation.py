@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from components.data.dataset import Dataset
 from components.errors import SamplerError
 from components.families.base import Sampler
 from components.metrics.figures import Definition, Figures, named
+from components.sampling.batching import num_rows
 from components.sampling.requests import Conditions, Request
 from components.sampling.trajectories import drive
 
@@ -196,15 +197,6 @@ def cost_figures(sampler: Sampler, settings: Strict, ms: float, seed: int, capti
 def network_evaluations(sampler: Sampler, settings: Strict, captions: Captions | None = None) -> int:
     """How many rows an image sends through networks: a guided step counts twice, a decoder once."""
     rows: list[int] = []
-
-    def counting(answer: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def counted(**inputs: Tensor) -> Tensor:
-            rows.append(len(next(iter(inputs.values()))))
-            return answer(**inputs)
-
-        return counted
-
-    calls: Mapping[str, Callable[..., Tensor]] = {name: counting(answer) for name, answer in sampler.calls.items()}
     one = request(sampler, settings, 0, 1, 0, captions).to(next(sampler.nets.parameters()).device)
-    drive(sampler.trajectory(one), calls)
+    drive(sampler.trajectory(one), sampler.calls, on_call=lambda call: rows.append(num_rows(call)))
     return sum(rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 from components.data.dataset import Dataset
 from components.families.base import Autoencoder, Sampler
 from components.sampling.requests import Blend, Request
-from components.sampling.trajectories import drive
+from components.sampling.trajectories import Call, drive
 from components.shapes import per_row
 
 
@@ -38,15 +38,9 @@ def film_strip(sampler: Sampler, request: Request, frames: int) -> tuple[Tensor,
     """What the images of a request look like on the way: (F, N, C, ...) in [-1, 1], the last as they end, and how far
     each lies along the way, in [0, 1]. None where the sampler shows nothing on the way."""
     sampler.nets.eval()
-    trajectory, shown = sampler.trajectory(request), []
-    try:
-        call = next(trajectory)
-        while True:
-            if call.preview is not None:
-                shown.append(call.preview)
-            call = trajectory.send(sampler.calls[call.net](**call.inputs))
-    except StopIteration as stop:
-        last = stop.value
+    calls: list[Call] = []
+    last = drive(sampler.trajectory(request), sampler.calls, on_call=calls.append)
+    shown = [call.preview for call in calls if call.preview is not None]
     if not shown:
         return None
     count = min(frames - 1, len(shown))

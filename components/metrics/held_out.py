@@ -101,4 +101,3 @@ class HeldOutLoss:
 NUM_LEVELS = 8
 DENOISING = HeldOutLoss("loss", "denoising loss", "distance", levels=NUM_LEVELS, low_precision=True)
 BITS = HeldOutLoss("bits", "bits per dimension", "likelihood", "bits/dim")
-KINDS = (DENOISING, BITS)

@@ -114,25 +114,25 @@ class Engine:
         with self._lock:
             waiting = sum(task.charged for task in self._waiting)
             fullest = min(self._caches.values(), key=lambda cache: cache.num_free, default=None)
-            kept = (fullest.leased, fullest.rows) if fullest else ()
-            return Load(self._rows - waiting, waiting, self.slots, self.queue, *kept)
+            kept = (fullest.leased, fullest.rows) if fullest else (0, 0)
+            taken = sum((cache.rows + 1) * self.nets[net].row_bytes for net, cache in self._caches.items())
+            return Load(self._rows - waiting, waiting, self.slots, self.queue, *kept, taken)
 
     def seconds_to_finish(self, works: Sequence[Work] = ()) -> float:
-        """Until trajectories of these works would be finished if they came now, at the engine's pace of late; of none:
-        until all that it holds is. They wait until those before them have left them slots, and then share every forward
-        with others, so that their own calls follow each other."""
+        """Until all that is in the engine is finished, and trajectories of these works with it, at its pace of late."""
+        with self._lock:
+            tasks = [*self._waiting, *self._active]
+        return self._paces.seconds(_left(tasks)) + self.seconds_of(works)
+
+    def seconds_in_turn(self, works: Sequence[Work]) -> float:
+        """Until trajectories of these works would be finished if they came now: they wait until those before them have
+        left them slots, and then share every forward with others, so that their own calls follow each other."""
         with self._lock:
             waiting, active = list(self._waiting), list(self._active)
-        before = self._paces.seconds(_left(waiting))
-        own = self.seconds_of(works)
-        until_finished = before + self._paces.seconds(_left(active)) + own
-        if not works:
-            return until_finished
         taken = sum(task.charged for task in active) + sum(task.expected.width for task in waiting)
         is_full = taken + sum(work.width for work in works) > self.slots
-        until_slots = before + own * (1 - 1 / len(works)) if is_full else 0.0
-        serial = max(self._paces.serial_seconds(work.calls) for work in works)
-        return max(until_finished, until_slots + serial)
+        until_slots = self._paces.seconds(_left(waiting)) + self.seconds_of(works) * (1 - 1 / len(works))
+        return is_full * until_slots + max(self._paces.serial_seconds(work.calls) for work in works)
 
     def seconds_of(self, works: Sequence[Work]) -> float:
         """What these works add to the engine's, at its pace of late."""

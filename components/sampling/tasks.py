@@ -46,7 +46,7 @@ class Forward:
 @dataclass(frozen=True)
 class Load:
     """Rows that advance, rows that wait, and how many of each there is room for; rows that nets keep, and how many of
-    them there is room for, in the net that is nearest to full."""
+    them there is room for, in the net that is nearest to full; bytes that all nets' caches take."""
 
     active: int
     waiting: int
@@ -54,6 +54,7 @@ class Load:
     queue: int
     kept: int = 0
     cache_rows: int = 0
+    cache_bytes: int = 0
 
 
 @dataclass(frozen=True)

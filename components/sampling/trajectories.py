@@ -55,12 +55,18 @@ def offering(trajectory: Trajectory, preview: Preview | None) -> Trajectory:
 
 
 @torch.inference_mode()
-def drive(trajectory: Trajectory, nets: Mapping[str, Callable[..., Answer]]) -> Tensor:
-    """Runs one trajectory to its end: images (B, C, ...) in [-1, 1]. What nets keep lasts as long."""
+def drive(
+    trajectory: Trajectory,
+    nets: Mapping[str, Callable[..., Answer]],
+    on_call: Callable[[Call], None] = lambda call: None,
+) -> Tensor:
+    """Runs one trajectory to its end: images (B, C, ...) in [-1, 1]. What nets keep lasts as long. `on_call` is told
+    each call before it is answered."""
     caches: dict[str, Cache] = {}
     try:
         call = next(trajectory)
         while True:
+            on_call(call)
             kept = _kept(call, nets, caches) if call.stateful else {}
             call = trajectory.send(nets[call.net](**call.inputs, **kept))
     except StopIteration as stop:

@@ -16,8 +16,9 @@ from components.sampling.tasks import EngineFull, Usage
 from components.sampling.workload import Kinds, Work
 from infra.serving.openai_api import SampleRequest, num_steps
 
-# of the time that is left: estimates are no promises, a machine's pace changes, and a longer queue makes no more images
-SHARE = 0.5
+# shares of the time that is left, for estimates are no promises: for all that the engine holds, since a longer queue
+# makes no more images, and for a request's own turn
+HELD, TURN = 0.5, 0.8
 STEPS = "num_inference_steps"
 LONGEST = 60.0  # seconds that a client is told to wait; OpenAI's own takes a longer one for none
 
@@ -47,18 +48,22 @@ class Admission:
         if not held:
             self._turned_away.clear()
             return
-        needed, allowed = self.engine.seconds_to_finish(works), SHARE * self.seconds_left(orders[0])
+        left = self.seconds_left(orders[0])
+        late = max(
+            self.engine.seconds_to_finish(works) - HELD * left,
+            self.engine.seconds_in_turn(works) - TURN * left,
+        )
         if held + len(orders) > load.slots + load.queue:
-            needed = max(needed, allowed + 1)
-        if needed <= allowed:
+            late = max(late, 1.0)
+        if late <= 0:
             return
         now, own = time.monotonic(), self.engine.seconds_of(works)
         while self._turned_away and self._turned_away[0][0] < now:
             self._turned_away.popleft()
         ahead = sum(seconds for _, seconds in self._turned_away)
-        retry_after = min(LONGEST, max(1.0, needed - allowed + ahead))
+        retry_after = min(LONGEST, max(1.0, late + ahead))
         self._turned_away.append((now + retry_after, own))
-        raise EngineFull(f"{needed:.0f} s of work, {allowed:.0f} s are left", retry_after, own)
+        raise EngineFull(f"it would be {late:.1f} s late", retry_after, own)
 
 
 def _steps(order: SampleRequest) -> int:

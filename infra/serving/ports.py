@@ -13,9 +13,9 @@ from components.errors import InputError
 
 
 @contextlib.contextmanager
-def claimed(host: str, port: int) -> Iterator[None]:
-    """The time of a server at `host` and `port`. Raises InputError if it cannot listen there, or another is starting
-    to."""
+def claimed(host: str, port: int, key: str = "serve.port") -> Iterator[None]:
+    """The time of a server at `host` and `port`, which `key` sets. Raises InputError if it cannot listen there, or
+    another is starting to."""
     with contextlib.ExitStack() as claims:
         try:
             if sys.platform == "linux":  # a name without a file, free again when this process ends, however it ends
@@ -24,7 +24,7 @@ def claimed(host: str, port: int) -> Iterator[None]:
             _try_to_listen(host, port)
         except OSError as error:
             reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be listened at ({error.strerror})"
-            raise InputError(f"serve.port: {port} at {host} {reason}; expected a free port of this machine") from None
+            raise InputError(f"{key}: {port} at {host} {reason}; expected a free port of this machine") from None
         yield
 
 

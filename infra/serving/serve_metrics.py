@@ -23,6 +23,7 @@ def recorder(load: Callable[[], Load]) -> Callable[[Forward], None]:
     active = Gauge("foundry_active_rows", "Rows of images that advance")
     waiting = Gauge("foundry_waiting_rows", "Rows of images that wait for a slot")
     kept = Gauge("foundry_kept_rows", "Rows that a net keeps between calls, of the net nearest to full")
+    taken = Gauge("foundry_cache_bytes", "Bytes of the caches that nets keep rows in, full or not")
 
     def record(forward: Forward) -> None:
         tags = {"net": forward.net}
@@ -32,6 +33,7 @@ def recorder(load: Callable[[], Load]) -> Callable[[Forward], None]:
         active.set(now.active)
         waiting.set(now.waiting)
         kept.set(now.kept)
+        taken.set(now.cache_bytes)
 
     return record
 

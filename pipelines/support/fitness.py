@@ -1,5 +1,5 @@
-"""Whether the models of params.yaml can take the data that `prepare` is about to write: each is built without memory
-for its weights, so that no hour of training goes before a refusal."""
+"""Whether the models of params.yaml can take the data that `prepare` is about to write: each is built without drawing
+its weights, so that no hour of training goes before a refusal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from components.config import parse
 from components.data.dataset import Manifest
+from components.data.media.tokens import MEDIUM as TOKENS
 from components.errors import DataError, InputError
 from components.families import family_class
 from components.families.base import Autoencoder, AutoencoderInfo, DataInfo, RunInfo
@@ -23,13 +24,14 @@ SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # pixels a side, that are pr
 
 
 class _WithoutDraws(TorchFunctionMode):
-    """Leaves out the drawing of initial weights: without memory there are none, and torch would load its compiler to
-    say so, which takes seconds."""
+    """Leaves out the drawing of initial weights, so that even large nets are built at once and touch no memory."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "")
         if name in _DRAWS or (getattr(func, "__module__", "") == "torch.nn.init" and name.endswith("_")):
             return args[0] if args else kwargs["tensor"]
+        if name in ("rand", "randn"):
+            return torch.empty(*args, **{key: value for key, value in (kwargs or {}).items() if key != "generator"})
         return func(*args, **(kwargs or {}))
 
 
@@ -48,14 +50,15 @@ def refuse_unfit(params: Params, source: Source) -> None:
     raise DataError(f"params.yaml: {told}{'; '.join(found)}{proposed}")
 
 
-def refuse_too_few(params: Params, manifests: dict[str, Manifest]) -> None:
-    """Raises DataError of a test split that no figure can be measured on."""
+def too_few(params: Params, manifests: dict[str, Manifest]) -> tuple[str, ...]:
+    """A note on a test split that figures cannot be measured on; empty on one that they can."""
     count, least = manifests["test"].count, params.evaluate.neighbours + 1
-    if count < least:
-        raise DataError(
-            f"{count} images for the test split; expected {least} or more, because evaluate.neighbours is "
-            f"{params.evaluate.neighbours}: more images, a larger data.test_fraction or fewer neighbours"
-        )
+    if count >= least:
+        return ()
+    return (
+        f"{count} images for the test split; the stage reference wants {least} or more, because evaluate.neighbours is "
+        f"{params.evaluate.neighbours}: more images, a larger data.test_fraction or fewer neighbours",
+    )
 
 
 def problems(params: Params, info: DataInfo) -> Iterator[str]:
@@ -84,6 +87,9 @@ def data_of(params: Params, folder: str, info: DataInfo) -> DataInfo | None:
         return None
     shape = family.latent_shape
     of = AutoencoderInfo(family=block.family, config=family.config.model_dump(mode="json"), data=info)
+    if params.encode[names[0]].tokens is not None:
+        grid = (1, *shape[1:])
+        return info.model_copy(update={"shape": grid, "medium": TOKENS.name, "autoencoder": of})
     moments = {"channel_mean": (0.0,) * shape[0], "channel_std": (1.0,) * shape[0]}
     flips = params.encode[names[0]].flips
     return info.model_copy(update={"shape": shape, "statistics": moments, "autoencoder": of, "flips": flips})
@@ -102,11 +108,8 @@ def _build(params: Params, name: str, data: DataInfo, info: DataInfo) -> object:
             model = parse(family_class(given.family).Config, inputs.whole_model(params, source.name), f"{role}.model")
             if given_data is not None:
                 kept[role] = RunInfo(family=given.family, config=model.model_dump(mode="json"), data=given_data)
-    try:
-        with torch.device("meta"), _WithoutDraws():
-            return kind(config, data.model_copy(update={"inputs": kept}))
-    except NotImplementedError:  # a family that computes with its weights as it is built
-        return None
+    with _WithoutDraws():
+        return kind(config, data.model_copy(update={"inputs": kept}))
 
 
 def _of_size(info: DataInfo, size: int) -> DataInfo:

@@ -98,6 +98,7 @@ COMMON = {
     "kind": "which of the kinds that there are",
     "pad": "the number that fills a text up to its length",
     "sharding": "fsdp2 spreads weights and optimizer over the workers",
+    "norm_groups": "groups of channels, each normalised by itself",
     "sizes": "what a request of another size than the model's gets",
 }
 _BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}", "min_length": "{} or more"}
@@ -187,7 +188,10 @@ def _tag(kind: type[BaseModel]) -> str | None:
 
 
 def _key(path: str, name: str, kind: type[BaseModel], field: FieldInfo) -> Key:
-    default = "required" if field.is_required() else default_text(field.get_default(call_default_factory=True))
+    if field.default_factory_takes_validated_data:
+        default = "by the keys before it"
+    else:
+        default = "required" if field.is_required() else default_text(field.get_default(call_default_factory=True))
     return Key(path, kind_text(field), default, meaning(kind, name))
 
 

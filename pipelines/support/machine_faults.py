@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ _READ_ONLY = (errno.EROFS,)
 _REFUSED = (errno.EACCES, errno.EPERM)
 # libraries tell of the same in errors of their own: safetensors, SQLite, torch, Ray
 _FULL_TEXTS = ("No space left on device", "database or disk is full", "Local disk is full", "Disk quota exceeded")
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy, which tells no errno
 _READ_ONLY_TEXTS = ("Read-only file system", "attempt to write a readonly database")
 
 
@@ -23,7 +25,7 @@ def describe(error: BaseException) -> str | None:
     for cause in _chain(error):
         code = cause.errno if isinstance(cause, OSError) else None
         text = str(cause)
-        if code in _FULL or any(known in text for known in _FULL_TEXTS):
+        if code in _FULL or any(known in text for known in _FULL_TEXTS) or _SHORT_WRITE.search(text):
             return f"{_place(cause)}: no space left; make room, the same command goes on from what is there"
         if code in _READ_ONLY or any(known in text for known in _READ_ONLY_TEXTS):
             return f"{_place(cause)}: on a read-only file system; expected a folder that can be written to"

@@ -167,7 +167,7 @@ class Params(Strict):
     @field_validator("encode", mode="before")
     @classmethod
     def _refuse_one_for_all(cls, blocks: Any) -> Any:
-        old = set(EncodeConfig.model_fields) | {"autoencoder"}
+        old = {"autoencoder", "batch_size", "flips", "text"}  # the keys of the one block that there was
         if isinstance(blocks, dict) and old & blocks.keys():
             raise ValueError(
                 "expected a block for each latent data set, such as latents: {batch_size: 256}, and "

@@ -19,7 +19,7 @@ from components.evaluation.pictures import (
     walks,
 )
 from components.families.base import Sampler
-from components.sampling.requests import Conditions
+from components.sampling.requests import BLEND, Conditions
 from pipelines.support import paths, sample_pictures
 from pipelines.support.autoencoders import load_autoencoder
 from pipelines.support.metrics_files import read_autoencoder
@@ -107,7 +107,7 @@ def champion_film(champion: Sampler, settings: dict) -> Context | None:
 
 def champion_walks(champion: Sampler, settings: dict) -> list[Context]:
     """Walks between a champion's samples of two seeds, two classes, two captions; none of one that cannot blend."""
-    if not champion.edits:
+    if BLEND not in champion.accepts:
         return []
     chosen = parse(champion.Settings, settings, f"{paths.PROMOTED}.settings")
     captions = generation.Captions.of(Dataset(paths.TEST_IMAGES)) if champion.texts else None

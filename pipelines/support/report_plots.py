@@ -10,9 +10,10 @@ from markupsafe import Markup
 from components.artifacts import run_folder
 from components.errors import InputError
 from components.evaluation.plots import COLOURS, Line, Point, curves, trade_off
+from components.families import family_class
 from components.metrics import intervals
 from components.metrics.figures import VALIDATION, Definition, definitions
-from components.metrics.held_out import KINDS, LIVE, HeldOutLoss
+from components.metrics.held_out import LIVE, HeldOutLoss
 from pipelines.support import paths
 from pipelines.support.metrics_files import Known, SamplerMetrics
 from pipelines.support.params import TRAINED, Params
@@ -59,9 +60,9 @@ def training_curves(params: Params) -> tuple[list[Context], list[Context]]:
     """A small plot for each term of each run, the phases of a run sharing a plot; and apart from those the figures of
     checkpoint validation, which show quality over training time. Held-out losses have plots of their own."""
     losses, validated = [], []
-    apart = {name for kind in KINDS for name in kind.names}
     for name, history in histories(params).items():
-        plots = defaultdict(list)
+        plots, kind = defaultdict(list), _held_out(params, name)
+        apart = kind.names if kind is not None else ()
         for key in dict.fromkeys(key for row in history for key in row if key != "step"):
             phase, _, term = key.rpartition("/")
             if phase != VALIDATION or term not in apart:
@@ -95,21 +96,26 @@ def held_out_losses(params: Params) -> list[Context]:
     training, both by noise level at the end, and the gap in words."""
     found = []
     for name, history in histories(params).items():
-        for kind in KINDS:
-            told = [row for row in history if f"{VALIDATION}/{kind.gap}" in row]
-            if told:
-                last = {key.removeprefix(f"{VALIDATION}/"): value for key, value in told[-1].items()}
-                found.append(
-                    {
-                        "run": name,
-                        "kind": kind,
-                        "step": last["step"],
-                        "gap": _gap(last, kind),
-                        "live": _gap(last, kind, LIVE),
-                        "plots": [_both(told, kind), _gap_plot(told, kind), *_by_level(last, kind)],
-                    }
-                )
+        kind = _held_out(params, name)
+        told = [row for row in history if kind is not None and f"{VALIDATION}/{kind.gap}" in row]
+        if told:
+            last = {key.removeprefix(f"{VALIDATION}/"): value for key, value in told[-1].items()}
+            found.append(
+                {
+                    "run": name,
+                    "kind": kind,
+                    "step": last["step"],
+                    "gap": _gap(last, kind),
+                    "live": _gap(last, kind, LIVE),
+                    "plots": [_both(told, kind), _gap_plot(told, kind), *_by_level(last, kind)],
+                }
+            )
     return found
+
+
+def _held_out(params: Params, name: str) -> HeldOutLoss | None:
+    """What a model's checkpoints are measured by on held-out rows."""
+    return family_class(params.models[name].family).held_out
 
 
 def _gap(last: dict[str, float], kind: HeldOutLoss, prefix: str = "") -> Context:
@@ -139,7 +145,9 @@ def _gap_plot(told: History, kind: HeldOutLoss) -> Context:
         steps, gaps = _points(told, f"{VALIDATION}/{prefix}{kind.gap}")
         _, errors = _points(told, f"{VALIDATION}/{prefix}{kind.gap_stderr}")
         ends = [intervals.normal(gap, error) for gap, error in zip(gaps, errors, strict=True)]
-        lines.append(Line(weights, steps, gaps, band=tuple(zip(*ends, strict=True)), faint=bool(prefix)))
+        # one band: two of them hide each other
+        band = None if prefix else tuple(zip(*ends, strict=True))
+        lines.append(Line(weights, steps, gaps, band=band, faint=bool(prefix)))
     return _plot("gap: held out less training rows", lines, "step", level=0)
 
 

@@ -46,7 +46,7 @@ class LocalBackend(SamplerReplica):
         self.device, self.config = "cpu", config
         self.models = (served_model(folder, **facts), *beside)
         self.family = run_folder.load(folder).family
-        calls = {name: self.paused(call, pause) for name, call in self.family.calls.items()}
+        calls = {name: self.paused(call, pause) if pause else call for name, call in self.family.calls.items()}
         self.engine = Engine(calls, max_rows=config.max_rows, slots=config.slots, queue=config.queue)
         self.model, self.trouble = self.models[0], ""
         self.admission = Admission(self.engine, config.deadline)

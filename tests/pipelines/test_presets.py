@@ -38,17 +38,22 @@ def test_every_model_of_a_preset_fits_its_data(path):
     params = load(path)
     data, described = params.data, {"classes": ("a", "b", "c"), "caption_length": 60}
     images = DataInfo(shape=data.shape, **described)
-    (block,) = params.autoencoders.values()
-    with torch.device("meta"):  # shapes alone
-        vae = family_class("vae")(family_class("vae").Config(**block.model), images)
-    ones = dict.fromkeys(("channel_mean", "channel_std"), (1.0,) * vae.latent_shape[0])
-    of = AutoencoderInfo(config=block.model, data=images)
-    latents = DataInfo(shape=vae.latent_shape, statistics=ones, autoencoder=of, **described)
+    sets = {"data/images/train": images}
+    for name, options in params.encode.items():
+        block = params.autoencoders[params.inputs_of(name)["autoencoder"].name]
+        with torch.device("meta"):  # shapes alone
+            vae = family_class(block.family)(family_class(block.family).Config(**block.model), images)
+        of = AutoencoderInfo(family=block.family, config=block.model, data=images)
+        ones = dict.fromkeys(("channel_mean", "channel_std"), (1.0,) * vae.latent_shape[0])
+        made = {"shape": vae.latent_shape, "statistics": ones}
+        if options.tokens is not None:
+            made = {"shape": (1, *vae.latent_shape[1:]), "medium": "tokens"}
+        sets[f"data/{name}"] = DataInfo(**made, autoencoder=of, **described)
     for group in TRAINED:
         for block in getattr(params, group).values():
             kind = family_class(block.family)
             with torch.device("meta"):
-                kind(kind.Config(**block.model), latents if Path(block.data) == LATENTS else images)
+                kind(kind.Config(**block.model), sets[block.data])
 
 
 def test_a_preset_says_what_and_leaves_where(tmp_path):

@@ -185,6 +185,7 @@ def test_a_trajectory_of_more_rows_than_it_told_waits_for_slots(net):
 
 def test_a_cache_has_a_capacity_in_bytes(net):
     engine = engine_of(net, cache_bytes=5 * net.row_bytes)
+    assert engine.load().cache_bytes == 5 * net.row_bytes
     assert engine.load().cache_rows == 4 and len(engine._caches["net"].content) == 5  # one for padding
     engine.stop(timeout=TIMEOUT)
     with pytest.raises(ValueError, match=r"net: two rows of its cache take \d+ bytes; found 100"):

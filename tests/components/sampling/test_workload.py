@@ -31,10 +31,13 @@ def test_full_forwards_weigh_more_than_small_ones():
 
 
 def test_an_engine_knows_what_is_left_of_its_work():
-    engine, used = Engine({"gate": lambda x: x}), []
+    engine, used = Engine({"gate": lambda x: x}, slots=1), []
     engine.submit(walk(1, 3), on_usage=used.append).result(TIMEOUT)
     assert used[0].work == Work({"gate": 3}, {"gate": 3}) and used[0].seconds >= used[0].queue_seconds >= 0
     assert engine.seconds_to_finish() == 0
     per_row = engine.seconds_of([Work({"gate": 1}, {"gate": 1})])
-    assert engine.seconds_to_finish([Work({"gate": 4}, {"gate": 4})]) == pytest.approx(4 * per_row, rel=0.01)
+    four = Work({"gate": 4}, {"gate": 4})
+    assert engine.seconds_to_finish([four]) == pytest.approx(4 * per_row, rel=0.01)
+    assert engine.seconds_in_turn([four]) == pytest.approx(4 * per_row, rel=0.01)
+    assert engine.seconds_in_turn([four, four]) == pytest.approx(8 * per_row, rel=0.01)  # one slot: one after the other
     engine.stop(timeout=TIMEOUT)

@@ -13,8 +13,8 @@ from infra.serving.openai_api import SampleRequest
 class Paced:
     """An engine that takes a second for each row, and holds what the test says."""
 
-    def __init__(self, backlog=0.0, slots=64, active=1):
-        self.backlog, self.slots, self.active = backlog, slots, active
+    def __init__(self, backlog=0.0, slots=64, active=1, serial=0.0):
+        self.backlog, self.slots, self.active, self.serial = backlog, slots, active, serial
 
     def load(self):
         return Load(self.active, 0, self.slots, 0)
@@ -24,6 +24,9 @@ class Paced:
 
     def seconds_to_finish(self, works):
         return self.backlog + self.seconds_of(works)
+
+    def seconds_in_turn(self, works):
+        return self.serial
 
 
 def orders(count=1, steps=1, **fields):
@@ -50,6 +53,13 @@ def test_what_can_be_finished_in_time_is_accepted_and_no_more():
     with pytest.raises(EngineFull) as refused:
         gate.refuse_unfinishable(orders(count=6))
     assert refused.value.retry_after == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_request_whose_own_calls_take_too_long_is_refused():
+    admission(Paced(serial=12.0)).refuse_unfinishable(orders())
+    with pytest.raises(EngineFull) as refused:
+        admission(Paced(serial=14.0)).refuse_unfinishable(orders())
+    assert refused.value.retry_after == pytest.approx(1.2, abs=0.1)
 
 
 def test_the_wait_before_the_engine_counts():

@@ -300,6 +300,7 @@ def test_a_client_who_leaves_ends_the_work(address):
     host, port = address.removeprefix("http://").split(":")
     body = json.dumps({"prompt": "one", "n": 4, **WHOLE}).encode()
     head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    time.sleep(2 * ray_serve.REMEMBERED)  # the test before was refused
     connection = socket.create_connection((host, int(port)), timeout=60)
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     wait_for(lambda: load(address)["active"] == 8)
@@ -324,11 +325,14 @@ def test_the_engines_figures_are_exported(address, client):
     wait_for(
         lambda: re.search(r'^ray_foundry_forward_rows_count\{.*net="denoiser".*\} [1-9]', exported(), re.MULTILINE)
     )
-    assert "ray_foundry_forward_ms_sum" in exported() and "ray_foundry_waiting_rows" in exported()
-    with urllib.request.urlopen(f"{address}/metrics", timeout=60) as answer:  # the same from the API's own port
-        ours = answer.read().decode()
-    assert "ray_foundry_stage_ms_bucket{" in ours and 'stage="queue"' in ours
-    assert {line.partition("_")[0] for line in ours.splitlines() if line[0] != "#"} == {"ray"}
+    wait_for(lambda: "ray_foundry_forward_ms_sum" in (told := exported()) and "ray_foundry_waiting_rows" in told)
+
+    def ours() -> str:
+        with urllib.request.urlopen(f"{address}/metrics", timeout=60) as answer:  # the same from the API's own port
+            return answer.read().decode()
+
+    wait_for(lambda: "ray_foundry_stage_ms_bucket{" in (told := ours()) and 'stage="queue"' in told)
+    assert {line.partition("_")[0] for line in ours().splitlines() if line[0] != "#"} == {"ray"}
 
 
 def test_no_process_of_serve_listens_beyond_loopback(address):

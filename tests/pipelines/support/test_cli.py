@@ -54,6 +54,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device", "data/images/train/00000
         (failing(RuntimeError("wrapped"), FULL), "error: data/images/train/00000.image.npy: no space left; make room"),
         (failing(ValueError("I/O error: No space left on device (os error 28)")), "no space left; make room"),
         (failing(RuntimeError("(sqlite3.OperationalError) database or disk is full\n[SQL: ...]")), "MiB free in ."),
+        (failing(OSError("368128 requested and 28544 written")), "no space left; make room"),
         (failing(OSError(errno.EROFS, "Read-only file system", "runs/.vae")), "error: runs/.vae: on a read-only file"),
         (
             failing(PermissionError(errno.EACCES, "Permission denied", "runs")),

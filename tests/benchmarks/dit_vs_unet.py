@@ -1,0 +1,89 @@
+"""A transformer against the U-Net as the backbone of the demo's latent diffusion: equal CPU seconds of training on one
+thread, held-out denoising loss and distance, three seeds. Each with AdamW and with Muon.
+
+    python -m tests.benchmarks.dit_vs_unet              # all, three seeds: some forty minutes of one core
+    python -m tests.benchmarks.dit_vs_unet 0 dit        # one seed of one
+
+What is measured is kept in .cache/dit_vs_unet, with a sheet of samples each.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+
+import torch
+
+from components.evaluation.held_out import HeldOutRows
+from components.families.base import Family
+from components.metrics.figures import values
+from components.training.loop import TrainingConfig
+from tests.benchmarks import digits, quality
+from tests.benchmarks.common import as_a_worker
+from tests.benchmarks.rates import Data
+
+FOLDER = digits.ROOT / ".cache" / "dit_vs_unet"
+SECONDS = 180.0  # of CPU, for each net
+DIT = {"name": "dit", "patch": 1, "width": 128, "depth": 6, "heads": 4}
+SETTINGS = {"solver": "dpmpp_2m", "num_inference_steps": 15, "guidance_scale": 1.5}
+ADAMW = {"learning_rate": 1e-3, "schedule": "constant", "warmup": 50}
+MUON = {**ADAMW, "name": "muon", "weight_decay": 0.01}
+VARIANTS = {  # changes of the demo's model; the rate stays, so that no schedule knows the number of steps
+    "unet": {"optimizer": ADAMW},
+    "dit": {"backbone": DIT, "optimizer": ADAMW},
+    "unet_muon": {"optimizer": MUON},
+    "dit_muon": {"backbone": DIT, "optimizer": MUON},
+}
+
+
+@functools.cache
+def latents(seed: int) -> tuple[Family, Data, Data]:
+    """The demo's autoencoder, and the latents of the training images; the held-out images are encoded as needed."""
+    train, key = digits.data()["train"], "autoencoders.vae"
+    vae, _, _ = digits.trained(key, digits.made(key, train, seed), train, seed)
+    return vae, quality.encoded(vae, train), digits.data()["test"]
+
+
+def measure(variant: str, seed: int) -> dict:
+    """Figures of one net after SECONDS of CPU."""
+    vae, train, test = latents(seed)
+    sampler = digits.made("samplers.ldm", train, seed, VARIANTS[variant])
+    training = TrainingConfig(steps=100_000, batch_size=128, precision="float32", report_every=100)
+    sampler, state, _ = quality.trained(sampler, train, training, seed, SECONDS, time.process_time)
+    quality.with_autoencoder(sampler, vae)
+    losses = values(
+        HeldOutRows(sampler, train, test, training.model_copy(update={"steps": 400})).figures(sampler, False)
+    )
+    figures = digits.yardstick().of_sampler(sampler, sampler.Settings(**SETTINGS), FOLDER / f"{variant}_{seed}.png")
+    told = {name: losses[name] for name in ("held_out_loss", "training_loss")}
+    parameters = sum(parameter.numel() for parameter in sampler.nets["denoiser"].parameters())
+    return {**figures, **told, "steps": state.step, "parameters": parameters}
+
+
+def table(variants: list[str], seeds: list[int]) -> dict[str, dict]:
+    """By variant, the means over the seeds; what is measured already is read."""
+    as_a_worker()
+    torch.set_num_threads(1)  # CPU seconds are what is shared out, and threads that wait for each other burn them
+    return {
+        name: quality.spread(
+            [quality.kept(FOLDER / f"{name}_{seed}.json", lambda n=name, s=seed: measure(n, s)) for seed in seeds]
+        )
+        for name in variants
+    }
+
+
+def asked(argv: list[str] | None) -> tuple[list[str], list[int]]:
+    words = argv or []
+    seeds = [int(word) for word in words if word.isdigit()] or list(digits.SEEDS)
+    return [word for word in words if not word.isdigit()] or ["unet", "dit"], seeds
+
+
+def main(argv: list[str] | None = None) -> None:
+    variants, seeds = asked(argv)
+    what = f"Fréchet distance of {{best}}, mean of {len(seeds)} seed(s), {SECONDS:.0f} CPU seconds each"
+    digits.tell("dit_vs_unet", table(variants, seeds), what, "the transformer within the U-Net's seeds")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

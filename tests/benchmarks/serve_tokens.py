@@ -1,0 +1,131 @@
+"""Images a second of one engine that serves 16 clients of a GPT, with mixed lengths of what they ask for and mixed
+settings, against the same net answering one request after the other. No HTTP on either side.
+
+    python -m tests.benchmarks.serve_tokens
+
+A peer's `generate` on equal weights is not measured: transformers has no layout with places on a grid and a prefix
+before it, so that equal weights would answer differently.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import dataclass
+
+import torch
+
+from components.families import family_class
+from components.families.base import AutoencoderInfo, DataInfo, Sampler
+from components.sampling.engine import Engine
+from components.sampling.requests import Conditions, Request
+from components.sampling.trajectories import drive
+from tests.benchmarks.common import as_a_worker, emit
+
+CLIENTS, SECONDS, WARM = 16, 20.0, 3.0
+CODES = {"latent_channels": 4, "widths": [32, 64], "codebook": {"name": "fsq", "levels": [5, 5, 5, 5]}}
+MODEL = {"width": 128, "depth": 6, "heads": 4}
+SCALES, COUNTS, SHARES = (1.0, 1.5, 3.0), (1, 1, 2, 4), (0.9, 1.0)
+
+
+def sampler() -> Sampler:
+    """A GPT of the 64 tokens of a digit, its weights initial: they cost as much as trained ones."""
+    torch.manual_seed(0)
+    images = DataInfo(shape=(1, 16, 16), classes=tuple(map(str, range(10))))
+    of = AutoencoderInfo(config=CODES, data=images)
+    data = DataInfo(shape=(1, 8, 8), medium="tokens", classes=images.classes, autoencoder=of)
+    kind = family_class("gpt")
+    made = kind(kind.Config(**MODEL), data)
+    made.nets.requires_grad_(False).eval()
+    return made
+
+
+def orders(made: Sampler, seed: int):
+    """Requests of one to four images, guided or not, the same ones for both sides."""
+    chance = random.Random(seed)
+    while True:
+        count = chance.choice(COUNTS)
+        seeds = torch.tensor([chance.randrange(2**31) for _ in range(count)])
+        settings = made.Settings(guidance_scale=chance.choice(SCALES), top_p=chance.choice(SHARES))
+        yield Request(seeds, settings, Conditions(label=seeds % 10))
+
+
+@dataclass
+class Tally:
+    """Images that were finished between `start` and `end`."""
+
+    start: float
+    end: float
+    images: int = 0
+
+    def add(self, count: int) -> None:
+        self.images += count * (self.start <= time.perf_counter() < self.end)
+
+    @property
+    def rate(self) -> float:
+        return self.images / (self.end - self.start)
+
+
+def tally() -> Tally:
+    now = time.perf_counter()
+    return Tally(now + WARM, now + WARM + SECONDS)
+
+
+def together(made: Sampler) -> tuple[float, float, int]:
+    """Images a second of CLIENTS clients at one engine, each with one request at a time; rows of a forward;
+    bytes of the cache."""
+    rows, counted, lock = [], tally(), threading.Lock()
+    engine = Engine(made.calls, on_forward=lambda forward: rows.append(forward.rows))
+
+    def client(number: int) -> None:
+        wanted = orders(made, number)
+        while time.perf_counter() < counted.end:
+            request = next(wanted)
+            future = engine.submit(lambda one=request: made.trajectory(one), rows=2 * len(request.seeds))
+            future.result(600)
+            with lock:
+                counted.add(len(request.seeds))
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken = engine.load().cache_bytes
+    engine.stop(timeout=60)
+    assert rows, "no forward was made"
+    return counted.rate, sum(rows) / len(rows), taken
+
+
+def one_by_one(made: Sampler) -> float:
+    """Images a second of the same requests, one after the other."""
+    counted, streams = tally(), [orders(made, number) for number in range(CLIENTS)]
+    turn = 0
+    while time.perf_counter() < counted.end:
+        request = next(streams[turn % CLIENTS])
+        drive(made.trajectory(request), made.calls)
+        counted.add(len(request.seeds))
+        turn += 1
+    return counted.rate
+
+
+def main(argv: list[str] | None = None) -> None:
+    as_a_worker()
+    made = sampler()
+    alone = one_by_one(made)
+    rate, rows, taken = together(made)
+    emit(
+        "serve_tokens",
+        round(rate / alone, 2),
+        f"images/s of one engine with {CLIENTS} clients / of one request after the other",
+        ">= 3",
+        images_per_s=round(rate, 2),
+        one_by_one=round(alone, 2),
+        rows_per_forward=round(rows, 1),
+        cache_mib=round(taken / 2**20, 1),
+    )
+
+
+if __name__ == "__main__":
+    main()
