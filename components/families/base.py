@@ -20,6 +20,7 @@ from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.metrics.figures import Figures
 from components.metrics.held_out import HeldOutLoss
+from components.metrics.likelihood import LOG_2
 from components.metrics.reconstruction import reconstruction_figures
 from components.sampling.requests import Conditions, Request, refuse_unaccepted
 from components.sampling.trajectories import Call, Trajectory, drive
@@ -264,6 +265,13 @@ class Sampler(Family):
     def likelihood(self) -> Likelihood | None:
         """Of stored rows, where the model has one."""
         return None
+
+    def held_out_losses(self, columns: Mapping[str, Tensor], draws: Draws) -> Tensor:
+        """(B, 1) bits per dimension, of a family that has a likelihood and sets `held_out` to BITS."""
+        assert self.likelihood is not None, f"{family_name(type(self))} measures no loss of held-out rows"
+        rows = self.medium.rows(columns)
+        found = self.likelihood.log_probability(rows, columns.get("label"), draws)
+        return -found[:, None] / (rows[0].numel() * LOG_2)
 
     def figures(self, rows: Tensor, real: Tensor) -> Figures:
         """Figures of a candidate that this family alone has, beside those of all samplers. `rows`: (N, C, ...) that it

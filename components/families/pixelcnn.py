@@ -16,6 +16,7 @@ from components.families.base import DataInfo, Losses, Phase, Sampler, Tiny
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import levels
 from components.likelihood.logistics import draw, log_probability, num_outputs
+from components.metrics.held_out import BITS
 from components.metrics.likelihood import LOG_2
 from components.nets.pixelcnn import PixelCNN
 from components.sampling.requests import Request
@@ -41,6 +42,7 @@ class Model(Sampler):
     Config = Config
     Settings = Settings
     kept = ("pixelcnn",)
+    held_out = BITS
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data

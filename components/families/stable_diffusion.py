@@ -220,6 +220,7 @@ _TINY_UNET = {
     "heads": (2, 2),
     "depth": (1, 1),
     "context_dim": 8,
+    "norm_groups": 2,
 }
 _TINY_TEXT = {
     "vocab_size": 258,

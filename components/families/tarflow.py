@@ -15,6 +15,7 @@ from components.errors import SamplerError
 from components.families.base import DataInfo, Losses, Phase, Sampler, Tiny
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume, on_grid
+from components.metrics.held_out import BITS
 from components.metrics.likelihood import LOG_2
 from components.nets.flows.autoregressive import NextToken, TarFlow
 from components.sampling.blends import slerp
@@ -56,6 +57,7 @@ class Model(Sampler):
         if config.width % (2 * config.heads):
             raise SamplerError(f"tarflow: width: {config.width} is no multiple of twice the {config.heads} heads")
         self.levels = levels(self.medium)
+        self.held_out = None if config.noise else BITS
         self.labelled = config.classes and bool(data.classes)
         self.null = len(data.classes)  # the class that stands for none
         num_classes = self.null + 1 if self.labelled else 0

@@ -13,6 +13,7 @@ from components.data.randomness import Draws
 from components.families.base import DataInfo, Losses, Phase, Sampler, family_name
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume, on_grid
+from components.metrics.held_out import BITS
 from components.metrics.likelihood import LOG_2
 from components.nets.flows.multiscale import MultiscaleFlow
 from components.sampling.blends import slerp
@@ -41,6 +42,7 @@ class Flow(Sampler):
     Config = Config
     Settings = Settings
     kept = ("flow",)
+    held_out = BITS
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data

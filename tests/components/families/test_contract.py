@@ -203,6 +203,29 @@ def test_weighted_mean_of_rank_losses_is_the_global_loss(name, world):
         assert torch.allclose(torch.stack(found).mean(0), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
+def invertible(family: Family) -> list[torch.nn.Module]:
+    return [module for net in family.nets.values() for module in net.modules() if hasattr(module, "inverse")]
+
+
+@pytest.mark.parametrize("name", [name for name in family_names() if invertible(build(name))])
+def test_inverses_undo_their_layers(name):
+    family, asked = build(name), {}
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # a layer that begins as the identity shows nothing
+        for parameter in family.nets.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    for module in invertible(family):
+        module.register_forward_pre_hook(lambda module, args: asked.setdefault(module, args))
+    for phase in family.phases:
+        phase.loss(family.nets[phase.net], next(stream(name)))
+    assert asked, "no layer was called"
+    for module, (x, *given) in asked.items():
+        x = x.detach()
+        with torch.no_grad():
+            y, _ = module(x, *given)
+            assert torch.allclose(module.inverse(y, *given), x, atol=1e-4), type(module).__name__
+
+
 @pytest.mark.parametrize("name", family_names())
 def test_preview_is_a_sheet_of_images(name, folders):
     _, family, _ = folders[name]

@@ -12,6 +12,7 @@ from components.data.randomness import Draws
 from components.families import family_class, family_names
 from components.families.base import Sampler
 from components.likelihood.contract import Likelihood, bits_figures
+from components.metrics.held_out import DENOISING
 from tests.components.helpers import Rows, build, tiny_data
 
 CONFIGS = {"vae": {"reconstruction": "logistic"}}  # of families that have a likelihood by their config alone
@@ -67,3 +68,15 @@ def test_a_uniform_model_needs_as_many_bits_as_are_stored():
     uniform = Likelihood("exact", "none", lambda rows, label, draws: torch.full((len(rows),), -4 * math.log(256)))
     rows = torch.zeros(5, 1, 2, 2), None
     assert bits_figures(uniform, rows, rows)["bits_per_dim"].value == pytest.approx(8)
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_LIKELIHOOD if family_class(name).held_out is not DENOISING])
+def test_checkpoints_are_measured_in_bits(name):
+    """The same rows have the same bits at every look, and a gap is theirs less those of training rows."""
+    family, columns = build(name, **CONFIGS.get(name, {})), Rows(tiny_data(name), 6).columns
+    assert family.held_out.kind == "likelihood"
+    draws = Draws.of_seeds(torch.arange(6))
+    with torch.no_grad():
+        found = family.held_out_losses(columns, draws)
+        assert torch.equal(family.held_out_losses(columns, draws), found)
+    assert found.shape == (6, 1) and (found > 0).all()
