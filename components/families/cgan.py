@@ -1,4 +1,5 @@
-"""cGAN: both networks take the class (Mirza and Osindero 2014; projection by Miyato and Koyama 2018)."""
+"""cGAN: both networks take the class (Mirza and Osindero 2014; projection by Miyato and Koyama 2018). Of data without
+classes it is the same without them."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ class Config(ConvConfig):
 class Model(GAN):
     Config = Config
     conditional = True
+    labels_optional = True
 
     def networks(self) -> dict[str, nn.Module]:
         return convolutional(self, condition=self.config.condition)

@@ -27,7 +27,10 @@ TOKENS = DataInfo(
     medium="tokens",
     classes=IMAGES.classes,
     statistics={"vocabulary": (12.0,), "usage": (1.0,), "perplexity": (12.0,)},
-    autoencoder=AutoencoderInfo(config={**vae.TINY.config, "codebook": {"name": "fsq", "levels": [3, 4]}}, data=IMAGES),
+    autoencoder=AutoencoderInfo(
+        config=vae.Config(**vae.TINY.config, codebook={"name": "fsq", "levels": [3, 4]}).model_dump(mode="json"),
+        data=IMAGES,
+    ),
 )
 DATA = {  # by what a family's `TINY` calls them
     "images": IMAGES,

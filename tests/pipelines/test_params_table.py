@@ -34,7 +34,7 @@ def test_the_table_holds_the_keys_of_every_block():
         ("training.steps", ["samplers.NAME.training.steps", "whole number, above 0; default: required"]),
         ("samplers.ldm.training.steps", ["how long it lasts", "in params.yaml: 400"]),
         ("samplers.ldm.model.backbone.widths", ["channels", "in params.yaml: [64, 128]"]),
-        ("samplers.ldm.candidates.0.solver", ["dpmpp_2m", "in params.yaml: "]),
+        ("samplers.ldm.candidates.0.solver", ["dpmpp_2m", "in params.yaml: unipc"]),
         ("samplers.cgan.model.generator.betas", ["Kingma"]),
         ("judges.judge.model.feature_dim", ["numbers that describe an image"]),
         ("promote.guards.memorised.at_most", ["promote.guards.NAME.at_most", "in params.yaml: 0.1"]),

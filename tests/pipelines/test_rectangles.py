@@ -47,7 +47,7 @@ def params() -> dict:
             "ldm": {**blocks["ldm"], "data": "data/latents", "candidates": [CANDIDATE]},
             "pixels": {**blocks["pixels"], "data": images, "candidates": [CANDIDATE]},
         },
-        "encode": {"latents": {}},
+        "encode": {"latents": {"flips": True}},
         "inputs": {"latents/autoencoder": "runs/vae", "evaluate/judge": "runs/judge"},
         "evaluate": {"num_samples": 12, "batch_size": 12, "neighbours": 3, "resamples": 20, "real_draws": 2},
     }

@@ -38,7 +38,8 @@ def write_params(root, conditioning: str) -> None:
     model = {"conditioning": conditioning, "backbone": {"name": "unet", **UNET}}
     model |= {"text": {"length": 16, "width": 8, "layers": 1, "heads": 1}} if conditioning == "text" else {}
     images = {"data": "data/images/train", "training": TRAINING}
-    guards = yaml.safe_load((ROOT / "params.yaml").read_text())["promote"]["guards"] | {"memorised": {"at_most": 1}}
+    guards = yaml.safe_load((ROOT / "params.yaml").read_text())["promote"]["guards"]
+    guards |= {"memorised": {"at_most": 1}, "recall": {"at_least": 0}}
     content = {
         **PARAMS,
         "data": {"source": "folder", "path": "data/raw/own", "image_size": 8, "channels": 3, "test_fraction": 0.4},

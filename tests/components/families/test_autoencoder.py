@@ -252,7 +252,7 @@ def test_vae_reconstructs_after_some_steps(reconstruction):
     optimizer = torch.optim.Adam(family.nets.parameters(), lr=0.01)
     before = (family.reconstruct(images) - images).abs().mean()
     family.nets.train()
-    for _ in range(60):
+    for _ in range(150):
         optimizer.zero_grad()
         family.loss(family.nets["autoencoder"], batch)["loss"].backward()
         optimizer.step()

@@ -72,7 +72,7 @@ def test_an_evaluation_sends_all_that_it_reads(described_project, tmp_path, monk
     assert (module, arguments) == ("pipelines.evaluate", ["samplers.dcgan"])
     folders = ["runs/dcgan", "runs/judge", "reference", "data/images/train", "data/images/test"]
     assert [str(path) for path in inputs] == [*folders, str(tmp_path / "net.pth")]
-    assert [str(path) for path in outputs] == ["samples/dcgan", "metrics/dcgan.json"]
+    assert [str(path) for path in outputs] == ["samples/dcgan", "metrics/dcgan.json", "summary/dcgan.json"]
 
 
 def test_a_head_that_does_not_answer_is_told():
