@@ -85,7 +85,8 @@ def test_an_old_run_keeps_its_groups(name, tmp_path):
     changes = {"norm_groups": 32}
     if data.autoencoder is not None:
         data = data.model_copy(update={"autoencoder": autoencoder})
-        changes = {"backbone": {**tiny(name).config["backbone"], "norm_groups": 32}}
+        unets = {key: block for key, block in tiny(name).config.items() if key in ("backbone", "refiner")}
+        changes = {key: {**block, "norm_groups": 32} for key, block in unets.items()}
     family = build(name, 0, data, **changes)
     groups = [module.num_groups for module in family.nets.modules() if isinstance(module, nn.GroupNorm)]
     average = {net: copied(family.nets[net]) for net in family.kept}
