@@ -33,6 +33,7 @@ from pipelines.support.candidates import Candidate, settings_text
 from pipelines.support.measurement import (
     Measurement,
     judge_folder,
+    likelihood_figures,
     load_sampler,
     measure,
     ms_per_image,
@@ -134,12 +135,16 @@ def evaluate(params: Params, key: str, device: str) -> SamplerMetrics:
     run = load_block(key, block, measurement, device)
     first = block.candidates[0]
     candidates: list[Candidate] = []
+    likelihoods: dict[str, Figures] = {}  # by weights: no solver setting changes them
     with worker_pool(params.cluster, ROOT) as workers, whole_folder(paths.SAMPLES / name) as folder:
         trials = search_settings(workers, params, run, first, measurement, extractors)
         found = best(trials)
         for number, chosen in enumerate([*block.candidates, *([found.settings] if found else [])]):
             task = sampling(params, run.folder, chosen)
-            measured = measure(workers, task, task.open(device), measurement, extractors)
+            ready, weights = task.open(device), repr(generation.weights_and_settings(chosen)[0])
+            if weights not in likelihoods:
+                likelihoods[weights] = likelihood_figures(ready[0], measurement)
+            measured = measure(workers, task, ready, measurement, extractors, likelihoods[weights])
             candidate = Candidate(
                 sampler=name,
                 settings=measured.settings,

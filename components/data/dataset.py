@@ -202,6 +202,11 @@ class Dataset:
         return np.load(self.folder / self.manifest.shards[shard].files[column].path, mmap_mode="r", allow_pickle=False)
 
 
+def spread(dataset: Dataset, count: int) -> dict[str, Tensor]:
+    """`count` rows evenly over a set, which may be sorted by class, as `take` gives them."""
+    return dataset.take(torch.arange(count) * len(dataset) // count)
+
+
 @dataclass(frozen=True)
 class Batch:
     """One rank's part of a global batch. `weight` makes the mean over ranks of weighted means the global mean; `ahead`

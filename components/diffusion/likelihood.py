@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-LEAST_SIGMA = 0.002  # Karras et al. 2022, Table 1: the density is that of data under so little noise
+from components.diffusion.schedules import SIGMA_MIN
+
 NUM_LEVELS = 32
 
 
 def levels(largest: float) -> list[float]:
-    """NUM_LEVELS noise levels from LEAST_SIGMA up, equal steps of their logarithm."""
-    ends = math.log(LEAST_SIGMA), math.log(largest)
+    """NUM_LEVELS noise levels from SIGMA_MIN up, equal steps of their logarithm: the density is that of data under so
+    little noise."""
+    ends = math.log(SIGMA_MIN), math.log(largest)
     return torch.linspace(*ends, NUM_LEVELS, dtype=torch.float64).exp().tolist()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from components.config import Strict
 
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, Table 1
 NUM_TRAIN_TIMESTEPS = 1000  # Ho et al. 2020; also the unit in which nets are told the noise level
 
 
@@ -166,3 +167,13 @@ def karras_sigmas(
     ramp = torch.linspace(1 - start, 1, num_steps, dtype=torch.float64)
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return [*((ends[0] + ramp * (ends[1] - ends[0])) ** rho).tolist(), 0.0]
+
+
+def spaced_sigmas(
+    schedule: Schedule, spacing: Literal["schedule", "karras"], num_steps: int, start: float = 1.0
+) -> list[float]:
+    """`num_steps` levels of a schedule by a spacing, from `start` of the way up, then 0."""
+    if spacing == "karras":
+        low, high = schedule.bounds  # the net knows no level outside
+        return karras_sigmas(num_steps, max(low, SIGMA_MIN), min(high, SIGMA_MAX), start=start)
+    return schedule.sigmas(num_steps, start)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from components.data.dataset import Dataset
+from components.data.dataset import Dataset, spread
 from components.data.randomness import Draws
 from components.families.base import Family
 from components.metrics.figures import Figures
@@ -43,9 +43,9 @@ class HeldOutRows:
         count = min(num_rows(family.held_out.levels, config), len(train), len(held_out))
         self._config = config
         self._draws = Draws.of_seeds(torch.arange(count)).fold("held out").to(device)
-        self._train = _spread(train, count, device)
+        self._train = _placed(spread(train, count), device)
         with torch.inference_mode():
-            self._held_out = family.training_columns(_spread(held_out, count, device))
+            self._held_out = family.training_columns(_placed(spread(held_out, count), device))
 
     def __len__(self) -> int:
         return len(self._draws.keys)
@@ -66,7 +66,5 @@ class HeldOutRows:
         return torch.cat(found)
 
 
-def _spread(dataset: Dataset, count: int, device: torch.device) -> dict[str, Tensor]:
-    """Rows evenly over the set, which may be sorted by class."""
-    columns = dataset.take(torch.arange(count) * len(dataset) // count)
+def _placed(columns: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     return {name: values.to(device) for name, values in columns.items()}

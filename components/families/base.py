@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +18,13 @@ from components.data.dataset import Batch, Manifest
 from components.data.media import Medium, medium
 from components.data.randomness import Draws
 from components.errors import SamplerError
+from components.likelihood.contract import Likelihood, bits_per_value
 from components.metrics.figures import Figures
 from components.metrics.held_out import HeldOutLoss
-from components.metrics.likelihood import LOG_2
 from components.metrics.reconstruction import reconstruction_figures
 from components.sampling.requests import Conditions, Request, refuse_unaccepted
 from components.sampling.trajectories import Call, Trajectory, drive
 from components.training.optimizers import OptimizerConfig
-
-if TYPE_CHECKING:
-    from components.likelihood.contract import Likelihood
 
 Losses = dict[str, Tensor]  # "loss" is what is minimised; the other scalars are its terms and figures for the curves
 
@@ -185,8 +182,8 @@ class Family:
         """The nets that a kept input fills: that of the role's name."""
         return (role,)
 
-    def begin(self, batch: Batch) -> None:
-        """Sets initial weights that depend on data, before a training that begins afresh. `batch`: the whole first
+    def begin(self, first: Callable[[], Batch]) -> None:
+        """Sets initial weights that depend on data, before a training that begins afresh. `first` reads the whole first
         global batch, the same on every worker."""
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor | None:
@@ -271,7 +268,7 @@ class Sampler(Family):
         assert self.likelihood is not None, f"{family_name(type(self))} measures no loss of held-out rows"
         rows = self.medium.rows(columns)
         found = self.likelihood.log_probability(rows, columns.get("label"), draws)
-        return -found[:, None] / (rows[0].numel() * LOG_2)
+        return bits_per_value(found[:, None], rows[0].numel())
 
     def figures(self, rows: Tensor, real: Tensor) -> Figures:
         """Figures of a candidate that this family alone has, beside those of all samplers. `rows`: (N, C, ...) that it

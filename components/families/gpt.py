@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -24,16 +22,9 @@ class Config(TokenConfig):
     token_dropout: float = Field(0.1, ge=0, lt=1)  # share of tokens that what comes after is not told
 
 
-class Settings(DrawSettings):
-    """`guidance_ramp`: the scale grows from 1 at the first token to its whole at the last, or is the same throughout
-    (Tian et al. 2024 and Li et al. 2024 ramp it: early tokens bear little)."""
-
-    guidance_ramp: Literal["constant", "linear"] = "linear"
-
-
 class Model(TokenSampler):
     Config = Config
-    Settings = Settings
+    Settings = DrawSettings
     Net = CausalTokenTransformer
     is_exact = True
 
@@ -69,7 +60,7 @@ class Model(TokenSampler):
             shown = self._preview(tokens, place, source) if place else None
             logits = yield Call("transformer", {"ids": ids, "position": position}, shown, stateful=True)
             if is_guided:
-                logits = guided(*logits.chunk(2), self._scale(settings, place))
+                logits = guided(*logits.chunk(2), settings.scale_at(place, self.count))
             noise = gumbel(draws.uniform(f"token {place}", (self.vocabulary,)))
             token = drawn(truncated(logits, settings), noise)
             if known is not None:
@@ -78,10 +69,6 @@ class Model(TokenSampler):
             position = position + ids.shape[1]
             ids = token.repeat(2 if is_guided else 1)[:, None]
         return (yield from self.finish(tokens, source))
-
-    def _scale(self, settings: Settings, place: int) -> float:
-        share = 1.0 if settings.guidance_ramp == "constant" else (place + 1) / self.count
-        return 1 + (settings.guidance_scale - 1) * share
 
     def _preview(self, tokens: Tensor, place: int, source) -> Preview:
         """What is drawn so far, and its last token for the rest."""

@@ -41,7 +41,6 @@ _ALIKE = ("shape", "classes", "statistics", "autoencoder", "text")  # of a guide
 GUIDE = "guide"  # the net that autoguidance leads away from: an early average, or another run's (Karras et al. 2024a)
 # by model.conditioning, what steers it
 STEERING = {"none": (), "class": ("label", "negative_label"), "text": ("prompt", "negative_prompt")}
-SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, Table 1
 
 
 class Model(Sampler):
@@ -273,10 +272,7 @@ class Model(Sampler):
         """The noise levels that a request visits, noisiest first, 0 last: from `strength` of the way up, in as large a
         share of the steps."""
         num_steps = max(1, math.ceil(round(settings.num_inference_steps * strength, 6)))
-        if settings.spacing == "karras":
-            low, high = self.schedule.bounds  # the net knows no level outside
-            return schedules.karras_sigmas(num_steps, max(low, SIGMA_MIN), min(high, SIGMA_MAX), start=strength)
-        return self.schedule.sigmas(num_steps, strength)
+        return schedules.spaced_sigmas(self.schedule, settings.spacing, num_steps, strength)
 
     def normalise(self, latents: Tensor) -> Tensor:
         """To zero mean and unit spread per channel over the whole data set."""

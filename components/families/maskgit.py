@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +27,10 @@ class Config(TokenConfig):
 
 class Settings(DrawSettings):
     """`choice_temperature`: how much chance decides, at the first step, which tokens are kept; none leads to averages,
-    much to noise. `guidance_ramp`: as in gpt, by steps."""
+    much to noise."""
 
     num_inference_steps: int = Field(8, ge=1, le=256)
     choice_temperature: float = Field(4.5, ge=0, le=100)
-    guidance_ramp: Literal["constant", "linear"] = "linear"
 
 
 class Model(TokenSampler):
@@ -104,8 +102,7 @@ class Model(TokenSampler):
         """Of all places, (B, N, V), guided."""
         told = tokens.masked_fill(tokens == self.vocabulary, self.nets["transformer"].untold)
         towards, away = prefixes
-        share = 1.0 if settings.guidance_ramp == "constant" else (step + 1) / settings.num_inference_steps
-        scale = 1 + (settings.guidance_scale - 1) * share
+        scale = settings.scale_at(step, settings.num_inference_steps)
         asked = prefixes if scale != 1 and not torch.equal(towards, away) else (towards,)
         ids = torch.cat([torch.cat([prefix, told], dim=1) for prefix in asked])
         logits = (yield Call("transformer", {"ids": ids}, shown))[:, towards.shape[1] :]

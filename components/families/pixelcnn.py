@@ -13,11 +13,10 @@ from components.config import Strict
 from components.data.dataset import Batch
 from components.data.randomness import Draws
 from components.families.base import DataInfo, Losses, Phase, Sampler, Tiny
-from components.likelihood.contract import Likelihood
+from components.likelihood.contract import Likelihood, bits_per_value
 from components.likelihood.dequantise import levels
 from components.likelihood.logistics import draw, log_probability, num_outputs
 from components.metrics.held_out import BITS
-from components.metrics.likelihood import LOG_2
 from components.nets.pixelcnn import PixelCNN
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call, Preview, Trajectory
@@ -65,7 +64,7 @@ class Model(Sampler):
         rows = self.medium.rows(batch.columns)
         numbers = net(rows, batch.columns["label"] if self.labelled else None, self._kept(batch))
         found = log_probability(numbers, rows, self.levels, self.config.mixtures).float()
-        return {"loss": -found.mean() / (rows[0].numel() * LOG_2)}
+        return {"loss": bits_per_value(found.mean(), rows[0].numel())}
 
     def _kept(self, batch: Batch) -> Tensor | None:
         """Dropout's factors (B, blocks, F, H, W) of a batch."""

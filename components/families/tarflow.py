@@ -13,10 +13,9 @@ from components.data.dataset import Batch
 from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.families.base import DataInfo, Losses, Phase, Sampler, Tiny
-from components.likelihood.contract import Likelihood
+from components.likelihood.contract import Likelihood, bits_per_value
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume, on_grid
 from components.metrics.held_out import BITS
-from components.metrics.likelihood import LOG_2
 from components.nets.flows.autoregressive import NextToken, TarFlow
 from components.sampling.blends import slerp
 from components.sampling.requests import Request
@@ -85,7 +84,7 @@ class Model(Sampler):
             dropped = batch.draws.uniform("label dropout") < self.config.label_dropout
             label = torch.where(dropped, self.null, batch.columns["label"])
         volume = log_bin_volume(rows[0].numel(), self.levels)
-        return {"loss": -(net(rows, label) + volume).mean() / (rows[0].numel() * LOG_2)}
+        return {"loss": bits_per_value((net(rows, label) + volume).mean(), rows[0].numel())}
 
     def _noisy(self, rows: Tensor, draws: Draws) -> Tensor:
         if self.config.noise:

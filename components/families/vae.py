@@ -27,12 +27,11 @@ from components.data.dataset import Batch
 from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.families.base import Autoencoder, DataInfo, Judge, Losses, Phase, Role, Tiny
-from components.likelihood.contract import Likelihood
+from components.likelihood.contract import Likelihood, bits_per_value
 from components.likelihood.dequantise import levels
 from components.likelihood.logistics import logistic_log_probability
 from components.metrics.codes import code_counts, perplexity
 from components.metrics.held_out import BITS
-from components.metrics.likelihood import LOG_2
 from components.nets.autoencoder import AutoencoderKL
 from components.nets.autoencoder.codebook import Codebook
 from components.nets.autoencoder.discriminator import PatchDiscriminator
@@ -275,7 +274,7 @@ class Model(Autoencoder):
     def held_out_losses(self, columns: Mapping[str, Tensor], draws: Draws) -> Tensor:
         """(B, 1) bits per dimension by one weight, the evidence lower bound: as cheap as a step forward."""
         rows = self.medium.rows(columns)
-        return -self.log_weights(rows, columns.get("label"), draws, 1) / (rows[0].numel() * LOG_2)
+        return bits_per_value(self.log_weights(rows, columns.get("label"), draws, 1), rows[0].numel())
 
     def log_weights(self, rows: Tensor, label: Tensor | None, draws: Draws, count: int) -> Tensor:
         """(B, count) log p(x, z) / q(z | x) in nats, of latents drawn from the posterior of rows (B, C, ...)."""

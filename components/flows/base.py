@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import Field
@@ -11,10 +12,9 @@ from components.config import Strict
 from components.data.dataset import Batch
 from components.data.randomness import Draws
 from components.families.base import DataInfo, Losses, Phase, Sampler, family_name
-from components.likelihood.contract import Likelihood
+from components.likelihood.contract import Likelihood, bits_per_value
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume, on_grid
 from components.metrics.held_out import BITS
-from components.metrics.likelihood import LOG_2
 from components.nets.flows.multiscale import MultiscaleFlow
 from components.sampling.blends import slerp
 from components.sampling.requests import Request
@@ -63,7 +63,8 @@ class Flow(Sampler):
     def accepts(self) -> frozenset[str]:
         return frozenset({"blend", "label"} if self.labelled else {"blend"})
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, first: Callable[[], Batch]) -> None:
+        batch = first()
         self.nets["flow"].begin(self._continuous(batch), self._label(batch))
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
@@ -71,7 +72,7 @@ class Flow(Sampler):
         rows = self._continuous(batch)
         density = net(rows, self._label(batch))
         probability = density + log_bin_volume(rows[0].numel(), self.levels)
-        return {"loss": -probability.mean() / (rows[0].numel() * LOG_2)}
+        return {"loss": bits_per_value(probability.mean(), rows[0].numel())}
 
     def _continuous(self, batch: Batch) -> Tensor:
         return dequantised(self.medium.rows(batch.columns), batch.draws, self.levels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +19,6 @@ from components.metrics.likelihood import (
     BITS_PER_TOKEN,
     BITS_PER_TOKEN_GAP,
     BITS_PER_TOKEN_TRAIN,
-    LOG_2,
     bits_per_dim_figure,
     gap_figure,
 )
@@ -45,6 +45,11 @@ class Likelihood:
     log_probability: Callable[[Tensor, Tensor | None, Draws], Tensor]
     tokens: int = 0
     most_rows: int | None = None
+
+
+def bits_per_value(nats: Tensor, num_values: int) -> Tensor:
+    """Log-probabilities of rows in nats, of any shape, as the negative log2-probability of each of a row's values."""
+    return -nats / (num_values * math.log(2))
 
 
 @torch.inference_mode()
@@ -74,4 +79,4 @@ def _bits(likelihood: Likelihood, rows: Tensor, label: Tensor | None) -> Tensor:
         part = slice(start, start + _BATCH)
         chosen = None if label is None else label[part]
         found.append(likelihood.log_probability(rows[part], chosen, Draws(draws.keys[part])).double().cpu())
-    return -torch.cat(found) / ((likelihood.tokens or rows[0].numel()) * LOG_2)
+    return bits_per_value(torch.cat(found), likelihood.tokens or rows[0].numel())

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.likelihood.dequantise import indices
 from components.shapes import per_channel
 
 _LEAST_LOG_SCALE = -7.0
@@ -90,6 +91,6 @@ def draw(numbers: Tensor, uniform: Tensor, levels: int, mixtures: int, temperatu
     for channel in range(channels):
         mean = conditional_means(picked, values)[:, 0, channel]
         value = mean + picked.log_scales[:, 0, channel].exp() * noise[:, channel]
-        value = ((value.clamp(-1, 1) + 1) * ((levels - 1) / 2)).round() * (2 / (levels - 1)) - 1
+        value = indices(value.clamp(-1, 1), levels) * (2 / (levels - 1)) - 1
         values = torch.cat([values[:, :channel], value[:, None], values[:, channel + 1 :]], 1)
     return values

@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from components.metrics.figures import Definition, Figure
+from components.metrics.intervals import normal
 
 BITS_PER_DIM = Definition(
     name="bits_per_dim",
@@ -50,8 +51,6 @@ BITS_PER_TOKEN, BITS_PER_TOKEN_TRAIN, BITS_PER_TOKEN_GAP = (
         (BITS_GAP, "held-out less training bits per token: what was memorised rather than learnt"),
     )
 )
-LOG_2 = math.log(2)
-_NORMAL = 1.959964  # half width of a 95% interval in standard errors
 
 
 def bits_per_dim_figure(definition: Definition, bits: Tensor) -> Figure:
@@ -70,5 +69,4 @@ def _squared_error(bits: Tensor) -> float:
 
 
 def _figure(definition: Definition, value: float, squared_error: float) -> Figure:
-    half = _NORMAL * math.sqrt(squared_error)
-    return definition.figure(value, (value - half, value + half))
+    return definition.figure(value, normal(value, math.sqrt(squared_error)))

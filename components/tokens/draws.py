@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -13,12 +15,20 @@ _LEAST = 1e-20
 
 class DrawSettings(Strict):
     """How a token is drawn from logits. `top_k`: of the likeliest ones alone, 0 for all; `top_p`: of the fewest that
-    have this much of the probability (Holtzman et al. 2020)."""
+    have this much of the probability (Holtzman et al. 2020). `guidance_ramp`: the scale grows from 1 at the first
+    token or step to its whole at the last, or is the same throughout (Tian et al. 2024 and Li et al. 2024 ramp it:
+    early tokens bear little)."""
 
     temperature: float = Field(1.0, gt=0, le=5)
     top_k: int = Field(0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     guidance_scale: float = Field(1.0, ge=0, le=50)
+    guidance_ramp: Literal["constant", "linear"] = "linear"
+
+    def scale_at(self, place: int, count: int) -> float:
+        """Of guidance at a token or step, of `count` from 0."""
+        share = 1.0 if self.guidance_ramp == "constant" else (place + 1) / count
+        return 1 + (self.guidance_scale - 1) * share
 
 
 def guided(told: Tensor, untold: Tensor, scale: float) -> Tensor:

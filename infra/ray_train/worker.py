@@ -94,7 +94,7 @@ class Worker:
             start = newest_whole(self.source, self.device)
         size, seed = self.job.training.batch_size, self.job.seed
         if start is None and self.job.input(START) is None:
-            self.family.begin(next(batches(dataset, size, seed=seed)).to(self.device))
+            self.family.begin(lambda: next(batches(dataset, size, seed=seed)).to(self.device))
         stream = batches(dataset, size, self.rank, self.world, seed, start.step if start else 0)
         if self.reporter:
             self.reporter.begin(start.step if start else 0)

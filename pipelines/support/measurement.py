@@ -15,7 +15,7 @@ from torch import Tensor
 
 from components.artifacts import run_folder
 from components.config import Strict
-from components.data.dataset import Dataset, Manifest
+from components.data.dataset import Dataset, Manifest, spread
 from components.data.media.image import MEDIUM as IMAGES
 from components.devices import default_device
 from components.errors import ConfigError, InputError, SamplerError
@@ -206,8 +206,10 @@ def measure(
     ready: tuple[Sampler, Strict],
     measurement: Measurement,
     extractors: Extractors,
+    likelihood: Figures | None = None,
 ) -> Measured:
-    """Samples a candidate's set and measures it. The grid is sampled first and warms up."""
+    """Samples a candidate's set and measures it. The grid is sampled first and warms up. `likelihood`: what
+    likelihood_figures gave of the same weights, where that is known."""
     sampler, settings = ready
     config, captions, real = measurement.config, task.captions, measurement.real
     grid = _sample_grid(task, ready, measurement)
@@ -219,7 +221,8 @@ def measure(
     figures = set_figures(features, images, labels, real, config, measurement.perception, prompts)
     ms = ms_per_image(workers, task, batches, ready)
     figures |= generation.cost_figures(sampler, settings, ms, config.seed, captions)
-    figures |= sampler.figures(images, real.images) | likelihood_figures(sampler, measurement)
+    figures |= sampler.figures(images, real.images)
+    figures |= likelihood_figures(sampler, measurement) if likelihood is None else likelihood
     samples, trained_on = selection.closest_to_training(features, len(images), real)
     pairs = torch.cat([images[samples], measurement.train.rows(trained_on)])
     worst = None
@@ -243,7 +246,7 @@ def likelihood_figures(sampler: Sampler, measurement: Measurement) -> Figures:
     count = min(wanted, len(measurement.test), len(measurement.train))
 
     def rows(dataset: Dataset) -> tuple[Tensor, Tensor | None]:
-        columns = dataset.take(torch.arange(count) * len(dataset) // count)
+        columns = spread(dataset, count)
         device = next(sampler.nets.parameters()).device
         label = columns["label"].to(device) if "label" in columns else None
         return dataset.medium.rows(columns).to(device), label

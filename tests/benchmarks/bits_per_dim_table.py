@@ -58,7 +58,7 @@ def measure(name: str, seed: int) -> dict:
     """One model after the budget: bits, distance, agreement, parameters, steps."""
     entry, data = MODELS[name], digits.data()["train"]
     family = quality.made(entry.family, entry.model, data.info, seed)
-    family.begin(next(batches(data, 64, seed=seed)))
+    family.begin(lambda: next(batches(data, 64, seed=seed)))
     training = TrainingConfig(
         steps=entry.steps, batch_size=64, precision="float32", report_every=100, save_every=entry.steps, clip_norm=1.0
     )
@@ -91,14 +91,8 @@ def bits(family: Family, most: int) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     as_a_worker()
     torch.set_num_threads(1)  # CPU seconds are what is shared out
-    seeds = [int(word) for word in argv or () if word.isdigit()] or list(digits.SEEDS)
-    names = [word for word in argv or () if not word.isdigit()] or list(MODELS)
-    table = {
-        name: quality.spread(
-            [quality.kept(FOLDER / f"{name}_{seed}.json", lambda n=name, s=seed: measure(n, s)) for seed in seeds]
-        )
-        for name in names
-    }
+    names, seeds = digits.asked(argv, MODELS)
+    table = digits.table(names, seeds, FOLDER, measure)
     digits.tell(
         "bits_per_dim_table",
         table,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from components.evaluation.protocol import EvaluateConfig
@@ -45,6 +46,25 @@ def yardstick() -> quality.Yardstick:
     train, key = data()["train"], "judges.judge"
     judge, _, _ = trained(key, made(key, train, 0), train, 0)
     return quality.Yardstick(judge, data()["test"], PROTOCOL)
+
+
+def asked(argv: list[str] | None, names: Iterable[str]) -> tuple[list[str], list[int]]:
+    """What a command line names: models, all of `names` by default, and seeds, by default SEEDS."""
+    words = argv or []
+    seeds = [int(word) for word in words if word.isdigit()] or list(SEEDS)
+    return [word for word in words if not word.isdigit()] or list(names), seeds
+
+
+def table(
+    names: Iterable[str], seeds: Iterable[int], folder: Path, measure: Callable[[str, int], dict]
+) -> dict[str, dict]:
+    """The spread of each model over seeds; what is measured already is read from `folder`."""
+    return {
+        name: quality.spread(
+            [quality.kept(folder / f"{name}_{seed}.json", lambda n=name, s=seed: measure(n, s)) for seed in seeds]
+        )
+        for name in names
+    }
 
 
 def tell(name: str, table: dict[str, dict], what: str, target: str, **more: object) -> None:

@@ -65,22 +65,11 @@ def table(variants: list[str], seeds: list[int]) -> dict[str, dict]:
     """By variant, the means over the seeds; what is measured already is read."""
     as_a_worker()
     torch.set_num_threads(1)  # CPU seconds are what is shared out, and threads that wait for each other burn them
-    return {
-        name: quality.spread(
-            [quality.kept(FOLDER / f"{name}_{seed}.json", lambda n=name, s=seed: measure(n, s)) for seed in seeds]
-        )
-        for name in variants
-    }
-
-
-def asked(argv: list[str] | None) -> tuple[list[str], list[int]]:
-    words = argv or []
-    seeds = [int(word) for word in words if word.isdigit()] or list(digits.SEEDS)
-    return [word for word in words if not word.isdigit()] or ["unet", "dit"], seeds
+    return digits.table(variants, seeds, FOLDER, measure)
 
 
 def main(argv: list[str] | None = None) -> None:
-    variants, seeds = asked(argv)
+    variants, seeds = digits.asked(argv, ["unet", "dit"])
     what = f"Fréchet distance of {{best}}, mean of {len(seeds)} seed(s), {SECONDS:.0f} CPU seconds each"
     digits.tell("dit_vs_unet", table(variants, seeds), what, "the transformer within the U-Net's seeds")
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import sys
 
+from tests.benchmarks import digits
 from tests.benchmarks.common import emit
-from tests.benchmarks.dit_vs_unet import VARIANTS, asked, table
+from tests.benchmarks.dit_vs_unet import VARIANTS, table
 
 
 def main(argv: list[str] | None = None) -> None:
-    _, seeds = asked(argv)
+    _, seeds = digits.asked(argv, VARIANTS)
     found = table(list(VARIANTS), seeds)
     ratios = {
         net: round(found[f"{net}_muon"]["held_out_loss"] / found[net]["held_out_loss"], 3) for net in ("unet", "dit")

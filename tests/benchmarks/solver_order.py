@@ -14,9 +14,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from components.diffusion.schedules import Schedule, ScheduleConfig, build, karras_sigmas
-from components.diffusion.solvers import SOLVERS, Solver
+from components.diffusion.schedules import ScheduleConfig, build, spaced_sigmas
+from components.diffusion.solvers import SOLVERS
 from tests.benchmarks.common import emit
+from tests.components.helpers import solved
 
 STOCHASTIC = ("ddpm", "euler_ancestral", "dpmpp_2m_sde")
 DETERMINISTIC = ("ddim", "euler", "heun", "plms", "dpmpp_2m", "unipc")
@@ -42,15 +43,6 @@ def denoised(x: Tensor, sigma: float) -> Tensor:
     away = x[:, None] - MEANS
     share = (WEIGHTS.log() - away.square().sum(-1) / (2 * variance) - variance.log()).softmax(1)
     return (share[..., None] * (MEANS + (STDS**2 / variance)[:, None] * away)).sum(1)
-
-
-def run(solver: Solver) -> Tensor:
-    try:
-        x, sigma = next(solver)
-        while True:
-            x, sigma = solver.send(denoised(x, sigma))
-    except StopIteration as stop:
-        return stop.value
 
 
 def exact(x: Tensor, sigma: float, last: float = 0.0, num_steps: int = 150) -> Tensor:
@@ -83,22 +75,16 @@ def ends(sigma: float, last: float) -> Tensor:
     return exact(starts(sigma), sigma, last)
 
 
-def levels(schedule: Schedule, spacing: str, num_steps: int) -> list[float]:
-    """As latent_diffusion's `sigmas`."""
-    if spacing == "schedule":
-        return schedule.sigmas(num_steps)
-    low, high = schedule.bounds
-    return karras_sigmas(num_steps, max(low, 0.002), min(high, 80.0))
-
-
 def error(solver: Callable, sigmas: Sequence[float]) -> float:
     """Mean distance of the end points from the exact ones."""
-    return float((run(solver(starts(sigmas[0]), sigmas, None)) - ends(sigmas[0], sigmas[-1])).norm(dim=1).mean())
+    return float(
+        (solved(solver(starts(sigmas[0]), sigmas, None), denoised) - ends(sigmas[0], sigmas[-1])).norm(dim=1).mean()
+    )
 
 
 def errors(name: str, schedule: str, spacing: str, steps: Sequence[int] = STEPS, whole: bool = True) -> list[float]:
     """`whole`: with the step from the last level to 0, of which a solver knows one end only."""
-    visited = [levels(build(SCHEDULES[schedule]), spacing, count) for count in steps]
+    visited = [spaced_sigmas(build(SCHEDULES[schedule]), spacing, count) for count in steps]
     return [error(SOLVERS[name], sigmas if whole else sigmas[:-1]) for sigmas in visited]
 
 
@@ -112,12 +98,7 @@ def spread_error(name: str, sigmas: Sequence[float], mean: float = 0.7, std: flo
     sampling, for every step is linear then, and the variance the sum of squared responses to each unit of noise."""
     units = torch.eye(len(sigmas) + 1, dtype=torch.float64)[:, :, None]  # row 0 answers to none, 1 to the start's
     solver = SOLVERS[name](mean + math.hypot(sigmas[0], std) * units[1], sigmas, lambda step: units[step + 2])
-    try:
-        x, sigma = next(solver)
-        while True:
-            x, sigma = solver.send(mean + (x - mean) * std**2 / (std**2 + sigma**2))
-    except StopIteration as stop:
-        response = stop.value.flatten()
+    response = solved(solver, lambda x, sigma: mean + (x - mean) * std**2 / (std**2 + sigma**2)).flatten()
     return abs(float((response[1:] - response[0]).square().sum()) / std**2 - 1)
 
 

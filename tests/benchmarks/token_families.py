@@ -110,14 +110,8 @@ def measure(name: str, seed: int) -> dict:
 def main(argv: list[str] | None = None) -> None:
     as_a_worker()
     torch.set_num_threads(1)  # CPU seconds are what is shared out, and threads that wait for each other burn them
-    seeds = [int(word) for word in argv or () if word.isdigit()] or list(digits.SEEDS)
-    names = [word for word in argv or () if not word.isdigit()] or list(STEPS)[1:]
-    table = {
-        name: quality.spread(
-            [quality.kept(FOLDER / f"{name}_{seed}.json", lambda n=name, s=seed: measure(n, s)) for seed in seeds]
-        )
-        for name in names
-    }
+    names, seeds = digits.asked(argv, list(STEPS)[1:])
+    table = digits.table(names, seeds, FOLDER, measure)
     digits.tell(
         "token_families",
         table,

@@ -10,9 +10,10 @@ import torch
 from components.artifacts import run_folder
 from components.data.dataset import Dataset, batches, read_manifest, write_manifest
 from components.families import family_class
-from components.families.base import AutoencoderInfo, DataInfo, data_info
-from components.training.loop import TrainingConfig, fit
+from components.families.base import AutoencoderInfo, DataInfo, Family, data_info
+from components.training.loop import State, TrainingConfig, fit
 from infra.ray_cluster.encoding import Encoder, Moments
+from infra.ray_train.job import Job
 from infra.storage.store import Store
 from pipelines.support import paths
 from pipelines.support.params import Params
@@ -57,9 +58,8 @@ def encode(root: Path, flips: bool = False) -> DataInfo:
     return data_info(read_manifest(target), of)
 
 
-def train_stage(asked: Params, key: str) -> run_folder.Run:
-    """Trains a block of params.yaml as its stage does, without Ray. Returns the loaded run."""
-    job = make_job(asked, key)
+def fitted(job: Job) -> tuple[Family, State]:
+    """A job's training by the loop alone, without Ray or accelerate."""
     family = job.build()
     state = fit(
         family,
@@ -70,6 +70,13 @@ def train_stage(asked: Params, key: str) -> run_folder.Run:
         report=lambda step, figures: figures,
         save=lambda state: None,
     )
+    return family, state
+
+
+def train_stage(asked: Params, key: str) -> run_folder.Run:
+    """Trains a block of params.yaml as its stage does, without Ray. Returns the loaded run."""
+    job = make_job(asked, key)
+    family, state = fitted(job)
     provenance = run_folder.Provenance(data=job.data_hash, code="c", job=job.hash, seed=job.seed, step=state.step)
     run_folder.write(paths.RUNS / job.name, job.family, family, state, provenance)
     return run_folder.load(paths.RUNS / job.name)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.nets.flows.layers import standard_log_density
 from components.nets.rotary import GRID_BASE, grid_places
 from components.nets.transformer import Kept, Transformer
 
@@ -85,8 +86,7 @@ class TarFlow(nn.Module):
 
     def forward(self, rows: Tensor, label: Tensor | None = None) -> Tensor:
         latents, logdet = self.encode(rows, label)
-        normal = -0.5 * (latents.double().square() + math.log(2 * math.pi)).flatten(1).sum(1)
-        return (normal + logdet.double()).float()
+        return (standard_log_density(latents) + logdet.double()).float()
 
     def encode(self, rows: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """-> latents (B, T, D) in the last flow's order, the log-determinant (B,)."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from components.nets.flows.layers import ActNorm, Invertible
+from components.nets.flows.layers import ActNorm, Invertible, standard_log_density
 
 
 class GaussianPrior(nn.Module):
@@ -55,9 +54,8 @@ class MultiscaleFlow(nn.Module):
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         latents, logdet = self.encode(x, label)
-        # sums over a row in float32 lose what bits per dimension show
-        normal = [-0.5 * (z.double().square() + math.log(2 * math.pi)).flatten(1).sum(1) for z in latents]
-        return (torch.stack(normal).sum(0) + logdet.double()).float()
+        normal = torch.stack([standard_log_density(z) for z in latents]).sum(0)
+        return (normal + logdet.double()).float()
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """Rows (B, C, H, W) -> the latents of each scale, standardised, and the whole log-determinant (B,)."""

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from components.data.randomness import Draws
-from components.diffusion.likelihood import LEAST_SIGMA, levels, log_density
+from components.diffusion.likelihood import levels, log_density
+from components.diffusion.schedules import SIGMA_MIN
 from tests.components.helpers import IMAGES, build
 
 
@@ -16,7 +17,7 @@ from tests.components.helpers import IMAGES, build
 @pytest.mark.parametrize("largest", [80.0, 999.0])
 def test_gaussian_data_have_the_density_of_a_gaussian(spread, largest):
     x = spread * torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
-    variance = spread**2 + LEAST_SIGMA**2
+    variance = spread**2 + SIGMA_MIN**2
     expected = -0.5 * (x.square() / variance + math.log(2 * math.pi * variance)).sum(1).double()
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -9,9 +9,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from components.diffusion.schedules import ScheduleConfig, build
+from components.diffusion.schedules import ScheduleConfig, build, spaced_sigmas
 from components.diffusion.solvers import SOLVERS
 from tests.benchmarks import solver_order as orders
+from tests.components.helpers import solved
 
 STEPS = (16, 32, 64)
 # what a published order comes to where the steps shrink everywhere in the solver's own variable
@@ -53,7 +54,7 @@ def test_a_second_evaluation_a_step_pays(schedule, spacing):
 def test_stochastic_solvers_approach_the_data_on_every_schedule(schedule, spacing):
     built = build(orders.SCHEDULES[schedule])
     found = {
-        name: [orders.spread_error(name, orders.levels(built, spacing, count)) for count in (100, 200)]
+        name: [orders.spread_error(name, spaced_sigmas(built, spacing, count)) for count in (100, 200)]
         for name in orders.STOCHASTIC
     }
     for name in ("ddpm", "euler_ancestral"):
@@ -88,7 +89,7 @@ def test_solver_is_diffusers_flow_matching_scheduler(name, kind, num_steps):
     z = start * (1 - times[0])
     for step, t in enumerate(scheduler.timesteps):
         z = scheduler.step(velocity(z, float(scheduler.sigmas[step])), t, z).prev_sample
-    assert (orders.run(SOLVERS[name](start, sigmas, None)) - z).abs().max() < 1e-5
+    assert (solved(SOLVERS[name](start, sigmas, None), orders.denoised) - z).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("num_steps", [10, 20, 50])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -12,19 +11,11 @@ import torch
 from torch import Tensor
 
 from components.diffusion.schedules import karras_sigmas
-from components.diffusion.solvers import SIGMA, SOLVERS, Solver, ddim, heun, plms
+from components.diffusion.solvers import SIGMA, SOLVERS, ddim, heun, plms
+from tests.components.helpers import solved
 
 SHAPE = (2, 3, 4, 4)
 BETAS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
-
-
-def run(solver: Solver, denoise: Callable[[Tensor, float], Tensor]) -> Tensor:
-    try:
-        x, sigma = next(solver)
-        while True:
-            x, sigma = solver.send(denoise(x, sigma))
-    except StopIteration as stop:
-        return stop.value
 
 
 def toy_noise(x_vp: Tensor, sigma: float) -> Tensor:
@@ -89,7 +80,7 @@ def test_ddim_is_diffusers_ddim(start, num_steps, eta):
     scheduler = diffusers.DDIMScheduler(**BETAS, clip_sample=False, timestep_spacing="trailing")
     scheduler.set_timesteps(num_steps)
     sigmas, noises = discrete_sigmas(scheduler), steps_of_noise(num_steps)
-    ours = run(ddim(sigmas[0] * start, sigmas, lambda step: noises[step], eta=eta), toy_denoise)
+    ours = solved(ddim(sigmas[0] * start, sigmas, lambda step: noises[step], eta=eta), toy_denoise)
     theirs = sample_discrete(scheduler, to_vp(sigmas[0] * start, sigmas[0]), eta=eta, noises=noises)
     assert_equal_images(ours, theirs)
 
@@ -100,7 +91,7 @@ def test_ddpm_is_diffusers_ddpm(start, num_steps):
     scheduler = diffusers.DDPMScheduler(**BETAS, clip_sample=False, variance_type="fixed_small")
     scheduler.set_timesteps(num_steps)
     sigmas, noises = discrete_sigmas(scheduler), steps_of_noise(num_steps)
-    ours = run(SOLVERS["ddpm"](sigmas[0] * start, sigmas, lambda step: noises[step]), toy_denoise)
+    ours = solved(SOLVERS["ddpm"](sigmas[0] * start, sigmas, lambda step: noises[step]), toy_denoise)
     generator = torch.Generator().manual_seed(5)
     theirs = sample_discrete(scheduler, to_vp(sigmas[0] * start, sigmas[0]), generator=generator)
     assert_equal_images(ours, theirs)
@@ -113,9 +104,9 @@ def test_plms_is_diffusers_pndm(start, num_steps):
     scheduler.set_timesteps(num_steps)
     alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps.unique().flip(0)].double()
     sigmas = [*((1 - alpha_bar) / alpha_bar).sqrt().tolist(), 0.0]
-    ours = run(plms(sigmas[0] * start, sigmas, no_noise, SIGMA), toy_denoise)
+    ours = solved(plms(sigmas[0] * start, sigmas, no_noise, SIGMA), toy_denoise)
     if num_steps == 1:  # diffusers repeats the only time step; without a second level there is nothing to repeat
-        assert torch.equal(ours, run(ddim(sigmas[0] * start, sigmas, no_noise), toy_denoise))
+        assert torch.equal(ours, solved(ddim(sigmas[0] * start, sigmas, no_noise), toy_denoise))
         return
     assert_equal_images(ours, sample_discrete(scheduler, to_vp(sigmas[0] * start, sigmas[0])))
 
@@ -148,7 +139,7 @@ def test_solver_is_diffusers_scheduler_of_its_name(start, name, num_steps):
     stochastic = name in {"euler_ancestral", "dpmpp_2m_sde"}
     x = sigmas[0] * start
     solver = functools.partial(heun, path=SIGMA) if name == "heun" else SOLVERS[name]
-    ours = run(solver(x, sigmas, (lambda step: noises[step]) if stochastic else no_noise), toy_denoise)
+    ours = solved(solver(x, sigmas, (lambda step: noises[step]) if stochastic else no_noise), toy_denoise)
     seed = {"generator": torch.Generator().manual_seed(5)} if stochastic else {}
     theirs = sample_continuous(scheduler, to_vp(x, sigmas[0]) if variance_preserving else x, **seed)
     assert_equal_images(ours, theirs)
@@ -184,7 +175,7 @@ def test_error_falls_at_the_solvers_order(name):
         times = [high / (1 + high) + (low / (1 + low) - high / (1 + high)) * r for r in ramp]
         even, geometric = ([time / (1 - time) for time in times], [high * (low / high) ** r for r in ramp])
         sigmas = even if name == "plms" else geometric  # its weights suppose equal steps
-        got = run(SOLVERS[name](high * start, sigmas, no_noise), gaussian_denoise)
+        got = solved(SOLVERS[name](high * start, sigmas, no_noise), gaussian_denoise)
         return float((got - exact(high * start, high, low)).abs().max())
 
     assert math.log2(error(64) / error(128)) > ORDERS[name] - 0.1
@@ -194,7 +185,7 @@ def test_error_falls_at_the_solvers_order(name):
 def test_deterministic_solver_reaches_the_data(name):
     start = torch.linspace(-2, 2, 16, dtype=torch.float64).reshape(1, 1, 4, 4)
     sigmas = karras_sigmas(80, 0.002, 80)
-    got = run(SOLVERS[name](80 * start, sigmas, no_noise), gaussian_denoise)
+    got = solved(SOLVERS[name](80 * start, sigmas, no_noise), gaussian_denoise)
     assert (got - exact(80 * start, 80, 0)).abs().max() < (0.05 if ORDERS[name] == 1 else 0.005)
 
 
@@ -204,7 +195,7 @@ def moments(name: str, num_steps: int) -> tuple[float, float]:
     sigmas = karras_sigmas(num_steps, 0.002, 80)
     units = torch.eye(num_steps + 2, dtype=torch.float64)[:, :, None, None, None]
     start = MU + math.hypot(80, S) * units[1]
-    got = run(SOLVERS[name](start, sigmas, lambda step: units[step + 2]), gaussian_denoise).flatten()
+    got = solved(SOLVERS[name](start, sigmas, lambda step: units[step + 2]), gaussian_denoise).flatten()
     return float(got[0]), float((got[1:] - got[0]).square().sum())
 
 
@@ -227,7 +218,7 @@ def test_every_solver_is_checked_on_gaussian_data():
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_one_step_gives_the_denoised_image(name, start):
-    got = run(SOLVERS[name](3.0 * start, [3.0, 0.0], no_noise), toy_denoise)
+    got = solved(SOLVERS[name](3.0 * start, [3.0, 0.0], no_noise), toy_denoise)
     assert torch.allclose(got, toy_denoise(3.0 * start, 3.0), atol=1e-6)
 
 
@@ -239,5 +230,5 @@ def test_number_of_evaluations(name, start):
         asked.append(sigma)
         return toy_denoise(x, sigma)
 
-    run(SOLVERS[name](start, [4.0, 2.0, 1.0, 0.0], lambda step: torch.zeros_like(start)), denoise)
+    solved(SOLVERS[name](start, [4.0, 2.0, 1.0, 0.0], lambda step: torch.zeros_like(start)), denoise)
     assert asked == {"heun": [4, 2, 2, 1, 1], "plms": [4, 2, 2, 1]}.get(name, [4, 2, 1])

@@ -81,8 +81,8 @@ def test_guidance_ramps_and_costs_rows_only_where_it_leads(scale):
     drive(family.trajectory(asked), {**family.calls, "transformer": Counted()})
     assert set(rows) == {2 if scale == 1 else 4} and len(rows) == 64
     settings = family.Settings(guidance_scale=scale)
-    assert family._scale(settings, 63) == scale
-    assert family._scale(settings, 0) == pytest.approx(1 + (scale - 1) / 64)
+    assert settings.scale_at(63, 64) == scale
+    assert settings.scale_at(0, 64) == pytest.approx(1 + (scale - 1) / 64)
 
 
 def test_masked_steps_reveal_by_the_cosine_until_all_is_known():

@@ -98,7 +98,7 @@ def test_samples_are_the_exact_inverse_of_latents(name):
 def test_activation_norms_begin_with_the_first_batch_whole():
     family = build("glow")
     batch = next(stream("glow", 12))
-    family.begin(batch)
+    family.begin(lambda: batch)
     x = family._continuous(batch)
     for layer in family.nets["flow"].scales[0][:2]:
         x, _ = layer(x, batch.columns["label"])

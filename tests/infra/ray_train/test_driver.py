@@ -15,18 +15,19 @@ from mlflow import MlflowClient
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from components.artifacts import run_folder
-from components.data.dataset import Dataset, batches
+from components.data.dataset import Dataset
 from components.data.permutation import global_batch
 from components.errors import DataError, InputError, TrainingError
-from components.training.loop import State, fit
+from components.training.loop import State
 from components.training.metric_averages import NonFiniteError
 from infra import ray_train
 from infra.config import ClusterConfig, TrackingConfig
 from infra.ray_train import driver, worker
 from infra.storage.store import Store
 from infra.tracking import runs
-from tests.components.helpers import assert_same, no_wrap, one_exact_thread
+from tests.components.helpers import assert_same, one_exact_thread
 from tests.infra.ray_train.jobs import make_job, write_images
+from tests.pipelines.in_process import fitted
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +43,9 @@ def run(job, storage, num_workers=1, sharding="none"):
 
 
 def in_process(job) -> State:
-    """The same training by the loop alone, without Ray or accelerate."""
+    """The same training by the loop alone."""
     with one_exact_thread():
-        return fit(
-            job.build(),
-            batches(Dataset(Path(job.data)), job.training.batch_size, seed=job.seed),
-            job.training,
-            start=None,
-            wrap=no_wrap,
-            report=lambda step, figures: figures,
-            save=lambda state: None,
-        )
+        return fitted(job)[1]
 
 
 def test_two_workers_train_on_the_same_global_batches(ray_session, images, tmp_path, monkeypatch):
