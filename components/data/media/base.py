@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,13 @@ from torch import Tensor
 
 from components.errors import DataError
 from components.metrics.figures import Figures
+
+
+class Playable(NamedTuple):
+    """A file that a browser plays by itself, as its MIME type says: video and moving images loop, sound waits."""
+
+    mime: str
+    data: bytes
 
 
 class Medium(ABC):
@@ -86,6 +93,10 @@ class Medium(ABC):
     @abstractmethod
     def strips(self, png: bytes, num_rows: int, shape: tuple[int, ...]) -> list[bytes]:
         """A preview of `num_rows` lines of rows of `shape`, at any scale, cut into a PNG a line."""
+
+    def playable(self, rows: Tensor) -> list[Playable]:
+        """Rows (N, C, ...) as files that are played, one each; none of a medium that stands still."""
+        return []
 
     def mirrored(self, rows: Tensor) -> Tensor:
         """Rows (B, C, ...), stored or floats, as a mirror shows them. Raises DataError where that means nothing."""
