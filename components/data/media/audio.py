@@ -19,7 +19,7 @@ from av.error import FFmpegError
 from torch import Tensor
 
 from components import spectra
-from components.data.media.base import Medium
+from components.data.media.base import Medium, Playable
 from components.data.media.image import MEDIUM as IMAGES
 from components.errors import DataError
 from components.shapes import shape_text
@@ -92,6 +92,9 @@ class AudioMedium(Medium):
     def strips(self, png: bytes, num_rows: int, shape: tuple[int, ...]) -> list[bytes]:
         return IMAGES.strips(png, num_rows, self._picture(shape))
 
+    def playable(self, rows: Tensor) -> list[Playable]:
+        return [Playable(self.formats["wav"], self.encode(row, "wav")) for row in rows]
+
     def _picture(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """The shape of one row's preview."""
         channels, height, width = self.seen(torch.zeros(1, *shape)).shape[1:]
@@ -123,7 +126,9 @@ def fitted(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def samples(file: Path | io.BytesIO, rate: float) -> np.ndarray:
     """The first stream of sound of a file, one channel, at `rate`: int16 (n,). Raises DataError with the reason."""
     try:
-        with av.open(file if isinstance(file, io.BytesIO) else str(file), options={"format_whitelist": _READ}) as opened:
+        with av.open(
+            file if isinstance(file, io.BytesIO) else str(file), options={"format_whitelist": _READ}
+        ) as opened:
             if not opened.streams.audio:
                 raise DataError("holds no sound")
             resampler = av.AudioResampler(format="s16", layout="mono", rate=round(rate))

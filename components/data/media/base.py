@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -13,6 +13,13 @@ from torch import Tensor
 
 from components.errors import DataError
 from components.metrics.figures import Figures
+
+
+class Playable(NamedTuple):
+    """A file that a browser plays by itself, as its MIME type says: video and moving images loop, sound waits."""
+
+    mime: str
+    data: bytes
 
 
 class Medium(ABC):
@@ -106,6 +113,10 @@ class Medium(ABC):
     def num_values(self, rows: Tensor) -> Tensor:
         """(B,) how many values of rows (B, C, ...) mean something; what pads the others has no likelihood."""
         return torch.full((len(rows),), rows[0].numel(), device=rows.device)
+
+    def playable(self, rows: Tensor) -> list[Playable]:
+        """Rows (N, C, ...) as files that are played, one each; none of a medium that stands still."""
+        return []
 
     def mirrored(self, rows: Tensor) -> Tensor:
         """Rows (B, C, ...), stored or floats, as a mirror shows them. Raises DataError where that means nothing."""
