@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from components.errors import DataError
+from components.evaluation.extractor import SetFigures, no_figures
 from components.evaluation.features import Features
 from components.evaluation.protocol import EvaluateConfig
 from components.metrics.classes import agreement_figure, classifier_figure, inception_figure
@@ -75,7 +76,7 @@ class Reference:
 class Real:
     """The real images' side. `images` (M, C, H, W) in [-1, 1] and `labels` (M,) are held-out ones that pixels are
     compared with, `train` (N, D) the features of all training images. `medium_figures`: what their medium adds, of
-    generated rows and these. `pixels`: what the second opinion compares with."""
+    generated rows and these; `judge_figures`: what the judge adds, of generated rows and the classes asked for. `pixels`: what the second opinion compares with."""
 
     reference: Reference
     train: Tensor
@@ -84,6 +85,7 @@ class Real:
     classes: tuple[str, ...]
     medium_figures: Callable[[Tensor, Tensor], Figures]
     pixels: PixelReference | None = None
+    judge_figures: SetFigures = no_figures
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def set_figures(
     set, the judge or the configuration does not allow are absent."""
     kept_labels = None if labels is None else labels[: len(images)]
     found = distribution_figures(features, labels, real, config)
-    found |= real.medium_figures(images, real.images)
+    found |= real.medium_figures(images, real.images) | real.judge_figures(images, kept_labels)
     return found | named(
         memorised_figure(some(features.vectors, config), real.train),
         classifier_figure(images, kept_labels, real.images[:_TESTED], real.labels[:_TESTED]),

@@ -20,6 +20,7 @@ from components.data.media.image import MEDIUM as IMAGES
 from components.devices import default_device
 from components.errors import ConfigError, InputError, SamplerError
 from components.evaluation import generation, pretrained, selection
+from components.evaluation.extractor import no_figures
 from components.evaluation.features import Extractors, Features
 from components.evaluation.protocol import REVISION, EvaluateConfig, Protocol, library_versions
 from components.evaluation.set_figures import Perception, Real, Reference, set_figures
@@ -106,6 +107,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
         test.manifest.classes,
         test.medium.figures,
         PixelReference.of(train_features.pixels, test_features.pixels),
+        no_figures if extractors.judge is None else extractors.judge.figures,
     )
     perception, perceived_by = open_perception(config, test)
     protocol = Protocol(

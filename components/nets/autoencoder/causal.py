@@ -1,9 +1,9 @@
 """The autoencoder of films: that of images (kl.py) on each frame, with convolutions over time between its parts that
 see no later frame (causal 3-D autoencoders: Yu et al. 2024, MAGVIT-v2, section 3.2).
 
-Frames go through in chunks, the first alone and then `factor` at a time, and layers over time keep their last inputs from
-one chunk to the next. So a film's prefix takes the very same steps as the film: its latents are a prefix of the film's,
-to the bit, and likewise back. Norms are each frame's own. Time comes second here, (B, T, C, H, W), rows first outside.
+Frames go through in chunks, the first alone and then `factor` at a time, and layers over time keep their last inputs
+from one chunk to the next. So a film's prefix takes the very same steps as the film: its latents are a prefix of the
+film's, to the bit, and likewise back. Norms are each frame's own. Time comes second here, (B, T, C, H, W), third outside.
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ class CausalAutoencoder(nn.Module):
 
     def encode(self, videos: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the posterior."""
-        moments = self._in_chunks(lambda x, past: on_frames(self.quant_conv, self.encoder(x, past)), videos, self.factor)
+        moments = self._in_chunks(
+            lambda x, past: on_frames(self.quant_conv, self.encoder(x, past)), videos, self.factor
+        )
         mean, logvar = moments.chunk(2, dim=1)
         return mean, torch.exp(0.5 * logvar.clamp(-30, 20))  # bounds of the published model of images
 
