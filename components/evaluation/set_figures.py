@@ -84,6 +84,7 @@ class Real:
     classes: tuple[str, ...]
     medium_figures: Callable[[Tensor, Tensor], Figures]
     pixels: PixelReference | None = None
+    caption: str = CAPTION  # what is said of an image of a class
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def set_figures(
         memorised_figure(some(features.vectors, config), real.train),
         classifier_figure(images, kept_labels, real.images[:_TESTED], real.labels[:_TESTED]),
         diversity_figure(perception.lpips, images, kept_labels),
-        clip_figure(perception.clip_score, images, kept_labels, real.classes, prompts),
+        clip_figure(perception.clip_score, images, kept_labels, real, prompts),
     )
 
 
@@ -191,12 +192,12 @@ def clip_figure(
     clip_score: Callable[[Tensor, list[str]], Tensor] | None,
     images: Tensor,
     labels: Tensor | None,
-    classes: tuple[str, ...],
+    real: Real,
     prompts: tuple[str, ...] | None,
 ) -> Figure | None:
     """The mean fit of images and the texts or classes asked for; None where nothing measures it or nobody asked."""
     count = min(_SPOKEN, len(images))
-    texts = None if labels is None else [CAPTION.format(classes[label]) for label in labels[:count].tolist()]
+    texts = None if labels is None else [real.caption.format(real.classes[label]) for label in labels[:count].tolist()]
     texts = texts if prompts is None else list(prompts[:count])
     if clip_score is None or texts is None:
         return None

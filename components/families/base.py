@@ -129,7 +129,7 @@ class Tiny:
     """
 
     config: Mapping[str, Any]
-    data: Literal["images", "latents", "captioned latents", "tokens"] | DataInfo = "images"
+    data: Literal["images", "captioned images", "latents", "captioned latents", "tokens"] | DataInfo = "images"
     settings: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Family], None] | None = None
 
@@ -157,6 +157,8 @@ class Family:
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
     received: Mapping[str, Family | nn.Module] = {}  # inputs by role, frozen, on the device of the nets
     held_out: ClassVar[HeldOutLoss | None] = None  # what `held_out_losses` gives; None: it gives nothing
+    checkpoint_figures: ClassVar[tuple[str, ...]] = ()  # names of what `validate` gives without a judge
+    prefers_best: ClassVar[bool] = False  # whether a run is read at its best checkpoint, where it kept one
 
     @property
     def medium(self) -> Medium:
@@ -190,9 +192,10 @@ class Family:
         """Rows to look at during training, (N, C, ...) in [-1, 1], or None. `columns`: rows of the training set."""
         return None
 
-    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge) -> Figures:
+    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge | None) -> Figures:
         """Checkpoint validation: figures beside the losses. `train`, `held_out`: rows of the training set and of images
-        that are not trained on; `judge`: a classifier of them. Averaged nets hold their average, others their live
+        that are not trained on; `judge`: a classifier of them, None only where `checkpoint_figures` says that there are
+        some without. Averaged nets hold their average, others their live
         weights."""
         return {}
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.conditioning.classes import ClassConditioner
-from components.conditioning.text import Bytes, Embeddings, Projection, TextConditioner, TextEncoder
+from components.conditioning.text import Bytes, Embeddings, Projection, TextConditioner
 from components.config import parse
 from components.constants import constant
 from components.data.dataset import Batch
@@ -30,6 +30,7 @@ from components.families.base import DataInfo, Early, Losses, Phase, Role, RunIn
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume
 from components.metrics.held_out import DENOISING, NUM_LEVELS
+from components.nets.byte_transformer import TextEncoder
 from components.nets.text_encoders import EncoderLayout
 from components.sampling.blends import lerp, slerp
 from components.sampling.requests import BLEND, Conditions, Request

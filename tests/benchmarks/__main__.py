@@ -7,7 +7,8 @@ import sys
 
 from tests import benchmarks
 
-NOT_BENCHMARKS = {"__main__", "common", "digits", "quality", "served_process", "serving_load", "serving_peers"}
+NOT_BENCHMARKS = {"__main__", "captioned", "common", "digits", "quality"}
+NOT_BENCHMARKS |= {"served_process", "serving_load", "serving_peers"}
 
 
 def names() -> list[str]:
