@@ -41,8 +41,8 @@ class DataConfig(Strict):
     mirror: str | None = None  # fashion_mnist: folder or URL with the four files; None is the official address
     label_key: str = Field(default="label", min_length=1)  # source folder: the .jsonl's key for an image's class
     path: Path = Path("data/raw")  # source folder: where the images lie; DVC watches it
-    layout: Literal["auto", "classes", "flat"] = "auto"  # source folder: read off names and tables; or every sub-folder
-    # of it is a class, whatever its name; or none is
+    # source folder: read off names and tables; or every sub-folder of it is a class, whatever its name; or none is
+    layout: Literal["auto", "classes", "flat"] = "auto"
     objects: Path | None = None  # s3: the manifest of the versions to take (pipelines.ingest); None is what is there
 
     @field_validator("source")
