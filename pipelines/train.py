@@ -168,7 +168,12 @@ def main(argv: list[str]) -> None:
     check_storage(params.cluster.storage(ROOT))
     state = train_tracked(params, key, job)
     provenance = run_folder.Provenance(
-        data=job.data_hash, code=job.code_hash, job=job.hash, seed=job.seed, step=state.step
+        data=job.data_hash,
+        code=job.code_hash,
+        job=job.hash,
+        seed=job.seed,
+        step=state.step,
+        precision=state.precision,
     )
     best = ray_train.best_checkpoint(job, params.cluster.storage(ROOT))
     target = paths.RUNS / job.name

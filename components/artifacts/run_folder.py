@@ -39,13 +39,15 @@ BEST = "best.safetensors"
 
 
 class Provenance(Strict):
-    """Where a model came from: content hashes of its input data and of the code that trained it, and its job's hash."""
+    """Where a model came from: content hashes of its input data and of the code that trained it, its job's hash, and
+    what `training.precision: auto` was, where it is known."""
 
     data: str
     code: str
     job: str
     seed: int
     step: int
+    precision: str | None = None
 
 
 class RunConfig(Strict):

@@ -55,11 +55,13 @@ class Phase:
 class DataInfo(Strict):
     """What a family must know of its data: the shape of a row, the classes, facts about the whole set, and, for latents
     and tokens, the autoencoder that they come from and the text encoder that the captions went through, if one did.
-    `medium`: of the rows or, for latents, of what they decode to."""
+    `medium`, `rate`: of the rows or, for latents, of what they decode to."""
 
     shape: tuple[int, ...]  # channels first
     medium: str = "image"
+    rate: float = 0.0
     classes: tuple[str, ...] = ()
+    speakers: tuple[str, ...] = ()  # of rows that have a column of that name, beside their class
     caption_length: int = 0  # bytes a row; 0 for a set without captions
     flips: bool = False  # whether it holds latents of the mirrored images too
     statistics: dict[str, tuple[float, ...]] = {}
@@ -96,7 +98,9 @@ def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None, te
     return DataInfo(
         shape=column.shape,
         medium=manifest.medium,
+        rate=manifest.rate,
         classes=manifest.classes,
+        speakers=manifest.speakers,
         caption_length=manifest.columns["caption"].shape[0] if "caption" in manifest.columns else 0,
         flips="mean_flipped" in manifest.columns,
         statistics=manifest.statistics,
@@ -163,7 +167,7 @@ class Family:
     @property
     def medium(self) -> Medium:
         """Of its rows or, where it works on latents or tokens, of what they decode to."""
-        return medium(self.data.decoded.medium)
+        return medium(self.data.decoded.medium, rate=self.data.decoded.rate)
 
     @classmethod
     def early_nets(cls, config: Strict) -> Mapping[str, Early]:
