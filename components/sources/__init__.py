@@ -47,8 +47,8 @@ class DataConfig(Strict):
     label_key: str = Field(default="label", min_length=1)  # source folder: the .jsonl's key for a file's class
     speaker_key: str | None = None  # likewise for who speaks in it; None: nobody is told apart
     path: Path = Path("data/raw")  # source folder: where the images lie; DVC watches it
-    layout: Literal["auto", "classes", "flat"] = "auto"  # source folder: read off names and tables; or every sub-folder
-    # of it is a class, whatever its name; or none is
+    # source folder: read off names and tables; or every sub-folder of it is a class, whatever its name; or none is
+    layout: Literal["auto", "classes", "flat"] = "auto"
     objects: Path | None = None  # s3: the manifest of the versions to take (pipelines.ingest); None is what is there
 
     @field_validator("source")
