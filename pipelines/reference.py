@@ -184,7 +184,9 @@ def _of_noise(measurement: Measurement, extractors: Extractors) -> Figures:
     keys = Draws.of_seeds(generation.seeds(config.num_samples, config.seed)).keys
     shape = measurement.protocol.row_shape
     noise = torch.cat([2 * Draws(part).uniform("noise", shape) - 1 for part in keys.split(config.batch_size)])
-    features = Features.joined([extractors.features(part) for part in noise.split(config.batch_size)])
+    features = Features.joined(
+        [extractors.features(part, measurement.train.medium) for part in noise.split(config.batch_size)]
+    )
     labels = torch.arange(len(noise)) % len(real.classes) if real.classes else None
     return set_figures(features, noise, labels, real, config, measurement.perception)
 

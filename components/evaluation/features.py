@@ -67,13 +67,13 @@ class Extractors:
             )
         return Extractors(judging, judging)
 
-    def features(self, images: Tensor) -> Features:
-        """Features of images (N, C, H, W) in [-1, 1]."""
+    def features(self, images: Tensor, of: Medium) -> Features:
+        """Features of a medium's rows (N, C, ...) in [-1, 1]."""
         vectors, logits = self.extractor.embed(images)
         one = self.judge is self.extractor
         judged = None if self.judge is None else logits if one else self.judge.embed(images).logits
         # float32 is what the networks computed in
-        found = (vectors, None if one else logits, judged, small(images.cpu()))
+        found = (vectors, None if one else logits, judged, small(of.seen(images).cpu()))
         return Features(*(None if column is None else column.float() for column in found))
 
     def refuse_unless_fits(self, folder: Path, of: Medium, shape: tuple[int, ...]) -> None:

@@ -45,7 +45,7 @@ class DescribeTask:
 
     def _describe(self, extractors: Extractors, dataset: Dataset, number: int) -> tuple[Shard, Sums]:
         rows = torch.from_numpy(dataset.shard_rows(number)).split(self.batch_size)
-        features = Features.joined([extractors.features(dataset.rows(part)) for part in rows])
+        features = Features.joined([extractors.features(dataset.rows(part), dataset.medium) for part in rows])
         columns = {name: column.numpy() for name, column in features._asdict().items() if column is not None}
         return write_shard(self.target, number, columns), Sums.streamed(features.vectors.split(4096))
 
@@ -101,7 +101,7 @@ class SampleTask:
         stop = min(start + self.batch_size, self.num_samples)
         made = generation.generate(sampler, self._request(sampler, settings, start, stop))
         return SampledBatch(
-            extractors.features(made.images),
+            extractors.features(made.images, sampler.medium),
             sampler.medium.to_stored(made.images) if start < KEPT_IMAGES else None,
             made.seconds,
         )

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from components.conditioning.classes import told_of
 from components.config import Strict
 from components.data.dataset import Batch, Manifest
 from components.data.media import Medium, medium
@@ -256,7 +257,9 @@ class Sampler(Family):
     def trajectory(self, request: Request) -> Trajectory:
         """The coroutine that makes the rows of a request: (B, C, ...) in [-1, 1]. Raises SamplerError of what the
         sampler does not take, on whatever way a request comes."""
-        refuse_unaccepted(self.accepts, self.medium.plural, self.row_shape, self.num_classes, request)
+        refuse_unaccepted(
+            self.accepts, self.medium.plural, self.row_shape, self.num_classes, request, self.num_speakers
+        )
         if reason := self.why_not(self.config, request.settings, self.data.inputs):
             raise SamplerError(reason)
         return self._trajectory(request)
@@ -274,8 +277,8 @@ class Sampler(Family):
         """(B, 1) bits per dimension, of a family that has a likelihood and sets `held_out` to BITS."""
         assert self.likelihood is not None, f"{family_name(type(self))} measures no loss of held-out rows"
         rows = self.medium.rows(columns)
-        found = self.likelihood.log_probability(rows, columns.get("label"), draws)
-        return bits_per_value(found[:, None], rows[0].numel())
+        found = self.likelihood.log_probability(rows, told_of(columns), draws)
+        return bits_per_value(found, self.likelihood.values_of(rows))[:, None]
 
     def figures(self, rows: Tensor, real: Tensor) -> Figures:
         """Figures of a candidate that this family alone has, beside those of all samplers. `rows`: (N, C, ...) that it
@@ -284,7 +287,7 @@ class Sampler(Family):
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         seeds = torch.arange(20)
-        return self.sample(Request(seeds, self.Settings(), Conditions(label=self.cycled_labels(len(seeds)))))
+        return self.sample(Request(seeds, self.Settings(), self.cycled(len(seeds))))
 
     def sample(self, request: Request) -> Tensor:
         """Images of a request on the spot, on the device of the nets, in evaluation mode. Raises SamplerError of what
@@ -295,6 +298,11 @@ class Sampler(Family):
     def cycled_labels(self, count: int) -> Tensor | None:
         """Labels 0, 1, 2, ... in turn, or None where the sampler takes none."""
         return torch.arange(count) % self.num_classes if self.conditional else None
+
+    def cycled(self, count: int) -> Conditions:
+        """Labels in turn, and speakers, the next one after each round of the classes, where it takes them."""
+        speakers = torch.arange(count) // max(1, self.num_classes) % max(1, self.num_speakers)
+        return Conditions(label=self.cycled_labels(count), speaker=speakers if "speaker" in self.accepts else None)
 
     @property
     def conditional(self) -> bool:
@@ -314,6 +322,10 @@ class Sampler(Family):
     @property
     def num_classes(self) -> int:
         return len(self.data.classes)
+
+    @property
+    def num_speakers(self) -> int:
+        return len(self.data.speakers)
 
     @property
     def row_shape(self) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from components.artifacts import run_folder
+from components.conditioning.classes import told_of
 from components.config import Strict
 from components.data.dataset import Dataset, Manifest, spread
 from components.data.media.image import MEDIUM as IMAGES
@@ -116,6 +117,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
         images.get("label", torch.empty(0, dtype=torch.int64)),
         test.manifest.classes,
         test.medium.figures,
+        test.medium.seen,
         PixelReference.of(train_features.pixels, test_features.pixels),
         str(test.manifest.source.get("caption", CAPTION)),
     )
@@ -266,8 +268,8 @@ def likelihood_figures(sampler: Sampler, measurement: Measurement) -> Figures:
     def rows(dataset: Dataset) -> tuple[Tensor, Tensor | None]:
         columns = spread(dataset, count)
         device = next(sampler.nets.parameters()).device
-        label = columns["label"].to(device) if "label" in columns else None
-        return dataset.medium.rows(columns).to(device), label
+        told = told_of(columns)
+        return dataset.medium.rows(columns).to(device), None if told is None else told.to(device)
 
     return bits_figures(sampler.likelihood, rows(measurement.test), rows(measurement.train))
 
