@@ -25,7 +25,7 @@ def centres(rows: Tensor) -> Tensor:
     """Where the light of films (N, C, T, H, W) in [-1, 1] lies, (N, T, 2) as y, x in pixels: the mean place, weighted
     by brightness above black. A frame without light has its middle."""
     light = (rows.double().mean(1) + 1) / 2  # (N, T, H, W)
-    light = torch.where(light > 0.1, light, 0.0) + 1e-9  # what noise a decoder leaves would draw it to the middle
+    light = torch.where(light > 0.05, light, 0.0) + 1e-9  # what noise a decoder leaves would draw it to the middle
     total = light.sum((2, 3))
     height, width = light.shape[2:]
     down = (light.sum(3) @ torch.arange(height, dtype=torch.float64)) / total

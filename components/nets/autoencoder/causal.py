@@ -3,7 +3,7 @@ see no later frame (causal 3-D autoencoders: Yu et al. 2024, MAGVIT-v2, section 
 
 Frames go through in chunks, the first alone and then `factor` at a time, and layers over time keep their last inputs
 from one chunk to the next. So a film's prefix takes the very same steps as the film: its latents are a prefix of the
-film's, to the bit, and likewise back. Norms are each frame's own. Time comes second here, (B, T, C, H, W), third outside.
+film's, to the bit, and likewise back. Norms are each frame's own. Here time comes second, (B, T, C, H, W).
 """
 
 from __future__ import annotations
