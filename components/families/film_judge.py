@@ -50,7 +50,7 @@ FRAME_AGREEMENT = Definition(
 class Config(Strict):
     width: int = Field(16, ge=4)
     feature_dim: int = Field(32, ge=2)
-    motion_dim: int = Field(16, ge=2)
+    motion_dim: int = Field(16, ge=2)  # features of motion, beside feature_dim of looks
     norm_groups: int = Field(default_factory=lambda given: norm_groups((given["width"],)), ge=1)
     label_smoothing: float = Field(0.05, ge=0, lt=1)
     shift: float = Field(0.1, ge=0, lt=1)  # of the frame's side: the largest translation in augmentation
