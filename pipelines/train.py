@@ -43,7 +43,7 @@ def make_job(params: Params, key: str) -> ray_train.Job:
     kind(config, info)  # refuses here, on the driver, what no worker could train
     if block.training.keep == "best":
         _refuse_unknown_best(block.training.keep_by, kind, JUDGE in given, key)
-    is_validated = JUDGE in given or kind.held_out is not None
+    is_validated = JUDGE in given or kind.held_out is not None or bool(kind.checkpoint_figures)
     if is_validated:
         read_manifest(paths.TEST_IMAGES)
     return ray_train.Job(
@@ -66,7 +66,7 @@ def make_job(params: Params, key: str) -> ray_train.Job:
 
 def _refuse_unknown_best(figure: str, kind: type[Family], is_judged: bool, key: str) -> None:
     """Raises ConfigError of a figure that no checkpoint will have; what a judge adds is known at the first one."""
-    known = kind.held_out.names if kind.held_out is not None else ()
+    known = (*(kind.held_out.names if kind.held_out is not None else ()), *kind.checkpoint_figures)
     if figure in known or is_judged:
         return
     expected = f"one of {', '.join(known)}, or " if known else ""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from components.conditioning.classes import told_of
 from components.config import Strict
 from components.data.dataset import Batch, Manifest
 from components.data.media import Medium, medium
@@ -133,7 +134,7 @@ class Tiny:
     """
 
     config: Mapping[str, Any]
-    data: Literal["images", "latents", "captioned latents", "tokens"] | DataInfo = "images"
+    data: Literal["images", "captioned images", "latents", "captioned latents", "tokens"] | DataInfo = "images"
     settings: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Family], None] | None = None
 
@@ -161,6 +162,8 @@ class Family:
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
     received: Mapping[str, Family | nn.Module] = {}  # inputs by role, frozen, on the device of the nets
     held_out: ClassVar[HeldOutLoss | None] = None  # what `held_out_losses` gives; None: it gives nothing
+    checkpoint_figures: ClassVar[tuple[str, ...]] = ()  # names of what `validate` gives without a judge
+    prefers_best: ClassVar[bool] = False  # whether a run is read at its best checkpoint, where it kept one
 
     @property
     def medium(self) -> Medium:
@@ -194,9 +197,10 @@ class Family:
         """Rows to look at during training, (N, C, ...) in [-1, 1], or None. `columns`: rows of the training set."""
         return None
 
-    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge) -> Figures:
+    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge | None) -> Figures:
         """Checkpoint validation: figures beside the losses. `train`, `held_out`: rows of the training set and of images
-        that are not trained on; `judge`: a classifier of them. Averaged nets hold their average, others their live
+        that are not trained on; `judge`: a classifier of them, None only where `checkpoint_figures` says that there are
+        some without. Averaged nets hold their average, others their live
         weights."""
         return {}
 
@@ -253,7 +257,9 @@ class Sampler(Family):
     def trajectory(self, request: Request) -> Trajectory:
         """The coroutine that makes the rows of a request: (B, C, ...) in [-1, 1]. Raises SamplerError of what the
         sampler does not take, on whatever way a request comes."""
-        refuse_unaccepted(self.accepts, self.medium.plural, self.row_shape, self.num_classes, request)
+        refuse_unaccepted(
+            self.accepts, self.medium.plural, self.row_shape, self.num_classes, request, self.num_speakers
+        )
         if reason := self.why_not(self.config, request.settings, self.data.inputs):
             raise SamplerError(reason)
         return self._trajectory(request)
@@ -271,8 +277,8 @@ class Sampler(Family):
         """(B, 1) bits per dimension, of a family that has a likelihood and sets `held_out` to BITS."""
         assert self.likelihood is not None, f"{family_name(type(self))} measures no loss of held-out rows"
         rows = self.medium.rows(columns)
-        found = self.likelihood.log_probability(rows, columns.get("label"), draws)
-        return bits_per_value(found[:, None], rows[0].numel())
+        found = self.likelihood.log_probability(rows, told_of(columns), draws)
+        return bits_per_value(found, self.likelihood.values_of(rows))[:, None]
 
     def figures(self, rows: Tensor, real: Tensor) -> Figures:
         """Figures of a candidate that this family alone has, beside those of all samplers. `rows`: (N, C, ...) that it
@@ -281,7 +287,7 @@ class Sampler(Family):
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         seeds = torch.arange(20)
-        return self.sample(Request(seeds, self.Settings(), Conditions(label=self.cycled_labels(len(seeds)))))
+        return self.sample(Request(seeds, self.Settings(), self.cycled(len(seeds))))
 
     def sample(self, request: Request) -> Tensor:
         """Images of a request on the spot, on the device of the nets, in evaluation mode. Raises SamplerError of what
@@ -292,6 +298,11 @@ class Sampler(Family):
     def cycled_labels(self, count: int) -> Tensor | None:
         """Labels 0, 1, 2, ... in turn, or None where the sampler takes none."""
         return torch.arange(count) % self.num_classes if self.conditional else None
+
+    def cycled(self, count: int) -> Conditions:
+        """Labels in turn, and speakers, the next one after each round of the classes, where it takes them."""
+        speakers = torch.arange(count) // max(1, self.num_classes) % max(1, self.num_speakers)
+        return Conditions(label=self.cycled_labels(count), speaker=speakers if "speaker" in self.accepts else None)
 
     @property
     def conditional(self) -> bool:
@@ -311,6 +322,10 @@ class Sampler(Family):
     @property
     def num_classes(self) -> int:
         return len(self.data.classes)
+
+    @property
+    def num_speakers(self) -> int:
+        return len(self.data.speakers)
 
     @property
     def row_shape(self) -> tuple[int, ...]:

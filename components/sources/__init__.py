@@ -6,8 +6,9 @@ decoded rows at once. What becomes of the rows, and how a remote source reaches 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +45,7 @@ class DataConfig(Strict):
     max_rejected: int = Field(default=0, ge=0)  # files that may be left out before the stage stops
     mirror: str | None = None  # fashion_mnist: folder or URL with the four files; None is the official address;
     # spoken_digits: folder or archive with the recordings
+    caption: str = ""  # of sources with classes and no captions: what is said of each row, as the digit {}
     label_key: str = Field(default="label", min_length=1)  # source folder: the .jsonl's key for a file's class
     speaker_key: str | None = None  # likewise for who speaks in it; None: nobody is told apart
     path: Path = Path("data/raw")  # source folder: where the images lie; DVC watches it
@@ -57,6 +59,13 @@ class DataConfig(Strict):
         if value in _NAMED or (value.removeprefix(S3).strip("/") and value.startswith(S3)):
             return value
         raise ValueError(f"expected {', '.join(_NAMED)} or s3://bucket/prefix")
+
+    @field_validator("caption")
+    @classmethod
+    def _has_a_place(cls, value: str) -> str:
+        if value and (value.count("{}") != 1 or {"{", "}"} & set(value.replace("{}", ""))):
+            raise ValueError("expected a text with one {} in it, where the name of the class goes")
+        return value
 
     @field_validator("image_size", mode="before")
     @classmethod
@@ -108,6 +117,31 @@ class Source:
 def read(config: DataConfig, seed: int, mirrored: Path | None = None) -> Source:
     """The source that `config` names. `seed` draws the test split where the source has none of its own; `mirrored` is
     the local copy of an s3 source. Raises DataError if there is nothing that could be read."""
+    found = _read(config, seed, mirrored)
+    return captioned(found, config.caption) if config.caption else found
+
+
+def captioned(source: Source, template: str) -> Source:
+    """The source with a caption a row, made of its class' name. Raises DataError of one without classes, or with
+    captions of its own."""
+    if source.captions or len(source.classes) == 0:
+        found = "captions of its own" if source.captions else "no classes"
+        raise DataError(
+            f"data.caption: it makes captions of class names; expected a source with these alone, found {found}"
+        )
+    texts = [template.format(name).encode() for name in source.classes]
+    longest = max(map(len, texts))
+    columns = [np.frombuffer(text.ljust(longest, b"\0"), np.uint8) for text in texts]
+
+    def said(rows: Callable[[], Iterator[Row | Rejected]]) -> Iterator[Row | Rejected]:
+        for row in rows():
+            yield row if isinstance(row, Rejected) else {**row, "caption": columns[int(row["label"])]}
+
+    splits = {name: functools.partial(said, rows) for name, rows in source.splits.items()}
+    return replace(source, splits=splits, captions=True, facts={**source.facts, "caption": template})
+
+
+def _read(config: DataConfig, seed: int, mirrored: Path | None) -> Source:
     # imported on demand: scikit-learn takes a second that the other sources need not pay
     if config.source == "digits":
         from components.sources import digits
