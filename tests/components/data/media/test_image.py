@@ -108,7 +108,9 @@ def test_arrays_have_channels_last():
 
 def test_the_folder_is_the_registry():
     assert isinstance(medium("image"), Medium) and medium("image") is MEDIUM
-    with pytest.raises(DataError, match=r"^data/x/manifest.json: medium: expected one of image.*, found 'smell'$"):
+    with pytest.raises(
+        DataError, match=r"^data/x/manifest.json: medium: expected one of audio, image.*, found 'smell'$"
+    ):
         medium("smell", "data/x/manifest.json: medium")
 
 
