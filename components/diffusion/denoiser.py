@@ -28,7 +28,7 @@ class Denoiser(nn.Module):
     they are the backbone's own. With `uncertainty` the net can tell, beside its answer, the logarithm (B,) of the error
     that it expects.
 
-    x (B, C, ...), level (B,) in [0, 1000] -> x's shape.
+    x (B, C, ...), level (B,) in [0, 1000] or, of films, (B, T) -> x's shape.
     """
 
     def __init__(self, conditioner: nn.Module | None, backbone: nn.Module, uncertainty: bool = False):
@@ -39,7 +39,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor, uncertain: bool = False, **given: Tensor):
         answer = self.denoise(x, level, **(given if self.conditioner is None else self.conditioner(**given)))
-        return (answer, self.uncertainty(level)) if uncertain else answer
+        return (answer, self.uncertainty(level if level.ndim == 1 else level.amax(1))) if uncertain else answer
 
     def denoise(self, x: Tensor, level: Tensor, **condition: Tensor) -> Tensor:
         """With the condition made once for all steps."""
