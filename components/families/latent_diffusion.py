@@ -111,7 +111,7 @@ class Model(Sampler):
         return self._weighted((answer - wanted).square().flatten(1).mean(1), sigma, u)
 
     def _weighted(self, error: Tensor, sigma: Tensor, u: Tensor | None) -> Losses:
-        """Of rows' errors (B,) at noise levels (B,); `u`: the logarithms of those that the net expects, under `learned`."""
+        """Of rows' errors (B,) at noise levels (B,); `u`: the logarithms of those that the net expects, if it does."""
         if u is None:
             weight = weightings.min_snr(
                 sigma, OBJECTIVES[self.config.objective](sigma), self.config.weighting.gamma

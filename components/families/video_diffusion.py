@@ -1,10 +1,10 @@
-"""Diffusion of films by a transformer of spacetime patches (Peebles and Xie 2023; Brooks et al. 2024), on the latents of
-a causal autoencoder or on small films themselves; of nothing, classes or texts, and of a first frame.
+"""Diffusion of films by a transformer of spacetime patches (Peebles and Xie 2023; Brooks et al. 2024), on the latents
+of a causal autoencoder or on small films themselves; of nothing, classes or texts, and of a first frame.
 
 It is latent_diffusion with three things of its own. Films of any length are trained together, stills among them: a
-latent film's prefix is the latent of the film's prefix. Each frame has its own noise level, so that a first frame can be given
-clean and the rest drawn after it (Chen et al. 2024, diffusion forcing). And longer films get more noise: what hides a
-still leaves a film of many frames to be guessed (Esser et al. 2024, section 5.3.2, of larger images).
+latent film's prefix is the latent of the film's prefix. Each frame has its own noise level, so that a first frame can
+be given clean and the rest drawn after it (Chen et al. 2024, diffusion forcing). And longer films get more noise: what
+hides a still leaves a film of many frames to be guessed (Esser et al. 2024, section 5.3.2, of larger images).
 """
 
 from __future__ import annotations
