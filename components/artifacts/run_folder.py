@@ -39,13 +39,15 @@ BEST = "best.safetensors"
 
 
 class Provenance(Strict):
-    """Where a model came from: content hashes of its input data and of the code that trained it, and its job's hash."""
+    """Where a model came from: content hashes of its input data and of the code that trained it, its job's hash, and
+    `inputs`: by role, where each trained run that it learned from lay, and that run's hash."""
 
     data: str
     code: str
     job: str
     seed: int
     step: int
+    inputs: dict[str, str] = {}
 
 
 class RunConfig(Strict):

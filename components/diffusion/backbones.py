@@ -1,7 +1,8 @@
 """Backbones of a denoiser, chosen by `backbone.name`: a block of the config for each, which builds its network.
 
-A backbone answers `net(x, level, context, label)` with x's shape: x (B, C, ...), noise level (B,) in [0, 1000],
-context (B, M, context_dim) or None, label (B,) or None.
+A backbone answers `net(x, level, context, label, added)` with x's shape: x (B, C, ...), noise level (B,) in [0, 1000],
+context (B, M, context_dim) or None, label (B,) or None, and what is added to the embedding of level and label,
+(B, net.embedding_dim) or None.
 """
 
 from __future__ import annotations
