@@ -60,7 +60,7 @@ class Pixels:
     calls: Mapping[str, nn.Module] = {}
 
     def __init__(self, data: DataInfo):
-        channels, self.medium = data.shape[0], medium(data.medium)
+        channels, self.medium = data.shape[0], medium(data.medium, rate=data.rate)
         self.moments = (0.0,) * channels, (0.5,) * channels  # sigma_data of Karras et al. 2022, Table 1
 
     def clean(self, batch: Batch, flips: bool) -> Tensor:

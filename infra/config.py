@@ -104,6 +104,7 @@ class ServeConfig(Strict):
     aliases: dict[str, str] = {}  # other names that clients give to a model, as {dall-e-2: latent-foundry}
     # a size that is not the model's own: refused, answered in its own size, or resized to
     sizes: Literal["exact", "nearest", "resize"] = "exact"
+
     # what is served
     watch_every: float = Field(5, ge=0)  # seconds between two looks for another champion; 0: never
     versions: tuple[str, ...] = ()  # registered versions that are served beside the champion
@@ -112,6 +113,7 @@ class ServeConfig(Strict):
     replicas: Workers | tuple[Workers, Workers] = 1
     use_gpu: bool | None = None  # as cluster.use_gpu
     gpu_share: float = Field(0.5, gt=0, le=1)  # of each engine, where there are GPUs: 0.5 leaves room for a successor
+
     # limits of one request
     max_images: int = Field(10, ge=1)
     max_steps: int = Field(250, ge=1)
@@ -120,10 +122,12 @@ class ServeConfig(Strict):
     body_timeout: float = Field(30, gt=0)  # seconds in which a body must have come
     max_pixels: int = Field(16_000_000, ge=1)  # of an image that a client sends
     deadline: float = Field(60, gt=0)  # seconds from the request to its last image
+
     # limits of all requests that one API replica has at a time
     open_bodies: int = Field(512, ge=1)  # requests whose bodies are still coming
     pixels_in_flight: int = Field(320_000_000, ge=1)  # of clients' images that wait to be decoded, one at a time
     images_per_key: int = Field(0, ge=0)  # that one API key may wait for at a time; 0: any number
+
     # the engine of each replica
     max_rows: int = Field(64, ge=1)  # of one forward
     slots: int = Field(64, ge=1)  # rows of images that advance at the same time; others wait, first come, first served

@@ -60,7 +60,9 @@ def encode(params: Params, name: str, images: Path, target: Path) -> Manifest:
             shards,
             medium=facts.medium if options.tokens is None else TOKENS.name,
             value_range=facts.value_range if options.tokens is None else TOKENS.value_range,
+            rate=facts.rate,
             classes=facts.classes,
+            speakers=facts.speakers,
             statistics=statistics,
             source=source,
         )

@@ -13,12 +13,13 @@ from typing import Any
 
 import yaml
 
+from components.config import models_in
 from components.errors import ConfigError
 from components.families import family_class
 from components.families.base import Sampler
 from components.training.optimizers import OptimizerConfig
 from pipelines.support import cli
-from pipelines.support.keys import Key, keys_of, sections
+from pipelines.support.keys import Key, default_of, keys_of, sections
 from pipelines.support.params import DEFAULT, TRAINED, SamplerBlock
 
 
@@ -73,11 +74,10 @@ def of_block(asked: str, family: str) -> Iterator[Key]:
     """The keys of a block of params.yaml, its family's among them, by their whole paths."""
     prefix, kind = ".".join(asked.split(".")[:2]), family_class(family)
     yield from keys_of(SamplerBlock, prefix)
-    found = list(keys_of(kind.Config, f"{prefix}.model"))
-    yield from found
-    for key in found:
-        if key.path.endswith((".optimizer", ".generator", ".discriminator", ".encoder")) and key.kind == "block":
-            yield from keys_of(OptimizerConfig, key.path)
+    yield from keys_of(kind.Config, f"{prefix}.model")
+    for name, field in kind.Config.model_fields.items():
+        if OptimizerConfig in models_in(field.annotation):
+            yield from keys_of(OptimizerConfig, f"{prefix}.model.{name}", default_of(field, OptimizerConfig))
     if issubclass(kind, Sampler):
         yield from keys_of(kind.Settings, f"{prefix}.candidates")
 

@@ -61,7 +61,9 @@ def _write_split(source: Source, split: str, config: DataConfig, folder: Path, r
         shards,
         medium=source.medium,
         value_range=medium(source.medium).value_range,
+        rate=source.rate,
         classes=source.classes,
+        speakers=source.speakers,
         source={**source.facts, "split": split},
         rejected=tuple(rejected[num_before:]),
     )
@@ -79,6 +81,8 @@ def summary(manifests: dict[str, Manifest], target: Path, notes: Sequence[str] =
     if classes:
         lines.append(f"classes ({len(classes)}): {', '.join(classes)}")
         lines += few_of(target / "train", classes)
+    if speakers := next(iter(manifests.values())).speakers:
+        lines.append(f"speakers ({len(speakers)}): {', '.join(speakers)}")
     rejected = [file for manifest in manifests.values() for file in manifest.rejected]
     if rejected:
         lines.append(f"left out ({len(rejected)}, all in the manifests):")

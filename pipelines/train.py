@@ -46,7 +46,7 @@ def make_job(params: Params, key: str) -> ray_train.Job:
             kind.refuse_unfit_input(config, info, role, told)
     if block.training.keep == "best":
         _refuse_unknown_best(block.training.keep_by, kind, JUDGE in given, key)
-    is_validated = JUDGE in given or kind.held_out is not None
+    is_validated = JUDGE in given or kind.held_out is not None or bool(kind.checkpoint_figures)
     if is_validated:
         read_manifest(paths.TEST_IMAGES)
     return ray_train.Job(
@@ -69,7 +69,7 @@ def make_job(params: Params, key: str) -> ray_train.Job:
 
 def _refuse_unknown_best(figure: str, kind: type[Family], is_judged: bool, key: str) -> None:
     """Raises ConfigError of a figure that no checkpoint will have; what a judge adds is known at the first one."""
-    known = kind.held_out.names if kind.held_out is not None else ()
+    known = (*(kind.held_out.names if kind.held_out is not None else ()), *kind.checkpoint_figures)
     if figure in known or is_judged:
         return
     expected = f"one of {', '.join(known)}, or " if known else ""
@@ -178,6 +178,7 @@ def main(argv: list[str]) -> None:
         job=job.hash,
         seed=job.seed,
         step=state.step,
+        precision=state.precision,
         inputs={given.role: f"{relative(given.path)} {given.hash}" for given in job.inputs},
     )
     best = ray_train.best_checkpoint(job, params.cluster.storage(ROOT))

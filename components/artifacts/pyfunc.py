@@ -26,10 +26,9 @@ _BATCH = 64  # rows sampled at once
 
 
 class RegisteredSampler:
-    """`predict` takes rows of `seed` and, where the sampler is conditional, `label`, a class number, or where it takes
-    texts, `prompt`; a label or prompt that is missing, as None or NaN, is a row without. `params` change settings for
-    the call; an empty list turns one off that has several values. Returns the medium's arrays: images are (N, H, W, C)
-    uint8."""
+    """`predict` takes rows of `seed` and, where they steer the sampler, `label` and `speaker`, numbers, or `prompt`, a
+    text; one that is missing, as None or NaN, is a row without. `params` change settings for the call; an empty list
+    turns one off that has several values. Returns the medium's arrays: images are (N, H, W, C) uint8."""
 
     def __init__(self, folder: Path):
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,8 +59,9 @@ class RegisteredSampler:
 
 def _sampled(sampler: Sampler, seeds: list[int], settings: Any, columns: dict[str, list]) -> np.ndarray:
     conditions = {}
-    if "label" in columns:
-        conditions["label"] = torch.tensor(columns["label"])
+    for name in ("label", "speaker"):
+        if name in columns:
+            conditions[name] = torch.tensor(columns[name])
     if "prompt" in columns:
         conditions["prompt"] = tuple(columns["prompt"])
     request = Request(torch.tensor(seeds), settings, Conditions(**conditions))
@@ -99,7 +99,7 @@ def _column(table: Any, name: str) -> list:
     return [None if type(value).__name__ == "NAType" or value != value else value for value in values]
 
 
-_OPTIONAL = {"label": _integers, "prompt": _texts}
+_OPTIONAL = {"label": _integers, "speaker": _integers, "prompt": _texts}
 
 
 def _load_pyfunc(path: str) -> RegisteredSampler:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.errors import SamplerError
@@ -55,19 +57,40 @@ def _mentioned(text: str, names: Sequence[str]) -> list[int]:
     return sorted(set(alone))
 
 
+def told_of(columns: Mapping[str, Tensor]) -> Tensor | None:
+    """What steers rows of a data set, as likelihoods take it: classes (B,), or with speakers (B, 2); None of rows
+    without classes."""
+    label, speaker = columns.get("label"), columns.get("speaker")
+    return label if label is None or speaker is None else torch.stack([label, speaker], 1)
+
+
 class ClassConditioner(nn.Module):
     """Tells a backbone a class as a label for it to embed and, with a `context_dim`, as one token to attend to.
 
     Class number `num_classes` stands for "no class", as label dropout trains it (Ho and Salimans 2022); `rows` counts
-    it. A label is (B,) int64, or (B, rows) weights for what lies between classes.
+    it. A label is (B,) int64, or (B, rows) weights for what lies between classes. With speakers, which have rows of
+    their own behind the classes' and one for "no speaker", it is always weights, and a row's class and speaker are
+    embedded by a sum: `together`.
     """
 
-    def __init__(self, num_classes: int, context_dim: int = 0):
+    def __init__(self, num_classes: int, context_dim: int = 0, num_speakers: int = 0):
         super().__init__()
-        self.null, self.rows = num_classes, num_classes + 1
+        self.null, self.no_speaker = num_classes, num_speakers
+        self.rows = num_classes + 1 + (num_speakers + 1 if num_speakers else 0)
         self.context = nn.Embedding(self.rows, context_dim) if context_dim else None
 
     def forward(self, label: Tensor) -> dict[str, Tensor]:
         if self.context is None:
             return {"label": label}
         return {"context": embedded(self.context, label)[:, None], "label": label}
+
+    def together(self, label: Tensor, speaker: Tensor | None) -> Tensor:
+        """Classes (B,) and speakers (B,), None for nobody, as a label of this conditioner."""
+        if not self.no_speaker:
+            return label
+        speaker = torch.full_like(label, self.no_speaker) if speaker is None else speaker
+        return self.weights(label) + F.one_hot(self.null + 1 + speaker, self.rows).float()
+
+    def weights(self, label: Tensor) -> Tensor:
+        """A label as weights (B, rows)."""
+        return label if label.is_floating_point() else F.one_hot(label, self.rows).float()

@@ -58,14 +58,17 @@ class Rejected(Strict):
 class Manifest(Strict):
     """What a data set holds. `medium` is that of its rows or, of latents and features, of what they were made from;
     `value_range` is that of its column as stored; `statistics` are facts about the whole set that later stages need,
-    such as a latent's mean and spread per channel."""
+    such as a latent's mean and spread per channel; `speakers` are named by a column of that name, as classes are by
+    `label`; `rate` is the medium's, of what has time."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     medium: str = "image"  # data sets written before there were others do not say it
     count: int = Field(gt=0)
     columns: dict[str, Column]
     value_range: tuple[float, float]
+    rate: float = 0.0
     classes: tuple[str, ...] = ()
+    speakers: tuple[str, ...] = ()
     statistics: dict[str, tuple[float, ...]] = {}
     source: dict[str, str | int | float] = {}
     rejected: tuple[Rejected, ...] = ()
@@ -164,7 +167,7 @@ class Dataset:
     @property
     def medium(self) -> Medium:
         """Raises DataError if the manifest names none that there is."""
-        return medium(self.manifest.medium, f"{self.folder / MANIFEST}: medium")
+        return medium(self.manifest.medium, f"{self.folder / MANIFEST}: medium", self.manifest.rate)
 
     @property
     def row_shape(self) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ class UNet(Strict):
     layers: int = Field(1, ge=1)  # residual blocks a resolution
     heads: int = Field(4, ge=1)
     context_dim: int = Field(64, ge=1)
-    # the most that a norm has
+    # the most groups of channels that a norm has, each of which is normalised by itself
     norm_groups: int = Field(default_factory=lambda given: norm_groups(given["widths"]), ge=1)
 
     @model_validator(mode="after")

@@ -23,9 +23,11 @@ class ScheduleConfig(Strict):
     name: Literal["flow", "linear", "scaled_linear", "cosine"] = "flow"
     shift: float = Field(1.0, gt=0)  # flow only: Esser et al. 2024, section 5.3.2; above 1 means more noise
     zero_terminal_snr: bool = False  # not for flow, which ends in noise anyway: Lin et al. 2024, section 3.1
-    # which times equal steps visit (Lin et al. 2024, Table 2): the noisiest and not 0, both, or 0 and not the noisiest
-    levels: Literal["trailing", "linspace", "leading"] = "trailing"
-    offset: int = Field(0, ge=0, lt=NUM_TRAIN_TIMESTEPS)  # leading: the least place of the table that is visited
+    # which times equal steps visit (Lin et al. 2024, Table 2): the noisiest and not 0, both, 0 and not the noisiest, or
+    # neither
+    levels: Literal["trailing", "linspace", "leading", "inner"] = "trailing"
+    offset: int = Field(0, ge=0, lt=NUM_TRAIN_TIMESTEPS)  # leading, inner: added to every place of the table
+    karras: bool = False  # between the first and the last of these the levels of Karras et al. 2022, equation 5
 
     @model_validator(mode="after")
     def _fits(self) -> ScheduleConfig:
@@ -35,11 +37,12 @@ class ScheduleConfig(Strict):
 
 
 class Schedule:
-    """sigma as a strictly increasing function of time t in [0, 1]. `levels` and `offset` as in
+    """sigma as a strictly increasing function of time t in [0, 1]. `levels`, `offset` and `karras` as in
     ScheduleConfig."""
 
     levels: str = "trailing"
     offset: int = 0
+    karras: bool = False
 
     def sigma(self, t: Tensor) -> Tensor:
         raise NotImplementedError
@@ -49,8 +52,12 @@ class Schedule:
         raise NotImplementedError
 
     def sigmas(self, num_steps: int, start: float = 1.0) -> list[float]:
-        """`num_steps` levels at equally spaced times from `start`, by default the noisiest, down, then 0."""
-        return [*self.sigma(TIMES[self.levels](num_steps, start, self.offset)).tolist(), 0.0]
+        """`num_steps` levels at equally spaced times from `start`, by default the noisiest, down, then 0; under
+        `karras` equally spaced in the seventh root of the level."""
+        visited = self.sigma(TIMES[self.levels](num_steps, 1.0 if self.karras else start, self.offset)).tolist()
+        if self.karras:
+            return karras_sigmas(num_steps, visited[-1], visited[0], start=start)
+        return [*visited, 0.0]
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -75,7 +82,12 @@ def _leading(num_steps: int, start: float, offset: int) -> Tensor:
     return (places / (NUM_TRAIN_TIMESTEPS - 1)).clamp(max=1)
 
 
-TIMES = {"trailing": _trailing, "linspace": _linspace, "leading": _leading}
+def _inner(num_steps: int, start: float, offset: int) -> Tensor:
+    """The same without the place 0, as diffusers' multistep solvers count them."""
+    return _leading(num_steps + 1, start, offset)[:-1]
+
+
+TIMES = {"trailing": _trailing, "linspace": _linspace, "leading": _leading, "inner": _inner}
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,7 @@ class FlowSchedule(Schedule):
     shift: float = 1.0
     levels: str = "trailing"
     offset: int = 0
+    karras: bool = False
     t_max: float = 0.999  # pure noise has no finite sigma: start a thousandth before it
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -103,6 +116,7 @@ class DiscreteSchedule(Schedule):
     log_sigmas: Tensor  # (NUM_TRAIN_TIMESTEPS,) float64, increasing
     levels: str = "trailing"
     offset: int = 0
+    karras: bool = False
     _placed: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -126,13 +140,14 @@ class DiscreteSchedule(Schedule):
 
 
 def build(config: ScheduleConfig) -> Schedule:
+    visited = config.levels, config.offset, config.karras
     if config.name == "flow":
-        return FlowSchedule(config.shift, config.levels, config.offset)
+        return FlowSchedule(config.shift, *visited)
     alpha_bar = (1 - BETAS[config.name]()).cumprod(0)
     if config.zero_terminal_snr:
         alpha_bar = rescaled_to_zero_snr(alpha_bar)
         alpha_bar[-1] = alpha_bar[-2] / 4  # pure noise has no finite sigma: twice the level before it
-    return DiscreteSchedule(0.5 * torch.log((1 - alpha_bar) / alpha_bar), config.levels, config.offset)
+    return DiscreteSchedule(0.5 * torch.log((1 - alpha_bar) / alpha_bar), *visited)
 
 
 def rescaled_to_zero_snr(alpha_bar: Tensor) -> Tensor:

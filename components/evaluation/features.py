@@ -14,7 +14,7 @@ from components.artifacts import run_folder
 from components.data.media import Medium, medium
 from components.errors import ConfigError, DataError
 from components.evaluation import pretrained
-from components.evaluation.extractor import Extractor, judge_extractor
+from components.evaluation.extractor import Extractor, clip_extractor, judge_extractor
 from components.evaluation.protocol import ExtractorConfig
 from components.metrics.principal import small
 
@@ -47,9 +47,17 @@ class Extractors:
     judge: Extractor | None
 
     @staticmethod
-    def open(config: ExtractorConfig, judge: Path | None, device: str) -> Extractors:
-        """`judge` is the folder of the trained one. Raises ConfigError without one if it is to be the extractor."""
+    def open(config: ExtractorConfig, judge: Path | None, device: str, clip: Path | None = None) -> Extractors:
+        """`judge`, `clip` are the folders of trained ones. Raises ConfigError without one that is to be the
+        extractor."""
         judging = None if judge is None else judge_extractor(run_folder.load(judge, device), judge.name)
+        if config.name == "clip" and not config.weights:
+            if clip is None:
+                raise ConfigError(
+                    "evaluate.extractor.weights: no path given; expected a folder or hub name of a pretrained CLIP, or "
+                    "in inputs evaluate/clip: runs/..., one trained on the data's captions"
+                )
+            return Extractors(clip_extractor(run_folder.load(clip, device), clip.name), judging)
         if config.name != "judge":
             return Extractors(pretrained.build(config, device), judging)
         if judging is None:
@@ -59,13 +67,13 @@ class Extractors:
             )
         return Extractors(judging, judging)
 
-    def features(self, images: Tensor) -> Features:
-        """Features of images (N, C, H, W) in [-1, 1]."""
+    def features(self, images: Tensor, of: Medium) -> Features:
+        """Features of a medium's rows (N, C, ...) in [-1, 1]."""
         vectors, logits = self.extractor.embed(images)
         one = self.judge is self.extractor
         judged = None if self.judge is None else logits if one else self.judge.embed(images).logits
         # float32 is what the networks computed in
-        found = (vectors, None if one else logits, judged, small(images.cpu()))
+        found = (vectors, None if one else logits, judged, small(of.seen(images).cpu()))
         return Features(*(None if column is None else column.float() for column in found))
 
     def refuse_unless_fits(self, folder: Path, of: Medium, shape: tuple[int, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -131,10 +131,9 @@ def request(
 ) -> Request:
     """Images `start` to `stop` of the set that a seed stands for, labels cycling through the classes, or prompts
     through the captions."""
-    labels = sampler.cycled_labels(stop)
-    labels = None if labels is None else labels[start:]
     prompts = captions.take(range(start, stop)) if sampler.texts and captions is not None else None
-    return Request(seeds(stop, seed)[start:], settings, Conditions(label=labels, prompt=prompts))
+    told = sampler.cycled(stop).rows(slice(start, None))
+    return Request(seeds(stop, seed)[start:], settings, replace(told, prompt=prompts))
 
 
 def requests(
@@ -167,7 +166,10 @@ def grid_request(sampler: Sampler, settings: Strict, seed: int, captions: Captio
     prompts = None
     if sampler.texts and captions is not None:
         prompts = captions.take(row for row in range(rows) for _ in range(GRID_COLUMNS))
-    return Request(seeds(rows * GRID_COLUMNS, seed), settings, Conditions(label=labels, prompt=prompts))
+    speakers = sampler.cycled(rows * GRID_COLUMNS).speaker
+    speakers = None if speakers is None else torch.arange(len(speakers)) % sampler.num_speakers  # each in a row
+    told = Conditions(label=labels, speaker=speakers, prompt=prompts)
+    return Request(seeds(rows * GRID_COLUMNS, seed), settings, told)
 
 
 def ms_per_image(batches: list[tuple[int, float]]) -> float:

@@ -15,7 +15,8 @@ from components.data.dataset import Dataset, spread
 from components.data.randomness import Draws
 from components.families.base import Family
 from components.metrics.figures import Figures
-from components.training.loop import TrainingConfig, precision
+from components.training.loop import TrainingConfig
+from components.training.precision import Precision, autocast, chosen
 
 SHARE = 0.03  # of a training's evaluations of its net, over all checkpoints
 BACKWARD = 2  # evaluations that a backward pass costs (Kaplan et al. 2020, section 2.1)
@@ -50,18 +51,20 @@ class HeldOutRows:
     def __len__(self) -> int:
         return len(self._draws.keys)
 
-    def figures(self, family: Family, live: bool) -> Figures:
-        """Of the weights that the family holds."""
-        return family.held_out.figures(self._losses(family, self._held_out), self._losses(family, self._train), live)
+    def figures(self, family: Family, live: bool, automatic: Precision = "float32") -> Figures:
+        """Of the weights that the family holds; `automatic`: what `precision: auto` is in their run."""
+        held_out, train = (self._losses(family, rows, automatic) for rows in (self._held_out, self._train))
+        return family.held_out.figures(held_out, train, live)
 
     @torch.inference_mode()
-    def _losses(self, family: Family, columns: dict[str, Tensor]) -> Tensor:
-        device = self._draws.keys.device.type
+    def _losses(self, family: Family, columns: dict[str, Tensor], automatic: Precision = "float32") -> Tensor:
+        trained = chosen(self._config.precision, automatic, family.phases[0].low_precision)
+        precision = trained if family.held_out.low_precision else "float32"
         found = []
         for start in range(0, len(self), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             rows = {name: values[part] for name, values in columns.items()}
-            with precision(family.phases[0], device, self._config, allowed=family.held_out.low_precision):
+            with autocast(self._draws.keys.device.type, precision):
                 found.append(family.held_out_losses(rows, Draws(self._draws.keys[part])).double().cpu())
         return torch.cat(found)
 

@@ -75,7 +75,7 @@ class Reference:
 class Real:
     """The real images' side. `images` (M, C, H, W) in [-1, 1] and `labels` (M,) are held-out ones that pixels are
     compared with, `train` (N, D) the features of all training images. `medium_figures`: what their medium adds, of
-    generated rows and these. `pixels`: what the second opinion compares with."""
+    generated rows and these; `seen`: its rows as pictures. `pixels`: what the second opinion compares with."""
 
     reference: Reference
     train: Tensor
@@ -83,7 +83,9 @@ class Real:
     labels: Tensor
     classes: tuple[str, ...]
     medium_figures: Callable[[Tensor, Tensor], Figures]
+    seen: Callable[[Tensor], Tensor]
     pixels: PixelReference | None = None
+    caption: str = CAPTION  # what is said of an image of a class
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,14 @@ def set_figures(
     """All figures of a set; a function of its arguments. `images`: (K, C, H, W) in [-1, 1], as many as were kept;
     `labels`: (N,) int64 classes asked for, or None; `prompts`: the texts asked for, if it was texts. Figures that the
     set, the judge or the configuration does not allow are absent."""
-    kept_labels = None if labels is None else labels[: len(images)]
+    kept_labels, shown = None if labels is None else labels[: len(images)], real.seen(real.images[:_TESTED])
     found = distribution_figures(features, labels, real, config)
     found |= real.medium_figures(images, real.images)
     return found | named(
         memorised_figure(some(features.vectors, config), real.train),
-        classifier_figure(images, kept_labels, real.images[:_TESTED], real.labels[:_TESTED]),
+        classifier_figure(real.seen(images), kept_labels, shown, real.labels[:_TESTED]),
         diversity_figure(perception.lpips, images, kept_labels),
-        clip_figure(perception.clip_score, images, kept_labels, real.classes, prompts),
+        clip_figure(perception.clip_score, images, kept_labels, real, prompts),
     )
 
 
@@ -191,12 +193,12 @@ def clip_figure(
     clip_score: Callable[[Tensor, list[str]], Tensor] | None,
     images: Tensor,
     labels: Tensor | None,
-    classes: tuple[str, ...],
+    real: Real,
     prompts: tuple[str, ...] | None,
 ) -> Figure | None:
     """The mean fit of images and the texts or classes asked for; None where nothing measures it or nobody asked."""
     count = min(_SPOKEN, len(images))
-    texts = None if labels is None else [CAPTION.format(classes[label]) for label in labels[:count].tolist()]
+    texts = None if labels is None else [real.caption.format(real.classes[label]) for label in labels[:count].tolist()]
     texts = texts if prompts is None else list(prompts[:count])
     if clip_score is None or texts is None:
         return None

@@ -36,15 +36,16 @@ class DescribeTask:
     extractor: ExtractorConfig
     judge: Path | None
     batch_size: int
+    clip: Path | None = None
 
     def worker(self, extractors: Extractors | None = None) -> Callable[[int], tuple[Shard, Sums]]:
         """Describes one shard. Extractors that are open may be lent."""
-        extractors = extractors or Extractors.open(self.extractor, self.judge, default_device())
+        extractors = extractors or Extractors.open(self.extractor, self.judge, default_device(), self.clip)
         return functools.partial(self._describe, extractors, Dataset(self.images))
 
     def _describe(self, extractors: Extractors, dataset: Dataset, number: int) -> tuple[Shard, Sums]:
         rows = torch.from_numpy(dataset.shard_rows(number)).split(self.batch_size)
-        features = Features.joined([extractors.features(dataset.rows(part)) for part in rows])
+        features = Features.joined([extractors.features(dataset.rows(part), dataset.medium) for part in rows])
         columns = {name: column.numpy() for name, column in features._asdict().items() if column is not None}
         return write_shard(self.target, number, columns), Sums.streamed(features.vectors.split(4096))
 
@@ -72,6 +73,7 @@ class SampleTask:
     judge: Path | None
     captions: generation.Captions | None = None
     weights: Path | None = None  # of the extractor, where they are a file or folder rather than a name
+    clip: Path | None = None
 
     @property
     def parts(self) -> range:
@@ -84,7 +86,7 @@ class SampleTask:
         be lent."""
         weights = {"weights": str(self.weights)} if self.weights else {}
         extractors = extractors or Extractors.open(
-            self.extractor.model_copy(update=weights), self.judge, default_device()
+            self.extractor.model_copy(update=weights), self.judge, default_device(), self.clip
         )
         return functools.partial(self._sample, *(sampler or self.open(default_device())), extractors)
 
@@ -99,7 +101,7 @@ class SampleTask:
         stop = min(start + self.batch_size, self.num_samples)
         made = generation.generate(sampler, self._request(sampler, settings, start, stop))
         return SampledBatch(
-            extractors.features(made.images),
+            extractors.features(made.images, sampler.medium),
             sampler.medium.to_stored(made.images) if start < KEPT_IMAGES else None,
             made.seconds,
         )

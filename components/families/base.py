@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from components.conditioning.classes import told_of
 from components.config import Strict
 from components.data.dataset import Batch, Manifest
 from components.data.media import Medium, medium
@@ -55,11 +56,13 @@ class Phase:
 class DataInfo(Strict):
     """What a family must know of its data: the shape of a row, the classes, facts about the whole set, and, for latents
     and tokens, the autoencoder that they come from and the text encoder that the captions went through, if one did.
-    `medium`: of the rows or, for latents, of what they decode to."""
+    `medium`, `rate`: of the rows or, for latents, of what they decode to."""
 
     shape: tuple[int, ...]  # channels first
     medium: str = "image"
+    rate: float = 0.0
     classes: tuple[str, ...] = ()
+    speakers: tuple[str, ...] = ()  # of rows that have a column of that name, beside their class
     caption_length: int = 0  # bytes a row; 0 for a set without captions
     flips: bool = False  # whether it holds latents of the mirrored images too
     statistics: dict[str, tuple[float, ...]] = {}
@@ -96,7 +99,9 @@ def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None, te
     return DataInfo(
         shape=column.shape,
         medium=manifest.medium,
+        rate=manifest.rate,
         classes=manifest.classes,
+        speakers=manifest.speakers,
         caption_length=manifest.columns["caption"].shape[0] if "caption" in manifest.columns else 0,
         flips="mean_flipped" in manifest.columns,
         statistics=manifest.statistics,
@@ -129,7 +134,7 @@ class Tiny:
     """
 
     config: Mapping[str, Any]
-    data: Literal["images", "latents", "captioned latents", "tokens"] | DataInfo = "images"
+    data: Literal["images", "captioned images", "latents", "captioned latents", "tokens"] | DataInfo = "images"
     settings: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Family], None] | None = None
 
@@ -158,11 +163,13 @@ class Family:
     received: Mapping[str, Family | nn.Module] = {}  # inputs by role, frozen, on the device of the nets
     inherits: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by role, the config's keys that a run's own stand in for
     held_out: ClassVar[HeldOutLoss | None] = None  # what `held_out_losses` gives; None: it gives nothing
+    checkpoint_figures: ClassVar[tuple[str, ...]] = ()  # names of what `validate` gives without a judge
+    prefers_best: ClassVar[bool] = False  # whether a run is read at its best checkpoint, where it kept one
 
     @property
     def medium(self) -> Medium:
         """Of its rows or, where it works on latents or tokens, of what they decode to."""
-        return medium(self.data.decoded.medium)
+        return medium(self.data.decoded.medium, rate=self.data.decoded.rate)
 
     @classmethod
     def early_nets(cls, config: Strict) -> Mapping[str, Early]:
@@ -196,9 +203,10 @@ class Family:
         """Rows to look at during training, (N, C, ...) in [-1, 1], or None. `columns`: rows of the training set."""
         return None
 
-    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge) -> Figures:
+    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge | None) -> Figures:
         """Checkpoint validation: figures beside the losses. `train`, `held_out`: rows of the training set and of images
-        that are not trained on; `judge`: a classifier of them. Averaged nets hold their average, others their live
+        that are not trained on; `judge`: a classifier of them, None only where `checkpoint_figures` says that there are
+        some without. Averaged nets hold their average, others their live
         weights."""
         return {}
 
@@ -255,7 +263,9 @@ class Sampler(Family):
     def trajectory(self, request: Request) -> Trajectory:
         """The coroutine that makes the rows of a request: (B, C, ...) in [-1, 1]. Raises SamplerError of what the
         sampler does not take, on whatever way a request comes."""
-        refuse_unaccepted(self.accepts, self.medium.plural, self.row_shape, self.num_classes, request)
+        refuse_unaccepted(
+            self.accepts, self.medium.plural, self.row_shape, self.num_classes, request, self.num_speakers
+        )
         if reason := self.why_not(self.config, request.settings, self.data.inputs):
             raise SamplerError(reason)
         return self._trajectory(request)
@@ -273,8 +283,8 @@ class Sampler(Family):
         """(B, 1) bits per dimension, of a family that has a likelihood and sets `held_out` to BITS."""
         assert self.likelihood is not None, f"{family_name(type(self))} measures no loss of held-out rows"
         rows = self.medium.rows(columns)
-        found = self.likelihood.log_probability(rows, columns.get("label"), draws)
-        return bits_per_value(found[:, None], rows[0].numel())
+        found = self.likelihood.log_probability(rows, told_of(columns), draws)
+        return bits_per_value(found, self.likelihood.values_of(rows))[:, None]
 
     def figures(self, rows: Tensor, real: Tensor) -> Figures:
         """Figures of a candidate that this family alone has, beside those of all samplers. `rows`: (N, C, ...) that it
@@ -283,7 +293,7 @@ class Sampler(Family):
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         seeds = torch.arange(20)
-        return self.sample(Request(seeds, self.Settings(), Conditions(label=self.cycled_labels(len(seeds)))))
+        return self.sample(Request(seeds, self.Settings(), self.cycled(len(seeds))))
 
     def sample(self, request: Request) -> Tensor:
         """Images of a request on the spot, on the device of the nets, in evaluation mode. Raises SamplerError of what
@@ -294,6 +304,11 @@ class Sampler(Family):
     def cycled_labels(self, count: int) -> Tensor | None:
         """Labels 0, 1, 2, ... in turn, or None where the sampler takes none."""
         return torch.arange(count) % self.num_classes if self.conditional else None
+
+    def cycled(self, count: int) -> Conditions:
+        """Labels in turn, and speakers, the next one after each round of the classes, where it takes them."""
+        speakers = torch.arange(count) // max(1, self.num_classes) % max(1, self.num_speakers)
+        return Conditions(label=self.cycled_labels(count), speaker=speakers if "speaker" in self.accepts else None)
 
     @property
     def conditional(self) -> bool:
@@ -313,6 +328,10 @@ class Sampler(Family):
     @property
     def num_classes(self) -> int:
         return len(self.data.classes)
+
+    @property
+    def num_speakers(self) -> int:
+        return len(self.data.speakers)
 
     @property
     def row_shape(self) -> tuple[int, ...]:

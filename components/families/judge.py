@@ -31,7 +31,7 @@ class Config(Strict):
     feature_dim: int = Field(64, ge=2)
     norm_groups: int = Field(default_factory=lambda given: norm_groups((given["width"],)), ge=1)
     label_smoothing: float = Field(0.05, ge=0, lt=1)
-    shift: float = Field(0.1, ge=0, lt=1)  # of the image's side: the largest translation in augmentation
+    shift: float = Field(0.1, ge=0, lt=1)  # of the image's side, or of its spectrum's: the largest translation
     rotate: float = Field(10.0, ge=0, le=180)  # degrees, likewise
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, weight_decay=0.01, schedule="cosine", warmup=20)
 
@@ -40,17 +40,18 @@ class Model(base.Judge):
     Config = Config
 
     def __init__(self, config: Config, data: DataInfo):
-        refuse_unless_planar(data.shape, 1, "judge")
         self.config, self.data = config, data
-        answers = len(data.classes) if self.tells_classes else _TURNS + data.shape[0] * _COARSE**2
+        shape = tuple(self.medium.seen(torch.zeros(1, *data.shape)).shape[1:])
+        refuse_unless_planar(shape, 1, "judge")
+        answers = len(data.classes) if self.tells_classes else _TURNS + shape[0] * _COARSE**2
         # no dropout: its masks would come from the global generator; augmentation and label smoothing regularise
-        net = Classifier(data.shape[0], answers, config.width, config.feature_dim, config.norm_groups)
+        net = Classifier(shape[0], answers, config.width, config.feature_dim, config.norm_groups, seen=self.medium.seen)
         self.nets = nn.ModuleDict({"classifier": net})
         loss = self.loss if self.tells_classes else self.unlabelled_loss
         self.phases = (Phase("classify", "classifier", loss, config.optimizer),)
 
     def unlabelled_loss(self, net: nn.Module, batch: Batch) -> Losses:
-        images = augment(self.medium.rows(batch.columns), batch.draws, self.config.shift, self.config.rotate)
+        images = self._augmented(batch)
         images, turns = turned(images, batch.draws)
         answers = net(images)
         turn, looks = F.cross_entropy(answers[:, :_TURNS], turns), F.adaptive_avg_pool2d(images, _COARSE).flatten(1)
@@ -58,8 +59,13 @@ class Model(base.Judge):
         told = (answers.detach()[:, :_TURNS].argmax(1) == turns).float().mean()
         return {"loss": turn + coarse, "turns_told": told, "coarse_error": coarse}
 
+    def _augmented(self, batch: Batch) -> Tensor:
+        """The batch's rows as pictures (B, C, H, W), moved and turned."""
+        pictures = self.medium.seen(self.medium.rows(batch.columns))
+        return augment(pictures, batch.draws, self.config.shift, self.config.rotate)
+
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
-        images = augment(self.medium.rows(batch.columns), batch.draws, self.config.shift, self.config.rotate)
+        images = self._augmented(batch)
         labels = batch.columns["label"]
         logits = net(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)

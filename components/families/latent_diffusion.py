@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.conditioning.classes import ClassConditioner
-from components.conditioning.text import Bytes, Embeddings, Projection, TextConditioner, TextEncoder
+from components.conditioning.text import Bytes, Embeddings, Projection, TextConditioner
 from components.config import parse
 from components.constants import constant
 from components.data.dataset import Batch
@@ -30,6 +30,7 @@ from components.families.base import DataInfo, Early, Losses, Phase, Role, RunIn
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume
 from components.metrics.held_out import DENOISING, NUM_LEVELS
+from components.nets.byte_transformer import TextEncoder
 from components.nets.text_encoders import EncoderLayout
 from components.sampling.blends import lerp, slerp
 from components.sampling.requests import BLEND, Conditions, Request
@@ -37,10 +38,11 @@ from components.sampling.trajectories import Call, Preview, Trajectory
 from components.shapes import per_channel, per_row
 from components.spaces import Latents, Pixels
 
-_ALIKE = ("shape", "classes", "statistics", "autoencoder", "text")  # of a guide's data and the guided net's
+_ALIKE = ("shape", "classes", "speakers", "statistics", "autoencoder", "text")  # of a guide's data and the guided net's
 GUIDE = "guide"  # the net that autoguidance leads away from: an early average, or another run's (Karras et al. 2024a)
 # by model.conditioning, what steers it
 STEERING = {"none": (), "class": ("label", "negative_label"), "text": ("prompt", "negative_prompt")}
+SPEAKERS = {"class": ("speaker",)}  # likewise, of data with speakers
 
 
 class Model(Sampler):
@@ -52,7 +54,8 @@ class Model(Sampler):
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data
-        self.accepts = frozenset({"source", BLEND, *STEERING[config.conditioning]})
+        speaker = SPEAKERS.get(config.conditioning, ()) if data.speakers else ()
+        self.accepts = frozenset({"source", BLEND, *STEERING[config.conditioning], *speaker})
         _refuse_unless_described(config, data)
         config.backbone.refuse_unfit(data.shape, "latent_diffusion")
         self.space = Pixels(data) if data.autoencoder is None else Latents(data)
@@ -149,7 +152,11 @@ class Model(Sampler):
             return {"tokens": self.text_inputs.trained(batch, dropped)}
         if not self.conditional:
             return {"label": torch.full_like(dropped, self.null, dtype=torch.int64)}
-        return {"label": batch.columns["label"].masked_fill(dropped, self.null)}
+        speaker, conditioner = None, self.nets["denoiser"].conditioner
+        if self.num_speakers:  # a dropped class takes its speaker along; as many speakers more are dropped alone
+            nobody = dropped | (batch.draws.uniform("speaker_dropout") < label_dropout)
+            speaker = batch.columns["speaker"].masked_fill(nobody, self.num_speakers)
+        return {"label": conditioner.together(batch.columns["label"].masked_fill(dropped, self.null), speaker)}
 
     def times(self, draws: Draws) -> Tensor:
         """(B,) training times in (0, 1)."""
@@ -168,6 +175,8 @@ class Model(Sampler):
     def _log_probability(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
         count, steered = levels(self.medium), self.conditional and label is not None
         label = label if steered else torch.full_like(draws.keys, self.null)
+        columns = label.unbind(1) if label.ndim == 2 else (label, None)
+        label = self.nets["denoiser"].conditioner.together(*columns)
         clean = self.normalise(dequantised(rows, draws, count))
         signs = 2 * (draws.uniform("probe", self.data.shape) < 0.5).float() - 1
 
@@ -224,14 +233,14 @@ class Model(Sampler):
         """What to go towards, and what the worse answer is asked about."""
         if self.texts:
             return (yield from self._texts(request, guidance))
-        null = torch.full_like(request.seeds, self.null)
+        null, conditioner = torch.full_like(request.seeds, self.null), self.nets["denoiser"].conditioner
         asked = request.conditions
-        towards = null if asked.label is None else asked.label
-        away = null if asked.negative_label is None else asked.negative_label
+        towards = conditioner.together(null if asked.label is None else asked.label, asked.speaker)
+        away = conditioner.together(null if asked.negative_label is None else asked.negative_label, None)
         if request.blend is not None and request.blend.label is not None:
             # linear between the classes' embeddings, which are the rows of the weights that these numbers weigh
-            ends = (towards, request.blend.label, away)
-            towards, other, away = (F.one_hot(label, self.null + 1).float() for label in ends)
+            ends = (towards, conditioner.together(request.blend.label, asked.speaker), away)
+            towards, other, away = map(conditioner.weights, ends)
             towards = lerp(towards, other, request.blend.share)
         return {"label": towards}, {"label": towards if guidance.guide is not None else away}
 
@@ -330,7 +339,8 @@ def _conditioner(config: DenoiserConfig, data: DataInfo) -> ClassConditioner | T
     text, context_dim = config.text, config.backbone.context_dim
     if config.conditioning != "text":
         num_classes = len(data.classes) if config.conditioning == "class" else 0
-        return ClassConditioner(num_classes, config.backbone.class_dim)
+        num_speakers = len(data.speakers) if config.conditioning in SPEAKERS else 0
+        return ClassConditioner(num_classes, config.backbone.class_dim, num_speakers)
     if text.encoder == "pretrained":
         return TextConditioner(Projection(_layout(data).width, context_dim))
     return TextConditioner(TextEncoder(text.length, text.width, text.layers, text.heads, context_dim))

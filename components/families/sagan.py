@@ -17,7 +17,7 @@ from components.training.optimizers import OptimizerConfig
 class Config(ResidualConfig):
     loss: LossName = "hinge"
     spectral_norm: tuple[Literal["generator", "discriminator"], ...] = ("generator", "discriminator")
-    # Zhang et al. 2019, section 4: the discriminator learns four times as fast
+    # its optimizer (Zhang et al. 2019, section 4: the discriminator learns four times as fast)
     generator: OptimizerConfig = OptimizerConfig(name="adam", learning_rate=1e-4, betas=(0.0, 0.9))
     discriminator: OptimizerConfig = OptimizerConfig(name="adam", learning_rate=4e-4, betas=(0.0, 0.9))
 

@@ -72,6 +72,7 @@ class Config(Strict):
     latent_mean: tuple[float, ...]  # by channel; what the U-Nets see has none of it and unit spread
     latent_std: tuple[float, ...]
     zeros_for_nothing: bool = False  # no negative prompt is zeros, and not the empty text
+
     # of fine-tuning, as in diffusion/config.py
     times: diffusion.Times = diffusion.Times(density="uniform")
     weighting: diffusion.Weighting = diffusion.Weighting()

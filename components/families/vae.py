@@ -81,8 +81,13 @@ class Config(Strict):
     widths: tuple[int, ...] = Field((32, 64), min_length=1)  # channels by resolution; each but the last halves the side
     layers: int = Field(1, ge=1)  # residual blocks a resolution
     norm_groups: int = Field(default_factory=lambda given: norm_groups(given["widths"]), ge=1)
-    reconstruction: Literal["mse", "l1", "bce", "logistic"] = "mse"  # logistic: a density, so that it has a likelihood
-    kl_weight: float = Field(1e-2, ge=0)  # 1 is the evidence lower bound under `logistic`
+    # distance between an image and what comes back, summed over its values, which lie in [-1, 1] (under bce in [0, 1]);
+    # logistic is a density, so that it has a likelihood
+    reconstruction: Literal["mse", "l1", "bce", "logistic"] = "mse"
+    # of the divergence from a normal distribution, summed over latents: 1 is the evidence lower bound under `logistic`
+    # and `bce`; under `mse`, whose square has no half before it, 2 is that of unit variance in [-1, 1], and 8 that of
+    # unit variance and pixels in [0, 1], as textbooks have them
+    kl_weight: float = Field(1e-2, ge=0)
     free_bits: float = Field(0.0, ge=0)  # nats of each latent channel that cost nothing
     density: DensityConfig | None = None  # in the prior's place when sampling
     perceptual: PerceptualConfig | None = None

@@ -25,7 +25,7 @@ class BigConfig(ResidualConfig):
     spectral_norm: tuple[Literal["generator", "discriminator"], ...] = ("generator", "discriminator")
     orthogonal: float = Field(1e-4, ge=0)  # Brock et al. 2019, section 3.1
     num_critic_steps: int = Field(2, ge=1)
-    # Brock et al. 2019, appendix C
+    # its optimizer (Brock et al. 2019, appendix C)
     generator: OptimizerConfig = OptimizerConfig(name="adam", learning_rate=5e-5, betas=(0.0, 0.999))
     discriminator: OptimizerConfig = OptimizerConfig(name="adam", learning_rate=2e-4, betas=(0.0, 0.999))
 

@@ -83,7 +83,7 @@ class GANConfig(Strict):
     orthogonal: float = Field(0.0, ge=0)  # weight, on both nets' own losses; Brock et al. 2019, section 3.1
 
     # the generator's loss
-    feature_matching: float = Field(0.0, ge=0)  # weight; Salimans et al. 2016, section 3.1
+    feature_matching: float = Field(0.0, ge=0)  # weight of a mean over features, where Salimans et al. 2016 sum
     topk: TopK | None = None
     unroll: Unroll | None = None
 

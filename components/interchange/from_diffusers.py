@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from components.config import parse
-from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS, ScheduleConfig
+from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS
 from components.errors import SamplerError
 from components.families.base import AutoencoderInfo, DataInfo
 from components.families.stable_diffusion import Config
@@ -60,9 +60,22 @@ UNET = {
     "timestep_post_act": None,
 }
 VAE = {"act_fn": "silu", "mid_block_add_attention": True, "use_quant_conv": True, "use_post_quant_conv": True}
-SCHEDULER = {"num_train_timesteps": NUM_TRAIN_TIMESTEPS, "trained_betas": None, "thresholding": False}
+SCHEDULER = {
+    "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
+    "trained_betas": None,
+    "thresholding": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "use_flow_sigmas": False,
+    "sigma_min": None,  # of karras, in the place of the levels' own ends
+    "sigma_max": None,
+}
 # of a config that does not tell: what these schedulers of diffusers do, where the others take linspace
 LEVELS = {"DDIMScheduler": "leading", "DDPMScheduler": "leading", "PNDMScheduler": "leading"}
+# these count one level more than they visit, without the last; under karras they begin and end where the table does
+MULTISTEP = ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep", "SASolver")
+WITHOUT_LAST = {"linspace": "trailing", "leading": "inner", "trailing": "trailing"}
 MIRROR = {"CrossAttnDownBlock2D": "CrossAttnUpBlock2D", "DownBlock2D": "UpBlock2D"}
 OLD_ATTENTION = {
     "query": "to_q",
@@ -201,15 +214,21 @@ def _schedule(part: Part) -> dict[str, Any]:
     objective = OBJECTIVES.get(config.get("prediction_type", "epsilon"))
     if objective is None:
         raise part.refuse(f"prediction_type: expected one of {', '.join(OBJECTIVES)}")
-    zero = bool(config.get("rescale_betas_zero_snr"))
-    kept = LEVELS.get(config.get("_class_name"), "linspace")
-    levels = config.get("timestep_spacing", kept)
-    if levels not in get_args(ScheduleConfig.model_fields["levels"].annotation):
-        raise part.refuse(f"timestep_spacing: expected trailing, linspace or leading, found {levels!r}")
-    schedule = {"name": names[0], "zero_terminal_snr": zero, "levels": levels}
-    if levels == "leading":
-        schedule["offset"] = config.get("steps_offset", 0)
+    schedule = {"name": names[0], "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr")), **_visited(part)}
     return {"objective": objective, "schedule": schedule}
+
+
+def _visited(part: Part) -> dict[str, Any]:
+    """The levels that a folder's scheduler visits, as keys of ScheduleConfig."""
+    config, kind = part.config, part.config.get("_class_name", "")
+    levels = config.get("timestep_spacing", LEVELS.get(kind, "linspace"))
+    if levels not in WITHOUT_LAST:
+        raise part.refuse(f"timestep_spacing: expected {', '.join(WITHOUT_LAST)}, found {levels!r}")
+    karras = bool(config.get("use_karras_sigmas"))
+    if kind.startswith(MULTISTEP):
+        levels = "linspace" if karras else WITHOUT_LAST[levels]
+    offset = config.get("steps_offset", 0) if levels in ("leading", "inner") else 0
+    return {"levels": levels, "offset": offset, "karras": karras}
 
 
 def _latents(part: Part) -> dict[str, Any]:

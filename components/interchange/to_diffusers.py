@@ -126,6 +126,7 @@ def scheduler_of(family: LatentDiffusion, where: str) -> tuple[str, dict]:
         kept = {
             "prediction_type": PREDICTIONS[objective],
             "timestep_spacing": "linspace",
+            "use_karras_sigmas": schedule.karras,
             "interpolation_type": "linear",
         }
         betas = {"trained_betas": betas_of(family)} if schedule.zero_terminal_snr else BETAS[schedule.name]

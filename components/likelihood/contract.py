@@ -33,10 +33,11 @@ class Likelihood:
     kind:             `exact`, a lower `bound` of the log-likelihood, or an `estimate` without a sign
     dequantisation:   `none` where stored values have probabilities; `uniform` where a density is integrated over the
                       values' bins by one draw a row, a bound of its own (Theis et al. 2016, section 3.1)
-    log_probability:  rows (B, C, ...) in [-1, 1], labels (B,) or None, draws -> log-probabilities (B,) in nats of the
-                      stored values, summed over a row
+    log_probability:  rows (B, C, ...) in [-1, 1], labels (B,), with speakers (B, 2), or None, draws ->
+                      log-probabilities (B,) in nats of the stored values, summed over a row
     tokens:           how many a row has, where it is their likelihood and not the values': what is lost on the way to
                       tokens counts for nothing, so that it says no bits per dimension
+    num_values:       how many values each of some rows has, (B,), where it is not all; the others have probability 1
     most_rows:        what is affordable to measure, where a row takes many evaluations of the net
     """
 
@@ -44,10 +45,15 @@ class Likelihood:
     dequantisation: Literal["none", "uniform"]
     log_probability: Callable[[Tensor, Tensor | None, Draws], Tensor]
     tokens: int = 0
+    num_values: Callable[[Tensor], Tensor] | None = None
     most_rows: int | None = None
 
+    def values_of(self, rows: Tensor) -> int | Tensor:
+        """How many values, or tokens, of each row its bits are spread over."""
+        return self.tokens or (rows[0].numel() if self.num_values is None else self.num_values(rows))
 
-def bits_per_value(nats: Tensor, num_values: int) -> Tensor:
+
+def bits_per_value(nats: Tensor, num_values: int | Tensor) -> Tensor:
     """Log-probabilities of rows in nats, of any shape, as the negative log2-probability of each of a row's values."""
     return -nats / (num_values * math.log(2))
 
@@ -79,4 +85,5 @@ def _bits(likelihood: Likelihood, rows: Tensor, label: Tensor | None) -> Tensor:
         part = slice(start, start + _BATCH)
         chosen = None if label is None else label[part]
         found.append(likelihood.log_probability(rows[part], chosen, Draws(draws.keys[part])).double().cpu())
-    return bits_per_value(torch.cat(found), likelihood.tokens or rows[0].numel())
+    counts = likelihood.values_of(rows)
+    return bits_per_value(torch.cat(found), counts.cpu() if isinstance(counts, Tensor) else counts)

@@ -77,6 +77,7 @@ class Conditions(Rows):
     """What steers the images of a request. A sampler's `accepts` names those that it takes.
 
     label:            (B,) int64 class numbers; None for no class
+    speaker:          (B,) int64 numbers of who speaks; None for nobody in particular
     prompt:           B texts; None for no text
     negative_label:   (B,) int64: the class that guidance leads away from, instead of from no class
     negative_prompt:  B texts, likewise
@@ -84,6 +85,7 @@ class Conditions(Rows):
     """
 
     label: Tensor | None = None
+    speaker: Tensor | None = None
     prompt: tuple[str, ...] | None = None
     negative_label: Tensor | None = None
     negative_prompt: tuple[str, ...] | None = None
@@ -119,6 +121,7 @@ class Request(Rows):
 
 REFUSALS = {
     "label": "this sampler is not steered by classes",
+    "speaker": "this sampler is not steered by speakers",
     "prompt": "this sampler takes no texts",
     "negative_label": "this sampler is not guided away from classes",
     "negative_prompt": "this sampler is not guided away from texts",
@@ -128,7 +131,12 @@ REFUSALS = {
 
 
 def refuse_unaccepted(
-    accepts: Collection[str], rows: str, shape: tuple[int, ...], num_classes: int, request: Request
+    accepts: Collection[str],
+    rows: str,
+    shape: tuple[int, ...],
+    num_classes: int,
+    request: Request,
+    num_speakers: int = 0,
 ) -> None:
     """Raises SamplerError naming the first thing in a request that a sampler does not take. `accepts`: names of
     Conditions, and `blend`; `rows`, `shape`: what it makes, as images of 3x64x64."""
@@ -151,3 +159,5 @@ def refuse_unaccepted(
         if name.endswith("label") and ((value < 0) | (value > largest)).any():
             known = f"class numbers 0 to {num_classes - 1}"
             raise SamplerError(f"{name}: expected {known}, found {value.tolist()}")
+        if name == "speaker" and ((value < 0) | (value >= num_speakers)).any():
+            raise SamplerError(f"speaker: expected numbers 0 to {num_speakers - 1}, found {value.tolist()}")

@@ -6,43 +6,51 @@ decoded rows at once. What becomes of the rows, and how a remote source reaches 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from components.config import Strict
 from components.data.dataset import Rejected
+from components.data.media import Medium, medium, medium_names
 from components.data.randomness import hash64
 from components.errors import DataError
 
 S3 = "s3://"
-_NAMED = ("digits", "fashion_mnist", "folder")
+_NAMED = ("digits", "fashion_mnist", "folder", "spoken_digits")
 _LISTED = 5  # rejected files named in an error message
 _HOPELESS = 100  # rejected files beyond max_rejected after which the rest of a source is not looked at
 
 Row = dict[str, np.ndarray]
-"""The medium's column: a row as its medium stores it; label: int64 (); caption: uint8 (L,), UTF-8 padded with zeros.
-The last two where the source has them, the same columns and shapes in every row."""
+"""The medium's column: a row as its medium stores it; label, speaker: int64 (); caption: uint8 (L,), UTF-8 padded with
+zeros. All but the first where the source has them, the same columns and shapes in every row."""
 
 
 class DataConfig(Strict):
     """The `data` block of params.yaml."""
 
-    source: str = "digits"  # digits, fashion_mnist, folder, or s3://bucket/prefix
+    source: str = "digits"  # digits, fashion_mnist, spoken_digits, folder, or s3://bucket/prefix
+    medium: str = ""  # source folder or s3: what its files hold, such as audio; images if nobody says
     image_size: int | tuple[int, int] = 16  # pixels: both sides, or height and width
     channels: Literal[1, 3] = 1  # grey or RGB
+    sample_rate: int = Field(default=16000, ge=1000)  # of sound: samples a second that clips are resampled to
+    seconds: float = Field(default=1.0, gt=0)  # of sound: a row's length; longer clips are cut, shorter ones filled
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # of a source without a test split of its own
     rows_per_shard: int = Field(default=4096, gt=0)
     max_rejected: int = Field(default=0, ge=0)  # files that may be left out before the stage stops
-    mirror: str | None = None  # fashion_mnist: folder or URL with the four files; None is the official address
-    label_key: str = Field(default="label", min_length=1)  # source folder: the .jsonl's key for an image's class
+    mirror: str | None = None  # fashion_mnist: folder or URL with the four files; None is the official address;
+    # spoken_digits: folder or archive with the recordings
+    caption: str = ""  # of sources with classes and no captions: what is said of each row, as the digit {}
+    label_key: str = Field(default="label", min_length=1)  # source folder: the .jsonl's key for a file's class
+    speaker_key: str | None = None  # likewise for who speaks in it; None: nobody is told apart
     path: Path = Path("data/raw")  # source folder: where the images lie; DVC watches it
-    layout: Literal["auto", "classes", "flat"] = "auto"  # source folder: read off names and tables; or every sub-folder
-    # of it is a class, whatever its name; or none is
+    # source folder: read off names and tables; or every sub-folder of it is a class, whatever its name; or none is
+    layout: Literal["auto", "classes", "flat"] = "auto"
     objects: Path | None = None  # s3: the manifest of the versions to take (pipelines.ingest); None is what is there
 
     @field_validator("source")
@@ -52,6 +60,13 @@ class DataConfig(Strict):
             return value
         raise ValueError(f"expected {', '.join(_NAMED)} or s3://bucket/prefix")
 
+    @field_validator("caption")
+    @classmethod
+    def _has_a_place(cls, value: str) -> str:
+        if value and (value.count("{}") != 1 or {"{", "}"} & set(value.replace("{}", ""))):
+            raise ValueError("expected a text with one {} in it, where the name of the class goes")
+        return value
+
     @field_validator("image_size", mode="before")
     @classmethod
     def _are_sides(cls, value: object) -> object:
@@ -60,11 +75,24 @@ class DataConfig(Strict):
             raise ValueError("expected a number of pixels, at least 8, or two of them, [height, width]")
         return value
 
+    @model_validator(mode="after")
+    def _fits(self) -> DataConfig:
+        if self.medium and self.medium not in medium_names():
+            raise ValueError(f"medium: expected one of {', '.join(medium_names())}")
+        if self.medium and self.source in _NAMED and self.source != "folder":
+            raise ValueError(f"medium: source {self.source} knows its own; expected none")
+        return self
+
+    def of(self, usual: str = "image") -> tuple[Medium, tuple[int, ...]]:
+        """The medium of the rows, at their rate, and a row's shape. `usual`: where the block does not say it."""
+        name = self.medium or usual
+        shape, rate = medium(name).configured(self.model_dump())
+        return medium(name, rate=rate), shape
+
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """Of an image: channels, height, width."""
-        height, width = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
-        return self.channels, height, width
+        return self.of()[1]
 
 
 def _is_side(value: object) -> bool:
@@ -80,6 +108,8 @@ class Source:
     facts: dict[str, str | int | float]
     splits: dict[str, Callable[[], Iterator[Row | Rejected]]]
     medium: str = "image"
+    rate: float = 0.0  # of the medium, where it has one
+    speakers: tuple[str, ...] = ()
     captions: bool = False  # whether rows have them
     notes: tuple[str, ...] = ()
 
@@ -87,6 +117,31 @@ class Source:
 def read(config: DataConfig, seed: int, mirrored: Path | None = None) -> Source:
     """The source that `config` names. `seed` draws the test split where the source has none of its own; `mirrored` is
     the local copy of an s3 source. Raises DataError if there is nothing that could be read."""
+    found = _read(config, seed, mirrored)
+    return captioned(found, config.caption) if config.caption else found
+
+
+def captioned(source: Source, template: str) -> Source:
+    """The source with a caption a row, made of its class' name. Raises DataError of one without classes, or with
+    captions of its own."""
+    if source.captions or len(source.classes) == 0:
+        found = "captions of its own" if source.captions else "no classes"
+        raise DataError(
+            f"data.caption: it makes captions of class names; expected a source with these alone, found {found}"
+        )
+    texts = [template.format(name).encode() for name in source.classes]
+    longest = max(map(len, texts))
+    columns = [np.frombuffer(text.ljust(longest, b"\0"), np.uint8) for text in texts]
+
+    def said(rows: Callable[[], Iterator[Row | Rejected]]) -> Iterator[Row | Rejected]:
+        for row in rows():
+            yield row if isinstance(row, Rejected) else {**row, "caption": columns[int(row["label"])]}
+
+    splits = {name: functools.partial(said, rows) for name, rows in source.splits.items()}
+    return replace(source, splits=splits, captions=True, facts={**source.facts, "caption": template})
+
+
+def _read(config: DataConfig, seed: int, mirrored: Path | None) -> Source:
     # imported on demand: scikit-learn takes a second that the other sources need not pay
     if config.source == "digits":
         from components.sources import digits
@@ -96,6 +151,10 @@ def read(config: DataConfig, seed: int, mirrored: Path | None = None) -> Source:
         from components.sources import fashion_mnist
 
         return fashion_mnist.read(config)
+    if config.source == "spoken_digits":
+        from components.sources import spoken_digits
+
+        return spoken_digits.read(config)
     from components.sources import folder
 
     location = mirrored if config.source.startswith(S3) else config.path

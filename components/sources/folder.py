@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from components.data.dataset import Rejected
-from components.data.media.image import MEDIUM
+from components.data.media import Medium
 from components.errors import DataError
 from components.sources import S3, DataConfig, Row, Source, split_rank
 from components.sources.layouts import LAYOUTS, Described, Files, Item, arrange, name_of
@@ -39,9 +39,10 @@ def read(folder: Path, config: DataConfig, seed: int) -> Source:
     fewer than two images.
     """
     files = list_files(folder)
+    of, shape = config.of()
     if not files.images:
-        raise DataError(f"{folder}: holds no image; {LAYOUTS}")
-    arranged = arrange(files, config.layout, config.label_key)
+        raise DataError(f"{folder}: holds no {of.name}; {LAYOUTS.format(rows=of.plural)}")
+    arranged = arrange(files, config.layout, config.label_key, config.speaker_key)
     items = [*arranged.train, *(arranged.test or ())]
     described = {item.name: item for item in items if isinstance(item, Described)}
     classes = tuple(sorted({item.label for item in described.values() if item.label is not None}))
@@ -54,8 +55,10 @@ def read(folder: Path, config: DataConfig, seed: int) -> Source:
             parts["test" if name_of(item) in in_test else "train"].append(item)
     parts["train"] = [item for item in parts["train"] for _ in range(getattr(item, "repeats", 1))]
     length = max((len(item.caption.encode()) for item in described.values() if item.caption), default=1)
-    numbers = {name: number for number, name in enumerate(classes)}
-    decode = functools.partial(_decode, shape=config.shape, numbers=numbers, caption_length=length)
+    speakers = tuple(sorted({item.speaker for item in described.values() if item.speaker is not None}))
+    decode = functools.partial(
+        _decode, of=of, shape=shape, numbers=tuple(map(_numbered, (classes, speakers))), caption_length=length
+    )
     where = config.source if config.source.startswith(S3) else folder.as_posix()
     facts = {"source": where, "seed": seed, "side_files": len(files.side_files)}
     facts |= {"test_split": "given"} if arranged.test is not None else {"test_fraction": config.test_fraction}
@@ -63,7 +66,16 @@ def read(folder: Path, config: DataConfig, seed: int) -> Source:
     splits = {split: functools.partial(_ordered_map, decode, part) for split, part in parts.items()}
     has_captions = any(item.caption is not None for item in described.values())
     told = notes(folder, arranged.unused)
-    return Source(classes=classes, facts=facts, splits=splits, captions=has_captions, notes=told)
+    return Source(
+        classes=classes,
+        facts=facts,
+        splits=splits,
+        medium=of.name,
+        rate=of.rate,
+        speakers=speakers,
+        captions=has_captions,
+        notes=told,
+    )
 
 
 def notes(folder: Path, unused: int) -> tuple[str, ...]:
@@ -91,7 +103,7 @@ def list_files(folder: Path) -> Files:
     folder once. Raises DataError if there is no such folder, or one that cannot be listed."""
     if not folder.is_dir():
         hint = "; ~ is not read, write the folder out" if folder.parts[:1] == ("~",) else ""
-        raise DataError(f"{folder}: no such folder{hint}; {LAYOUTS}")
+        raise DataError(f"{folder}: no such folder{hint}; {LAYOUTS.format(rows='images')}")
     images, side_files, seen = {}, {}, set()
     for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         if (real := os.path.realpath(root)) in seen:
@@ -150,18 +162,30 @@ def held_out(
     return set(test or [next((name for name in ranked if not is_spared(name)), ranked[0])])
 
 
-def _decode(item: Item, shape: tuple[int, ...], numbers: Mapping[str, int], caption_length: int) -> Row | Rejected:
+def _numbered(names: Iterable[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(names)}
+
+
+def _decode(
+    item: Item,
+    of: Medium,
+    shape: tuple[int, ...],
+    numbers: tuple[dict[str, int], dict[str, int]],
+    caption_length: int,
+) -> Row | Rejected:
+    """`numbers`: of the classes and of the speakers, by name."""
     if isinstance(item, Rejected):
         return item
     try:
-        row = {MEDIUM.column: MEDIUM.read(item.path, shape)}
+        row = {of.column: of.read(item.path, shape)}
     except DataError as error:
         packed = item.path.suffix.lower() in _PACKED
         return Rejected(
-            path=item.name, reason="an archive or table; expected its images unpacked" if packed else str(error)
+            path=item.name, reason=f"an archive or table; expected its {of.plural} unpacked" if packed else str(error)
         )
-    if item.label is not None:
-        row["label"] = np.array(numbers[item.label], np.int64)
+    for column, known, name in zip(("label", "speaker"), numbers, (item.label, item.speaker), strict=True):
+        if name is not None:
+            row[column] = np.array(known[name], np.int64)
     if item.caption is not None:
         row["caption"] = np.frombuffer(item.caption.encode().ljust(caption_length, b"\0"), np.uint8)
     return row

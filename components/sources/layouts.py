@@ -21,9 +21,9 @@ from components.sources.tables import Locator, composed
 
 Layout = Literal["auto", "classes", "flat"]
 SIDECARS = (".txt", ".caption")
-LAYOUTS = (
-    "expected class sub-folders with images, images with a .jsonl or .csv that names them or with a .txt each, or "
-    "images alone"
+LAYOUTS = (  # `rows`: images, or what else the files hold
+    "expected class sub-folders with {rows}, {rows} with a .jsonl or .csv that names them or with a .txt each, or "
+    "{rows} alone"
 )
 _WITHOUT = "data.layout: classes or flat does without"
 _SPLIT = re.compile(
@@ -46,6 +46,7 @@ class Described:
     label: str | None = None
     caption: str | None = None
     repeats: int = 1
+    speaker: str | None = None
 
 
 Item = Described | Rejected
@@ -91,7 +92,7 @@ class _Part:
     own: bool = True
 
 
-def arrange(files: Files, layout: Layout, label_key: str) -> Arranged:
+def arrange(files: Files, layout: Layout, label_key: str, speaker_key: str | None = None) -> Arranged:
     """Reads a folder's layout. Raises DataError of one that is none, or that would have to be guessed."""
     where = files.folder
     if layout == "flat":
@@ -109,7 +110,7 @@ def arrange(files: Files, layout: Layout, label_key: str) -> Arranged:
     ):
         raise DataError(f"{unread[0]}: a table of images in a sub-folder; expected it in {where}; {_WITHOUT}")
     locator = Locator(files.images)
-    found = {part.name: _described(part, files, locator, label_key) for part in parts}
+    found = {part.name: _described(part, files, locator, label_key, speaker_key) for part in parts}
     _refuse_unlike(found, where)
     if list(found) == [""]:
         return Arranged(found[""])
@@ -197,11 +198,11 @@ def _checked(part: _Part, where: Path) -> _Part:
     return part
 
 
-def _described(part: _Part, files: Files, locator: Locator, label_key: str) -> list[Item]:
+def _described(part: _Part, files: Files, locator: Locator, label_key: str, speaker_key: str | None) -> list[Item]:
     where = files.folder / part.base
     if part.tables:
         ((table, base),) = part.tables
-        return _by_table(part, table, base, locator, label_key)
+        return _by_table(part, table, base, locator, label_key, speaker_key)
     texts = _sidecars(part, files)
     tops, direct = _tops(part.images, part.base), _direct(part.images, part.base)
     kohya = [_KOHYA.fullmatch(top) for top in tops]
@@ -226,8 +227,10 @@ def _by_class(part: _Part, where: Path) -> list[Item]:
     ]
 
 
-def _by_table(part: _Part, table: Path, base: str, locator: Locator, label_key: str) -> list[Item]:
-    lines = list(tables.parse(table, label_key))
+def _by_table(
+    part: _Part, table: Path, base: str, locator: Locator, label_key: str, speaker_key: str | None
+) -> list[Item]:
+    lines = list(tables.parse(table, label_key, speaker_key))
     has_caption, has_label = (any(key in line for line in lines) for key in ("caption", "label"))
     if not has_caption and not has_label:
         if table.name.lower() == tables.STYLEGAN and not lines:  # its way to say that there are no classes
@@ -243,14 +246,15 @@ def _by_table(part: _Part, table: Path, base: str, locator: Locator, label_key: 
             continue  # of another split; what nobody has is told with the first
         if not problem and not is_known:
             problem = f"lies outside {part.base}, which {table.name} describes"
-        for column, wanted in (("caption", has_caption), ("label", has_label)):
+        for column, wanted in (("caption", has_caption), ("label", has_label), ("speaker", bool(speaker_key))):
             problem = problem or (
                 f"its line in {table.name} has no {column}" if wanted and column not in line else None
             )
         if problem:
             items.append(Rejected(path=name, reason=problem))
         else:
-            items.append(Described(name, part.images[name], line.get("label"), line.get("caption")))
+            described = (line.get(column) for column in ("label", "caption"))
+            items.append(Described(name, part.images[name], *described, speaker=line.get("speaker")))
     named = {name_of(item) for item in items}
     if part.own:
         unnamed = f"no line of {table.name} names it"

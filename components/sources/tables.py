@@ -28,7 +28,7 @@ _FOREIGN = re.compile(
 _DELIMITERS = ",;\t|"
 
 Line = dict[str, str]
-"""A line of a table: `file`, and `caption`, `label` where it has them."""
+"""A line of a table: `file`, and `caption`, `label`, `speaker` where it has them."""
 
 
 def is_table(path: Path) -> bool:
@@ -47,12 +47,13 @@ def is_foreign(path: Path) -> bool:
     return path.suffix.lower() in {".json", *SUFFIXES} and bool(_FOREIGN.search(path.stem)) and not is_table(path)
 
 
-def parse(table: Path, label_key: str) -> Iterator[Line]:
+def parse(table: Path, label_key: str, speaker_key: str | None = None) -> Iterator[Line]:
     """Each line of a table. Raises DataError naming the line that does not name an image."""
     if table.name.lower() == STYLEGAN:
         rows: Iterator[tuple[str, object]] = _stylegan_rows(table)
     else:
         rows = _json_lines(table) if table.suffix.lower() == ".jsonl" else _csv_rows(table)
+    keys = {"label": label_key} | ({"speaker": speaker_key} if speaker_key else {})
     for where, content in rows:
         if not isinstance(content, dict):
             raise DataError(f"{where}: expected an object with one of {', '.join(FILE_KEYS)}, found {content!r:.80}")
@@ -62,7 +63,7 @@ def parse(table: Path, label_key: str) -> Iterator[Line]:
             raise DataError(
                 f"{where}: expected the image's path under one of {', '.join(FILE_KEYS)}, found {file!r:.80}"
             )
-        yield {"file": file, **_description(content, where, label_key)}
+        yield {"file": file, **_description(content, where, keys)}
 
 
 def _text(table: Path) -> str:
@@ -119,18 +120,20 @@ def _stylegan_rows(table: Path) -> Iterator[tuple[str, object]]:
         yield where, {"file": pair[0], "label": pair[1]}
 
 
-def _description(content: Mapping[str, object], where: str, label_key: str) -> Line:
+def _description(content: Mapping[str, object], where: str, keys: Mapping[str, str]) -> Line:
     found = {}
-    caption, label = _first(content, CAPTION_KEYS), content.get(label_key.strip().casefold())
+    caption = _first(content, CAPTION_KEYS)
     if caption is not None:
         # a zero byte would end the stored caption; lone surrogates have no UTF-8
         if not isinstance(caption, str) or "\0" in caption or caption.encode("utf-8", "replace").decode() != caption:
             raise DataError(f"{where}: expected the caption to be text, found {caption!r:.80}")
         found["caption"] = caption
-    if label is not None:
-        if not isinstance(label, str | int) or isinstance(label, bool):
-            raise DataError(f"{where}: expected the label to be a name or number, found {label!r:.80}")
-        found["label"] = str(label)
+    for name, key in keys.items():
+        value = content.get(key.strip().casefold())
+        if value is not None:
+            if not isinstance(value, str | int) or isinstance(value, bool):
+                raise DataError(f"{where}: expected the {name} to be a name or number, found {value!r:.80}")
+            found[name] = str(value)
     return found
 
 

@@ -24,6 +24,7 @@ from components.data.dataset import Batch
 from components.families.base import Family, Phase
 from components.training import ema, optimizers, sharding
 from components.training.metric_averages import MetricAverages
+from components.training.precision import Precision, autocast, chosen, fastest
 
 Wrap = Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, torch.optim.Optimizer]]
 
@@ -31,7 +32,8 @@ Wrap = Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, torch.optim
 class TrainingConfig(Strict):
     """How long and how to train; everything is counted in steps, `batch_size` in rows over all workers.
 
-    `precision: auto` computes in bfloat16 where matrices multiply faster so and the phase bears it, else in float32.
+    `precision: auto` computes in bfloat16 where the device of the run's start multiplies matrices faster so and the
+    phase bears it, else in float32; a run keeps to it wherever it goes on.
     """
 
     steps: int = Field(gt=0)
@@ -58,7 +60,8 @@ class TrainingConfig(Strict):
 @dataclass
 class State:
     """Everything that the next step depends on. `history` holds one mapping per report; `traces` the averages that
-    snapshots are taken of, by width; `snapshots` what ema.reconstruct wants."""
+    snapshots are taken of, by width; `snapshots` what ema.reconstruct wants; `precision` what `auto` is in this run,
+    none in states of older versions."""
 
     step: int
     nets: dict[str, dict[str, Tensor]]
@@ -67,6 +70,7 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
     traces: dict[float, ema.Average] = field(default_factory=dict)
     snapshots: list[dict] = field(default_factory=list)
+    precision: Precision | None = None
 
 
 @dataclass
@@ -89,19 +93,22 @@ def fit(
     report: Callable[[int, dict[str, float]], dict[str, float]],
     save: Callable[[State], None],
     leave: Callable[[int], bool] = lambda step: False,
+    automatic: Precision | None = None,
 ) -> State:
     """Trains until `config.steps` and returns the final state. `batches` begins at the step of `start`.
 
     `report(step, figures)` gets means since the last report, each figure named `phase/term`, and returns what all
     workers agree on. `save(state)` is called every `save_every` steps and at the end, after a report; the state is
     live, so it must be copied or written before returning. `leave(step)` is asked before each step: if it says so,
-    the run saves where it is and returns, to be continued from there; all workers must answer alike.
+    the run saves where it is and returns, to be continued from there; all workers must answer alike. `automatic`: what
+    `precision: auto` is in a run that begins, by default what this device is fastest in; workers must agree on it.
     """
     if start is not None:
         restore_nets(family, start)
     active = [_activated(family, phase, wrap, config) for phase in family.phases]
     averaged = {name: family.nets[name] for name in family.kept if name not in (*family.pretrained, *family.early)}
     state = _begin(start, averaged, config)
+    state.precision = state.precision or automatic or fastest(next(family.nets.parameters()).device.type)
     for one in active:
         if start is not None and one.phase.name in start.optimizers:
             one.optimizer.load_state_dict(start.optimizers[one.phase.name])
@@ -112,9 +119,9 @@ def fit(
     leaving = False
     while state.step < config.steps and not leaving:
         due = [one for one in active if (state.step + 1) % one.phase.every == 0]
-        batch = _made_ahead(family, due, next(batches), config)
+        batch = _made_ahead(family, due, next(batches), config, state.precision)
         for one in due:
-            means.add(one.phase.name, step_phase(family, one, batch, state.step, config), state.step)
+            means.add(one.phase.name, step_phase(family, one, batch, state.step, config, state.precision), state.step)
         _average(state, averaged, config)
         state.step += 1
         leaving = state.step < config.steps and leave(state.step)
@@ -131,7 +138,9 @@ def fit(
     return snapshot(family, active, state)
 
 
-def _made_ahead(family: Family, due: list[ActivePhase], batch: Batch, config: TrainingConfig) -> Batch:
+def _made_ahead(
+    family: Family, due: list[ActivePhase], batch: Batch, config: TrainingConfig, automatic: Precision
+) -> Batch:
     """The batch with what phases make ahead; without it where it is computed in parts, to hold no part's graph."""
     if config.accumulate > 1 or not any(one.phase.ahead for one in due):
         return batch
@@ -139,18 +148,25 @@ def _made_ahead(family: Family, due: list[ActivePhase], batch: Batch, config: Tr
     for one in due:
         if one.phase.ahead is not None:
             _freeze_all_but(family, one.raw)
-            with precision(one.phase, _device(batch), config):
+            with _autocast(one.phase, batch, config, automatic):
                 found[one.phase.name] = one.phase.ahead(one.net, batch)
     return replace(batch, ahead=found)
 
 
-def step_phase(family: Family, one: ActivePhase, batch: Batch, step: int, config: TrainingConfig) -> dict[str, Tensor]:
+def step_phase(
+    family: Family,
+    one: ActivePhase,
+    batch: Batch,
+    step: int,
+    config: TrainingConfig,
+    automatic: Precision = "float32",
+) -> dict[str, Tensor]:
     """One phase's move on one batch; returns its figures, detached."""
     if len(family.phases) > 1:
         _freeze_all_but(family, one.raw)
     rate = _set_learning_rate(one, step, config.steps)
     one.optimizer.zero_grad(set_to_none=True)
-    figures = _backward(one, batch, config) | {"learning_rate": torch.tensor(rate)}
+    figures = _backward(one, batch, config, automatic) | {"learning_rate": torch.tensor(rate)}
     norm = figures["grad_norm"] = _clipped(one.raw, config.clip_norm)
     if config.on_nonfinite == "skip":
         # workers share gradients already, so all see the same norm and decide alike
@@ -163,7 +179,7 @@ def step_phase(family: Family, one: ActivePhase, batch: Batch, step: int, config
     return figures
 
 
-def _backward(one: ActivePhase, batch: Batch, config: TrainingConfig) -> dict[str, Tensor]:
+def _backward(one: ActivePhase, batch: Batch, config: TrainingConfig, automatic: Precision) -> dict[str, Tensor]:
     """Gradients of the whole batch, part by part; returns the means of the figures over its rows."""
     total: dict[str, Tensor] = {}
     parts = batch.split(config.accumulate)
@@ -171,7 +187,7 @@ def _backward(one: ActivePhase, batch: Batch, config: TrainingConfig) -> dict[st
         # workers share gradients once, with the last part
         silent = getattr(one.net, "no_sync", contextlib.nullcontext) if number < len(parts) else contextlib.nullcontext
         with silent():
-            with precision(one.phase, _device(batch), config):
+            with _autocast(one.phase, batch, config, automatic):
                 losses = one.phase.loss(one.net, part)
             (losses["loss"] * (batch.weight * share)).backward()
         for name, value in losses.items():
@@ -186,21 +202,8 @@ def _clipped(net: nn.Module, most: float | None) -> Tensor:
     return sharding.gathered(nn.utils.clip_grad_norm_(net.parameters(), most))
 
 
-def precision(phase: Phase, device: str, config: TrainingConfig, allowed: bool = True) -> torch.autocast:
-    """The precision that a phase's networks are computed in on a kind of device: bfloat16 where it is asked for, or
-    pays, and is allowed, else float32."""
-    auto = phase.low_precision and _bfloat16_pays(device)
-    low = config.precision == "bfloat16" or (config.precision == "auto" and auto)
-    return torch.autocast(device, torch.bfloat16, enabled=low and allowed)
-
-
-def _device(batch: Batch) -> str:
-    return batch.draws.keys.device.type
-
-
-def _bfloat16_pays(device: str) -> bool:
-    """On GPUs, and on CPUs with matrix tiles for it (Intel AMX); others were measured slower so."""
-    return device == "cuda" or torch.cpu._is_amx_tile_supported()
+def _autocast(phase: Phase, batch: Batch, config: TrainingConfig, automatic: Precision) -> torch.autocast:
+    return autocast(batch.draws.keys.device.type, chosen(config.precision, automatic, phase.low_precision))
 
 
 def _begin(start: State | None, averaged: dict[str, nn.Module], config: TrainingConfig) -> State:
@@ -213,7 +216,8 @@ def _begin(start: State | None, averaged: dict[str, nn.Module], config: Training
         return {name: sharding.placed_like(average[name], net.state_dict()) for name, net in averaged.items()}
 
     traces = {width: placed(start.traces[width]) for width in widths}
-    return State(start.step, {}, {}, placed(start.average), list(start.history), traces, list(start.snapshots))
+    kept = {"history": list(start.history), "snapshots": list(start.snapshots), "precision": start.precision}
+    return State(start.step, {}, {}, placed(start.average), traces=traces, **kept)
 
 
 def _average(state: State, averaged: dict[str, nn.Module], config: TrainingConfig) -> None:
@@ -274,6 +278,7 @@ def snapshot(family: Family, active: list[ActivePhase], state: State) -> State:
         history=state.history,
         traces=sharding.gathered(state.traces),
         snapshots=state.snapshots,
+        precision=state.precision,
     )
 
 

@@ -30,6 +30,8 @@ class Listener(Protocol):
 
     def picture(self, name: str, png: bytes) -> None: ...
 
+    def precision(self, used: str, emulated: bool) -> None: ...
+
 
 class Reports:
     """While its block runs, hands what workers put into `queue` to the listeners: tuples of a Listener's method name
@@ -88,12 +90,20 @@ def rate_text(rate: float) -> str:
     return f"{rate:.0f} images/s"
 
 
+def precision_text(used: str, emulated: bool) -> str:
+    """`emulated`: whether the processor has no instructions for it, which a run that began elsewhere bears."""
+    return f"computes in {used}" + (", which is slow on this processor; training.precision sets it" if emulated else "")
+
+
 class Bar:
     """A progress bar."""
 
     def __init__(self, name: str, total: int, start: int = 0):
         layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}] {postfix}"
         self._bar = tqdm(total=total, initial=start, desc=name, bar_format=layout, dynamic_ncols=True)
+
+    def precision(self, used: str, emulated: bool) -> None:
+        self._bar.write(f"{self._bar.desc}: {precision_text(used, emulated)}", file=sys.stderr)
 
     def progress(self, step: int, rate: float) -> None:
         self._bar.update(step - self._bar.n)
@@ -115,6 +125,9 @@ class Lines:
         self._name, self._total, self._batch_size = name, total, batch_size
         self._last = -math.inf
         print(f"{name}: step {start}/{total}, workers start", flush=True)
+
+    def precision(self, used: str, emulated: bool) -> None:
+        print(f"{self._name}: {precision_text(used, emulated)}", flush=True)
 
     def progress(self, step: int, rate: float) -> None:
         self._tell(step, rate, rate_text(rate))

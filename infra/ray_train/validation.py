@@ -19,6 +19,7 @@ from components.evaluation.held_out import HeldOutRows
 from components.families.base import JUDGE, Family
 from components.metrics.figures import VALIDATION, Figures, as_json, definitions_as_json, from_json, values
 from components.training.loop import State, TrainingConfig, restore_nets
+from components.training.precision import Precision, fastest
 from infra.ray_train.job import Job, to_device
 from infra.storage.store import Store
 
@@ -38,12 +39,13 @@ class Validator:
         shadow, dataset = self._shadow, Dataset(self._job.folder(self._job.data))
         restore_nets(shadow, state)
         shadow.nets.requires_grad_(False).eval()
-        live = self._held_out_losses(live=True)
+        precision = state.precision or fastest(torch.device(self._device).type)
+        live = self._held_out_losses(True, precision)
         for net, weights in state.average.items():  # networks that are not averaged are validated as they are
             shadow.nets[net].load_state_dict(weights)
         rows = shadow.preview(dataset.take(torch.arange(min(20, len(dataset)))))
         picture = None if rows is None else shadow.medium.preview(rows, 10, scale=4)
-        return picture, self._held_out_losses(live=False) | live | self._judged(dataset)
+        return picture, self._held_out_losses(False, precision) | live | self._judged(dataset)
 
     @functools.cached_property
     def _shadow(self) -> Family:
@@ -57,16 +59,16 @@ class Validator:
         folders = (self._job.folder(name) for name in (self._job.data, self._job.held_out))
         return HeldOutRows(self._shadow, *map(Dataset, folders), self._job.training)
 
-    def _held_out_losses(self, live: bool) -> Figures:
+    def _held_out_losses(self, live: bool, precision: Precision) -> Figures:
         wanted = self._job.held_out and self._shadow.held_out is not None
-        return self._rows.figures(self._shadow, live) if wanted else {}
+        return self._rows.figures(self._shadow, live, precision) if wanted else {}
 
     def _judged(self, dataset: Dataset) -> Figures:
-        """What the family measures by a judge, if there is one."""
+        """What the family measures by a judge, if there is one, or without."""
         folder = self._job.input(JUDGE)
-        if folder is None:
+        if folder is None and not self._shadow.checkpoint_figures:
             return {}
-        judge = run_folder.load(folder, self._device).family
+        judge = None if folder is None else run_folder.load(folder, self._device).family
         held_out = Dataset(self._job.folder(self._job.held_out))
         return self._shadow.validate(_some(dataset, self._device), _some(held_out, self._device), judge)
 

@@ -17,11 +17,12 @@ from ray.util.queue import Queue
 from components.data.dataset import Dataset, batches, row_weight
 from components.data.permutation import global_batch
 from components.errors import TrainingError
-from components.families.base import START
+from components.families.base import START, Family
 from components.metrics.figures import Figures
 from components.training import sharding
 from components.training.loop import State, fit
 from components.training.metric_averages import NonFiniteError
+from components.training.precision import Precision, chosen, fastest
 from components.training.weight_sync import fingerprint, refuse_desync
 from infra.ray_train import validation
 from infra.ray_train.checkpoints import newest_whole, read_state, restore, write_checkpoint
@@ -96,8 +97,10 @@ class Worker:
         if start is None and self.job.input(START) is None:
             self.family.begin(lambda: next(batches(dataset, size, seed=seed)).to(self.device))
         stream = batches(dataset, size, self.rank, self.world, seed, start.step if start else 0)
+        precision = self.automatic_precision(start)
         if self.reporter:
             self.reporter.begin(start.step if start else 0)
+            self.reporter.precision(self.family, precision)
         state = fit(
             self.family,
             (batch.to(self.device) for batch in stream),
@@ -107,9 +110,18 @@ class Worker:
             report=self.report,
             save=self.save,
             leave=self.between_steps,
+            automatic=precision,
         )
         if state.step < self.job.training.steps:
             self.preemption.wait_for_the_end()
+
+    def automatic_precision(self, start: State | None) -> Precision:
+        """What `precision: auto` is: as the run began, or else bfloat16 where it is the fastest on every worker."""
+        if start is not None and start.precision is not None:
+            return start.precision
+        here = torch.tensor(float(fastest(self.device.type) == "bfloat16"), device=self.device)
+        everywhere = self.accelerator.gather(here[None]).min().item()
+        return "bfloat16" if everywhere else "float32"
 
     def between_steps(self, step: int) -> bool:
         """Whether to leave before the next step."""
@@ -183,6 +195,13 @@ class Reporter:
     def begin(self, step: int) -> None:
         self._first, self._began = step, time.monotonic()
         self._told = self._began
+
+    def precision(self, family: Family, automatic: Precision) -> None:
+        """What the networks are computed in: one of the things that bits depend on."""
+        asked = self._job.training.precision
+        used = {chosen(asked, automatic, phase.low_precision) for phase in family.phases}
+        emulated = "bfloat16" in used and fastest(self._device.type) == "float32"
+        self._queue.put(("precision", " and ".join(sorted(used)), emulated))
 
     def progress(self, step: int) -> None:
         """Where the training is, now and then: reports may be minutes apart. Asks nothing of the device."""

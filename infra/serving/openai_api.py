@@ -78,7 +78,7 @@ class ServedModel(Strict):
 
     @property
     def medium(self) -> Medium:
-        return medium(self.run.data.decoded.medium)
+        return medium(self.run.data.decoded.medium, rate=self.run.data.decoded.rate)
 
     @property
     def size(self) -> str:

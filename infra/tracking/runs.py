@@ -224,6 +224,11 @@ class RunLogger:
         with reachable(self._uri):
             self._client.log_batch(self._run_id, metrics=metrics)
 
+    def precision(self, used: str, emulated: bool) -> None:
+        """What the networks were computed in, as a tag; a run that went on elsewhere keeps it."""
+        with reachable(self._uri):
+            self._client.set_tag(self._run_id, "precision", used)
+
     def picture(self, name: str, png: bytes) -> None:
         with reachable(self._uri):
             _log_file(self._client, self._run_id, name, png)

@@ -37,13 +37,20 @@ class _WithoutDraws(TorchFunctionMode):
 
 def refuse_unfit(params: Params, source: Source) -> None:
     """Raises DataError telling each model that cannot take the data and, where that helps, the sizes that all take."""
-    if source.medium != "image":
-        return
-    info = DataInfo(shape=params.data.shape, classes=source.classes, caption_length=int(source.captions))
+    of, shape = params.data.of(source.medium)
+    info = DataInfo(
+        shape=shape,
+        medium=of.name,
+        rate=of.rate,
+        classes=source.classes,
+        speakers=source.speakers,
+        caption_length=int(source.captions),
+    )
     found = list(problems(params, info))
     if not found:
         return
-    fitting = [size for size in SIZES if not any(problems(params, _of_size(info, size)))]
+    sizes = SIZES if len(shape) == 3 else ()  # that a row of another rank does not have
+    fitting = [size for size in sizes if not any(problems(params, _of_size(info, size)))]
     size = params.data.image_size
     told = f"data.image_size: {list(size) if isinstance(size, tuple) else size}: " if fitting else ""
     proposed = f"; all models take {', '.join(map(str, fitting))}" if fitting else ""

@@ -22,8 +22,8 @@ from pipelines.support import paths
 if TYPE_CHECKING:
     from pipelines.support.params import Params
 
-AUTOENCODER = "autoencoder"
-ROLES_OF_STAGES = {"evaluate": {JUDGE: Role(Judge)}}
+AUTOENCODER, CLIP = "autoencoder", "clip"
+ROLES_OF_STAGES = {"evaluate": {JUDGE: Role(Judge), CLIP: Role(family="clip")}}
 ROLES_OF_LATENTS = {AUTOENCODER: Role(needed=True)}
 
 

@@ -142,7 +142,7 @@ def sections() -> Iterator[Section]:
         about = _about(kinds[0]) if kinds else ""
         yield Section("samplers, autoencoders, judges" if name == "samplers" else name, about, tuple(keys))
     yield Section(
-        "optimizer, wherever a model has one", _about(OptimizerConfig), tuple(keys_of(OptimizerConfig, "..."))
+        "optimizer, wherever a model has one", _about(OptimizerConfig), tuple(keys_of(OptimizerConfig, "optimizer"))
     )
     seen: set[type] = set()
     for family in family_names():
@@ -170,15 +170,21 @@ def _own(kind: type[BaseModel], prefix: str) -> tuple[Key, ...]:
     return tuple(key for key in keys_of(kind, prefix) if key.path.split(".")[1].partition("[")[0] in own)
 
 
-def keys_of(kind: type[BaseModel], prefix: str) -> Iterator[Key]:
-    """The keys of a block and of the blocks below, each choice of these with its name."""
+def keys_of(kind: type[BaseModel], prefix: str, default: BaseModel | None = None) -> Iterator[Key]:
+    """The keys of a block and of the blocks below, each choice of these with its name. `default`: the block that stands
+    where none is told, which may have other defaults than its type."""
     for name, field in kind.model_fields.items():
-        yield _key(f"{prefix}.{name}", name, kind, field)
+        yield _key(f"{prefix}.{name}", name, kind, field, default)
         below = [one for one in models_in(field.annotation) if one is not OptimizerConfig]  # it has its own section
         for one in below:
             tag = _tag(one) if len(below) > 1 else None
             inner = ".NAME" if get_origin(field.annotation) is dict else ""
-            yield from keys_of(one, f"{prefix}.{name}{inner}" + (f"[{tag}]" if tag else ""))
+            yield from keys_of(one, f"{prefix}.{name}{inner}" + (f"[{tag}]" if tag else ""), default_of(field, one))
+
+
+def default_of(field: FieldInfo, kind: type[BaseModel]) -> BaseModel | None:
+    """The block of a kind that stands where a field's is not told; None where that is another kind's, or nothing."""
+    return field.default if type(field.default) is kind else None
 
 
 def _tag(kind: type[BaseModel]) -> str | None:
@@ -187,8 +193,10 @@ def _tag(kind: type[BaseModel]) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def _key(path: str, name: str, kind: type[BaseModel], field: FieldInfo) -> Key:
-    if field.default_factory_takes_validated_data:
+def _key(path: str, name: str, kind: type[BaseModel], field: FieldInfo, block: BaseModel | None = None) -> Key:
+    if block is not None and name in block.model_fields_set:
+        default = default_text(getattr(block, name))
+    elif field.default_factory_takes_validated_data:
         default = "by the keys before it"
     else:
         default = "required" if field.is_required() else default_text(field.get_default(call_default_factory=True))
@@ -267,7 +275,8 @@ def _sentences(text: str) -> list[str]:
 
 @functools.cache
 def _comments(kind: type) -> dict[str, str]:
-    """Field -> the comment behind it and on the lines below, of a class' own body."""
+    """Field -> the comment on the lines right above it and behind it, of a class' own body. What follows an empty line
+    is a heading."""
     try:
         source = inspect.getsource(kind)
     except (OSError, TypeError):
@@ -282,9 +291,9 @@ def _comments(kind: type) -> dict[str, str]:
     found = {}
     for node in ast.parse(source).body[0].body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            line, parts = node.end_lineno or node.lineno, []
-            while line in marks and (not parts or lines[line - 1].lstrip().startswith("#")):
-                parts.append(marks[line])
-                line += 1
-            found[node.target.id] = " ".join(parts)
+            above = node.lineno
+            while lines[above - 2].lstrip().startswith("#"):
+                above -= 1
+            own = range(above if lines[above - 2].strip() else node.lineno, node.lineno)
+            found[node.target.id] = " ".join(marks[line] for line in [*own, node.end_lineno] if line in marks)
     return found

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from components import sources
 from components.config import Strict
-from components.data.dataset import batches
+from components.data.dataset import Rejected, batches
 from components.data.media.image import MEDIUM
 from components.evaluation import generation
 from components.evaluation.protocol import EvaluateConfig
@@ -43,7 +43,10 @@ def read(config: DataConfig, seed: int = 0) -> dict[str, Data]:
     found = {}
     for split, stream in source.splits.items():
         rows = list(stream())
-        columns = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("image", "label")}
+        rows = [row for row in rows if not isinstance(row, Rejected)]
+        columns = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+        if "caption" in columns:
+            info = info.model_copy(update={"caption_length": columns["caption"].shape[1]})
         found[split] = Data(info, columns)
     return found
 

@@ -26,7 +26,10 @@ def toy(folder: Path, *parts: str) -> dict:
 
 @pytest.mark.timeout(600)
 def test_quality_by_the_clock_runs_at_toy_size(tmp_path):
-    assert toy(tmp_path, "environment", "quality")["quality"]["samples"]["count"] == 40
+    found = toy(tmp_path, "environment", "quality")["quality"]
+    assert found["samples"]["count"] == 40
+    low, high = found["real"]["interval"]
+    assert low <= found["real"]["frechet_distance"] <= high
 
 
 @pytest.mark.slow

@@ -35,10 +35,15 @@ def test_the_table_holds_the_keys_of_every_block():
         ("samplers.ldm.training.steps", ["how long it lasts", "in params.yaml: 400"]),
         ("samplers.ldm.model.backbone.widths", ["channels", "in params.yaml: [64, 128]"]),
         ("samplers.ldm.candidates.0.solver", ["dpmpp_2m", "in params.yaml: unipc"]),
-        ("samplers.cgan.model.generator.betas", ["Kingma"]),
+        ("samplers.ldm.model.optimizer.schedule", ["default: cosine"]),  # of its family
+        ("optimizer.schedule", ["optimizer.schedule\n", "default: constant"]),
+        ("samplers.cgan.model.generator.betas", ["Kingma", "default: [0.5, 0.999]"]),
+        ("feature_matching", ["mean over features, where Salimans et al. 2016 sum"]),
+        ("schedule.zero_terminal_snr", ["Lin et al. 2024, section 3.1\n"]),  # and not what is said of the key below it
         ("judges.judge.model.feature_dim", ["numbers that describe an image"]),
         ("promote.guards.memorised.at_most", ["promote.guards.NAME.at_most", "in params.yaml: 0.1"]),
-        ("kl_weight", ["model.kl_weight", "default: 0.01"]),
+        ("kl_weight", ["model.kl_weight", "default: 0.01", "8 that of unit variance and pixels in [0, 1]"]),
+        ("reconstruction", ["values, which lie in [-1, 1]"]),
     ],
 )
 def test_a_key_is_explained_by_its_path_or_the_end_of_it(key, told):

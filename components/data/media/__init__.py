@@ -19,12 +19,13 @@ def medium_names() -> tuple[str, ...]:
 
 
 @functools.cache
-def medium(name: str, where: str = "medium") -> Medium:
-    """Raises DataError, naming `where`, if there is no such medium."""
+def medium(name: str, where: str = "medium", rate: float = 0.0) -> Medium:
+    """A medium at a rate, its usual one if 0. Raises DataError, naming `where`, if there is no such medium."""
     known = medium_names()
     if name not in known:
         raise DataError(f"{where}: expected one of {', '.join(known)}, found {name!r}")
-    return importlib.import_module(f"{__name__}.{name}").MEDIUM
+    found = importlib.import_module(f"{__name__}.{name}").MEDIUM
+    return found.at(rate) if rate else found
 
 
 __all__ = ["Medium", "medium", "medium_names"]

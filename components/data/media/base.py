@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -13,6 +13,13 @@ from torch import Tensor
 
 from components.errors import DataError
 from components.metrics.figures import Figures
+
+
+class Playable(NamedTuple):
+    """A file that a browser plays by itself, as its MIME type says: video and moving images loop, sound waits."""
+
+    mime: str
+    data: bytes
 
 
 class Medium(ABC):
@@ -23,6 +30,7 @@ class Medium(ABC):
     dtype:         of stored rows; `value_range` is what they lie in
     formats:       MIME type by file format, as a request names it; the first is the default
     libraries:     that read and write the files
+    rate:          values a second along the last axis of sound, or frames a second of film; 0 of what has no time
 
     A row is (C, ...), channels first whatever the rank. As nets take them rows are float32 in [-1, 1].
     """
@@ -34,6 +42,16 @@ class Medium(ABC):
     value_range: ClassVar[tuple[float, float]]
     formats: ClassVar[Mapping[str, str]]
     libraries: ClassVar[tuple[str, ...]] = ()
+    rate: float = 0.0
+
+    def at(self, rate: float) -> Self:
+        """This medium at another rate, where it has one."""
+        return self
+
+    def configured(self, data: Mapping[str, Any]) -> tuple[tuple[int, ...], float]:
+        """A row's shape and the rate that the keys of the block `data` of params.yaml ask for. Raises DataError of a
+        medium that no source's files hold."""
+        raise DataError(f"data.medium: {self.plural} are not read from files; expected another medium")
 
     @abstractmethod
     def to_floats(self, stored: Tensor) -> Tensor:
@@ -86,6 +104,19 @@ class Medium(ABC):
     @abstractmethod
     def strips(self, png: bytes, num_rows: int, shape: tuple[int, ...]) -> list[bytes]:
         """A preview of `num_rows` lines of rows of `shape`, at any scale, cut into a PNG a line."""
+
+    def seen(self, rows: Tensor) -> Tensor:
+        """Rows (B, C, ...) in [-1, 1] as classifiers and pixel figures look at them: as they are, or a picture of each
+        (B, C', H, W) in [-1, 1]. A function of each row alone, through which gradients flow."""
+        return rows
+
+    def num_values(self, rows: Tensor) -> Tensor:
+        """(B,) how many values of rows (B, C, ...) mean something; what pads the others has no likelihood."""
+        return torch.full((len(rows),), rows[0].numel(), device=rows.device)
+
+    def playable(self, rows: Tensor) -> list[Playable]:
+        """Rows (N, C, ...) as files that are played, one each; none of a medium that stands still."""
+        return []
 
     def mirrored(self, rows: Tensor) -> Tensor:
         """Rows (B, C, ...), stored or floats, as a mirror shows them. Raises DataError where that means nothing."""

@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,10 @@ class ImageMedium(Medium):
     dtype, value_range = "uint8", (0, 255)
     formats = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
     libraries = ("pillow",)
+
+    def configured(self, data: Mapping[str, Any]) -> tuple[tuple[int, ...], float]:
+        size = data["image_size"]
+        return (data["channels"], *((size, size) if isinstance(size, int) else size)), 0.0
 
     def to_floats(self, stored: Tensor) -> Tensor:
         return stored.float() / 127.5 - 1

@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from components.evaluation.real_draws import drawn_rows, over_draws, training_bias
+from components.families.base import DataInfo
 from components.metrics.figures import named
 from components.metrics.frechet import FRECHET_DISTANCE
 from components.metrics.kernel import CMMD
+from tests.benchmarks import fd_floor
+from tests.benchmarks.rates import Data
 
 LABELS = torch.arange(60) // 20  # sorted, as a folder of classes is read
 
@@ -42,3 +45,13 @@ def test_an_extractor_that_knows_the_training_images_is_told():
     assert found["training_bias"].interval[0] > 0
     assert found["training_distance"].value > found["held_out_distance"].value
     assert training_bias(train, None, held_out[:3], None, 20, 0) == {}
+
+
+def test_a_judge_of_one_half_never_saw_the_other():
+    """What the benchmark fd_floor trains its second judge on."""
+    columns = {"image": torch.arange(61), "label": torch.cat([LABELS, torch.tensor([2])])}
+    one, other = fd_floor.halves(Data(DataInfo(shape=(1, 4, 4), classes=("a", "b", "c")), columns))
+    both = torch.cat([one.columns["image"], other.columns["image"]])
+    assert both.sort().values.tolist() == list(range(61)), "each image is in one half"
+    counts = [torch.bincount(half.columns["label"]) for half in (one, other)]
+    assert (counts[0] - counts[1]).abs().max() <= 1, "classes are split alike"

@@ -13,10 +13,11 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from components.data.randomness import Draws
-from components.diffusion.schedules import ScheduleConfig
+from components.diffusion.schedules import ScheduleConfig, build, spaced_sigmas
 from components.errors import SamplerError
 from components.interchange import from_diffusers
 from components.interchange.from_diffusers import read
+from components.interchange.to_diffusers import BETAS
 from components.sampling.requests import Conditions, Request
 from tests.components.interchange import folders
 
@@ -119,22 +120,66 @@ def test_what_our_nets_do_not_compute_is_refused(change, tmp_path_factory, tmp_p
 
 
 SCHEDULERS = {
-    "as it tells": ({"timestep_spacing": "leading", "steps_offset": 1}, {"levels": "leading", "offset": 1}),
-    "by default": ({"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": None}, {"levels": "linspace"}),
-    "by default of DDIM": ({"_class_name": "DDIMScheduler", "timestep_spacing": None}, {"levels": "leading"}),
-    "trailing": ({"timestep_spacing": "trailing"}, {"levels": "trailing", "offset": 0}),
+    "by default": {},
+    "leading": {"timestep_spacing": "leading", "steps_offset": 1},
+    "trailing": {"timestep_spacing": "trailing"},
+    "karras": {"use_karras_sigmas": True},
+    "karras, leading": {"use_karras_sigmas": True, "timestep_spacing": "leading", "steps_offset": 1},
 }
 
 
 @pytest.mark.parametrize("told", SCHEDULERS)
-def test_levels_are_those_of_the_folders_scheduler(told, known, tmp_path):
-    changes, wanted = SCHEDULERS[told]
+@pytest.mark.parametrize(
+    "kind", ["DDIM", "EulerDiscrete", "HeunDiscrete", "LMSDiscrete", "DPMSolverMultistep", "UniPCMultistep"]
+)
+def test_levels_are_those_of_the_folders_scheduler(kind, told, tmp_path):
+    import diffusers
+
+    changes = {name: value for name, value in SCHEDULERS[told].items() if kind != "DDIM" or "karras" not in name}
+    theirs = getattr(diffusers, f"{kind}Scheduler")(**BETAS["scaled_linear"], **changes)
+    theirs.save_pretrained(tmp_path)
+    told_config = json.loads((tmp_path / "scheduler_config.json").read_text())
+    if told == "by default":  # as of before such keys were written
+        told_config = {name: told_config[name] for name in told_config if name not in ("timestep_spacing",)}
+        (tmp_path / "scheduler_config.json").write_text(json.dumps(told_config))
+    found = from_diffusers._schedule(from_diffusers._part(tmp_path, "scheduler_config.json"))["schedule"]
+    schedule = build(ScheduleConfig(**found))
+    steps = 7
+    theirs.set_timesteps(steps)
+    wanted = [float(time) for time in dict.fromkeys(theirs.timesteps.tolist())]  # Heun visits most twice
+    ours = 999 * schedule.time(torch.tensor(spaced_sigmas(schedule, "schedule", steps)[:-1]).double())
+    assert len(wanted) == steps
+    assert ours.tolist() == pytest.approx(wanted, abs=1.0)
+
+
+@pytest.mark.parametrize("name", ["use_beta_sigmas", "use_exponential_sigmas", "use_lu_lambdas", "use_flow_sigmas"])
+def test_levels_that_ours_do_not_visit_are_refused(name, known, tmp_path):
     shutil.copytree(known / "scheduler", tmp_path / "scheduler")
     path = tmp_path / "scheduler" / "scheduler_config.json"
-    content = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
-    found = from_diffusers._schedule(from_diffusers._part(tmp_path / "scheduler", path.name))["schedule"]
-    assert wanted.items() <= ScheduleConfig(**found).model_dump().items()
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: True}))
+    with pytest.raises(SamplerError, match=f"{name}: expected False, found True"):
+        from_diffusers._schedule(from_diffusers._part(tmp_path / "scheduler", path.name))
+
+
+def test_karras_levels_give_the_images_of_diffusers(known, tmp_path):
+    import diffusers
+
+    shutil.copytree(known, tmp_path / "model")
+    path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "use_karras_sigmas": True}))
+    family = read(tmp_path / "model")
+    found, settings = ours(family, guidance_scale=4.0)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(
+        prompt=list(PROMPTS),
+        guidance_scale=4.0,
+        num_inference_steps=settings.num_inference_steps,
+        latents=noise(family, len(PROMPTS)),
+        output_type="pt",
+    ).images
+    assert (found - (expected * 2 - 1)).abs().max() < 1e-3
+    assert (found - ours(read(known), guidance_scale=4.0)[0]).abs().max() > 1e-2
 
 
 @pytest.fixture(scope="module")

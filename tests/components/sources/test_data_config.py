@@ -20,7 +20,10 @@ class TestConfig:
             ({"test_fraction": 1.0}, "data.test_fraction"),
             ({"rows_per_shard": 0}, "data.rows_per_shard"),
             ({"max_rejected": -1}, "data.max_rejected"),
-            ({"source": "mnist"}, "data.source: expected digits, fashion_mnist, folder or s3://bucket/prefix, found"),
+            (
+                {"source": "mnist"},
+                "data.source: expected digits, fashion_mnist, folder, spoken_digits or s3://bucket/prefix, found",
+            ),
             ({"source": "s3://"}, "data.source: expected"),
             ({"sourse": "digits"}, "data.sourse: unknown key"),
         ],

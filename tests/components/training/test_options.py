@@ -188,11 +188,27 @@ def test_without_snapshots_the_message_says_what_to_set():
         ema.reconstruct([], 0.1, 10)
 
 
-@pytest.mark.parametrize("has_tiles", [True, False])
-def test_precision_auto_is_bfloat16_where_the_processor_has_tiles_for_it(has_tiles, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_tiles)
+def processor(monkeypatch, tiles=False, instructions=False):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
+
+
+@pytest.mark.parametrize("tiles, instructions", [(False, False), (True, False), (False, True)])
+def test_precision_auto_is_bfloat16_where_the_processor_multiplies_it(tiles, instructions, monkeypatch):
+    processor(monkeypatch, tiles, instructions)
     seen = set()
     family = vae()
     family.nets["autoencoder"].encoder.conv_in.register_forward_hook(lambda *call: seen.add(call[-1].dtype))
-    train(family, batches=rows_for(family), steps=1, batch_size=4, precision="auto")
-    assert seen == {torch.bfloat16 if has_tiles else torch.float32}
+    state, _ = train(family, batches=rows_for(family), steps=1, batch_size=4, precision="auto")
+    assert seen == {torch.bfloat16 if tiles or instructions else torch.float32}
+    assert state.precision == ("bfloat16" if tiles or instructions else "float32")
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_in(monkeypatch):
+    processor(monkeypatch, instructions=True)
+    whole, _ = train(Mean(), steps=12, precision="auto")
+    half, _ = train(Mean(), steps=12, precision="auto", leave=lambda step: step == 6)
+    processor(monkeypatch)
+    assert_same(train(Mean(), start=half, precision="auto")[0].nets, whole.nets)
+    other, _ = train(Mean(), steps=12, precision="auto")
+    assert not torch.equal(other.nets["net"]["0.weight"], whole.nets["net"]["0.weight"])

@@ -9,6 +9,8 @@ def test_the_first_line_comes_at_once_and_the_next_with_rate_and_time_left(monke
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     lines = Lines("ldm", 1000, batch_size=8, start=100)
     assert capsys.readouterr().out == "ldm: step 100/1000, workers start\n"
+    lines.precision("bfloat16", emulated=False)
+    assert capsys.readouterr().out == "ldm: computes in bfloat16\n"
     for second in (3, 6, 9, 12, 15):
         now[0] = float(second)
         lines.progress(100 + 10 * second, 80.0)
