@@ -39,6 +39,10 @@ def velocity(z: Tensor, time: Tensor) -> Tensor:
 class Exact(nn.Module):
     """A net that answers mean velocities exactly: from `level` over `span` back, all of the way without one."""
 
+    def __init__(self, conditioner: nn.Module):
+        super().__init__()
+        self.conditioner = conditioner
+
     def forward(self, x: Tensor, level: Tensor, label: Tensor, span: Tensor | None = None) -> Tensor:
         place = level / 999
         end = torch.zeros_like(place) if span is None else place - span
@@ -51,7 +55,7 @@ class Exact(nn.Module):
 def exact(name: str, **changes):
     """A family whose net is exact, on pixels: rows are normalised by 0 and 0.5."""
     family = build(name, data=IMAGES, **PLAIN, **changes)
-    family.nets["denoiser"] = Exact()
+    family.nets["denoiser"] = Exact(family.nets["denoiser"].conditioner)
     family.calls = {**family.calls, "denoiser": family.nets["denoiser"]}
     return family
 
