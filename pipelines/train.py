@@ -19,6 +19,7 @@ from infra.ray_cluster.ray_session import session
 from infra.storage.buckets import check_storage
 from infra.tracking import runs
 from pipelines.support import cli, code_closure, inputs, lineage, paths, remote
+from pipelines.support.fitness import refuse_unmeasurable
 from pipelines.support.params import Params, load, name_of, train_block
 from pipelines.support.paths import ROOT
 
@@ -163,6 +164,7 @@ def relative(folder: str) -> str:
 def main(argv: list[str]) -> None:
     key = cli.one_argument(argv, "python -m pipelines.train GROUP.NAME")
     params = load()
+    refuse_unmeasurable(params)
     job = make_job(params, key)
     if remote.is_away(params.cluster):
         remote.refuse_local_tracker(params)

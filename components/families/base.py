@@ -231,6 +231,11 @@ class Judge(Family):
 
     kept = ("classifier",)
 
+    def figures(self, rows: Tensor, labels: Tensor | None) -> Figures:
+        """Figures of a set that this judge alone can tell. `rows`: (N, C, ...) in [-1, 1]; `labels`: (N,) classes that
+        they should show, or None."""
+        return {}
+
     @property
     def tells_classes(self) -> bool:
         """Whether `logits` are of the data's classes."""

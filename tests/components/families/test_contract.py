@@ -32,7 +32,7 @@ from tests.components.helpers import (
 
 pytestmark = pytest.mark.usefixtures("exact")
 
-FIGURES = {"accuracy"}  # what a loss tells for the curves only
+FIGURES = {"accuracy", "motion_accuracy"}  # what a loss tells for the curves only
 PHASES = [(name, phase.name) for name in family_names() for phase in build(name).phases]
 
 
