@@ -1,14 +1,15 @@
 """Backbones of a denoiser, chosen by `backbone.name`: a block of the config for each, which builds its network.
 
-A backbone answers `net(x, level, context, label)` with x's shape: x (B, C, ...), noise level (B,) in [0, 1000],
-context (B, M, context_dim) or None, label (B,) or None.
+A backbone answers `net(x, level, context, label, added)` with x's shape: x (B, C, ...), noise level (B,) in [0, 1000],
+context (B, M, context_dim) or None, label (B,) or None, and what is added to the embedding of level and label,
+(B, net.embedding_dim) or None.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, Tag, model_validator
+from pydantic import Field, Tag, field_validator, model_validator
 from torch import nn
 
 from components.config import Strict, named_block
@@ -62,19 +63,23 @@ class UNet(Strict):
         return UNet2DConditionModel(shape[0], num_classes=num_classes, groups=self.norm_groups, **layout)
 
 
-Side = Annotated[int, Field(ge=1)]
-
-
 class DiT(Strict):
     """The transformer of nets/dit.py, for rows of one to three sides. A text is attended to; a class, as the noise
     level, modulates the blocks."""
 
     name: Literal["dit"]
-    patch: Side | tuple[Side, ...] = 1  # side of a token, in cells, or its sides: of films in time, height and width
+    patch: int | tuple[int, ...] = 1  # side of a token, in cells, or its sides: of films in time, height and width
     width: int = Field(192, ge=2)
     depth: int = Field(6, ge=1)  # blocks
     heads: int = Field(4, ge=1)
     context_dim: int = Field(64, ge=1)  # of a text's tokens
+
+    @field_validator("patch")
+    @classmethod
+    def _has_sides(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if min(patch_sides(value, 1), default=0) < 1:
+            raise ValueError("expected sides greater than or equal to 1")
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> DiT:

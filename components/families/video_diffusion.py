@@ -10,7 +10,7 @@ hides a still leaves a film of many frames to be guessed (Esser et al. 2024, sec
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -114,7 +114,9 @@ class Model(latent_diffusion.Model):
         latent_frames = 1 + (frames - 1) * (self.data.shape[1] - 1) // max(1, most - 1)
         return [sigma * shift(latent_frames) for sigma in super().sigmas(settings, strength)]
 
-    def _denoise(self, request: Request, guidance: Guidance, *sigmas) -> Generator[Call, Tensor, Denoise]:
+    def _denoise(
+        self, request: Request, guidance: Guidance, sigmas: Sequence[float]
+    ) -> Generator[Call, Tensor, Denoise]:
         preconditioner, first = self.preconditioner, request.conditions.first
         if first is not None:
             known = self.normalise((yield from self.space.encode(first[:, :, None])))

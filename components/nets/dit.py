@@ -48,9 +48,9 @@ class DiT(nn.Module):
     (B, M, context_dim) -> x's shape.
 
     The level may be one for each place on the first axis, (B, s): frames of a film at noise levels of their own.
-    Level and class modulate every block (adaLN-zero); a context is attended to, where there is a `context_dim`.
-    `patch`: the side of a token, in cells, or its sides; `num_classes` counts the rows of the class embedding, 0
-    leaves it out."""
+    Level, class and what is `added` (B, embedding_dim) to their embedding modulate every block (adaLN-zero); a context
+    is attended to, where there is a `context_dim`. `patch`: the side of a token, in cells, or its sides; `num_classes`
+    counts the rows of the class embedding, 0 leaves it out."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class DiT(nn.Module):
         context_dim: int = 0,
     ):
         super().__init__()
-        self.patch = patch_sides(patch, rank)
+        self.patch, self.embedding_dim = patch_sides(patch, rank), width
         values = channels * math.prod(self.patch)
         self.embed = nn.Linear(values, width)
         self.level = TimestepEmbedding(LEVEL_WIDTH, width)
@@ -79,11 +79,19 @@ class DiT(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, x: Tensor, level: Tensor, context: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        level: Tensor,
+        context: Tensor | None = None,
+        label: Tensor | None = None,
+        added: Tensor | None = None,
+    ) -> Tensor:
         condition = self.level(sinusoidal_embedding(level.flatten(), LEVEL_WIDTH)).unflatten(0, level.shape)
-        if self.class_embedding is not None:
-            told = embedded(self.class_embedding, label)
-            condition = condition + (told if level.ndim == 1 else told[:, None])
+        of_class = None if self.class_embedding is None else embedded(self.class_embedding, label)
+        for told in (of_class, added):
+            if told is not None:
+                condition = condition + (told if level.ndim == 1 else told[:, None])
         counts = [length // side for length, side in zip(x.shape[2:], self.patch, strict=True)]
         places = grid_places(counts, x.device)
         tokens = self.trunk(self.embed(patches(x, self.patch)), places, condition, context)
