@@ -13,30 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.nets.blocks import TimestepEmbedding, sinusoidal_embedding
 from components.shapes import per_row
 
-LOW, LOW_LEVEL = "low", "low_level"
-_WIDTH = 64  # of the level's sinusoidal embedding
-_SPAN = 1000  # the level's range, as noise levels are told
+LOW, LOW_LEVEL = "low", "low_level"  # inputs of a net: the smaller image, at x's sides, and its level in [0, 1]
 
 
 class LowResolution(nn.Module):
-    """Hands a denoiser the noised smaller image as channels beside x, its level as a vector: inputs `low` (B, C, ...)
-    at x's sides and `low_level` (B,) in [0, 1]."""
+    """Hands a denoiser the noised smaller image `low` (B, C, ...) as channels beside x."""
 
-    names = (LOW, LOW_LEVEL)
-
-    def __init__(self, vector_dim: int):
-        super().__init__()
-        self.level = TimestepEmbedding(_WIDTH, vector_dim)
+    names = (LOW,)
 
     def forward(self, x: Tensor, condition: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        low, level = condition.pop(LOW), condition.pop(LOW_LEVEL)
-        return torch.cat([x, low], dim=1), {
-            **condition,
-            "vector": self.level(sinusoidal_embedding(_SPAN * level, _WIDTH)),
-        }
+        return torch.cat([x, condition.pop(LOW)], dim=1), condition
 
 
 def reduced(images: Tensor, sides: tuple[int, ...]) -> Tensor:

@@ -1,8 +1,9 @@
 """Backbones of a denoiser, chosen by `backbone.name`: a block of the config for each, which builds its network.
 
-A backbone answers `net(x, level, context, label, vector)` with x's shape: x (B, C, ...), noise level (B,) in [0, 1000],
-context (B, M, context_dim) or None, label (B,) or None, vector (B, vector_dim) or None. Built with `given_channels`, it
-is told as many channels of x before those that it answers about.
+A backbone answers `net(x, level, context, label, added)` with x's shape: x (B, C, ...), noise level (B,) in [0, 1000],
+context (B, M, context_dim) or None, label (B,) or None, and what is added to the embedding of level and label,
+(B, net.embedding_dim) or None. Built with `given_channels`, it is told as many channels of x besides those that it
+answers about.
 """
 
 from __future__ import annotations
@@ -56,11 +57,6 @@ class UNet(Strict):
         """Of the token that tells the class, beside the label; 0 where the label says it all."""
         return self.context_dim
 
-    @property
-    def vector_dim(self) -> int:
-        """Of what may be added to the noise level's embedding."""
-        return 4 * self.widths[0]
-
     def build(self, shape: tuple[int, ...], num_classes: int, given_channels: int = 0) -> nn.Module:
         """For rows of `shape`. `num_classes`: rows of the class embedding, 0 for none."""
         layout = self.model_dump(exclude={"name", "norm_groups"}) | {"given_channels": given_channels}
@@ -102,10 +98,6 @@ class DiT(Strict):
     @property
     def class_dim(self) -> int:
         return 0
-
-    @property
-    def vector_dim(self) -> int:
-        return self.width
 
     def build(self, shape: tuple[int, ...], num_classes: int, given_channels: int = 0) -> nn.Module:
         """As of UNet; what has no classes has texts."""

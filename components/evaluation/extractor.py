@@ -14,6 +14,13 @@ from components.conditioning.text import cut_tokens_of
 from components.errors import SamplerError
 from components.families.base import Judge
 from components.files import sha256, sha256_folder
+from components.metrics.figures import Figures
+
+SetFigures = Callable[[Tensor, Tensor | None], Figures]
+
+
+def no_figures(rows: Tensor, labels: Tensor | None) -> Figures:
+    return {}
 
 
 class Embedding(NamedTuple):
@@ -36,6 +43,7 @@ class Extractor:
     resize: str = "none"
     libraries: tuple[str, ...] = ()  # beyond torch, whose versions figures depend on
     medium: str = ""  # of the rows that it takes; empty where `shape` says all
+    figures: SetFigures = no_figures  # that a judge adds, of rows and the classes asked for
 
 
 def judge_extractor(run: Run, name: str) -> Extractor:
@@ -52,7 +60,8 @@ def judge_extractor(run: Run, name: str) -> Extractor:
         logits = net.logits(vectors).double().cpu() if run.family.tells_classes else None
         return Embedding(vectors.double().cpu(), logits)
 
-    return Extractor(name, sha256(run.folder / "classifier.safetensors"), run.config.data.shape, embed)
+    weights_hash = sha256(run.folder / "classifier.safetensors")
+    return Extractor(name, weights_hash, run.config.data.shape, embed, figures=run.family.figures)
 
 
 def clip_extractor(run: Run, name: str) -> Extractor:

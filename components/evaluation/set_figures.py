@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from components.errors import DataError
+from components.evaluation.extractor import SetFigures, no_figures
 from components.evaluation.features import Features
 from components.evaluation.protocol import EvaluateConfig
 from components.metrics.classes import agreement_figure, classifier_figure, inception_figure
@@ -75,7 +76,8 @@ class Reference:
 class Real:
     """The real images' side. `images` (M, C, H, W) in [-1, 1] and `labels` (M,) are held-out ones that pixels are
     compared with, `train` (N, D) the features of all training images. `medium_figures`: what their medium adds, of
-    generated rows and these; `seen`: its rows as pictures. `pixels`: what the second opinion compares with."""
+    generated rows and these; `seen`: its rows as pictures. `pixels`: what the second opinion compares with.
+    `judge_figures`: what the judge adds, of generated rows and the classes asked for."""
 
     reference: Reference
     train: Tensor
@@ -86,6 +88,7 @@ class Real:
     seen: Callable[[Tensor], Tensor]
     pixels: PixelReference | None = None
     caption: str = CAPTION  # what is said of an image of a class
+    judge_figures: SetFigures = no_figures
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def set_figures(
     set, the judge or the configuration does not allow are absent."""
     kept_labels, shown = None if labels is None else labels[: len(images)], real.seen(real.images[:_TESTED])
     found = distribution_figures(features, labels, real, config)
-    found |= real.medium_figures(images, real.images)
+    found |= real.medium_figures(images, real.images) | real.judge_figures(images, kept_labels)
     return found | named(
         memorised_figure(some(features.vectors, config), real.train),
         classifier_figure(real.seen(images), kept_labels, shown, real.labels[:_TESTED]),

@@ -161,6 +161,7 @@ class Family:
     libraries: tuple[str, ...] = ()  # beyond torch, that own a part of its nets
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
     received: Mapping[str, Family | nn.Module] = {}  # inputs by role, frozen, on the device of the nets
+    inherits: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by role, the config's keys that a run's own stand in for
     held_out: ClassVar[HeldOutLoss | None] = None  # what `held_out_losses` gives; None: it gives nothing
     checkpoint_figures: ClassVar[tuple[str, ...]] = ()  # names of what `validate` gives without a judge
     prefers_best: ClassVar[bool] = False  # whether a run is read at its best checkpoint, where it kept one
@@ -179,6 +180,11 @@ class Family:
     def roles(cls, config: Strict) -> Mapping[str, Role]:
         """The inputs that a training of this config takes beside those of every family, GENERAL_ROLES."""
         return {}
+
+    @classmethod
+    def refuse_unfit_input(cls, config: Strict, data: DataInfo, role: str, run: RunInfo) -> None:
+        """Raises ConfigError of a run that a model of this config and data cannot take in a role, though its family
+        fits."""
 
     def receive(self, role: str, given: Family | nn.Module) -> None:
         """Takes the input of a role before training: a run's family with its averaged weights, or a net whose weights
@@ -224,6 +230,11 @@ class Judge(Family):
     """
 
     kept = ("classifier",)
+
+    def figures(self, rows: Tensor, labels: Tensor | None) -> Figures:
+        """Figures of a set that this judge alone can tell. `rows`: (N, C, ...) in [-1, 1]; `labels`: (N,) classes that
+        they should show, or None."""
+        return {}
 
     @property
     def tells_classes(self) -> bool:

@@ -45,6 +45,10 @@ class UpConfig(diffusion.Config):
     most_augmentation: float = Field(0.5, gt=0, le=1)  # levels are drawn up to it: higher ones are never used
     crop: int | None = Field(None, ge=8)  # pixels of its own size
 
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        return (LOW_LEVEL,)
+
 
 class Config(Strict):
     """The last stage makes images of the data's size, each other one smaller by the factors of those after it."""
@@ -131,8 +135,7 @@ class Up(Stage):
         return ReducedPixels(data, self.config.crop)
 
     def build(self, config: UpConfig, data: DataInfo) -> Denoiser:
-        further = LowResolution(config.backbone.vector_dim)
-        return build_denoiser(config, data, further, given_channels=data.shape[0])
+        return build_denoiser(config, data, LowResolution(), given_channels=data.shape[0])
 
     def _training_further(self, batch: Batch, flips: bool) -> Condition:
         level = self.config.most_augmentation * batch.draws.uniform("augmentation")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from components.constants import constant
 from components.data.dataset import Batch
 from components.data.randomness import Draws
 from components.diffusion import likelihood, schedules, weightings
-from components.diffusion.config import Config, Settings
+from components.diffusion.config import Config, DenoiserConfig, Settings
 from components.diffusion.denoiser import Denoiser
 from components.diffusion.guidance import (
     Condition,
@@ -32,7 +32,7 @@ from components.diffusion.guidance import (
 )
 from components.diffusion.likelihood import log_density
 from components.diffusion.objectives import OBJECTIVES, target
-from components.diffusion.solvers import SOLVERS
+from components.diffusion.solvers import SOLVERS, Noise, Solver
 from components.errors import ConfigError, DataError, SamplerError
 from components.families.base import DataInfo, Early, Losses, Phase, Role, RunInfo, Sampler, Tiny
 from components.likelihood.contract import Likelihood
@@ -214,7 +214,7 @@ class Model(Sampler):
         return found + scaled + log_bin_volume(clean[0].numel(), count)
 
     def trajectory(self, request: Request) -> Trajectory:
-        if request.settings.dynamic_threshold is not None and self.autoencoder is not None:
+        if self._threshold(request.settings) is not None and self.autoencoder is not None:
             raise SamplerError("dynamic_threshold: latents have no bounds; expected a sampler of the images themselves")
         return super().trajectory(request)
 
@@ -226,15 +226,9 @@ class Model(Sampler):
             other = Draws.of_seeds(request.blend.seeds).normal("start", self.data.shape)
             noise = slerp(noise, other, request.blend.share)
         start = sigmas[0] * noise
-        guidance = Guidance(
-            settings.guidance_scale,
-            settings.guidance_interval,
-            settings.guidance_rescale,
-            GUIDE if settings.guidance == "autoguidance" else None,
-        )
-        denoise = yield from self._denoise(request, guidance)
-        if settings.dynamic_threshold is not None:
-            denoise = thresholded(denoise, settings.dynamic_threshold, self.normalise, self.denormalise)
+        denoise = yield from self._denoise(request, self._guidance(settings), sigmas)
+        if (quantile := self._threshold(settings)) is not None:
+            denoise = thresholded(denoise, quantile, self.normalise, self.denormalise)
         finish = self._decode
         if source is not None:
             known = self.normalise((yield from self.space.encode(source.images)))
@@ -243,15 +237,27 @@ class Model(Sampler):
                 # a latent is redrawn with any pixel of its cell
                 denoise = keeping(denoise, known, _pooled(source.mask, self.data.shape[1:]))
                 finish = functools.partial(self._paste, source.images, source.mask)
-        solver = SOLVERS[settings.solver](start, sigmas, lambda step: draws.normal(step, self.data.shape))
+        solver = self._solver(settings)(start, sigmas, lambda step: draws.normal(step, self.data.shape))
 
         def preview(x0: Tensor, sigma: float) -> Preview:
             return Preview((sigmas.index(sigma) + 1) / (len(sigmas) - 1), lambda: finish(x0))
 
         return (yield from finish((yield from solve(solver, denoise, preview))))
 
-    def _denoise(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, Denoise]:
-        """What answers a request's solver."""
+    def _guidance(self, settings: Settings) -> Guidance:
+        worse = GUIDE if settings.guidance == "autoguidance" else None
+        return Guidance(settings.guidance_scale, settings.guidance_interval, settings.guidance_rescale, worse)
+
+    def _threshold(self, settings: Settings) -> float | None:
+        return settings.dynamic_threshold
+
+    def _solver(self, settings: Settings) -> Callable[[Tensor, Sequence[float], Noise], Solver]:
+        return SOLVERS[settings.solver]
+
+    def _denoise(
+        self, request: Request, guidance: Guidance, sigmas: Sequence[float]
+    ) -> Generator[Call, Tensor, Denoise]:
+        """What answers a request's solver, which visits these noise levels."""
         towards, away = yield from self._conditions(request, guidance)
         return self.preconditioner.guided(towards, away, guidance)
 
@@ -333,12 +339,12 @@ def _pooled(mask: Tensor, sides: tuple[int, ...]) -> Tensor:
 
 
 def build_denoiser(
-    config: Config, data: DataInfo, further: nn.Module | None = None, given_channels: int = 0
+    config: DenoiserConfig, data: DataInfo, further: nn.Module | None = None, given_channels: int = 0
 ) -> Denoiser:
-    """A net with initial weights. `further`: see Denoiser; `given_channels`: that it puts before those of the rows."""
+    """A net with initial weights. `further`: see Denoiser; `given_channels`: that it puts beside those of the rows."""
     conditioner = _conditioner(config, data)
     backbone = config.backbone.build(data.shape, conditioner.rows, given_channels)
-    return Denoiser(conditioner, backbone, config.weighting.name == "learned", further)
+    return Denoiser(conditioner, backbone, config.tells_uncertainty, config.numbers, further)
 
 
 def _build_guide(config: Config, data: DataInfo, run: RunInfo) -> Denoiser:
@@ -347,15 +353,23 @@ def _build_guide(config: Config, data: DataInfo, run: RunInfo) -> Denoiser:
     if config.guide is not None:
         raise ConfigError("latent_diffusion: guide: expected model.guide or an input of this role, found both")
     other = parse(Config, run.config, GUIDE)
-    alike = {name: (getattr(config, name), getattr(other, name)) for name in ("objective", "schedule", "conditioning")}
-    alike |= {name: (getattr(data, name), getattr(run.data, name)) for name in _ALIKE}
-    for name, (own, found) in alike.items():
-        if own != found:
-            raise ConfigError(f"latent_diffusion: guide: expected a run with the same {name}, found another")
+    refuse_unalike(
+        "latent_diffusion: guide", (config, data), (other, run.data), ("objective", "schedule", "conditioning")
+    )
     return build_denoiser(other, data)
 
 
-def _conditioner(config: Config, data: DataInfo) -> ClassConditioner | TextConditioner:
+def refuse_unalike(
+    where: str, own: tuple[DenoiserConfig, DataInfo], other: tuple[DenoiserConfig, DataInfo], keys: Sequence[str]
+) -> None:
+    """Raises ConfigError unless two models agree in these keys of their configs and in what they know of their data."""
+    for names, ours, theirs in zip((keys, _ALIKE), own, other, strict=True):
+        for name in names:
+            if getattr(ours, name) != getattr(theirs, name):
+                raise ConfigError(f"{where}: expected a run with the same {name}, found another")
+
+
+def _conditioner(config: DenoiserConfig, data: DataInfo) -> ClassConditioner | TextConditioner:
     text, context_dim = config.text, config.backbone.context_dim
     if config.conditioning != "text":
         num_classes = len(data.classes) if config.conditioning == "class" else 0
@@ -366,7 +380,7 @@ def _conditioner(config: Config, data: DataInfo) -> ClassConditioner | TextCondi
     return TextConditioner(TextEncoder(text.length, text.width, text.layers, text.heads, context_dim))
 
 
-def _text_inputs(config: Config, data: DataInfo) -> Bytes | Embeddings:
+def _text_inputs(config: DenoiserConfig, data: DataInfo) -> Bytes | Embeddings:
     """What makes a conditioner's inputs of texts."""
     is_pretrained = config.conditioning == "text" and config.text.encoder == "pretrained"
     return Embeddings(_layout(data)) if is_pretrained else Bytes(config.text.length)
@@ -382,7 +396,7 @@ def _text_of(net: str) -> str:
     return f"{net}_text"
 
 
-def _refuse_unless_described(config: Config, data: DataInfo) -> None:
+def _refuse_unless_described(config: DenoiserConfig, data: DataInfo) -> None:
     """Raises DataError of a data set that lacks what the model is to be steered by."""
     if config.conditioning == "class" and not data.classes:
         raise DataError(

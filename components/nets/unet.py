@@ -114,8 +114,8 @@ class AddedEmbedding(TimestepEmbedding):
 class UNet2DConditionModel(nn.Module):
     """x (B, C, H, W), noise level (B,) in [0, 1000], context (B, M, context_dim), class (B,) -> (B, C, H, W).
 
-    A class may be (B, num_classes) weights instead, for what lies between classes; a `vector` (B, 4 * widths[0]) is
-    added to the noise level's embedding.
+    A class may be (B, num_classes) weights instead, for what lies between classes. `added` (B, embedding_dim) goes to
+    the embedding of level and class.
 
     `widths` gives the channels of each resolution, `attention` where its blocks attend to the context. `num_classes`
     counts the rows of the class embedding, the one for "no class" included; 0 leaves it out. `heads` and `depth`, the
@@ -141,6 +141,7 @@ class UNet2DConditionModel(nn.Module):
     ):
         super().__init__()
         temb, groups = 4 * widths[0], groups or norm_groups(widths)
+        self.embedding_dim = temb
         self.embedding_width = widths[0]
         self.conv_in = nn.Conv2d(channels + given_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], temb)
@@ -174,15 +175,15 @@ class UNet2DConditionModel(nn.Module):
         label: Tensor | None = None,
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
-        vector: Tensor | None = None,
+        added: Tensor | None = None,
     ) -> Tensor:
         temb = self.time_embedding(sinusoidal_embedding(level, self.embedding_width))
         if self.class_embedding is not None:
             temb = temb + embedded(self.class_embedding, label)
         if self.add_embedding is not None:
             temb = temb + self.add_embedding(pooled, sizes)
-        if vector is not None:
-            temb = temb + vector
+        if added is not None:
+            temb = temb + added
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:

@@ -21,7 +21,7 @@ from components.data.media.image import MEDIUM as IMAGES
 from components.devices import default_device
 from components.errors import ConfigError, InputError, SamplerError
 from components.evaluation import generation, pretrained, selection
-from components.evaluation.extractor import clip_scorer, weights_hash
+from components.evaluation.extractor import clip_scorer, no_figures, weights_hash
 from components.evaluation.features import Extractors, Features
 from components.evaluation.protocol import REVISION, EvaluateConfig, Protocol, library_versions
 from components.evaluation.set_figures import CAPTION, Perception, Real, Reference, set_figures
@@ -120,6 +120,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
         test.medium.seen,
         PixelReference.of(train_features.pixels, test_features.pixels),
         str(test.manifest.source.get("caption", CAPTION)),
+        no_figures if extractors.judge is None else extractors.judge.figures,
     )
     perception, perceived_by = open_perception(config, test, clip_folder(params))
     protocol = Protocol(

@@ -218,7 +218,12 @@ def kept(path: Path, measure: Callable[[], dict]) -> dict:
 
 
 def spread(runs: list[dict]) -> dict:
-    """The mean of each figure over runs, and the figures run by run for the distance."""
-    numbers = [name for name in runs[0] if all(isinstance(run.get(name), int | float) for run in runs)]
-    means = {name: sum(run[name] for run in runs) / len(runs) for name in numbers}
-    return rounded(means | {"frechet_by_seed": [run["frechet_distance"] for run in runs]})
+    """The mean of each figure over the runs that have it, and the figures run by run for the distance; a run that
+    failed has none."""
+
+    def known(name: str) -> list[float]:
+        return [run[name] for run in runs if isinstance(run.get(name), int | float)]
+
+    names = dict.fromkeys(name for run in runs for name in run)
+    means = {name: sum(known(name)) / len(known(name)) for name in names if known(name)}
+    return rounded(means | {"frechet_by_seed": known("frechet_distance")})

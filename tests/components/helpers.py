@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from components.data.dataset import Batch, batches
+from components.data.media import medium
 from components.diffusion.solvers import Solver
 from components.families import family_class, vae
 from components.families.base import AutoencoderInfo, DataInfo, Family, Tiny
@@ -86,7 +87,7 @@ class Rows:
             self.columns = {"tokens": tokens.to(torch.uint16), "label": label}
         elif data.autoencoder is None:
             image = torch.randint(0, 256, (count, *data.shape), generator=generator, dtype=torch.uint8)
-            self.columns = {"image": image, "label": label}
+            self.columns = {medium(data.medium).column: image, "label": label}
         else:
             mean, std = torch.randn(2, count, *data.shape, generator=generator)
             self.columns = {"mean": mean, "std": std.exp() / 10, "label": label}
