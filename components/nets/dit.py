@@ -50,7 +50,7 @@ class DiT(nn.Module):
     The level may be one for each place on the first axis, (B, s): frames of a film at noise levels of their own.
     Level, class and what is `added` (B, embedding_dim) to their embedding modulate every block (adaLN-zero); a context
     is attended to, where there is a `context_dim`. `patch`: the side of a token, in cells, or its sides; `num_classes`
-    counts the rows of the class embedding, 0 leaves it out."""
+    counts the rows of the class embedding, 0 leaves it out; `given_channels`: as of the U-Net."""
 
     def __init__(
         self,
@@ -62,11 +62,13 @@ class DiT(nn.Module):
         heads: int,
         num_classes: int = 0,
         context_dim: int = 0,
+        given_channels: int = 0,
     ):
         super().__init__()
         self.patch, self.embedding_dim = patch_sides(patch, rank), width
-        values = channels * math.prod(self.patch)
-        self.embed = nn.Linear(values, width)
+        cells = math.prod(self.patch)
+        values = channels * cells
+        self.embed = nn.Linear((channels + given_channels) * cells, width)
         self.level = TimestepEmbedding(LEVEL_WIDTH, width)
         self.class_embedding = nn.Embedding(num_classes, width) if num_classes else None
         self.trunk = Transformer(width, depth, heads, condition_dim=width, context_dim=context_dim, base=GRID_BASE)
@@ -78,6 +80,8 @@ class DiT(nn.Module):
         nn.init.xavier_uniform_(self.embed.weight)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+
+        self.channels = channels
 
     def forward(
         self,
@@ -95,4 +99,4 @@ class DiT(nn.Module):
         counts = [length // side for length, side in zip(x.shape[2:], self.patch, strict=True)]
         places = grid_places(counts, x.device)
         tokens = self.trunk(self.embed(patches(x, self.patch)), places, condition, context)
-        return unpatched(self.head(tokens), self.patch, x.shape)
+        return unpatched(self.head(tokens), self.patch, torch.Size((len(x), self.channels, *x.shape[2:])))
