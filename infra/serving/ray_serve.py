@@ -349,7 +349,10 @@ def start(model_store: ModelStore, config: ServeConfig, keys: tuple[str, ...] = 
     InputError here, in the driver, if there is none or it cannot be loaded."""
     champion, *_ = Champions(model_store).first()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(http_options={"host": config.host, "port": config.port})
+    try:
+        serve.start(http_options={"host": config.host, "port": config.port})
+    except RayError:  # its proxy has about a minute
+        raise InputError("serve: Ray Serve did not start in time; when other work is done, run it again") from None
     apps = [
         serve.RunTarget(version_app(champion, config, model_store), name=app_name(champion.key), route_prefix=None),
         serve.RunTarget(application(model_store, config, keys, num_replicas=min(2, len(ray.nodes()))), name=NAME),

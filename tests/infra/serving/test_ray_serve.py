@@ -26,7 +26,7 @@ from ray import serve
 
 from components.artifacts import run_folder
 from components.data.media.image import MEDIUM
-from components.errors import SamplerError
+from components.errors import InputError, SamplerError
 from components.sampling.requests import Conditions, Request
 from infra.config import ServeConfig
 from infra.serving import ray_serve
@@ -268,6 +268,16 @@ def test_a_folder_that_cannot_be_loaded_is_refused_on_the_driver(tmp_path):
     write_promoted(tmp_path, "runs/ldm", "1")
     with pytest.raises(SamplerError, match="config.json: missing"):
         ray_serve.start(ModelStore(root=str(tmp_path)), ServeConfig())
+
+
+def test_a_machine_too_loaded_for_serve_is_one_line(folder, monkeypatch):
+    def start(**options):
+        raise ray.exceptions.GetTimeoutError("the proxy is not up")
+
+    monkeypatch.setattr(serve, "start", start)
+    monkeypatch.setattr(ray_serve.Champions, "first", lambda self: (served_model(folder),))
+    with pytest.raises(InputError, match="^serve: Ray Serve did not start in time"):
+        ray_serve.start(ModelStore(root=""), ServeConfig())
 
 
 def health(address: str) -> dict:
