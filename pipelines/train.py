@@ -41,6 +41,10 @@ def make_job(params: Params, key: str) -> ray_train.Job:
     kind = family_class(block.family)
     config = parse(kind.Config, inputs.whole_model(params, name, trained=True), f"{key}.model")
     kind(config, info)  # refuses here, on the driver, what no worker could train
+    for role, one in given.items():
+        if one.run is not None:
+            told = RunInfo(family=one.run.family, config=one.run.config, data=one.run.data)
+            kind.refuse_unfit_input(config, info, role, told)
     if block.training.keep == "best":
         _refuse_unknown_best(block.training.keep_by, kind, JUDGE in given, key)
     is_validated = JUDGE in given or kind.held_out is not None or bool(kind.checkpoint_figures)
@@ -129,6 +133,7 @@ def train_tracked(params: Params, key: str, job: ray_train.Job) -> State:
             "seed": job.seed,
             **{f"model.{name}": value for name, value in job.config.model_dump(mode="json").items()},
             **{f"training.{name}": value for name, value in job.training.model_dump(mode="json").items()},
+            **{f"inputs.{given.role}": f"{relative(given.path)} {given.hash}" for given in job.inputs},
         },
     )
     manifest = read_manifest(Path(job.data))
@@ -176,6 +181,7 @@ def main(argv: list[str]) -> None:
         seed=job.seed,
         step=state.step,
         precision=state.precision,
+        inputs={given.role: f"{relative(given.path)} {given.hash}" for given in job.inputs},
     )
     best = ray_train.best_checkpoint(job, params.cluster.storage(ROOT))
     target = paths.RUNS / job.name

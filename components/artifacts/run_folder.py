@@ -40,7 +40,8 @@ BEST = "best.safetensors"
 
 class Provenance(Strict):
     """Where a model came from: content hashes of its input data and of the code that trained it, its job's hash, and
-    what `training.precision: auto` was, where it is known."""
+    what `training.precision: auto` was, where it is known. `inputs`: by role, where each trained run that it learned
+    from lay, and that run's hash."""
 
     data: str
     code: str
@@ -48,6 +49,7 @@ class Provenance(Strict):
     seed: int
     step: int
     precision: str | None = None
+    inputs: dict[str, str] = {}
 
 
 class RunConfig(Strict):

@@ -1,20 +1,23 @@
 """Backbones of a denoiser, chosen by `backbone.name`: a block of the config for each, which builds its network.
 
-A backbone answers `net(x, level, context, label)` with x's shape: x (B, C, ...), noise level (B,) in [0, 1000],
-context (B, M, context_dim) or None, label (B,) or None.
+A backbone answers `net(x, level, context, label, added)` with x's shape: x (B, C, ...), noise level (B,) in [0, 1000],
+context (B, M, context_dim) or None, label (B,) or None, and what is added to the embedding of level and label,
+(B, net.embedding_dim) or None. Built with `given_channels`, it is told as many channels of x besides those that it
+answers about.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, Tag, model_validator
+from pydantic import Field, Tag, field_validator, model_validator
 from torch import nn
 
 from components.config import Strict, named_block
 from components.errors import SamplerError
 from components.nets.blocks import norm_groups
 from components.nets.dit import DiT as DiTNet
+from components.nets.dit import patch_sides
 from components.nets.unet import UNet2DConditionModel
 from components.shapes import refuse_unless_planar, shape_text
 
@@ -55,9 +58,9 @@ class UNet(Strict):
         """Of the token that tells the class, beside the label; 0 where the label says it all."""
         return self.context_dim
 
-    def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    def build(self, shape: tuple[int, ...], num_classes: int, given_channels: int = 0) -> nn.Module:
         """For rows of `shape`. `num_classes`: rows of the class embedding, 0 for none."""
-        layout = self.model_dump(exclude={"name", "norm_groups"})
+        layout = self.model_dump(exclude={"name", "norm_groups"}) | {"given_channels": given_channels}
         return UNet2DConditionModel(shape[0], num_classes=num_classes, groups=self.norm_groups, **layout)
 
 
@@ -66,11 +69,18 @@ class DiT(Strict):
     level, modulates the blocks."""
 
     name: Literal["dit"]
-    patch: int = Field(1, ge=1)  # side of a token, in cells
+    patch: int | tuple[int, ...] = 1  # side of a token, in cells, or its sides: of films in time, height and width
     width: int = Field(192, ge=2)
     depth: int = Field(6, ge=1)  # blocks
     heads: int = Field(4, ge=1)
     context_dim: int = Field(64, ge=1)  # of a text's tokens
+
+    @field_validator("patch")
+    @classmethod
+    def _has_sides(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if min(patch_sides(value, 1), default=0) < 1:
+            raise ValueError("expected sides greater than or equal to 1")
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> DiT:
@@ -81,9 +91,12 @@ class DiT(Strict):
     def refuse_unfit(self, shape: tuple[int, ...], name: str) -> None:
         """Raises SamplerError, naming the family, of rows that the net cannot take."""
         _, *sides = shape
-        if not 1 <= len(sides) <= 3 or any(side % self.patch for side in sides):
+        patch = patch_sides(self.patch, len(sides))
+        fits = 1 <= len(sides) <= 3 and len(patch) == len(sides)
+        if not fits or any(side % part for side, part in zip(sides, patch, strict=True)):
+            told = self.patch if isinstance(self.patch, int) else shape_text(self.patch)
             raise SamplerError(
-                f"{name}: expected one to three sides that are multiples of backbone.patch ({self.patch}), "
+                f"{name}: expected one to three sides that are multiples of backbone.patch ({told}), "
                 f"found {shape_text(tuple(sides))}"
             )
         if self.width < 2 * self.heads * len(sides):
@@ -97,10 +110,10 @@ class DiT(Strict):
     def class_dim(self) -> int:
         return 0
 
-    def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    def build(self, shape: tuple[int, ...], num_classes: int, given_channels: int = 0) -> nn.Module:
         """As of UNet; what has no classes has texts."""
         channels, *sides = shape
-        layout = self.model_dump(include={"patch", "width", "depth", "heads"})
+        layout = self.model_dump(include={"patch", "width", "depth", "heads"}) | {"given_channels": given_channels}
         context_dim = 0 if num_classes else self.context_dim
         return DiTNet(channels, len(sides), num_classes=num_classes, context_dim=context_dim, **layout)
 

@@ -77,7 +77,7 @@ def test_phase_calls_the_wrapped_net_once_and_only_through_it(name, phase):
     moving = active_phase(family, phase)
     step_phase(family, moving, next(stream(name)), 0, CONFIG)
     assert moving.net.calls == 1
-    assert moving.net.outside == [], "called around the wrapper, whose gradients would not synchronise"
+    assert moving.net.learning == [], "called around the wrapper, whose gradients would not synchronise"
 
 
 @pytest.mark.parametrize("name", [name for name in family_names() if any(phase.ahead for phase in build(name).phases)])
