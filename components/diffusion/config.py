@@ -123,6 +123,7 @@ class Settings(Strict):
     guidance: Literal["classifier_free", "autoguidance"] = "classifier_free"
     guidance_interval: tuple[float, float] | None = None  # noise levels sigma: above the first, up to the second
     guidance_rescale: float = Field(0.0, ge=0, le=1)  # share of the result; Lin et al. 2024 use 0.7
+    dynamic_threshold: float | None = Field(None, gt=0, le=1)  # of images themselves: a quantile, 0.995 as published
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:

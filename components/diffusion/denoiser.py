@@ -45,8 +45,10 @@ class NumberEmbedding(TimestepEmbedding):
 
 class Denoiser(nn.Module):
     """Backbone and conditioner. `conditioner` turns named inputs (a class, tokens) into the backbone's; without one
-    they are the backbone's own. With `uncertainty` the net can tell, beside its answer, the logarithm (B,) of the error
-    that it expects. `numbers`: inputs (B,) in [0, 1] by which the net is told more than the noise level.
+    they are the backbone's own. `further` takes those that class or text leave over, its `names`, such as a smaller
+    image: (x, condition) -> both as the backbone takes them. With `uncertainty` the net can tell, beside its answer,
+    the logarithm (B,) of the error that it expects. `numbers`: inputs (B,) in [0, 1] by which the net is told more than
+    the noise level.
 
     x (B, C, ...), level (B,) in [0, 1000] -> x's shape.
     """
@@ -57,17 +59,20 @@ class Denoiser(nn.Module):
         backbone: nn.Module,
         uncertainty: bool = False,
         numbers: Sequence[str] = (),
+        further: nn.Module | None = None,
     ):
         super().__init__()
         self.conditioner = conditioner
         self.backbone = backbone
+        self.further = further
         self.uncertainty = Uncertainty() if uncertainty else None
         self.numbers = nn.ModuleDict({name: NumberEmbedding(backbone.embedding_dim) for name in numbers})
 
     def forward(self, x: Tensor, level: Tensor, uncertain: bool = False, **given: Tensor):
-        numbers = {name: given.pop(name) for name in self.numbers}
+        names = (*self.numbers, *(() if self.further is None else self.further.names))
+        passed = {name: given.pop(name) for name in names}
         condition = given if self.conditioner is None else self.conditioner(**given)
-        answer = self.denoise(x, level, **condition, **numbers)
+        answer = self.denoise(x, level, **condition, **passed)
         return (answer, self.uncertainty(level)) if uncertain else answer
 
     def denoise(self, x: Tensor, level: Tensor, **condition: Tensor) -> Tensor:
@@ -75,4 +80,6 @@ class Denoiser(nn.Module):
         told = [embedding(condition.pop(name)) for name, embedding in self.numbers.items()]
         if told:
             condition["added"] = torch.stack(told).sum(0)
+        if self.further is not None:
+            x, condition = self.further(x, condition)
         return self.backbone(x, level, **condition)

@@ -269,7 +269,7 @@ class Sampler(Family):
         """The coroutine that makes the rows of a request: (B, C, ...) in [-1, 1]. Raises SamplerError of what the
         sampler does not take, on whatever way a request comes."""
         refuse_unaccepted(
-            self.accepts, self.medium.plural, self.row_shape, self.num_classes, request, self.num_speakers
+            self.accepts, self.medium.plural, self.row_shape, self.num_classes, request, self.num_speakers, self.sizes
         )
         if reason := self.why_not(self.config, request.settings, self.data.inputs):
             raise SamplerError(reason)
@@ -347,6 +347,11 @@ class Sampler(Family):
     def row_shape(self) -> tuple[int, ...]:
         """Of what it makes, channels first."""
         return self.data.decoded.shape
+
+    @property
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        """The sides that it can be asked for, its usual ones first."""
+        return (self.row_shape[1:],)
 
 
 class NoSettings(Strict):

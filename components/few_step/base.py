@@ -186,6 +186,9 @@ class Student(LatentDiffusion):
     def _guidance(self, settings: StudentSettings) -> Guidance:
         return Guidance()  # the net is told its scale: no second row
 
+    def _threshold(self, settings: StudentSettings) -> None:
+        return None
+
     def _solver(self, settings: StudentSettings) -> Callable[[Tensor, Sequence[float], Noise], Solver]:
         return SOLVERS["ddim"]
 
