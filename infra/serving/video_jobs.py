@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from components.config import Strict
 from components.files import write_whole
@@ -45,6 +45,7 @@ class Job(Strict):
     seconds: str
     size: str
     created_at: int
+    at: float = Field(default_factory=time.time)  # the same, to the order of jobs
     owner: str = ""
     status: Literal["queued", "in_progress", "completed", "failed"] = "queued"
     progress: int = 0
@@ -58,7 +59,7 @@ class Job(Strict):
 
     def card(self) -> dict:
         """As the API tells it."""
-        told = self.model_dump(mode="json", exclude={"order", "owner"})
+        told = self.model_dump(mode="json", exclude={"order", "owner", "at"})
         return {**told, "object": "video", "remixed_from_video_id": None, "seed": self.order.seed}
 
 
@@ -95,7 +96,7 @@ class JobStore:
     def all(self) -> list[Job]:
         """The oldest first."""
         found = [self.get(path.stem) for path in self.folder.glob("video_*.json")]
-        return sorted((job for job in found if job is not None), key=lambda job: (job.created_at, job.id))
+        return sorted((job for job in found if job is not None), key=lambda job: (job.at, job.id))
 
     def remove(self, name: str) -> None:
         for path in self.folder.glob(f"{name}.*"):

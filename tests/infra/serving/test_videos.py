@@ -189,12 +189,12 @@ def test_the_store_is_bounded_and_forgets(tmp_path):
     )
     store = JobStore(tmp_path, 2, 3600)
     for number in range(2):
-        store.add(job.model_copy(update={"id": f"video_{number}", "created_at": number}))
+        store.add(job.model_copy(update={"id": f"video_{number}", "at": number}))
     with pytest.raises(ApiError, match="too many videos are waiting"):
         store.add(job.model_copy(update={"id": "video_2"}))
     store.put(job.model_copy(update={"status": "completed", "expires_at": int(time.time()) + 60}))
     store.film(job).write_bytes(b"film")
-    store.add(job.model_copy(update={"id": "video_3", "created_at": 3}))
+    store.add(job.model_copy(update={"id": "video_3", "at": 3}))
     assert [one.id for one in store.all()] == ["video_1", "video_3"] and not store.film(job).exists()
     store.put(job.model_copy(update={"id": "video_1", "status": "failed", "expires_at": int(time.time()) - 1}))
     assert store.get("video_1") is None and [one.id for one in store.all()] == ["video_3"]
