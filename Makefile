@@ -79,4 +79,4 @@ lock: $(BIN)/uv
 
 # Everything that `make demo` made, but not the environment nor DVC's cache.
 clean:
-	rm -rf $(filter-out data/raw/,$(wildcard data/*/)) inputs curves code_hashes runs metrics summary samples reference champion promoted.json report.html .cache/ray .cache/durations bench.jsonl
+	rm -rf $(filter-out data/raw/,$(wildcard data/*/)) inputs curves code_hashes runs metrics summary samples reference champion promoted.json report.html dvc_plots .cache/ray .cache/durations bench.jsonl

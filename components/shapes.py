@@ -38,6 +38,15 @@ def refuse_unless_planar(shape: tuple[int, ...], multiple: int, name: str) -> No
         raise SamplerError(f"{name}: expected a height and width that are multiples of {multiple}, {found}")
 
 
+def refuse_unless_film(shape: tuple[int, ...], frames: int, multiple: int, name: str) -> None:
+    """Raises SamplerError, naming the family, unless rows are channels, 1 and a multiple of `frames` frames, height and
+    width, and both sides divisible by `multiple`."""
+    if len(shape) != 4 or shape[1] % frames != 1 % frames:
+        found = f"found {shape_text(shape)}"
+        raise SamplerError(f"{name}: expected rows of channels, 1 and {frames} k frames, height and width, {found}")
+    refuse_unless_planar((shape[0], *shape[2:]), multiple, name)
+
+
 def refuse_unless_square(shape: tuple[int, ...], name: str) -> None:
     """Raises SamplerError, naming the family, unless rows are channels, height and width, the sides equal."""
     refuse_unless_planar(shape, 1, name)

@@ -32,6 +32,7 @@ from pipelines.support import cli, paths, remote, sample_pictures
 from pipelines.support.candidates import Candidate, settings_text
 from pipelines.support.measurement import (
     Measurement,
+    clip_folder,
     judge_folder,
     likelihood_figures,
     load_sampler,
@@ -227,13 +228,13 @@ def table(metrics: SamplerMetrics) -> str:
 
 
 def inputs(params: Params, key: str) -> list[Path]:
-    """All that a measurement reads: the sampler, the judge, what is known of the real images, weights of extractors
-    that lie here rather than on a hub."""
-    asked, judge = params.evaluate, judge_folder(params)
+    """All that a measurement reads: the sampler, the judge and the clip, what is known of the real images, weights of
+    extractors that lie here rather than on a hub."""
+    asked, measuring = params.evaluate, (judge_folder(params), clip_folder(params))
     weights = (asked.extractor.weights, asked.lpips, asked.clip_score)
     return [
         paths.RUNS / name_of(key),
-        *([paths.RUNS / judge.name] if judge else []),
+        *(paths.RUNS / folder.name for folder in measuring if folder is not None),
         paths.REFERENCE,
         paths.TRAIN_IMAGES,
         paths.TEST_IMAGES,

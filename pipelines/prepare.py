@@ -64,6 +64,7 @@ def _write_split(source: Source, split: str, config: DataConfig, folder: Path, r
         rate=source.rate,
         classes=source.classes,
         speakers=source.speakers,
+        statistics=source.statistics,
         source={**source.facts, "split": split},
         rejected=tuple(rejected[num_before:]),
     )

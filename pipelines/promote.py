@@ -332,7 +332,7 @@ def describe(promoted: dict[str, Any], champion: Candidate, report: Path) -> str
     return "\n".join(lines)
 
 
-def show() -> None:
+def show(params: Params) -> None:
     if not paths.PROMOTED.is_file():
         raise InputError(f"{paths.PROMOTED}: missing; expected what `dvc repro` writes")
     promoted = json.loads(paths.PROMOTED.read_text())
@@ -340,6 +340,25 @@ def show() -> None:
         print(f"nobody reigns: {promoted['why']}")
     else:
         print(describe(promoted, read_champion(), paths.REPORT))
+    if told := disagreement(promoted["version"], Registry(params.tracking, ROOT, promoted["model"])):
+        print(f"registry: {told}")
+
+
+def disagreement(version: str | None, registry: Registry) -> str | None:
+    """What the registry says otherwise than promoted.json, which has `version`, and how to make them agree; None where
+    they do, and where a clone has no registry."""
+    if not registry.is_there():
+        return None
+    try:
+        champion = registry.champion()
+    except InputError as error:
+        return f"could not be asked: {error}"
+    if champion is None:
+        return None if version is None else f"nobody reigns there; `--to {version}` makes v{version} reign"
+    if champion.number == version:
+        return None
+    ours = "`dvc repro promote` decides again" if version is None else f"`--to {version}` makes v{version} reign there"
+    return f"v{champion.number} reigns there; `--to {champion.number}` writes {paths.PROMOTED} anew, {ours}"
 
 
 def show_moves(registry: Registry) -> None:
@@ -355,9 +374,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--to", metavar="VERSION", help="go to a version by hand")
     parser.add_argument("--why", default="by hand", help="the reason that is recorded with --to")
     asked = parser.parse_args(argv)
-    if asked.show:
-        return show()
     params = load()
+    if asked.show:
+        return show(params)
     registry = Registry(params.tracking, ROOT, params.promote.registered_model)
     if asked.moves:
         return show_moves(registry)

@@ -32,7 +32,15 @@ from components.metrics.neighbours import memorised_figure
 from components.metrics.principal import SIDES
 from infra.ray_cluster.worker_pool import WorkerPool, worker_pool
 from pipelines.support import cli, paths
-from pipelines.support.measurement import MOMENTS, Measurement, judge_folder, open_extractors, open_measurement, row
+from pipelines.support.measurement import (
+    MOMENTS,
+    Measurement,
+    clip_folder,
+    judge_folder,
+    open_extractors,
+    open_measurement,
+    row,
+)
 from pipelines.support.metrics_files import FLOOR, FLOOR_BY_CHANCE, FLOOR_OF_CAPTIONS, Known, KnownSet
 from pipelines.support.params import Params, load
 from pipelines.support.paths import ROOT
@@ -64,7 +72,12 @@ def describe(workers: WorkerPool, params: Params, split: str, extractors: Extrac
     config = params.evaluate
     with whole_folder(target) as folder:
         task = DescribeTask(
-            images.resolve(), folder.resolve(), config.extractor, judge_folder(params), config.batch_size
+            images.resolve(),
+            folder.resolve(),
+            config.extractor,
+            judge_folder(params),
+            config.batch_size,
+            clip_folder(params),
         )
         make = task.worker if workers.spreads else functools.partial(task.worker, extractors)
         done = list(workers.map(make, range(len(facts.shards))))

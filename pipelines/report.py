@@ -39,8 +39,8 @@ TEMPLATE = Path(__file__).parent / "support/report.html.j2"
 Context = dict[str, Any]
 
 
-def origins(promoted: dict, protocol: Protocol) -> Context:
-    """The champion's lineage: name -> value, and the two tables beside."""
+def origins(promoted: dict, protocol: Protocol, params: Params) -> Context:
+    """The champion's lineage, and which runs others learn from: name -> value, and the two tables beside."""
     config = None if promoted["version"] is None else run_folder.read_config(Path(promoted["run_folder"]))
     facts = {
         "git revision": lineage.git_revision() or "not a git checkout",
@@ -52,6 +52,7 @@ def origins(promoted: dict, protocol: Protocol) -> Context:
         "versions": ", ".join(
             f"{name} {version}" for name, version in {"python": platform.python_version(), **protocol.versions}.items()
         ),
+        **{f"{name}'s {role}": str(path) for name in params.samplers for role, path in params.inputs_of(name).items()},
     }
     model = yaml.safe_dump(config.config, sort_keys=True) if config is not None else ""
     return {"facts": facts, "locked": lineage.locked_outputs(), "model": model}
@@ -69,6 +70,7 @@ def _origin(promoted: dict, config: run_folder.RunConfig) -> dict[str, str]:
         "training data": origin.data,
         "training code": origin.code,
         "training job": origin.job,
+        **{f"champion's {role}": run for role, run in origin.inputs.items()},
     }
 
 
@@ -105,7 +107,7 @@ def gather(params: Params) -> Context:
         "curves": losses,
         "over_time": quality_over_time(metrics) + validated,
         "graph": lineage.graph(),
-        "lineage": origins(promoted, measured.protocol),
+        "lineage": origins(promoted, measured.protocol, params),
         "data": {"train": num_train, "test": len(test), "classes": len(test.manifest.classes)},
         "policy": policy,
     }

@@ -19,6 +19,7 @@ from infra.ray_cluster.ray_session import session
 from infra.storage.buckets import check_storage
 from infra.tracking import runs
 from pipelines.support import cli, code_closure, inputs, lineage, paths, remote
+from pipelines.support.fitness import refuse_unmeasurable
 from pipelines.support.params import Params, load, name_of, train_block
 from pipelines.support.paths import ROOT
 
@@ -40,9 +41,13 @@ def make_job(params: Params, key: str) -> ray_train.Job:
     kind = family_class(block.family)
     config = parse(kind.Config, inputs.whole_model(params, name, trained=True), f"{key}.model")
     kind(config, info)  # refuses here, on the driver, what no worker could train
+    for role, one in given.items():
+        if one.run is not None:
+            told = RunInfo(family=one.run.family, config=one.run.config, data=one.run.data)
+            kind.refuse_unfit_input(config, info, role, told)
     if block.training.keep == "best":
         _refuse_unknown_best(block.training.keep_by, kind, JUDGE in given, key)
-    is_validated = JUDGE in given or kind.held_out is not None
+    is_validated = JUDGE in given or kind.held_out is not None or bool(kind.checkpoint_figures)
     if is_validated:
         read_manifest(paths.TEST_IMAGES)
     return ray_train.Job(
@@ -65,7 +70,7 @@ def make_job(params: Params, key: str) -> ray_train.Job:
 
 def _refuse_unknown_best(figure: str, kind: type[Family], is_judged: bool, key: str) -> None:
     """Raises ConfigError of a figure that no checkpoint will have; what a judge adds is known at the first one."""
-    known = kind.held_out.names if kind.held_out is not None else ()
+    known = (*(kind.held_out.names if kind.held_out is not None else ()), *kind.checkpoint_figures)
     if figure in known or is_judged:
         return
     expected = f"one of {', '.join(known)}, or " if known else ""
@@ -128,6 +133,7 @@ def train_tracked(params: Params, key: str, job: ray_train.Job) -> State:
             "seed": job.seed,
             **{f"model.{name}": value for name, value in job.config.model_dump(mode="json").items()},
             **{f"training.{name}": value for name, value in job.training.model_dump(mode="json").items()},
+            **{f"inputs.{given.role}": f"{relative(given.path)} {given.hash}" for given in job.inputs},
         },
     )
     manifest = read_manifest(Path(job.data))
@@ -158,6 +164,7 @@ def relative(folder: str) -> str:
 def main(argv: list[str]) -> None:
     key = cli.one_argument(argv, "python -m pipelines.train GROUP.NAME")
     params = load()
+    refuse_unmeasurable(params)
     job = make_job(params, key)
     if remote.is_away(params.cluster):
         remote.refuse_local_tracker(params)
@@ -174,6 +181,7 @@ def main(argv: list[str]) -> None:
         seed=job.seed,
         step=state.step,
         precision=state.precision,
+        inputs={given.role: f"{relative(given.path)} {given.hash}" for given in job.inputs},
     )
     best = ray_train.best_checkpoint(job, params.cluster.storage(ROOT))
     target = paths.RUNS / job.name

@@ -8,6 +8,7 @@ import pytest
 import ray
 
 from tests.clones import command, make_clone, tiny_params
+from tests.infra.chromium import EXECUTABLE, Page
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +53,25 @@ def test_nothing_to_do_the_second_time(reproduced):
     assert (reproduced / "dvc.lock").read_text() == before
 
 
-def test_dvc_shows_metrics_and_plots(reproduced):
+def test_dvc_shows_metrics_and_plots(reproduced, tmp_path):
     shown = command(reproduced, "dvc", "metrics", "show", "--json")
     assert "summary/ldm.json" in shown.stdout
     table = command(reproduced, "dvc", "metrics", "show").stdout.splitlines()
     assert max(len(line.rstrip()) for line in table) <= 80, "a terminal's width"
     plotted = command(reproduced, "dvc", "plots", "show")
     assert plotted.returncode == 0, plotted.stderr
-    assert (reproduced / "dvc_plots/index.html").is_file()
+    page = reproduced / "dvc_plots/index.html"
+    assert "<script src" not in page.read_text(), "what draws is in the page, not somewhere in the network"
+    if EXECUTABLE is None:
+        return
+    shown = Page(page.as_uri(), tmp_path / "profile")
+    try:
+        shown.wait_for("document.readyState === 'complete'")
+        drawn, curves = (shown.evaluate(f"document.querySelectorAll('{kind}').length") for kind in ("svg", "polyline"))
+    finally:
+        shown.close()
+    assert drawn > curves >= 4, "a curve of each phase, a plot of each sampler's candidates"
+    assert all(address.startswith("file:") for address in shown.requests) and not shown.problems
 
 
 def test_an_altered_shard_stops_training_before_it_starts(reproduced):

@@ -116,6 +116,7 @@ WRONG = {  # message -> the folder, and keys of params.yaml
     "data.image_size": ("a/1.png b/2.png", {"data": {"image_size": 48}}),
     "expected labelled images": (MANY, {}),
     "expected images with captions": (MANY, {"samplers": {"ldm": {"model": {"conditioning": "text"}}}}),
+    "a link to a folder": ("a/1.png b/2.png", {}),
     "unknown key": (MANY, {"data": {"chanels": 3}}),
 }
 EXTRA = {
@@ -138,6 +139,8 @@ def test_a_refusal_comes_in_one_line_and_nothing_is_written(message, tmp_path, m
     folder = tmp_path / "data/raw/flowers"
     if files is not None:
         lay(folder, files)
+    if message == "a link to a folder":
+        (folder / "c").symlink_to(folder / "a")
     if message in EXTRA:
         name, content = EXTRA[message]
         (folder / name).write_text(content)

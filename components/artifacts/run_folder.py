@@ -40,7 +40,8 @@ BEST = "best.safetensors"
 
 class Provenance(Strict):
     """Where a model came from: content hashes of its input data and of the code that trained it, its job's hash, and
-    what `training.precision: auto` was, where it is known."""
+    what `training.precision: auto` was, where it is known. `inputs`: by role, where each trained run that it learned
+    from lay, and that run's hash."""
 
     data: str
     code: str
@@ -48,6 +49,7 @@ class Provenance(Strict):
     seed: int
     step: int
     precision: str | None = None
+    inputs: dict[str, str] = {}
 
 
 class RunConfig(Strict):
@@ -188,10 +190,10 @@ def load(
     folder: Path,
     device: torch.device | str = "cpu",
     ema_sigma_rel: float | None = None,
-    checkpoint: Literal["last", "best"] = "last",
+    checkpoint: Literal["last", "best"] | None = None,
 ) -> Run:
     """`ema_sigma_rel` asks for weights averaged over another length than the run's own, built from its snapshots,
-    `checkpoint: best` for those of the best checkpoint that it kept.
+    `checkpoint: best` for those of the best checkpoint that it kept; unless told, the family knows (`prefers_best`).
 
     Raises SamplerError naming the file that is missing, damaged or of another shape."""
     config = read_config(folder)
@@ -204,6 +206,8 @@ def load(
         load_weights(family.nets[net], folder / f"{net}.safetensors")
     if ema_sigma_rel is not None:
         _take(family, ema.reconstruct(read_averages(folder), ema_sigma_rel, config.provenance.step))
+    if checkpoint is None and kind.prefers_best and ema_sigma_rel is None and (folder / BEST).is_file():
+        checkpoint = "best"
     if checkpoint == "best":
         _take(family, Best.from_file(folder / BEST).average)
     family.nets.requires_grad_(False).eval().to(device)

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from components.data.dataset import Batch
 from components.errors import SamplerError
-from components.nets.blocks import Attention, FeedForward
 from components.nets.text_encoders import LIBRARIES, EncoderLayout, FrozenText
 from components.sampling.trajectories import Call, Trajectory
 
-VOCABULARY = 256  # bytes
 EMBEDDED = "text"  # the column of embeddings beside latents
 
 
@@ -31,6 +29,11 @@ def tokens_of(texts: Sequence[str], length: int) -> Tensor:
         if 0 in row:
             raise SamplerError(f"prompt: holds a zero byte: {text[:40]!r}")
     return torch.tensor([row + [0] * (length - len(row)) for row in rows], dtype=torch.int64).reshape(-1, length)
+
+
+def cut_tokens_of(texts: Sequence[str], length: int) -> Tensor:
+    """(B, length) int64; what is longer is cut."""
+    return tokens_of([text.encode()[:length].decode(errors="ignore").replace("\0", " ") for text in texts], length)
 
 
 def tokens_of_column(captions: Tensor, length: int) -> Tensor:
@@ -99,41 +102,6 @@ class Embeddings:
 
     def captions(self, columns: Mapping[str, Tensor]) -> tuple[str, ...]:
         return texts_of_column(columns["caption"])
-
-
-class TextBlock(nn.Module):
-    """Self-attention and feed-forward, each normalised first and residual."""
-
-    recomputable = True
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
-        self.ff = FeedForward(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.ff(self.norm2(x))
-
-
-class TextEncoder(nn.Module):
-    """Bytes (B, L) int64 -> (B, L, context_dim): a transformer (Vaswani et al. 2017) with learnt places."""
-
-    def __init__(self, length: int, width: int, layers: int, heads: int, context_dim: int):
-        super().__init__()
-        self.bytes = nn.Embedding(VOCABULARY, width)
-        self.places = nn.Parameter(torch.randn(length, width) / 10)
-        self.blocks = nn.ModuleList(TextBlock(width, heads) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
-        self.project = nn.Linear(width, context_dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.bytes(tokens) + self.places
-        for block in self.blocks:
-            x = block(x)
-        return self.project(self.norm(x))
 
 
 class Projection(nn.Module):

@@ -1,7 +1,9 @@
 """Backbones of a denoiser, chosen by `backbone.name`: a block of the config for each, which builds its network.
 
-A backbone answers `net(x, level, context, label)` with x's shape: x (B, C, ...), noise level (B,) in [0, 1000],
-context (B, M, context_dim) or None, label (B,) or None.
+A backbone answers `net(x, level, context, label, added)` with x's shape: x (B, C, ...), noise level (B,) in [0, 1000],
+context (B, M, context_dim) or None, label (B,) or None, and what is added to the embedding of level and label,
+(B, net.embedding_dim) or None. Built with `given_channels`, it is told as many channels of x besides those that it
+answers about.
 """
 
 from __future__ import annotations
@@ -55,9 +57,9 @@ class UNet(Strict):
         """Of the token that tells the class, beside the label; 0 where the label says it all."""
         return self.context_dim
 
-    def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    def build(self, shape: tuple[int, ...], num_classes: int, given_channels: int = 0) -> nn.Module:
         """For rows of `shape`. `num_classes`: rows of the class embedding, 0 for none."""
-        layout = self.model_dump(exclude={"name", "norm_groups"})
+        layout = self.model_dump(exclude={"name", "norm_groups"}) | {"given_channels": given_channels}
         return UNet2DConditionModel(shape[0], num_classes=num_classes, groups=self.norm_groups, **layout)
 
 
@@ -97,10 +99,10 @@ class DiT(Strict):
     def class_dim(self) -> int:
         return 0
 
-    def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    def build(self, shape: tuple[int, ...], num_classes: int, given_channels: int = 0) -> nn.Module:
         """As of UNet; what has no classes has texts."""
         channels, *sides = shape
-        layout = self.model_dump(include={"patch", "width", "depth", "heads"})
+        layout = self.model_dump(include={"patch", "width", "depth", "heads"}) | {"given_channels": given_channels}
         context_dim = 0 if num_classes else self.context_dim
         return DiTNet(channels, len(sides), num_classes=num_classes, context_dim=context_dim, **layout)
 

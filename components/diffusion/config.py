@@ -63,18 +63,26 @@ class Guide(Strict):
     sigma_rel: float = Field(0.1, gt=0, lt=0.28)  # the average's width, as a share of the run so far
 
 
-class Config(Strict):
+class DenoiserConfig(Strict):
+    """What the net is, and what it predicts of what: of every model that denoises."""
+
     conditioning: Literal["none", "class", "text"] = "class"
     backbone: Backbone = UNet()
     text: Text = Text()
     objective: Literal["epsilon", "x0", "v", "flow", "edm"] = "flow"
     schedule: ScheduleConfig = ScheduleConfig()
-    times: Times = Times()
-    weighting: Weighting = Weighting()
-    guide: Guide | None = None
     flips: bool = False  # train on mirrored images too; latents need encode.flips
     label_dropout: float = Field(0.1, ge=0, le=1)  # share of rows trained without their class or text, for guidance
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup=50)
+
+    @property
+    def tells_uncertainty(self) -> bool:
+        """Whether the net tells the error that it expects."""
+        return False
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """What the net is told beside the noise level, by input."""
+        return ()
 
     @model_validator(mode="before")
     @classmethod
@@ -84,13 +92,24 @@ class Config(Strict):
         return block
 
     @model_validator(mode="after")
-    def _fits(self) -> Config:
+    def _is_coherent(self) -> DenoiserConfig:
         if self.conditioning == "text" and not self.backbone.attends:
             raise ValueError("backbone.attention: a text is attended to; expected true at one resolution at least")
         if self.objective == "epsilon" and self.schedule.zero_terminal_snr:
             # Lin et al. 2024, section 3.2
             raise ValueError("objective: the noise in pure noise says nothing; with zero_terminal_snr expected v")
         return self
+
+
+class Config(DenoiserConfig):
+    times: Times = Times()
+    weighting: Weighting = Weighting()
+    guide: Guide | None = None
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup=50)
+
+    @property
+    def tells_uncertainty(self) -> bool:
+        return self.weighting.name == "learned"
 
 
 class Settings(Strict):
@@ -104,6 +123,7 @@ class Settings(Strict):
     guidance: Literal["classifier_free", "autoguidance"] = "classifier_free"
     guidance_interval: tuple[float, float] | None = None  # noise levels sigma: above the first, up to the second
     guidance_rescale: float = Field(0.0, ge=0, le=1)  # share of the result; Lin et al. 2024 use 0.7
+    dynamic_threshold: float | None = Field(None, gt=0, le=1)  # of images themselves: a quantile, 0.995 as published
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
-from components.nets.blocks import sinusoidal_embedding
+from components.nets.blocks import TimestepEmbedding, sinusoidal_embedding
+
+# of a number's sinusoidal embedding: its width, the largest angle, and the longest period. Small angles, since mean
+# velocities are learned from derivatives in them (Lu and Song 2025, section 4.1)
+NUMBER_WIDTH, NUMBER_ANGLE, NUMBER_PERIOD = 64, 10.0, 100.0
 
 
 class Uncertainty(nn.Module):
@@ -23,24 +30,56 @@ class Uncertainty(nn.Module):
         return self.linear(sinusoidal_embedding(level, self.width))[:, 0].float()
 
 
+class NumberEmbedding(TimestepEmbedding):
+    """A number (B,) in [0, 1] -> (B, width), zero at first: a net that goes on from another's weights begins as that
+    one."""
+
+    def __init__(self, width: int):
+        super().__init__(NUMBER_WIDTH, width)
+        nn.init.zeros_(self.linear_2.weight)
+        nn.init.zeros_(self.linear_2.bias)
+
+    def forward(self, number: Tensor) -> Tensor:
+        return super().forward(sinusoidal_embedding(NUMBER_ANGLE * number, NUMBER_WIDTH, NUMBER_PERIOD))
+
+
 class Denoiser(nn.Module):
     """Backbone and conditioner. `conditioner` turns named inputs (a class, tokens) into the backbone's; without one
-    they are the backbone's own. With `uncertainty` the net can tell, beside its answer, the logarithm (B,) of the error
-    that it expects.
+    they are the backbone's own. `further` takes those that class or text leave over, its `names`, such as a smaller
+    image: (x, condition) -> both as the backbone takes them. With `uncertainty` the net can tell, beside its answer,
+    the logarithm (B,) of the error that it expects. `numbers`: inputs (B,) in [0, 1] by which the net is told more than
+    the noise level.
 
     x (B, C, ...), level (B,) in [0, 1000] -> x's shape.
     """
 
-    def __init__(self, conditioner: nn.Module | None, backbone: nn.Module, uncertainty: bool = False):
+    def __init__(
+        self,
+        conditioner: nn.Module | None,
+        backbone: nn.Module,
+        uncertainty: bool = False,
+        numbers: Sequence[str] = (),
+        further: nn.Module | None = None,
+    ):
         super().__init__()
         self.conditioner = conditioner
         self.backbone = backbone
+        self.further = further
         self.uncertainty = Uncertainty() if uncertainty else None
+        self.numbers = nn.ModuleDict({name: NumberEmbedding(backbone.embedding_dim) for name in numbers})
 
     def forward(self, x: Tensor, level: Tensor, uncertain: bool = False, **given: Tensor):
-        answer = self.denoise(x, level, **(given if self.conditioner is None else self.conditioner(**given)))
+        names = (*self.numbers, *(() if self.further is None else self.further.names))
+        passed = {name: given.pop(name) for name in names}
+        condition = given if self.conditioner is None else self.conditioner(**given)
+        answer = self.denoise(x, level, **condition, **passed)
         return (answer, self.uncertainty(level)) if uncertain else answer
 
     def denoise(self, x: Tensor, level: Tensor, **condition: Tensor) -> Tensor:
         """With the condition made once for all steps."""
+        told = [embedding(condition.pop(name)) for name, embedding in self.numbers.items()]
+        if told:
+            condition["added"] = torch.stack(told).sum(0)
+        if self.further is not None:
+            x, condition = self.further(x, condition)
         return self.backbone(x, level, **condition)

@@ -120,6 +120,22 @@ def solve(
         return stop.value
 
 
+def thresholded(
+    denoise: Denoise, quantile: float, normalise: Callable[[Tensor], Tensor], denormalise: Callable[[Tensor], Tensor]
+) -> Denoise:
+    """A denoiser whose estimates of images stay in [-1, 1]: those that leave it are brought back by as much as this
+    quantile of their values does (dynamic thresholding: Saharia et al. 2022, section 2.3), where clipping alone would
+    saturate them under strong guidance. The functions lead from images to what is denoised, and back."""
+
+    def bounded(x: Tensor, sigma: float) -> Generator[Call, Tensor, Tensor]:
+        images = denormalise((yield from denoise(x, sigma)))
+        most = torch.quantile(images.flatten(1).abs().float(), quantile, dim=1).clamp(min=1)
+        wide = per_row(most, images)
+        return normalise(torch.maximum(torch.minimum(images, wide), -wide) / wide)
+
+    return bounded
+
+
 def keeping(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
     """A denoiser that knows a part: where `mask` (broadcast to x) is 0 its estimate is `known`.
 

@@ -45,6 +45,15 @@ def euler(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Solver:
     return (yield from ddim(x, sigmas, noise))
 
 
+def renoised(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Solver:
+    """Fresh noise on each estimate: Song et al. 2023, Algorithm 1. For estimates that lie on the data, as those of a
+    consistency model do; a mean of the data would stay one."""
+    for step, sigma_next in enumerate(sigmas[1:]):
+        denoised = yield x, sigmas[step]
+        x = denoised if sigma_next == 0 else denoised + sigma_next * noise(step)
+    return x
+
+
 class Path(NamedTuple):
     """The variable that a solver steps in: z = x / (1 + fade * sigma) over time sigma / (1 + fade * sigma), where z is
     the images times 1 - fade * time and the noise times time, added."""

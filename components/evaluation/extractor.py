@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from components.artifacts.run_folder import Run
+from components.conditioning.text import cut_tokens_of
 from components.errors import SamplerError
 from components.families.base import Judge
-from components.files import sha256
+from components.files import sha256, sha256_folder
+from components.metrics.figures import Figures
+
+SetFigures = Callable[[Tensor, Tensor | None], Figures]
+
+
+def no_figures(rows: Tensor, labels: Tensor | None) -> Figures:
+    return {}
 
 
 class Embedding(NamedTuple):
@@ -35,6 +43,7 @@ class Extractor:
     resize: str = "none"
     libraries: tuple[str, ...] = ()  # beyond torch, whose versions figures depend on
     medium: str = ""  # of the rows that it takes; empty where `shape` says all
+    figures: SetFigures = no_figures  # that a judge adds, of rows and the classes asked for
 
 
 def judge_extractor(run: Run, name: str) -> Extractor:
@@ -51,7 +60,47 @@ def judge_extractor(run: Run, name: str) -> Extractor:
         logits = net.logits(vectors).double().cpu() if run.family.tells_classes else None
         return Embedding(vectors.double().cpu(), logits)
 
-    return Extractor(name, sha256(run.folder / "classifier.safetensors"), run.config.data.shape, embed)
+    weights_hash = sha256(run.folder / "classifier.safetensors")
+    return Extractor(name, weights_hash, run.config.data.shape, embed, figures=run.family.figures)
+
+
+def clip_extractor(run: Run, name: str) -> Extractor:
+    """The image embeddings of a CLIP trained on the data's captions, on the device it was loaded to. Raises
+    SamplerError if the run is none."""
+    net = _clip_of(run)
+
+    @torch.inference_mode()
+    def embed(images: Tensor) -> Embedding:
+        return Embedding(net.images(images.to(net.log_scale.device)).double().cpu(), None)
+
+    return Extractor(name, weights_hash(run), run.config.data.shape, embed)
+
+
+def clip_scorer(run: Run) -> Callable[[Tensor, list[str]], Tensor]:
+    """A function of images (N, C, ...) in [-1, 1] and N texts: (N,) 100 max(cosine, 0) (Hessel et al. 2021, equation 1,
+    with the usual weight 100), by a CLIP trained on the data's captions; longer texts are cut as captions are. Raises
+    SamplerError if the run is none."""
+    net, length = _clip_of(run), run.family.config.text.length
+
+    @torch.inference_mode()
+    def score(images: Tensor, texts: list[str]) -> Tensor:
+        device = net.log_scale.device
+        spoken = net.texts(cut_tokens_of(texts, length).to(device))["pooled"]
+        cosine = (net.images(images.to(device)) * spoken).sum(1)
+        return 100 * cosine.clamp(min=0).double().cpu()
+
+    return score
+
+
+def weights_hash(run: Run) -> str:
+    """Of all weights of a run, those of its best checkpoint among them."""
+    return sha256_folder(run.folder, "*.safetensors")
+
+
+def _clip_of(run: Run) -> torch.nn.Module:
+    if run.config.family != "clip":
+        raise SamplerError(f"{run.folder}: expected a trained clip, found family {run.config.family!r}")
+    return run.family.nets["clip"]
 
 
 def extract(extractor: Extractor, batches: Iterable[Tensor]) -> Embedding:

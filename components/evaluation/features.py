@@ -14,7 +14,7 @@ from components.artifacts import run_folder
 from components.data.media import Medium, medium
 from components.errors import ConfigError, DataError
 from components.evaluation import pretrained
-from components.evaluation.extractor import Extractor, judge_extractor
+from components.evaluation.extractor import Extractor, clip_extractor, judge_extractor
 from components.evaluation.protocol import ExtractorConfig
 from components.metrics.principal import small
 
@@ -47,9 +47,17 @@ class Extractors:
     judge: Extractor | None
 
     @staticmethod
-    def open(config: ExtractorConfig, judge: Path | None, device: str) -> Extractors:
-        """`judge` is the folder of the trained one. Raises ConfigError without one if it is to be the extractor."""
+    def open(config: ExtractorConfig, judge: Path | None, device: str, clip: Path | None = None) -> Extractors:
+        """`judge`, `clip` are the folders of trained ones. Raises ConfigError without one that is to be the
+        extractor."""
         judging = None if judge is None else judge_extractor(run_folder.load(judge, device), judge.name)
+        if config.name == "clip" and not config.weights:
+            if clip is None:
+                raise ConfigError(
+                    "evaluate.extractor.weights: no path given; expected a folder or hub name of a pretrained CLIP, or "
+                    "in inputs evaluate/clip: runs/..., one trained on the data's captions"
+                )
+            return Extractors(clip_extractor(run_folder.load(clip, device), clip.name), judging)
         if config.name != "judge":
             return Extractors(pretrained.build(config, device), judging)
         if judging is None:

@@ -16,7 +16,7 @@ from components.errors import InputError
 
 class ExtractorConfig(Strict):
     """What turns images into features. `weights` is the file (inception) or the folder or hub name (dinov2, clip) of a
-    pretrained one, and empty for the judge, which the pipeline trains."""
+    pretrained one, and empty for the judge and the clip that the pipeline trains and `inputs` gives evaluate."""
 
     name: Literal["judge", "inception", "dinov2", "clip"] = "judge"
     weights: str = ""
@@ -44,7 +44,7 @@ class EvaluateConfig(Strict):
     seed: int = 0
     likelihood_rows: int = Field(500, ge=2)  # held-out, and as many of the training set, whose likelihood is measured
     lpips: str = ""  # a file of AlexNet's weights as torchvision ships it; empty: LPIPS diversity is not measured
-    clip_score: str = ""  # a CLIP folder or hub name; empty: the fit of image and class name is not measured
+    clip_score: str = ""  # a CLIP folder or hub name; empty: that of inputs' evaluate/clip, or the fit is not measured
     search: SearchConfig = SearchConfig()
     real_draws: int = Field(40, ge=2)  # of real images, measured as samples are: what is possible, and by chance
     snapshot_samples: int = Field(0, ge=0)  # at each step that a training kept averages of; 0: not measured

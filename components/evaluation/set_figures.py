@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from components.errors import DataError
+from components.evaluation.extractor import SetFigures, no_figures
 from components.evaluation.features import Features
 from components.evaluation.protocol import EvaluateConfig
 from components.metrics.classes import agreement_figure, classifier_figure, inception_figure
@@ -75,7 +76,8 @@ class Reference:
 class Real:
     """The real images' side. `images` (M, C, H, W) in [-1, 1] and `labels` (M,) are held-out ones that pixels are
     compared with, `train` (N, D) the features of all training images. `medium_figures`: what their medium adds, of
-    generated rows and these; `seen`: its rows as pictures. `pixels`: what the second opinion compares with."""
+    generated rows and these; `seen`: its rows as pictures. `pixels`: what the second opinion compares with.
+    `judge_figures`: what the judge adds, of generated rows and the classes asked for."""
 
     reference: Reference
     train: Tensor
@@ -85,6 +87,8 @@ class Real:
     medium_figures: Callable[[Tensor, Tensor], Figures]
     seen: Callable[[Tensor], Tensor]
     pixels: PixelReference | None = None
+    caption: str = CAPTION  # what is said of an image of a class
+    judge_figures: SetFigures = no_figures
 
 
 @dataclass(frozen=True)
@@ -109,12 +113,12 @@ def set_figures(
     set, the judge or the configuration does not allow are absent."""
     kept_labels, shown = None if labels is None else labels[: len(images)], real.seen(real.images[:_TESTED])
     found = distribution_figures(features, labels, real, config)
-    found |= real.medium_figures(images, real.images)
+    found |= real.medium_figures(images, real.images) | real.judge_figures(images, kept_labels)
     return found | named(
         memorised_figure(some(features.vectors, config), real.train),
         classifier_figure(real.seen(images), kept_labels, shown, real.labels[:_TESTED]),
         diversity_figure(perception.lpips, images, kept_labels),
-        clip_figure(perception.clip_score, images, kept_labels, real.classes, prompts),
+        clip_figure(perception.clip_score, images, kept_labels, real, prompts),
     )
 
 
@@ -192,12 +196,12 @@ def clip_figure(
     clip_score: Callable[[Tensor, list[str]], Tensor] | None,
     images: Tensor,
     labels: Tensor | None,
-    classes: tuple[str, ...],
+    real: Real,
     prompts: tuple[str, ...] | None,
 ) -> Figure | None:
     """The mean fit of images and the texts or classes asked for; None where nothing measures it or nobody asked."""
     count = min(_SPOKEN, len(images))
-    texts = None if labels is None else [CAPTION.format(classes[label]) for label in labels[:count].tolist()]
+    texts = None if labels is None else [real.caption.format(real.classes[label]) for label in labels[:count].tolist()]
     texts = texts if prompts is None else list(prompts[:count])
     if clip_score is None or texts is None:
         return None

@@ -36,10 +36,11 @@ class DescribeTask:
     extractor: ExtractorConfig
     judge: Path | None
     batch_size: int
+    clip: Path | None = None
 
     def worker(self, extractors: Extractors | None = None) -> Callable[[int], tuple[Shard, Sums]]:
         """Describes one shard. Extractors that are open may be lent."""
-        extractors = extractors or Extractors.open(self.extractor, self.judge, default_device())
+        extractors = extractors or Extractors.open(self.extractor, self.judge, default_device(), self.clip)
         return functools.partial(self._describe, extractors, Dataset(self.images))
 
     def _describe(self, extractors: Extractors, dataset: Dataset, number: int) -> tuple[Shard, Sums]:
@@ -72,6 +73,7 @@ class SampleTask:
     judge: Path | None
     captions: generation.Captions | None = None
     weights: Path | None = None  # of the extractor, where they are a file or folder rather than a name
+    clip: Path | None = None
 
     @property
     def parts(self) -> range:
@@ -84,7 +86,7 @@ class SampleTask:
         be lent."""
         weights = {"weights": str(self.weights)} if self.weights else {}
         extractors = extractors or Extractors.open(
-            self.extractor.model_copy(update=weights), self.judge, default_device()
+            self.extractor.model_copy(update=weights), self.judge, default_device(), self.clip
         )
         return functools.partial(self._sample, *(sampler or self.open(default_device())), extractors)
 

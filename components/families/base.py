@@ -134,7 +134,7 @@ class Tiny:
     """
 
     config: Mapping[str, Any]
-    data: Literal["images", "latents", "captioned latents", "tokens"] | DataInfo = "images"
+    data: Literal["images", "captioned images", "latents", "captioned latents", "tokens"] | DataInfo = "images"
     settings: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Family], None] | None = None
 
@@ -161,7 +161,10 @@ class Family:
     libraries: tuple[str, ...] = ()  # beyond torch, that own a part of its nets
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
     received: Mapping[str, Family | nn.Module] = {}  # inputs by role, frozen, on the device of the nets
+    inherits: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by role, the config's keys that a run's own stand in for
     held_out: ClassVar[HeldOutLoss | None] = None  # what `held_out_losses` gives; None: it gives nothing
+    checkpoint_figures: ClassVar[tuple[str, ...]] = ()  # names of what `validate` gives without a judge
+    prefers_best: ClassVar[bool] = False  # whether a run is read at its best checkpoint, where it kept one
 
     @property
     def medium(self) -> Medium:
@@ -177,6 +180,11 @@ class Family:
     def roles(cls, config: Strict) -> Mapping[str, Role]:
         """The inputs that a training of this config takes beside those of every family, GENERAL_ROLES."""
         return {}
+
+    @classmethod
+    def refuse_unfit_input(cls, config: Strict, data: DataInfo, role: str, run: RunInfo) -> None:
+        """Raises ConfigError of a run that a model of this config and data cannot take in a role, though its family
+        fits."""
 
     def receive(self, role: str, given: Family | nn.Module) -> None:
         """Takes the input of a role before training: a run's family with its averaged weights, or a net whose weights
@@ -195,9 +203,10 @@ class Family:
         """Rows to look at during training, (N, C, ...) in [-1, 1], or None. `columns`: rows of the training set."""
         return None
 
-    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge) -> Figures:
+    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge | None) -> Figures:
         """Checkpoint validation: figures beside the losses. `train`, `held_out`: rows of the training set and of images
-        that are not trained on; `judge`: a classifier of them. Averaged nets hold their average, others their live
+        that are not trained on; `judge`: a classifier of them, None only where `checkpoint_figures` says that there are
+        some without. Averaged nets hold their average, others their live
         weights."""
         return {}
 
@@ -221,6 +230,11 @@ class Judge(Family):
     """
 
     kept = ("classifier",)
+
+    def figures(self, rows: Tensor, labels: Tensor | None) -> Figures:
+        """Figures of a set that this judge alone can tell. `rows`: (N, C, ...) in [-1, 1]; `labels`: (N,) classes that
+        they should show, or None."""
+        return {}
 
     @property
     def tells_classes(self) -> bool:
@@ -255,7 +269,7 @@ class Sampler(Family):
         """The coroutine that makes the rows of a request: (B, C, ...) in [-1, 1]. Raises SamplerError of what the
         sampler does not take, on whatever way a request comes."""
         refuse_unaccepted(
-            self.accepts, self.medium.plural, self.row_shape, self.num_classes, request, self.num_speakers
+            self.accepts, self.medium.plural, self.row_shape, self.num_classes, request, self.num_speakers, self.sizes
         )
         if reason := self.why_not(self.config, request.settings, self.data.inputs):
             raise SamplerError(reason)
@@ -328,6 +342,11 @@ class Sampler(Family):
     def row_shape(self) -> tuple[int, ...]:
         """Of what it makes, channels first."""
         return self.data.decoded.shape
+
+    @property
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        """The sides that it can be asked for, its usual ones first."""
+        return (self.row_shape[1:],)
 
 
 class NoSettings(Strict):

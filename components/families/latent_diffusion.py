@@ -6,30 +6,39 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.conditioning.classes import ClassConditioner
-from components.conditioning.text import Bytes, Embeddings, Projection, TextConditioner, TextEncoder
+from components.conditioning.text import Bytes, Embeddings, Projection, TextConditioner
 from components.config import parse
 from components.constants import constant
 from components.data.dataset import Batch
 from components.data.randomness import Draws
 from components.diffusion import likelihood, schedules, weightings
-from components.diffusion.config import Config, Settings
+from components.diffusion.config import Config, DenoiserConfig, Settings
 from components.diffusion.denoiser import Denoiser
-from components.diffusion.guidance import Condition, Denoise, Guidance, Preconditioner, keeping, solve
+from components.diffusion.guidance import (
+    Condition,
+    Denoise,
+    Guidance,
+    Preconditioner,
+    keeping,
+    solve,
+    thresholded,
+)
 from components.diffusion.likelihood import log_density
 from components.diffusion.objectives import OBJECTIVES, target
-from components.diffusion.solvers import SOLVERS
-from components.errors import ConfigError, DataError
+from components.diffusion.solvers import SOLVERS, Noise, Solver
+from components.errors import ConfigError, DataError, SamplerError
 from components.families.base import DataInfo, Early, Losses, Phase, Role, RunInfo, Sampler, Tiny
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume
 from components.metrics.held_out import DENOISING, NUM_LEVELS
+from components.nets.byte_transformer import TextEncoder
 from components.nets.text_encoders import EncoderLayout
 from components.sampling.blends import lerp, slerp
 from components.sampling.requests import BLEND, Conditions, Request
@@ -57,9 +66,9 @@ class Model(Sampler):
         self.accepts = frozenset({"source", BLEND, *STEERING[config.conditioning], *speaker})
         _refuse_unless_described(config, data)
         config.backbone.refuse_unfit(data.shape, "latent_diffusion")
-        self.space = Pixels(data) if data.autoencoder is None else Latents(data)
+        self.space = self.space_of(data)
         self.autoencoder = self.space.autoencoder
-        denoiser = build_denoiser(config, data)
+        denoiser = self.build(config, data)
         self.null = 0 if self.texts else denoiser.conditioner.null
         self.text_inputs = _text_inputs(config, data)
         self.libraries = self.text_inputs.libraries
@@ -76,6 +85,14 @@ class Model(Sampler):
         self.schedule = schedules.build(config.schedule)
         self.preconditioner = Preconditioner(config.objective, self.schedule)
         self.phases = (Phase("denoise", "denoiser", self.loss, config.optimizer),)
+
+    def space_of(self, data: DataInfo) -> Latents | Pixels:
+        """What it is diffusion in."""
+        return Pixels(data) if data.autoencoder is None else Latents(data)
+
+    def build(self, config: Config, data: DataInfo) -> Denoiser:
+        """The net that is trained, with initial weights."""
+        return build_denoiser(config, data)
 
     @classmethod
     def early_nets(cls, config: Config) -> dict[str, Early]:
@@ -102,8 +119,9 @@ class Model(Sampler):
         draws, kind = batch.draws, self.config.weighting.name
         clean = self.normalise(self.space.clean(batch, self.config.flips))
         sigma = self.schedule.sigma(self.times(draws).double())
-        inputs, wanted = self._question(clean, draws.normal("noise", self.data.shape), sigma)
+        inputs, wanted = self._question(clean, draws.normal("noise", clean.shape[1:]), sigma)
         inputs |= self._training_condition(batch, self.config.label_dropout)
+        inputs |= self._training_further(batch, self.config.flips)
         if kind == "uniform":
             return {"loss": (net(**inputs) - wanted).square().mean()}
         answer, u = net(**inputs, uncertain=True) if kind == "learned" else (net(**inputs), None)
@@ -128,12 +146,12 @@ class Model(Sampler):
         middles of equal parts of the training's own, so that their mean estimates its loss."""
         batch = Batch(dict(columns), draws)
         clean = self.normalise(self.space.clean(batch, flips=False))
-        told = self._training_condition(batch, label_dropout=0)
+        told = self._training_condition(batch, label_dropout=0) | self._training_further(batch, flips=False)
         shares = (torch.arange(NUM_LEVELS, dtype=torch.float64) + 0.5) / NUM_LEVELS
         errors = []
         for number, sigma in enumerate(self.schedule.sigma(self.config.times.quantiles(shares)).tolist()):
             sigmas = torch.full_like(draws.keys, sigma, dtype=torch.float64)
-            inputs, wanted = self._question(clean, draws.normal(f"noise {number}", self.data.shape), sigmas)
+            inputs, wanted = self._question(clean, draws.normal(f"noise {number}", clean.shape[1:]), sigmas)
             errors.append((self.nets["denoiser"](**inputs, **told) - wanted).square().flatten(1).mean(1))
         return torch.stack(errors, dim=1)
 
@@ -156,6 +174,11 @@ class Model(Sampler):
             nobody = dropped | (batch.draws.uniform("speaker_dropout") < label_dropout)
             speaker = batch.columns["speaker"].masked_fill(nobody, self.num_speakers)
         return {"label": conditioner.together(batch.columns["label"].masked_fill(dropped, self.null), speaker)}
+
+    def _training_further(self, batch: Batch, flips: bool) -> Condition:
+        """What the net is told of each row beside class and text, by the names of Denoiser.further. `flips`: whether
+        rows are seen mirrored, as those that are made noisy."""
+        return {}
 
     def times(self, draws: Draws) -> Tensor:
         """(B,) training times in (0, 1)."""
@@ -190,6 +213,11 @@ class Model(Sampler):
         scaled = -std.double().log().expand_as(clean[:1]).sum()  # from normalised values to those of the rows
         return found + scaled + log_bin_volume(clean[0].numel(), count)
 
+    def trajectory(self, request: Request) -> Trajectory:
+        if self._threshold(request.settings) is not None and self.autoencoder is not None:
+            raise SamplerError("dynamic_threshold: latents have no bounds; expected a sampler of the images themselves")
+        return super().trajectory(request)
+
     def _trajectory(self, request: Request) -> Trajectory:
         settings, source, draws = request.settings, request.conditions.source, Draws.of_seeds(request.seeds)
         sigmas = self.sigmas(settings, 1.0 if source is None else source.strength)
@@ -198,13 +226,9 @@ class Model(Sampler):
             other = Draws.of_seeds(request.blend.seeds).normal("start", self.data.shape)
             noise = slerp(noise, other, request.blend.share)
         start = sigmas[0] * noise
-        guidance = Guidance(
-            settings.guidance_scale,
-            settings.guidance_interval,
-            settings.guidance_rescale,
-            GUIDE if settings.guidance == "autoguidance" else None,
-        )
-        denoise = yield from self._denoise(request, guidance)
+        denoise = yield from self._denoise(request, self._guidance(settings), sigmas)
+        if (quantile := self._threshold(settings)) is not None:
+            denoise = thresholded(denoise, quantile, self.normalise, self.denormalise)
         finish = self._decode
         if source is not None:
             known = self.normalise((yield from self.space.encode(source.images)))
@@ -213,15 +237,27 @@ class Model(Sampler):
                 # a latent is redrawn with any pixel of its cell
                 denoise = keeping(denoise, known, _pooled(source.mask, self.data.shape[1:]))
                 finish = functools.partial(self._paste, source.images, source.mask)
-        solver = SOLVERS[settings.solver](start, sigmas, lambda step: draws.normal(step, self.data.shape))
+        solver = self._solver(settings)(start, sigmas, lambda step: draws.normal(step, self.data.shape))
 
         def preview(x0: Tensor, sigma: float) -> Preview:
             return Preview((sigmas.index(sigma) + 1) / (len(sigmas) - 1), lambda: finish(x0))
 
         return (yield from finish((yield from solve(solver, denoise, preview))))
 
-    def _denoise(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, Denoise]:
-        """What answers a request's solver."""
+    def _guidance(self, settings: Settings) -> Guidance:
+        worse = GUIDE if settings.guidance == "autoguidance" else None
+        return Guidance(settings.guidance_scale, settings.guidance_interval, settings.guidance_rescale, worse)
+
+    def _threshold(self, settings: Settings) -> float | None:
+        return settings.dynamic_threshold
+
+    def _solver(self, settings: Settings) -> Callable[[Tensor, Sequence[float], Noise], Solver]:
+        return SOLVERS[settings.solver]
+
+    def _denoise(
+        self, request: Request, guidance: Guidance, sigmas: Sequence[float]
+    ) -> Generator[Call, Tensor, Denoise]:
+        """What answers a request's solver, which visits these noise levels."""
         towards, away = yield from self._conditions(request, guidance)
         return self.preconditioner.guided(towards, away, guidance)
 
@@ -302,11 +338,13 @@ def _pooled(mask: Tensor, sides: tuple[int, ...]) -> Tensor:
     return pool(mask, sides)
 
 
-def build_denoiser(config: Config, data: DataInfo) -> Denoiser:
-    """The net that is trained, with initial weights."""
+def build_denoiser(
+    config: DenoiserConfig, data: DataInfo, further: nn.Module | None = None, given_channels: int = 0
+) -> Denoiser:
+    """A net with initial weights. `further`: see Denoiser; `given_channels`: that it puts beside those of the rows."""
     conditioner = _conditioner(config, data)
-    backbone = config.backbone.build(data.shape, conditioner.rows)
-    return Denoiser(conditioner, backbone, uncertainty=config.weighting.name == "learned")
+    backbone = config.backbone.build(data.shape, conditioner.rows, given_channels)
+    return Denoiser(conditioner, backbone, config.tells_uncertainty, config.numbers, further)
 
 
 def _build_guide(config: Config, data: DataInfo, run: RunInfo) -> Denoiser:
@@ -315,15 +353,23 @@ def _build_guide(config: Config, data: DataInfo, run: RunInfo) -> Denoiser:
     if config.guide is not None:
         raise ConfigError("latent_diffusion: guide: expected model.guide or an input of this role, found both")
     other = parse(Config, run.config, GUIDE)
-    alike = {name: (getattr(config, name), getattr(other, name)) for name in ("objective", "schedule", "conditioning")}
-    alike |= {name: (getattr(data, name), getattr(run.data, name)) for name in _ALIKE}
-    for name, (own, found) in alike.items():
-        if own != found:
-            raise ConfigError(f"latent_diffusion: guide: expected a run with the same {name}, found another")
+    refuse_unalike(
+        "latent_diffusion: guide", (config, data), (other, run.data), ("objective", "schedule", "conditioning")
+    )
     return build_denoiser(other, data)
 
 
-def _conditioner(config: Config, data: DataInfo) -> ClassConditioner | TextConditioner:
+def refuse_unalike(
+    where: str, own: tuple[DenoiserConfig, DataInfo], other: tuple[DenoiserConfig, DataInfo], keys: Sequence[str]
+) -> None:
+    """Raises ConfigError unless two models agree in these keys of their configs and in what they know of their data."""
+    for names, ours, theirs in zip((keys, _ALIKE), own, other, strict=True):
+        for name in names:
+            if getattr(ours, name) != getattr(theirs, name):
+                raise ConfigError(f"{where}: expected a run with the same {name}, found another")
+
+
+def _conditioner(config: DenoiserConfig, data: DataInfo) -> ClassConditioner | TextConditioner:
     text, context_dim = config.text, config.backbone.context_dim
     if config.conditioning != "text":
         num_classes = len(data.classes) if config.conditioning == "class" else 0
@@ -334,7 +380,7 @@ def _conditioner(config: Config, data: DataInfo) -> ClassConditioner | TextCondi
     return TextConditioner(TextEncoder(text.length, text.width, text.layers, text.heads, context_dim))
 
 
-def _text_inputs(config: Config, data: DataInfo) -> Bytes | Embeddings:
+def _text_inputs(config: DenoiserConfig, data: DataInfo) -> Bytes | Embeddings:
     """What makes a conditioner's inputs of texts."""
     is_pretrained = config.conditioning == "text" and config.text.encoder == "pretrained"
     return Embeddings(_layout(data)) if is_pretrained else Bytes(config.text.length)
@@ -350,7 +396,7 @@ def _text_of(net: str) -> str:
     return f"{net}_text"
 
 
-def _refuse_unless_described(config: Config, data: DataInfo) -> None:
+def _refuse_unless_described(config: DenoiserConfig, data: DataInfo) -> None:
     """Raises DataError of a data set that lacks what the model is to be steered by."""
     if config.conditioning == "class" and not data.classes:
         raise DataError(

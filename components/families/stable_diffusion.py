@@ -4,7 +4,7 @@ encoders, as pipelines.export imports it from a folder of diffusers."""
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -154,7 +154,9 @@ class Model(LatentDiffusion):
         prompts = texts_of_column(columns["caption"][:4]) if "caption" in columns else ("",) * 4
         return self.sample(Request(torch.arange(len(prompts)), self.Settings(), Conditions(prompt=prompts)))
 
-    def _denoise(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, Denoise]:
+    def _denoise(
+        self, request: Request, guidance: Guidance, sigmas: Sequence[float]
+    ) -> Generator[Call, Tensor, Denoise]:
         rows, text = len(request.seeds), self.nets["text"]
         prompts, against = request.conditions.prompt or ("",) * rows, request.conditions.negative_prompt
         other = request.blend.prompt if request.blend is not None else None

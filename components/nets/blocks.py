@@ -147,6 +147,8 @@ class _WithZeroGradient(torch.autograd.Function):
 
 def with_zero_gradient(x: Tensor, *idle: Tensor) -> Tensor:
     """x, with a gradient of zero for each parameter in `idle`: data parallelism waits for one of every parameter."""
+    if not torch.is_grad_enabled():
+        return x
     return _WithZeroGradient.apply(x, *idle)
 
 

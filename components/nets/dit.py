@@ -35,8 +35,10 @@ class DiT(nn.Module):
     """x (B, C, s, ...) of `rank` sides, noise level (B,) in [0, 1000], class (B,) or weights (B, num_classes), context
     (B, M, context_dim) -> x's shape.
 
-    Level and class modulate every block (adaLN-zero); a context is attended to, where there is a `context_dim`.
-    `patch`: the side of a token, in cells; `num_classes` counts the rows of the class embedding, 0 leaves it out."""
+    Level, class and what is `added` (B, embedding_dim) to their embedding modulate every block (adaLN-zero); a context
+    is attended to, where there is a `context_dim`.
+    `patch`: the side of a token, in cells; `num_classes` counts the rows of the class embedding, 0 leaves it out;
+    `given_channels`: as of the U-Net."""
 
     def __init__(
         self,
@@ -48,11 +50,12 @@ class DiT(nn.Module):
         heads: int,
         num_classes: int = 0,
         context_dim: int = 0,
+        given_channels: int = 0,
     ):
         super().__init__()
-        self.patch = patch
+        self.patch, self.embedding_dim = patch, width
         values = channels * patch**rank
-        self.embed = nn.Linear(values, width)
+        self.embed = nn.Linear((channels + given_channels) * patch**rank, width)
         self.level = TimestepEmbedding(LEVEL_WIDTH, width)
         self.class_embedding = nn.Embedding(num_classes, width) if num_classes else None
         self.trunk = Transformer(width, depth, heads, condition_dim=width, context_dim=context_dim, base=GRID_BASE)
@@ -65,10 +68,21 @@ class DiT(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, x: Tensor, level: Tensor, context: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        self.channels = channels
+
+    def forward(
+        self,
+        x: Tensor,
+        level: Tensor,
+        context: Tensor | None = None,
+        label: Tensor | None = None,
+        added: Tensor | None = None,
+    ) -> Tensor:
         condition = self.level(sinusoidal_embedding(level, LEVEL_WIDTH))
         if self.class_embedding is not None:
             condition = condition + embedded(self.class_embedding, label)
+        if added is not None:
+            condition = condition + added
         places = grid_places([side // self.patch for side in x.shape[2:]], x.device)
         tokens = self.trunk(self.embed(patches(x, self.patch)), places, condition, context)
-        return unpatched(self.head(tokens), self.patch, x.shape)
+        return unpatched(self.head(tokens), self.patch, torch.Size((len(x), self.channels, *x.shape[2:])))

@@ -114,13 +114,14 @@ class AddedEmbedding(TimestepEmbedding):
 class UNet2DConditionModel(nn.Module):
     """x (B, C, H, W), noise level (B,) in [0, 1000], context (B, M, context_dim), class (B,) -> (B, C, H, W).
 
-    A class may be (B, num_classes) weights instead, for what lies between classes.
+    A class may be (B, num_classes) weights instead, for what lies between classes. `added` (B, embedding_dim) goes to
+    the embedding of level and class.
 
     `widths` gives the channels of each resolution, `attention` where its blocks attend to the context. `num_classes`
     counts the rows of the class embedding, the one for "no class" included; 0 leaves it out. `heads` and `depth`, the
     transformer blocks a layer, may differ by resolution; the middle goes by the last. `added` makes room for a pooled
     text and sizes: AddedEmbedding's first three arguments. `groups` is the most that a norm has, by default what
-    norm_groups says of the widths.
+    norm_groups says of the widths. `given_channels`: of x that stand before the answer's, such as an image to go by.
     """
 
     def __init__(
@@ -136,11 +137,13 @@ class UNet2DConditionModel(nn.Module):
         linear: bool = False,
         added: tuple[int, int, int] | None = None,
         groups: int | None = None,
+        given_channels: int = 0,
     ):
         super().__init__()
         temb, groups = 4 * widths[0], groups or norm_groups(widths)
+        self.embedding_dim = temb
         self.embedding_width = widths[0]
-        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(channels + given_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], temb)
         self.class_embedding = nn.Embedding(num_classes, temb) if num_classes else None
         self.add_embedding = AddedEmbedding(*added, temb) if added else None
@@ -172,12 +175,15 @@ class UNet2DConditionModel(nn.Module):
         label: Tensor | None = None,
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
+        added: Tensor | None = None,
     ) -> Tensor:
         temb = self.time_embedding(sinusoidal_embedding(level, self.embedding_width))
         if self.class_embedding is not None:
             temb = temb + embedded(self.class_embedding, label)
         if self.add_embedding is not None:
             temb = temb + self.add_embedding(pooled, sizes)
+        if added is not None:
+            temb = temb + added
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:

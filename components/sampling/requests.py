@@ -82,6 +82,8 @@ class Conditions(Rows):
     negative_label:   (B,) int64: the class that guidance leads away from, instead of from no class
     negative_prompt:  B texts, likewise
     source:           images to edit
+    low:              (B, C, h, w) in [-1, 1]: smaller images to enlarge
+    size:             (B, 2) int64: height and width of the images, one of the sampler's `sizes`, alike in a request
     """
 
     label: Tensor | None = None
@@ -90,6 +92,8 @@ class Conditions(Rows):
     negative_label: Tensor | None = None
     negative_prompt: tuple[str, ...] | None = None
     source: Source | None = None
+    low: Tensor | None = None
+    size: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ REFUSALS = {
     "negative_label": "this sampler is not guided away from classes",
     "negative_prompt": "this sampler is not guided away from texts",
     "source": "this sampler draws from noise alone and edits no {rows}",
+    "low": "this sampler enlarges no {rows}",
+    "size": "this sampler makes {rows} of one size",
     BLEND: "this sampler knows no way between two seeds",
 }
 
@@ -137,9 +143,11 @@ def refuse_unaccepted(
     num_classes: int,
     request: Request,
     num_speakers: int = 0,
+    sizes: Collection[tuple[int, ...]] = (),
 ) -> None:
     """Raises SamplerError naming the first thing in a request that a sampler does not take. `accepts`: names of
-    Conditions, and `blend`; `rows`, `shape`: what it makes, as images of 3x64x64."""
+    Conditions, and `blend`; `rows`, `shape`: what it makes, as images of 3x64x64; `sizes`: the sides that it can be
+    asked for."""
     given, blend = request.conditions.parts(), request.blend
     for name, value in {**given, **({} if blend is None else {BLEND: blend})}.items():
         if name not in accepts:
@@ -161,3 +169,6 @@ def refuse_unaccepted(
             raise SamplerError(f"{name}: expected {known}, found {value.tolist()}")
         if name == "speaker" and ((value < 0) | (value >= num_speakers)).any():
             raise SamplerError(f"speaker: expected numbers 0 to {num_speakers - 1}, found {value.tolist()}")
+        if name == "size" and (len(value.unique(dim=0)) != 1 or tuple(value[0].tolist()) not in sizes):
+            known = ", ".join(map(shape_text, sizes))
+            raise SamplerError(f"size: expected one of {known} for a whole request, found {value.tolist()}")

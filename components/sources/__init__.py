@@ -6,8 +6,9 @@ decoded rows at once. What becomes of the rows, and how a remote source reaches 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,7 @@ from components.data.randomness import hash64
 from components.errors import DataError
 
 S3 = "s3://"
-_NAMED = ("digits", "fashion_mnist", "folder", "spoken_digits")
+_NAMED = ("digits", "fashion_mnist", "folder", "moving_digits", "spoken_digits")
 _LISTED = 5  # rejected files named in an error message
 _HOPELESS = 100  # rejected files beyond max_rejected after which the rest of a source is not looked at
 
@@ -30,20 +31,33 @@ Row = dict[str, np.ndarray]
 zeros. All but the first where the source has them, the same columns and shapes in every row."""
 
 
+class MovingConfig(Strict):
+    """The block `data.moving` of params.yaml."""
+
+    sprites: Literal["digits", "fashion_mnist"] = "digits"
+    side: int = Field(default=10, ge=8)  # pixels of a sprite's side
+    speed: float = Field(default=1.0, gt=0)  # pixels a frame, along each axis that it moves on
+    films: int = Field(default=4, ge=1)  # of each image
+
+
 class DataConfig(Strict):
     """The `data` block of params.yaml."""
 
-    source: str = "digits"  # digits, fashion_mnist, spoken_digits, folder, or s3://bucket/prefix
-    medium: str = ""  # source folder or s3: what its files hold, such as audio; images if nobody says
+    source: str = "digits"  # digits, fashion_mnist, moving_digits, spoken_digits, folder, or s3://bucket/prefix
+    medium: str = ""  # source folder or s3: what its files hold, such as audio or video; images if nobody says
     image_size: int | tuple[int, int] = 16  # pixels: both sides, or height and width
     channels: Literal[1, 3] = 1  # grey or RGB
     sample_rate: int = Field(default=16000, ge=1000)  # of sound: samples a second that clips are resampled to
     seconds: float = Field(default=1.0, gt=0)  # of sound: a row's length; longer clips are cut, shorter ones filled
+    frames: int = Field(default=9, ge=1)  # of film: a row's length, 1 and a multiple of 4
+    frame_rate: float = Field(default=8.0, gt=0)  # of film: frames a second
+    moving: MovingConfig = MovingConfig()  # moving_digits: what moves, and how
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # of a source without a test split of its own
     rows_per_shard: int = Field(default=4096, gt=0)
     max_rejected: int = Field(default=0, ge=0)  # files that may be left out before the stage stops
-    mirror: str | None = None  # fashion_mnist: folder or URL with the four files; None is the official address;
-    # spoken_digits: folder or archive with the recordings
+    mirror: str | None = None  # fashion_mnist, moving or not: folder or URL with the four files; None is the official
+    # address; spoken_digits: folder or archive with the recordings
+    caption: str = ""  # of sources with classes and no captions: what is said of each row, as the digit {}
     label_key: str = Field(default="label", min_length=1)  # source folder: the .jsonl's key for a file's class
     speaker_key: str | None = None  # likewise for who speaks in it; None: nobody is told apart
     path: Path = Path("data/raw")  # source folder: where the images lie; DVC watches it
@@ -57,6 +71,13 @@ class DataConfig(Strict):
         if value in _NAMED or (value.removeprefix(S3).strip("/") and value.startswith(S3)):
             return value
         raise ValueError(f"expected {', '.join(_NAMED)} or s3://bucket/prefix")
+
+    @field_validator("caption")
+    @classmethod
+    def _has_a_place(cls, value: str) -> str:
+        if value and (value.count("{}") != 1 or {"{", "}"} & set(value.replace("{}", ""))):
+            raise ValueError("expected a text with one {} in it, where the name of the class goes")
+        return value
 
     @field_validator("image_size", mode="before")
     @classmethod
@@ -103,11 +124,37 @@ class Source:
     speakers: tuple[str, ...] = ()
     captions: bool = False  # whether rows have them
     notes: tuple[str, ...] = ()
+    statistics: dict[str, tuple[float, ...]] = field(default_factory=dict)  # the manifest's
 
 
 def read(config: DataConfig, seed: int, mirrored: Path | None = None) -> Source:
     """The source that `config` names. `seed` draws the test split where the source has none of its own; `mirrored` is
     the local copy of an s3 source. Raises DataError if there is nothing that could be read."""
+    found = _read(config, seed, mirrored)
+    return captioned(found, config.caption) if config.caption else found
+
+
+def captioned(source: Source, template: str) -> Source:
+    """The source with a caption a row, made of its class' name. Raises DataError of one without classes, or with
+    captions of its own."""
+    if source.captions or len(source.classes) == 0:
+        found = "captions of its own" if source.captions else "no classes"
+        raise DataError(
+            f"data.caption: it makes captions of class names; expected a source with these alone, found {found}"
+        )
+    texts = [template.format(name).encode() for name in source.classes]
+    longest = max(map(len, texts))
+    columns = [np.frombuffer(text.ljust(longest, b"\0"), np.uint8) for text in texts]
+
+    def said(rows: Callable[[], Iterator[Row | Rejected]]) -> Iterator[Row | Rejected]:
+        for row in rows():
+            yield row if isinstance(row, Rejected) else {**row, "caption": columns[int(row["label"])]}
+
+    splits = {name: functools.partial(said, rows) for name, rows in source.splits.items()}
+    return replace(source, splits=splits, captions=True, facts={**source.facts, "caption": template})
+
+
+def _read(config: DataConfig, seed: int, mirrored: Path | None) -> Source:
     # imported on demand: scikit-learn takes a second that the other sources need not pay
     if config.source == "digits":
         from components.sources import digits
@@ -121,11 +168,35 @@ def read(config: DataConfig, seed: int, mirrored: Path | None = None) -> Source:
         from components.sources import spoken_digits
 
         return spoken_digits.read(config)
+    if config.source == "moving_digits":
+        return _moving(config, seed)
     from components.sources import folder
 
     location = mirrored if config.source.startswith(S3) else config.path
     assert location is not None, "an s3 source is mirrored before it is read"
     return folder.read(location, config, seed)
+
+
+def _moving(config: DataConfig, seed: int) -> Source:
+    """Films of what another source's images show."""
+    from components.sources import moving_digits
+
+    moving, (of, shape) = config.moving, config.of("video")
+    still = config.model_copy(update={"source": moving.sprites, "image_size": moving.side})
+    sprites = read(still, seed)
+    told = (sprites.classes, moving, shape, seed)
+    return Source(
+        classes=sprites.classes,
+        facts={**sprites.facts, "source": "moving_digits", "sprites": moving.sprites, "films": moving.films},
+        splits={
+            split: functools.partial(moving_digits.rows, images, *told, split)
+            for split, images in sprites.splits.items()
+        },
+        medium=of.name,
+        rate=of.rate,
+        captions=True,
+        statistics=moving_digits.statistics(moving, shape),
+    )
 
 
 def accepted(items: Iterable[Row | Rejected], rejected: list[Rejected], max_rejected: int) -> Iterator[Row]:

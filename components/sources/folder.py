@@ -39,6 +39,8 @@ def read(folder: Path, config: DataConfig, seed: int) -> Source:
     fewer than two images.
     """
     files = list_files(folder)
+    if not config.source.startswith(S3):
+        refuse_linked_folders(folder)
     of, shape = config.of()
     if not files.images:
         raise DataError(f"{folder}: holds no {of.name}; {LAYOUTS.format(rows=of.plural)}")
@@ -80,22 +82,19 @@ def read(folder: Path, config: DataConfig, seed: int) -> Source:
 
 def notes(folder: Path, unused: int) -> tuple[str, ...]:
     """What a reader of the summary should know of a folder."""
-    found = [f"{unused} images of its validation split are in neither: its test split is the test split"] * bool(unused)
-    linked = [link for link in linked_folders(folder) if link != folder]
-    if linked:
-        found.append(
-            f"{linked[0]} is a link, and DVC does not see changes behind it: have data.path be that folder, or run "
-            "`dvc repro --force prepare` after them"
-        )
-    return tuple(found)
+    return (f"{unused} images of its validation split are in neither: its test split is the test split",) * bool(unused)
 
 
-def linked_folders(folder: Path) -> list[Path]:
-    """The links to folders below one, itself included."""
-    found = [folder] if folder.is_symlink() else []
+def refuse_linked_folders(folder: Path) -> None:
+    """Raises DataError of a link to a folder inside this one, behind which DVC would see no change. It looks behind
+    links to files, and behind this folder, if it is one."""
     for root, folders, _ in os.walk(folder):
-        found += [path for name in sorted(folders) if (path := Path(root, name)).is_symlink()]
-    return found
+        for link in (Path(root, name) for name in sorted(folders) if not _is_litter(name)):
+            if link.is_symlink():
+                raise DataError(
+                    f"{link}: a link to a folder, behind which DVC would see no change; expected the folder itself, by "
+                    "data.path or copied here, or links to its files, as `cp -rs` makes them"
+                )
 
 
 def list_files(folder: Path) -> Files:

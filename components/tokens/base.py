@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from components.conditioning.text import VOCABULARY as NUM_BYTES
 from components.conditioning.text import texts_of_column, tokens_of, tokens_of_column
 from components.config import Strict
 from components.data.dataset import Batch
@@ -21,6 +20,7 @@ from components.families import family_class
 from components.families.base import DataInfo, Sampler, family_name
 from components.likelihood.contract import Likelihood
 from components.metrics.held_out import HeldOutLoss
+from components.nets.byte_transformer import VOCABULARY as NUM_BYTES
 from components.nets.token_transformer import TokenTransformer
 from components.sampling.requests import Conditions, Request, Source
 from components.sampling.trajectories import Call, Trajectory

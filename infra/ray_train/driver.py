@@ -12,12 +12,14 @@ from pathlib import Path
 
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from components.artifacts.run_folder import Best
 from components.errors import DataError, InputError, TrainingError
 from components.training.loop import State
 from infra.config import ClusterConfig
-from infra.ray_cluster.ray_session import has_gpu
+from infra.ray_cluster.ray_session import LOCAL, has_gpu
 from infra.ray_train import continuation, validation
 from infra.ray_train.checkpoints import newest_whole, read_state
 from infra.ray_train.job import Job
@@ -28,6 +30,22 @@ from infra.storage.buckets import is_remote
 from infra.storage.staging import node_cache
 from infra.storage.store import Store
 from infra.tracking.runs import RunLogger
+
+
+class Trainer(TorchTrainer):
+    """Ray's, without actors that nothing here needs: each is a process that takes seconds of a core to start, and
+    Ray 2.60 has no setting for them. One hands out Ray Data sets, of which there are none."""
+
+    unneeded = (DatasetsCallback,)
+
+    def _create_default_callbacks(self):
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, self.unneeded)]
+
+
+class LocalTrainer(Trainer):
+    """On a session of this machine, whose end clears up after a controller that died."""
+
+    unneeded = (DatasetsCallback, PlacementGroupCleanerCallback)
 
 
 def train(job: Job, cluster: ClusterConfig, storage: str | Path, tracker: RunLogger) -> State:
@@ -83,7 +101,7 @@ def _fit(
         job = job.in_storage(str(storage), cluster.cache_bytes)
     reports = Reports([console(job.name, job.training.steps, job.training.batch_size, start), tracker])
     settings = {"job": job, "reports": reports.queue, "threads": cluster.threads_per_worker}
-    trainer = TorchTrainer(
+    trainer = (LocalTrainer if cluster.address == LOCAL else Trainer)(
         work,
         train_loop_config={**settings, "sharding": cluster.sharding, "run": run, "source": source},
         scaling_config=ray.train.ScalingConfig(

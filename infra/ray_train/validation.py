@@ -64,11 +64,11 @@ class Validator:
         return self._rows.figures(self._shadow, live, precision) if wanted else {}
 
     def _judged(self, dataset: Dataset) -> Figures:
-        """What the family measures by a judge, if there is one."""
+        """What the family measures by a judge, if there is one, or without."""
         folder = self._job.input(JUDGE)
-        if folder is None:
+        if folder is None and not self._shadow.checkpoint_figures:
             return {}
-        judge = run_folder.load(folder, self._device).family
+        judge = None if folder is None else run_folder.load(folder, self._device).family
         held_out = Dataset(self._job.folder(self._job.held_out))
         return self._shadow.validate(_some(dataset, self._device), _some(held_out, self._device), judge)
 

@@ -74,7 +74,7 @@ def _kind(settings: Mapping[str, Any], order: SampleRequest) -> Hashable:
     """What a request's work depends on beside its steps: every choice, and of numbers whether they are at the bounds
     that switch something off."""
     choices = tuple(_choice(*item) for item in sorted(settings.items()) if item[0] != STEPS)
-    steered = (order.label is None, order.prompt is None, order.source is not None)
+    steered = (order.label is None, order.prompt is None, order.source is not None, order.sides)
     return choices, steered
 
 

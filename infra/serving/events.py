@@ -76,7 +76,7 @@ def facts(order: SampleRequest, model: ServedModel) -> dict[str, Any]:
     """What goes for all images of a request."""
     return {
         "model": model.id,
-        "size": order.size or model.size,
+        "size": model.size_of(order),
         "quality": "auto",
         "background": "opaque",
         "output_format": order.output_format,

@@ -20,7 +20,7 @@ def of(order: SampleRequest, model: ServedModel) -> dict[str, str]:
     facts = {NAMES[name]: order.settings[name] for name in NAMES if name in order.settings}
     facts |= {
         "Seed": order.seed,
-        "Size": order.size or model.size,
+        "Size": model.size_of(order),
         "Model hash": model.hash[:10],
         "Model": model.name,
         "Version": model.version,

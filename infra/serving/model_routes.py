@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
+from components.config import Strict, by_path, models_in
 from infra.config import ServeConfig
 from infra.serving.api_error import ApiError
 from infra.serving.openai_api import Backend, ServedModel, find, names
@@ -76,19 +77,30 @@ def _add_health(app: FastAPI, backend: Backend) -> None:
         return {"status": "ok", **told}
 
 
+def schema(settings: type[Strict]) -> dict[str, Any]:
+    """The JSON schema of each setting, those of blocks below by their path: up1.augmentation."""
+    found = {}
+    for name, one in settings.model_json_schema()["properties"].items():
+        blocks = models_in(settings.model_fields[name].annotation)
+        below = {f"{name}.{path}": inner for block in blocks for path, inner in schema(block).items()}
+        found |= below or {name: one}
+    return found
+
+
 def describe(model: ServedModel, config: ServeConfig) -> dict[str, Any]:
     """What can be asked of a model: enough to build a page on."""
     return {
         "medium": model.medium.name,
         "size": model.size,
+        "own_sizes": list(model.own_sizes),
         "sizes": config.sizes,
         "classes": model.classes,
         "accepts": model.accepts,
         "texts": model.condition("prompt") == "prompt",
         "guided": model.condition("negative_prompt") is not None,
         "edits": "source" in model.accepts,
-        "settings": model.kind.Settings(**model.settings).model_dump(mode="json"),
-        "settings_schema": model.kind.Settings.model_json_schema()["properties"],
+        "settings": (settings := by_path(model.kind.Settings(**model.settings).model_dump(mode="json"))),
+        "settings_schema": {name: one for name, one in schema(model.kind.Settings).items() if name in settings},
         "limits": {
             "n": config.max_images,
             "num_inference_steps": config.max_steps,

@@ -46,7 +46,8 @@ def open_model(folder: Path, **facts: Any) -> ServedModel:
     run = run_folder.load(folder)
     if not isinstance(run.family, Sampler):
         raise SamplerError(f"{folder}: {run.config.family!r} does not generate images; it cannot be served")
-    return ServedModel(folder=str(folder), run=run.config, accepts=tuple(sorted(run.family.accepts)), **facts)
+    told = {"accepts": tuple(sorted(run.family.accepts)), "sizes": run.family.sizes}
+    return ServedModel(folder=str(folder), run=run.config, **told, **facts)
 
 
 def read_promoted(path: Path) -> ServedModel:

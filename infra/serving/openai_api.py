@@ -45,6 +45,7 @@ class ServedModel(Strict):
     definitions: tuple[dict[str, Any], ...] = ()  # components/metrics/figures.py, Definition
     hash: str = ""
     accepts: tuple[str, ...] = ()
+    sizes: tuple[tuple[int, ...], ...] = ()  # sides that it makes itself (Sampler.sizes)
 
     @property
     def kind(self) -> type[Sampler]:
@@ -84,6 +85,17 @@ class ServedModel(Strict):
     def size(self) -> str:
         """As a request and a person say it: of images WIDTHxHEIGHT."""
         return self.medium.size(self.row_shape)
+
+    def size_of(self, order: SampleRequest) -> str:
+        """That of the image of an order."""
+        own = self.size if order.sides is None else self.medium.size((self.row_shape[0], *order.sides))
+        return order.size or own
+
+    @property
+    def own_sizes(self) -> dict[str, tuple[int, ...]]:
+        """The sides that it makes without resizing, by how a request says them, its usual ones first."""
+        usual = {self.size: self.row_shape[1:]}
+        return usual | {self.medium.size((self.row_shape[0], *sides)): sides for sides in self.sizes}
 
 
 Served = tuple[ServedModel, ...]  # what requests may ask for, the champion first
@@ -131,6 +143,7 @@ class SampleRequest(Strict):
     output_compression: int = 100
     num_previews: int = 0
     size: str | None = None  # that the image is resized to; None for the model's own
+    sides: tuple[int, ...] | None = None  # that the model makes; None for its usual ones
     notes: bool = True  # whether the file says what it was made with, where its format can
     asked_at: float = Field(default_factory=time.time)
 
@@ -238,6 +251,7 @@ def orders(
         "output_compression": 100 if request.output_compression is None else request.output_compression,
         "num_previews": (request.partial_images or 0) if request.stream else 0,
         "size": _size(request.size, model, limits),
+        "sides": None if request.size == model.size else model.own_sizes.get(request.size),
         "notes": request.metadata is not False,
     }
     return [SampleRequest(seed=(first + number) % (MAX_SEED + 1), **common) for number in range(count)]
@@ -245,11 +259,12 @@ def orders(
 
 def _size(asked: str | None, model: ServedModel, limits: ServeConfig) -> str | None:
     """What the image is to be resized to, if to anything. Raises ApiError of a size that is not served."""
-    if asked in (None, "auto", model.size):
+    if asked in (None, "auto", *model.own_sizes):
         return None
     sides = re.fullmatch("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", asked)
     if limits.sizes == "exact" or not sides:
-        raise ApiError(400, f"size: expected {model.size!r} or 'auto', found {asked[:80]!r}", param="size")
+        known = ", ".join(map(repr, model.own_sizes))
+        raise ApiError(400, f"size: expected {known} or 'auto', found {asked[:80]!r}", param="size")
     if limits.sizes == "nearest":
         return None
     if max(map(int, sides.groups())) > MAX_RESIZED:

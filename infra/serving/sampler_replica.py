@@ -207,7 +207,8 @@ def conditions(order: SampleRequest, sampler: Sampler) -> Conditions:
         if value is not None
     }
     source = order.source and opened(order.source, sampler.medium, sampler.row_shape)
-    return Conditions(**rows, source=source)
+    size = None if order.sides is None else torch.tensor([order.sides])
+    return Conditions(**rows, source=source, size=size)
 
 
 def opened(source: SourceImage, medium: Medium, shape: tuple[int, ...]) -> Source:

@@ -9,7 +9,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from components.config import parse
-from components.data.dataset import Manifest
+from components.data.dataset import MANIFEST, Manifest, read_manifest
+from components.data.media import medium
 from components.data.media.tokens import MEDIUM as TOKENS
 from components.errors import DataError, InputError
 from components.families import family_class
@@ -59,13 +60,21 @@ def refuse_unfit(params: Params, source: Source) -> None:
 
 def too_few(params: Params, manifests: dict[str, Manifest]) -> tuple[str, ...]:
     """A note on a test split that figures cannot be measured on; empty on one that they can."""
-    count, least = manifests["test"].count, params.evaluate.neighbours + 1
-    if count >= least:
+    test, least = manifests["test"], params.evaluate.neighbours + 1
+    if test.count >= least:
         return ()
     return (
-        f"{count} images for the test split; the stage reference wants {least} or more, because evaluate.neighbours is "
-        f"{params.evaluate.neighbours}: more images, a larger data.test_fraction or fewer neighbours",
+        f"{test.count} {medium(test.medium).plural} for the test split; training wants {least} or more to be measured "
+        f"on, because evaluate.neighbours is {params.evaluate.neighbours}: more images, a larger data.test_fraction or "
+        "fewer neighbours",
     )
+
+
+def refuse_unmeasurable(params: Params) -> None:
+    """Raises DataError of a test split that nothing could be measured on in the end, before hours of training."""
+    if (paths.TEST_IMAGES / MANIFEST).is_file():
+        for reason in too_few(params, {"test": read_manifest(paths.TEST_IMAGES)}):
+            raise DataError(f"{paths.TEST_IMAGES}: {reason}")
 
 
 def problems(params: Params, info: DataInfo) -> Iterator[str]:

@@ -22,8 +22,8 @@ from pipelines.support import paths
 if TYPE_CHECKING:
     from pipelines.support.params import Params
 
-AUTOENCODER = "autoencoder"
-ROLES_OF_STAGES = {"evaluate": {JUDGE: Role(Judge)}}
+AUTOENCODER, CLIP = "autoencoder", "clip"
+ROLES_OF_STAGES = {"evaluate": {JUDGE: Role(Judge), CLIP: Role(family="clip")}}
 ROLES_OF_LATENTS = {AUTOENCODER: Role(needed=True)}
 
 
@@ -84,21 +84,35 @@ def resolve(params: Params, name: str) -> dict[str, Given]:
 
 
 def whole_model(params: Params, name: str, trained: bool = False) -> Any:
-    """A block's `model`, on that of the run that it starts from. `trained`: that run is there, and its folder says what
-    it is; otherwise params.yaml does, where it trains it. Raises SamplerError if it is no run folder."""
-    block, start = params.models[name], params.inputs_of(name).get(START)
-    if start is None or not isinstance(block.model, dict):
+    """A block's `model`, on that of the run that it starts from and on what its family inherits of other inputs.
+    `trained`: those runs are there, and their folders say what they are; otherwise params.yaml does, where it trains
+    them. Raises SamplerError if one is no run folder."""
+    block, given = params.models[name], params.inputs_of(name)
+    if not isinstance(block.model, dict):
         return block.model
-    source = None if trained else _model_at(params, start)
+    whole = dict(block.model)
+    for role, keys in {START: None, **family_class(block.family).inherits}.items():
+        if role in given:
+            base = _model_of_input(params, name, role, trained)
+            whole = {key: value for key, value in base.items() if keys is None or key in keys} | whole
+    return whole
+
+
+def _model_of_input(params: Params, name: str, role: str, trained: bool) -> dict:
+    """The `model` of the run that a name has in a role."""
+    path = params.inputs_of(name)[role]
+    source = None if trained else _model_at(params, path)
     if source == name:
-        raise ConfigError(f"inputs: {name}/{START}: expected another run than its own")
+        raise ConfigError(f"inputs: {name}/{role}: expected another run than its own")
     if source is None:
-        run = run_folder.read_config(start)
-        family, base = run.family, run.config
+        run = run_folder.read_config(path)
+        family, model = run.family, run.config
     else:
-        family, base = params.models[source].family, whole_model(params, source)
-    _refuse_unless_fits(Role(family=block.family), family, f"inputs: {name}/{START}: {start}")
-    return {**base, **block.model}
+        family, model = params.models[source].family, whole_model(params, source)
+    kind = family_class(params.models[name].family)
+    expected = Role(family=params.models[name].family) if role == START else kind.roles(kind.Config())[role]
+    _refuse_unless_fits(expected, family, f"inputs: {name}/{role}: {path}")
+    return model
 
 
 def _model_at(params: Params, path: Path) -> str | None:

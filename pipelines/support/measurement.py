@@ -21,9 +21,10 @@ from components.data.media.image import MEDIUM as IMAGES
 from components.devices import default_device
 from components.errors import ConfigError, InputError, SamplerError
 from components.evaluation import generation, pretrained, selection
+from components.evaluation.extractor import clip_scorer, no_figures, weights_hash
 from components.evaluation.features import Extractors, Features
 from components.evaluation.protocol import REVISION, EvaluateConfig, Protocol, library_versions
-from components.evaluation.set_figures import Perception, Real, Reference, set_figures
+from components.evaluation.set_figures import CAPTION, Perception, Real, Reference, set_figures
 from components.evaluation.tasks import KEPT_IMAGES, SampledBatch, SampleTask
 from components.families.base import JUDGE, Sampler
 from components.likelihood.contract import bits_figures
@@ -33,6 +34,7 @@ from components.metrics.modes import collapsed
 from components.metrics.principal import PixelReference
 from infra.ray_cluster.worker_pool import WorkerPool
 from pipelines.support import paths
+from pipelines.support.inputs import CLIP
 from pipelines.support.params import Params
 
 MOMENTS = "moments.safetensors"
@@ -58,14 +60,23 @@ class Measurement:
 
 def judge_folder(params: Params) -> Path | None:
     """The run of the judge that `inputs` gives `evaluate`, or None."""
-    folder = params.inputs_of("evaluate").get(JUDGE)
+    return _given(params, JUDGE)
+
+
+def clip_folder(params: Params) -> Path | None:
+    """That of the CLIP, likewise."""
+    return _given(params, CLIP)
+
+
+def _given(params: Params, role: str) -> Path | None:
+    folder = params.inputs_of("evaluate").get(role)
     # by the name that it has here, which the protocol tells, also where it is a link
     return None if folder is None else folder.absolute()
 
 
 def open_extractors(params: Params, device: str) -> Extractors:
     """The extractor and the judge that params.yaml names. Raises InputError of one that is not there."""
-    return Extractors.open(params.evaluate.extractor, judge_folder(params), device)
+    return Extractors.open(params.evaluate.extractor, judge_folder(params), device, clip_folder(params))
 
 
 def read_features(split: str) -> tuple[Features, Manifest]:
@@ -108,8 +119,10 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
         test.medium.figures,
         test.medium.seen,
         PixelReference.of(train_features.pixels, test_features.pixels),
+        str(test.manifest.source.get("caption", CAPTION)),
+        no_figures if extractors.judge is None else extractors.judge.figures,
     )
-    perception, perceived_by = open_perception(config, test)
+    perception, perceived_by = open_perception(config, test, clip_folder(params))
     protocol = Protocol(
         extractor=extractors.extractor.name,
         extractor_hash=extractors.extractor.weights_hash,
@@ -130,9 +143,11 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
     )
 
 
-def open_perception(config: EvaluateConfig, images: Dataset) -> tuple[Perception, dict[str, str]]:
-    """The optional pretrained measures that are asked for, and the hashes of their weights. Raises ConfigError where
-    they do not take what the data set holds."""
+def open_perception(
+    config: EvaluateConfig, images: Dataset, clip: Path | None = None
+) -> tuple[Perception, dict[str, str]]:
+    """The optional measures that are asked for, and the hashes of their weights. `clip`: the run of one's own, which
+    scores unless a pretrained one is asked for. Raises ConfigError where they do not take what the data set holds."""
     for name in ("lpips", "clip_score"):
         if getattr(config, name) and images.medium is not IMAGES:
             expected = f"expected '' for {images.medium.plural}, which {images.folder} holds"
@@ -140,6 +155,9 @@ def open_perception(config: EvaluateConfig, images: Dataset) -> tuple[Perception
     device, none = default_device(), (None, "")
     lpips, lpips_hash = pretrained.lpips(config.lpips, device) if config.lpips else none
     clip_score, clip_hash = pretrained.clip_scorer(config.clip_score, device) if config.clip_score else none
+    if clip is not None and not config.clip_score:
+        run = run_folder.load(clip, device)
+        clip_score, clip_hash = clip_scorer(run), weights_hash(run)
     return Perception(lpips, clip_score), {"lpips": lpips_hash, "clip_score": clip_hash}
 
 
@@ -170,6 +188,7 @@ def sampling(params: Params, run: Path, candidate: dict) -> SampleTask:
         judge_folder(params),
         generation.Captions.of(Dataset(paths.TEST_IMAGES)),
         weights if weights and weights.exists() else None,
+        clip_folder(params),
     )
 
 

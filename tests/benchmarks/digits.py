@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def table(
 
 def tell(name: str, table: dict[str, dict], what: str, target: str, **more: object) -> None:
     """One result of a table of variants: the least distance. `what` it is, with the variant in the place of {best}."""
-    best = min(table, key=lambda variant: table[variant]["frechet_distance"])
+    best = min(table, key=lambda variant: table[variant].get("frechet_distance", math.inf))
     distance = table[best]["frechet_distance"]
     emit(name, distance, what.format(best=best), target, **more, real=round(floor(), 3), table=table)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from components import sources
 from components.config import Strict
-from components.data.dataset import batches
+from components.data.dataset import Rejected, batches
 from components.data.media.image import MEDIUM
 from components.evaluation import generation
 from components.evaluation.protocol import EvaluateConfig
@@ -43,7 +43,10 @@ def read(config: DataConfig, seed: int = 0) -> dict[str, Data]:
     found = {}
     for split, stream in source.splits.items():
         rows = list(stream())
-        columns = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("image", "label")}
+        rows = [row for row in rows if not isinstance(row, Rejected)]
+        columns = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+        if "caption" in columns:
+            info = info.model_copy(update={"caption_length": columns["caption"].shape[1]})
         found[split] = Data(info, columns)
     return found
 
@@ -215,7 +218,12 @@ def kept(path: Path, measure: Callable[[], dict]) -> dict:
 
 
 def spread(runs: list[dict]) -> dict:
-    """The mean of each figure over runs, and the figures run by run for the distance."""
-    numbers = [name for name in runs[0] if all(isinstance(run.get(name), int | float) for run in runs)]
-    means = {name: sum(run[name] for run in runs) / len(runs) for name in numbers}
-    return rounded(means | {"frechet_by_seed": [run["frechet_distance"] for run in runs]})
+    """The mean of each figure over the runs that have it, and the figures run by run for the distance; a run that
+    failed has none."""
+
+    def known(name: str) -> list[float]:
+        return [run[name] for run in runs if isinstance(run.get(name), int | float)]
+
+    names = dict.fromkeys(name for run in runs for name in run)
+    means = {name: sum(known(name)) / len(known(name)) for name in names if known(name)}
+    return rounded(means | {"frechet_by_seed": known("frechet_distance")})

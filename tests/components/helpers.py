@@ -36,6 +36,7 @@ TOKENS = DataInfo(
 )
 DATA = {  # by what a family's `TINY` calls them
     "images": IMAGES,
+    "captioned images": IMAGES.model_copy(update={"caption_length": CAPTION_LENGTH}),
     "latents": LATENTS,
     "tokens": TOKENS,
     "captioned latents": LATENTS.model_copy(update={"caption_length": CAPTION_LENGTH}),

@@ -248,7 +248,26 @@ def test_show_names_champion_figures_and_report(project, capsys):
     told = capsys.readouterr().out
     assert "champion: ldm (" in told and "solver heun" in told and "registered as latent-foundry v1" in told
     assert "frechet_distance     1  (0.9 to 1.1)" in told
-    assert "not written yet" in told
+    assert "not written yet" in told and "registry:" not in told
+
+
+def test_show_tells_where_the_registry_and_promoted_json_differ(project, capsys):
+    def shown() -> str:
+        capsys.readouterr()
+        promote.main(["--show"])
+        return capsys.readouterr().out
+
+    run_promote()
+    before = (project / "promoted.json").read_text()
+    set_distances(project, ldm=[0.5, 1.0])
+    assert run_promote()["version"] == "2"
+    assert "registry:" not in shown()
+    (project / "promoted.json").write_text(before)  # as `git checkout` and `dvc checkout` bring an older one back
+    assert "registry: v2 reigns there; `--to 2` writes promoted.json anew, `--to 1` makes v1 reign there" in shown()
+    promote.main(["--to", "2"])
+    assert "registry:" not in shown()
+    (project / "mlflow.db").rename(project / "elsewhere.db")
+    assert "registered as latent-foundry v2" in shown() and not (project / "mlflow.db").exists()
 
 
 def test_the_weights_of_the_best_checkpoint_are_registered_where_a_candidate_asks_for_them(project):

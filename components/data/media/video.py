@@ -49,6 +49,12 @@ class VideoMedium(Medium):
     def at(self, rate: float) -> VideoMedium:
         return VideoMedium(rate)
 
+    def configured(self, data: Mapping[str, Any]) -> tuple[tuple[int, ...], float]:
+        (channels, *sides), frames = IMAGES.configured(data)[0], data["frames"]
+        if frames % FACTOR != 1:
+            raise DataError(f"data.frames: expected 1, 5, 9, ... frames, found {frames}")
+        return (channels, frames, *sides), float(data["frame_rate"])
+
     def to_floats(self, stored: Tensor) -> Tensor:
         return IMAGES.to_floats(stored)
 

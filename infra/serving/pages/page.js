@@ -22,16 +22,24 @@ function describe(list, facts, definitions = {}) {
   }
 }
 
+// a setting's own name, without the parts that its block lies in
+const plain = (path) => path.split(".").at(-1);
+
+function titled(path) {
+  const [words, ...blocks] = path.split(".").reverse().map((part) => LABELS[part] || part.replaceAll("_", " "));
+  const text = blocks.length ? `${blocks.reverse().join(" ")}: ${words}` : words;
+  return text[0].toUpperCase() + text.slice(1);
+}
+
 function control(name, schema, value) {
-  const words = name.replaceAll("_", " ");
-  const label = element("label", LABELS[name] || words[0].toUpperCase() + words.slice(1));
+  const label = element("label", titled(name));
   let input;
   if (schema.enum) {
     input = element("select", null);
     for (const choice of schema.enum) input.append(element("option", choice, {value: choice}));
     label.append(" ", input);
   } else {
-    const steps = name === "num_inference_steps";
+    const steps = plain(name) === "num_inference_steps";
     const output = element("output", value);
     const most = schema.maximum ?? GUIDANCE_SHOWN;
     input = element("input", null, {type: "range", min: schema.minimum ?? 0, step: schema.type === "integer" ? 1 : most > 1 ? 0.1 : 0.05,
@@ -63,12 +71,15 @@ async function load() {
   $("prompt").value = champion.classes[0] || "an image";
   $("negative-field").hidden = !champion.guided;
   $("upload-field").hidden = !champion.edits;
+  for (const size of champion.own_sizes) $("size").append(element("option", size, {value: size}));
+  $("size-field").hidden = champion.own_sizes.length < 2;
   if (champion.edits) gallery.enableEditing(edit.open);
   $("prompt").addEventListener("input", markClass);
   markClass();
   for (const [name, schema] of Object.entries(champion.settings_schema)) {
     if (!schema.enum && !["integer", "number"].includes(schema.type)) continue;  // only the API has these
-    $(name in LABELS ? "settings" : "more-settings").append(control(name, schema, champion.settings[name]));
+    if (champion.settings[name] === null) continue;
+    $(plain(name) in LABELS ? "settings" : "more-settings").append(control(name, schema, champion.settings[name]));
   }
   $("more").hidden = !$("more-settings").children.length;
   $("n").max = champion.limits.n;
@@ -82,9 +93,12 @@ function wanted() {
   // drawn here rather than by the server, so that the curl line makes the same images
   const seed = $("seed").value === "" ? -1 : Number($("seed").value);
   body.seed = seed === -1 ? Math.floor(Math.random() * 2 ** 31) : seed;
+  if (!$("size-field").hidden) body.size = $("size").value;
   if ($("negative").value.trim()) body.negative_prompt = $("negative").value;
   for (const input of document.querySelectorAll("[data-setting]")) {
-    body[input.dataset.setting] = input.type === "range" ? Number(input.value) : input.value;
+    const [name, ...blocks] = input.dataset.setting.split(".").reverse();
+    const block = blocks.reverse().reduce((outer, part) => (outer[part] ??= {}), body);
+    block[name] = input.type === "range" ? Number(input.value) : input.value;
   }
   return body;
 }

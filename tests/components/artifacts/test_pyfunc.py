@@ -12,7 +12,7 @@ from components.artifacts import run_folder
 from components.artifacts.pyfunc import CANDIDATE, SAMPLER, RegisteredSampler
 from components.artifacts.run_folder import Provenance
 from components.data.media.image import MEDIUM
-from components.errors import SamplerError
+from components.errors import ConfigError, SamplerError
 from components.sampling.requests import Conditions, Request
 from components.training import ema
 from components.training.loop import State
@@ -51,3 +51,10 @@ def test_a_setting_of_two_numbers_may_be_an_array(folder):
     nowhere = model.predict(rows, {"guidance_interval": np.array([2000.0, 3000.0])})
     assert np.array_equal(nowhere, model.predict(rows, {"guidance_scale": 1.0}))
     assert not np.array_equal(nowhere, model.predict(rows))
+
+
+def test_a_param_that_is_no_setting_is_one_line_with_the_nearest(folder):
+    with pytest.raises(ConfigError) as refused:
+        RegisteredSampler(folder).predict({"seed": [3], "prompt": ["a cat"]}, {"guidance_scal": 2.0})
+    assert "params.guidance_scal: unknown key" in str(refused.value) and "\n" not in str(refused.value)
+    assert str(refused.value).endswith("the nearest is guidance_scale")

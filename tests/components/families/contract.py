@@ -21,11 +21,12 @@ PROVENANCE = Provenance(data="d", code="c", job="j", seed=0, step=5)
 
 
 class Counted(nn.Module):
-    """Stands for a data-parallel wrapper: it only sees what goes through its forward."""
+    """Stands for a data-parallel wrapper: it only sees what goes through its forward. `outside`: modules that were
+    called around it; `learning`: those of them whose gradients it would have had to share."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
-        self.net, self.calls, self.inside, self.outside = net, 0, False, []
+        self.net, self.calls, self.inside, self.outside, self.learning = net, 0, False, [], []
         for name, module in net.named_modules():
             if not list(module.children()):
                 module.register_forward_pre_hook(functools.partial(self.notice, name))
@@ -33,6 +34,8 @@ class Counted(nn.Module):
     def notice(self, name: str, module: nn.Module, args: tuple) -> None:
         if not self.inside:
             self.outside.append(name)
+            if torch.is_grad_enabled():
+                self.learning.append(name)
 
     def forward(self, *args, **kwargs):
         self.calls, self.inside = self.calls + 1, True

@@ -32,7 +32,7 @@ from tests.components.helpers import (
 
 pytestmark = pytest.mark.usefixtures("exact")
 
-FIGURES = {"accuracy"}  # what a loss tells for the curves only
+FIGURES = {"accuracy", "motion_accuracy"}  # what a loss tells for the curves only
 PHASES = [(name, phase.name) for name in family_names() for phase in build(name).phases]
 
 
@@ -77,7 +77,7 @@ def test_phase_calls_the_wrapped_net_once_and_only_through_it(name, phase):
     moving = active_phase(family, phase)
     step_phase(family, moving, next(stream(name)), 0, CONFIG)
     assert moving.net.calls == 1
-    assert moving.net.outside == [], "called around the wrapper, whose gradients would not synchronise"
+    assert moving.net.learning == [], "called around the wrapper, whose gradients would not synchronise"
 
 
 @pytest.mark.parametrize("name", [name for name in family_names() if any(phase.ahead for phase in build(name).phases)])
@@ -178,8 +178,8 @@ def test_ranks_share_the_rows_and_draws_of_one_global_batch(name, world):
     assert whole.weight == 1
 
 
-# whose critic compares the rows of a mini-batch
-COMPARES_ROWS = {"stylegan2"}
+# whose critic compares the rows of a mini-batch; whose loss compares those of all workers (test_clip.py)
+COMPARES_ROWS = {"stylegan2", "clip"}
 
 
 @pytest.mark.parametrize(("name", "phase"), [(name, phase) for name, phase in PHASES if name not in COMPARES_ROWS])

@@ -1,15 +1,17 @@
 import itertools
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from components import sources
+from components.config import parse
 from components.data.dataset import Rejected
-from components.errors import DataError
-from components.sources import folder
+from components.errors import ConfigError, DataError
+from components.sources import DataConfig, folder
 from tests.components.sources.helpers import config_of, items_of, picture, rows_of
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -114,3 +116,20 @@ class TestCaptions:
         assert len(folder.list_files(root).images) == 3414
         corners = np.stack([row["image"][:, 0, 0] for row in rows])
         assert (corners == 255).mean() > 0.8  # transparent corners came out white
+
+
+def test_class_names_make_captions_where_there_are_none():
+    config = DataConfig(source="digits", image_size=8, caption="the digit {}")
+    source = sources.read(config, 0)
+    assert source.captions and source.facts["caption"] == "the digit {}"
+    rows = [row for _, row in zip(range(30), source.splits["test"](), strict=False)]
+    said = {bytes(row["caption"]).rstrip(b"\0").decode() for row in rows}
+    assert said == {f"the digit {source.classes[int(row['label'])]}" for row in rows} and len(said) > 5
+    assert {row["caption"].shape for row in rows} == {(15,)}, "as long as the longest"
+    with pytest.raises(DataError, match=r"data\.caption: .* found captions of its own"):
+        sources.captioned(source, "a {}")
+    with pytest.raises(DataError, match=r"data\.caption: .* found no classes"):
+        sources.captioned(replace(source, captions=False, classes=()), "a {}")
+    for bad in ("digit", "{} {}", "{0}", "{name}"):
+        with pytest.raises(ConfigError, match="where the name of the class goes"):
+            parse(DataConfig, {"caption": bad}, "data")

@@ -22,7 +22,7 @@ class TestConfig:
             ({"max_rejected": -1}, "data.max_rejected"),
             (
                 {"source": "mnist"},
-                "data.source: expected digits, fashion_mnist, folder, spoken_digits or s3://bucket/prefix, found",
+                "data.source: expected digits, fashion_mnist, folder, moving_digits, spoken_digits or s3://",
             ),
             ({"source": "s3://"}, "data.source: expected"),
             ({"sourse": "digits"}, "data.sourse: unknown key"),

@@ -263,14 +263,19 @@ def test_of_classes_with_one_image_each_one_is_held_out(tmp_path):
     assert len(folder.held_out(names, 0, 0.9, tmp_path, {name: name[0] for name in names})) == 1
 
 
-def test_links_to_folders_are_told(tmp_path):
+def test_links_to_folders_are_refused_where_dvc_would_not_look_behind_them(tmp_path):
     lay(tmp_path / "elsewhere", "a.png b.png")
     lay(tmp_path / "set", "dog/c.png")
     (tmp_path / "set/cat").symlink_to(tmp_path / "elsewhere")
-    (note,) = sources.read(config_of(tmp_path / "set"), seed=0).notes
-    assert note.startswith(f"{tmp_path}/set/cat is a link, and DVC does not see changes behind it")
-    (tmp_path / "whole").symlink_to(tmp_path / "elsewhere")
-    assert sources.read(config_of(tmp_path / "whole"), seed=0).notes == ()
+    with pytest.raises(DataError, match="set/cat: a link to a folder, behind which DVC would see no change"):
+        sources.read(config_of(tmp_path / "set"), seed=0)
+    (tmp_path / "whole").symlink_to(tmp_path / "elsewhere")  # DVC looks behind the folder that it is told
+    assert len(list(sources.read(config_of(tmp_path / "whole"), seed=0).splits["train"]())) == 1
+    (tmp_path / "set/cat").unlink()
+    (tmp_path / "set/cat").mkdir()
+    for name in ("a.png", "b.png"):  # and behind links to files
+        (tmp_path / "set/cat" / name).symlink_to(tmp_path / "elsewhere" / name)
+    assert sources.read(config_of(tmp_path / "set"), seed=0).classes == ("cat", "dog")
 
 
 def test_an_archive_is_told_from_a_broken_picture(tmp_path):

@@ -144,7 +144,7 @@ def test_what_workers_return_ends_the_run_in_one_line(ray_session, images, tmp_p
         def fit(self):
             return types.SimpleNamespace(return_value="autoencode/loss became nan")
 
-    monkeypatch.setattr(driver, "TorchTrainer", Ended)
+    monkeypatch.setattr(driver, "LocalTrainer", Ended)
     with pytest.raises(TrainingError, match="^vae: autoencode/loss became nan$"):
         run(make_job(images), tmp_path)
 

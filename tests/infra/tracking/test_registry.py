@@ -60,7 +60,7 @@ def test_a_version_names_the_libraries_that_its_networks_need():
 
 
 CLEAN = """
-import json, sys
+import json, logging, sys
 import mlflow, numpy, pandas
 import components
 mlflow.set_tracking_uri(sys.argv[1])
@@ -70,6 +70,11 @@ images = first.predict(rows)
 other = first.predict(rows, params={"num_inference_steps": 5})
 some = first.predict(pandas.DataFrame({"seed": [3, 4], "label": [0, None]}))
 unlabelled = first.predict(rows[["seed"]])
+lines = []
+handler = logging.Handler()
+handler.emit = lambda record: lines.append(record.getMessage())
+logging.getLogger("mlflow.models.utils").addHandler(handler)
+first.predict(rows, params={"num_inferense_steps": 5})
 refused = {}
 for name, table, params in (
     ("empty", {"seed": []}, None),
@@ -87,7 +92,7 @@ print(json.dumps({
     "shape": images.shape, "pixels": images.tolist(), "application": components.NAME, "packages": sorted(packages),
     "other": bool((images != other).any()), "unlabelled": bool((images != unlabelled).any()),
     "some": bool((some[0] == images[0]).all() and (some[1] == unlabelled[1]).all()),
-    "same": bool((second.predict(rows) == images).all()), "refused": refused,
+    "same": bool((second.predict(rows) == images).all()), "refused": refused, "unknown": lines,
     "modules": sorted({name.partition(".")[0] for name in sys.modules}),
     "ours": sorted(name for name in sys.modules if name.startswith("components.")),
     "signature": str(first.metadata.signature),
@@ -120,6 +125,8 @@ def test_versions_load_beside_each_other_in_an_application_with_components_of_it
     assert refused["fraction"] == "label: row 0: expected a whole number, found 0.5"
     assert "guidance_interval" in refused["interval"] and "num_inference_steps" in refused["steps"]
     assert all("\n" not in line for line in refused.values())
+    (unknown,) = told["unknown"]  # MLflow's own line: it hands on what the signature has, and tells of the rest
+    assert "['num_inferense_steps'] are ignored" in unknown and "guidance_scale" in unknown and "\n" not in unknown
 
     import torch
 

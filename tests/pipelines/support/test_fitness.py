@@ -2,19 +2,21 @@
 
 import pytest
 import yaml
+from PIL import Image
 
 from components.errors import DataError
 from components.sources import Source
+from pipelines import prepare, train
 from pipelines.support.fitness import refuse_unfit, too_few
 from pipelines.support.params import load
-from tests.clones import ROOT
+from tests.clones import ROOT, tiny_params
 from tests.pipelines.measured import PARAMS
 
 CLASSES = ("cat", "dog")
 
 
 def source(classes: tuple[str, ...] = CLASSES, captions: bool = False, medium: str = "image") -> Source:
-    return Source(classes, {}, {}, medium, captions)
+    return Source(classes, {}, {}, medium, captions=captions)
 
 
 def params(root, size, **changes):
@@ -63,7 +65,22 @@ def test_what_steers_a_model_must_be_there(conditioning, told, tmp_path):
 def test_too_few_images_to_measure_are_told(tmp_path):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     asked = load(tmp_path / "params.yaml")
-    counted = [{"test": type("Counted", (), {"count": count})()} for count in (3, 4)]
+    counted = [{"test": type("Counted", (), {"count": count, "medium": "image"})()} for count in (3, 4)]
     (note,) = too_few(asked, counted[0])
-    assert note.startswith("3 images for the test split; the stage reference wants 4 or more")
+    assert note.startswith("3 images for the test split; training wants 4 or more to be measured on")
     assert too_few(asked, counted[1]) == ()
+
+
+def test_training_refuses_a_test_split_that_nothing_can_be_measured_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = tiny_params()
+    content["data"] |= {"source": "folder", "path": "own"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content | {"evaluate": {"neighbours": 5}}))
+    for number in range(10):
+        path = tmp_path / "own" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), number * 20).save(path)
+    prepare.main([])
+    with pytest.raises(DataError, match=r"data/images/test: \d images for the test split; training wants 6 or more"):
+        train.main(["judges.judge"])
+    assert not (tmp_path / "mlflow.db").exists(), "before anything is started"

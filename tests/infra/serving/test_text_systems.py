@@ -1,0 +1,80 @@
+"""What composite systems are asked over HTTP: sizes of their stages, settings of their parts."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+
+import numpy as np
+import openai
+import pytest
+import torch
+from PIL import Image
+
+from components.artifacts import run_folder
+from components.data.media.image import MEDIUM
+from components.sampling.requests import Conditions, Request
+from components.training.loop import State
+from infra.config import ServeConfig
+from tests.components.families.contract import PROVENANCE, fast
+from tests.components.helpers import build
+from tests.infra.local import LocalBackend, ask, client, free_port, serving
+
+
+def write(folder, name: str, **changes):
+    """A run folder of a tiny family that draws something, whatever it has learnt."""
+    with torch.random.fork_rng():
+        family = build(name, **changes)
+        torch.manual_seed(0)
+        for net in family.kept:
+            for parameter in family.nets[net].parameters():
+                torch.nn.init.normal_(parameter, std=0.1)
+    average = {net: family.nets[net].state_dict() for net in family.kept if net not in family.pretrained}
+    run_folder.write(folder, name, family, State(1, {}, {}, average), PROVENANCE)
+    return run_folder.load(folder).family
+
+
+@pytest.fixture
+def served(request, tmp_path):
+    name = request.param
+    sampler = write(tmp_path / name, name)
+    config = ServeConfig(port=free_port(), threads=1, max_steps=20)
+    backend = LocalBackend(tmp_path / name, config, settings=fast(name))
+    with serving(backend, config) as address:
+        yield sampler, address
+    backend.engine.stop(timeout=5)
+
+
+def pixels(answer) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))).astype(int)
+
+
+@pytest.mark.parametrize("served", ["cascade"], indirect=True)
+def test_a_cascade_makes_the_size_of_any_stage(served):
+    sampler, address = served
+
+    def made(size: str, **more) -> np.ndarray:
+        extra = {"seed": 3, **more}
+        return pixels(client(address).images.generate(prompt="two", size=size, extra_body=extra))
+
+    def own(sides: tuple[int, int], **up1) -> np.ndarray:
+        settings = fast("cascade")
+        chosen = sampler.Settings(**{**settings, "up1": settings["up1"] | up1})
+        conditions = Conditions(label=torch.tensor([2]), size=torch.tensor([sides]))
+        return MEDIUM.to_stored(sampler.sample(Request(torch.tensor([3]), chosen, conditions)))[0, 0].numpy()
+
+    assert np.abs(made("8x8") - own((8, 8))).max() <= 1
+    whole = made("16x16")
+    assert np.abs(whole - own((16, 16))).max() <= 1 and np.array_equal(made("auto"), whole)
+    noisier = made("16x16", up1={"augmentation": 0.9})
+    assert np.abs(noisier - own((16, 16), augmentation=0.9)).max() <= 1 and not np.array_equal(noisier, whole)
+    with pytest.raises(openai.BadRequestError, match="size: expected '16x16', '8x8' or 'auto', found '9x9'"):
+        made("9x9")
+    with pytest.raises(openai.BadRequestError, match="up3: this cascade has no such stage"):
+        made("16x16", up3={"augmentation": 0.1})
+    told = json.loads(ask(address, "/v1/models/latent-foundry")[2])["x-sampler"]
+    assert told["own_sizes"] == ["16x16", "8x8"] and "size" in told["accepts"]
+    assert told["settings"]["up1.num_inference_steps"] == 2
+    assert {"base.solver", "up1.augmentation"} < told["settings_schema"].keys()
+    assert not any(name.startswith("up2.") for name in told["settings_schema"])
