@@ -95,7 +95,7 @@ class Rows:
             self.columns = {"mean": mean, "std": std.exp() / 10, "label": label}
             if data.flips:
                 self.columns |= {"mean_flipped": mean.flip(-1) + 1, "std_flipped": std.flip(-1).exp() / 10}
-        if data.medium == "audio":  # clips of any length, the longest a whole row
+        if data.medium == "audio" and data.autoencoder is None:  # clips of any length, the longest a whole row
             ends = 1 + torch.arange(count) * data.shape[-1] // count
             rows[torch.arange(data.shape[-1]).expand_as(rows) >= ends[:, None, None]] = 0
         if data.speakers:
