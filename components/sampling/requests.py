@@ -82,6 +82,7 @@ class Conditions(Rows):
     negative_label:   (B,) int64: the class that guidance leads away from, instead of from no class
     negative_prompt:  B texts, likewise
     source:           images to edit
+    first:            (B, C, H, W) in [-1, 1], pictures that films begin with
     low:              (B, C, h, w) in [-1, 1]: smaller images to enlarge
     size:             (B, 2) int64: height and width of the images, one of the sampler's `sizes`, alike in a request
     """
@@ -92,6 +93,7 @@ class Conditions(Rows):
     negative_label: Tensor | None = None
     negative_prompt: tuple[str, ...] | None = None
     source: Source | None = None
+    first: Tensor | None = None
     low: Tensor | None = None
     size: Tensor | None = None
 
@@ -130,6 +132,7 @@ REFUSALS = {
     "negative_label": "this sampler is not guided away from classes",
     "negative_prompt": "this sampler is not guided away from texts",
     "source": "this sampler draws from noise alone and edits no {rows}",
+    "first": "this sampler makes no {rows} that begin with a picture",
     "low": "this sampler enlarges no {rows}",
     "size": "this sampler makes {rows} of one size",
     BLEND: "this sampler knows no way between two seeds",
@@ -155,6 +158,9 @@ def refuse_unaccepted(
         if name == "source" and tuple(value.images.shape[1:]) != shape:
             found = shape_text(value.images.shape[1:])
             raise SamplerError(f"source: expected {rows} {shape_text(shape)}, found {found}")
+        if name == "first" and value.shape[1:] != (shape[0], *shape[2:]):
+            expected, found = shape_text((shape[0], *shape[2:])), shape_text(value.shape[1:])
+            raise SamplerError(f"first: expected pictures {expected}, found {found}")
     towards = {} if blend is None else {f"{BLEND}: {name}": value for name, value in blend.parts().items()}
     for name in towards:
         if (plain := name.removeprefix(f"{BLEND}: ")) in REFUSALS and plain not in accepts:
