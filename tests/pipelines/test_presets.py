@@ -22,7 +22,7 @@ from infra.ray_cluster import encoding
 from infra.storage.store import Store
 from pipelines import evaluate, prepare, reference
 from pipelines.repro import apply
-from pipelines.support import paths
+from pipelines.support import inputs, paths
 from pipelines.support.params import TRAINED, load
 from tests.pipelines.in_process import train_stage
 
@@ -50,10 +50,10 @@ def test_every_model_of_a_preset_fits_its_data(path):
             made = {"shape": (1, *vae.latent_shape[1:]), "medium": "tokens"}
         sets[f"data/{name}"] = DataInfo(**made, autoencoder=of, **described)
     for group in TRAINED:
-        for block in getattr(params, group).values():
+        for name, block in getattr(params, group).items():
             kind = family_class(block.family)
             with torch.device("meta"):
-                kind(kind.Config(**block.model), sets[block.data])
+                kind(kind.Config(**inputs.whole_model(params, name)), sets[block.data])
 
 
 def test_a_preset_says_what_and_leaves_where(tmp_path):
