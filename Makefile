@@ -1,4 +1,4 @@
-# make demo | test | serve | lint | bench | mlflow | lock | clean | repro-parallel
+# make demo | test | serve | lint | bench | speedrun | mlflow | lock | clean | repro-parallel
 # make cluster-up | cluster-repro | cluster-down: a Ray cluster on AWS (ray_cluster.yaml)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -9,13 +9,15 @@ BIN := $(VENV)/bin
 UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_FIND_LINKS
 export PATH := $(if $(filter /%,$(BIN)),,$(CURDIR)/)$(BIN):$(PATH)
+# without its cache every process of every stage compiles all that it imports, seconds of a core each
+unexport PYTHONDONTWRITEBYTECODE
 # nothing looks for the network: usage statistics, telemetry, model hubs
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo repro-parallel test lint bench serve mlflow lock clean setup cluster-up cluster-repro cluster-down
+.PHONY: demo repro-parallel test lint bench speedrun serve mlflow lock clean setup cluster-up cluster-repro cluster-down
 
 demo: setup
 	@python -m pipelines.repro
@@ -35,6 +37,10 @@ lint: setup
 
 bench: setup
 	python -m tests.benchmarks $(ONLY)
+
+# a race of records/TRACK.yaml; VERIFY=--verify runs its record again
+speedrun: setup
+	python -m tests.benchmarks.speedrun $(or $(TRACK),cpu-digits) $(VERIFY)
 
 serve: setup
 	python -m pipelines.serve

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, Tag, model_validator
+from pydantic import Field, Tag, field_validator, model_validator
 from torch import nn
 
 from components.config import Strict, named_block
 from components.errors import SamplerError
 from components.nets.blocks import norm_groups
 from components.nets.dit import DiT as DiTNet
+from components.nets.dit import patch_sides
 from components.nets.unet import UNet2DConditionModel
 from components.shapes import refuse_unless_planar, shape_text
 
@@ -68,11 +69,18 @@ class DiT(Strict):
     level, modulates the blocks."""
 
     name: Literal["dit"]
-    patch: int = Field(1, ge=1)  # side of a token, in cells
+    patch: int | tuple[int, ...] = 1  # side of a token, in cells, or its sides: of films in time, height and width
     width: int = Field(192, ge=2)
     depth: int = Field(6, ge=1)  # blocks
     heads: int = Field(4, ge=1)
     context_dim: int = Field(64, ge=1)  # of a text's tokens
+
+    @field_validator("patch")
+    @classmethod
+    def _has_sides(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if min(patch_sides(value, 1), default=0) < 1:
+            raise ValueError("expected sides greater than or equal to 1")
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> DiT:
@@ -83,9 +91,12 @@ class DiT(Strict):
     def refuse_unfit(self, shape: tuple[int, ...], name: str) -> None:
         """Raises SamplerError, naming the family, of rows that the net cannot take."""
         _, *sides = shape
-        if not 1 <= len(sides) <= 3 or any(side % self.patch for side in sides):
+        patch = patch_sides(self.patch, len(sides))
+        fits = 1 <= len(sides) <= 3 and len(patch) == len(sides)
+        if not fits or any(side % part for side, part in zip(sides, patch, strict=True)):
+            told = self.patch if isinstance(self.patch, int) else shape_text(self.patch)
             raise SamplerError(
-                f"{name}: expected one to three sides that are multiples of backbone.patch ({self.patch}), "
+                f"{name}: expected one to three sides that are multiples of backbone.patch ({told}), "
                 f"found {shape_text(tuple(sides))}"
             )
         if self.width < 2 * self.heads * len(sides):

@@ -50,7 +50,7 @@ class Denoiser(nn.Module):
     the logarithm (B,) of the error that it expects. `numbers`: inputs (B,) in [0, 1] by which the net is told more than
     the noise level.
 
-    x (B, C, ...), level (B,) in [0, 1000] -> x's shape.
+    x (B, C, ...), level (B,) in [0, 1000] or, of films, (B, T) -> x's shape.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Denoiser(nn.Module):
         passed = {name: given.pop(name) for name in names}
         condition = given if self.conditioner is None else self.conditioner(**given)
         answer = self.denoise(x, level, **condition, **passed)
-        return (answer, self.uncertainty(level)) if uncertain else answer
+        return (answer, self.uncertainty(level if level.ndim == 1 else level.amax(1))) if uncertain else answer
 
     def denoise(self, x: Tensor, level: Tensor, **condition: Tensor) -> Tensor:
         """With the condition made once for all steps."""

@@ -34,7 +34,7 @@ from components.diffusion.likelihood import log_density
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS, Noise, Solver
 from components.errors import ConfigError, DataError, SamplerError
-from components.families.base import DataInfo, Early, Losses, Phase, Role, RunInfo, Sampler, Tiny
+from components.families.base import DataInfo, Early, Losses, Phase, Role, RunInfo, Sampler, Tiny, family_name
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume
 from components.metrics.held_out import DENOISING, NUM_LEVELS
@@ -65,7 +65,7 @@ class Model(Sampler):
         speaker = SPEAKERS.get(config.conditioning, ()) if data.speakers else ()
         self.accepts = frozenset({"source", BLEND, *STEERING[config.conditioning], *speaker})
         _refuse_unless_described(config, data)
-        config.backbone.refuse_unfit(data.shape, "latent_diffusion")
+        config.backbone.refuse_unfit(data.shape, family_name(type(self)))
         self.space = self.space_of(data)
         self.autoencoder = self.space.autoencoder
         denoiser = self.build(config, data)
@@ -118,20 +118,27 @@ class Model(Sampler):
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         draws, kind = batch.draws, self.config.weighting.name
         clean = self.normalise(self.space.clean(batch, self.config.flips))
-        sigma = self.schedule.sigma(self.times(draws).double())
+        sigma = self._sigma(self.times(draws).double())
         inputs, wanted = self._question(clean, draws.normal("noise", clean.shape[1:]), sigma)
         inputs |= self._training_condition(batch, self.config.label_dropout)
         inputs |= self._training_further(batch, self.config.flips)
         if kind == "uniform":
             return {"loss": (net(**inputs) - wanted).square().mean()}
         answer, u = net(**inputs, uncertain=True) if kind == "learned" else (net(**inputs), None)
-        error = (answer - wanted).square().flatten(1).mean(1)
+        return self._weighted((answer - wanted).square().flatten(1).mean(1), sigma, u)
+
+    def _weighted(self, error: Tensor, sigma: Tensor, u: Tensor | None) -> Losses:
+        """Of rows' errors (B,) at noise levels (B,); `u`: the logarithms of those that the net expects, if it does."""
         if u is None:
             weight = weightings.min_snr(
                 sigma, OBJECTIVES[self.config.objective](sigma), self.config.weighting.gamma
             ).float()
             return {"loss": (weight * error).mean(), "error": error.mean()}
         return {"loss": weightings.balanced(error, u).mean(), "error": error.mean()}
+
+    def _sigma(self, times: Tensor) -> Tensor:
+        """The noise levels of times in (0, 1)."""
+        return self.schedule.sigma(times)
 
     def _question(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """What the net is asked of rows (B, C, ...) at noise levels (B,), but for what steers it, and what it should
@@ -149,7 +156,7 @@ class Model(Sampler):
         told = self._training_condition(batch, label_dropout=0) | self._training_further(batch, flips=False)
         shares = (torch.arange(NUM_LEVELS, dtype=torch.float64) + 0.5) / NUM_LEVELS
         errors = []
-        for number, sigma in enumerate(self.schedule.sigma(self.config.times.quantiles(shares)).tolist()):
+        for number, sigma in enumerate(self._sigma(self.config.times.quantiles(shares)).tolist()):
             sigmas = torch.full_like(draws.keys, sigma, dtype=torch.float64)
             inputs, wanted = self._question(clean, draws.normal(f"noise {number}", clean.shape[1:]), sigmas)
             errors.append((self.nets["denoiser"](**inputs, **told) - wanted).square().flatten(1).mean(1))
@@ -221,9 +228,10 @@ class Model(Sampler):
     def _trajectory(self, request: Request) -> Trajectory:
         settings, source, draws = request.settings, request.conditions.source, Draws.of_seeds(request.seeds)
         sigmas = self.sigmas(settings, 1.0 if source is None else source.strength)
-        noise = draws.normal("start", self.data.shape)
+        shape = self._shape(request)
+        noise = draws.normal("start", shape)
         if request.blend is not None and request.blend.seeds is not None:
-            other = Draws.of_seeds(request.blend.seeds).normal("start", self.data.shape)
+            other = Draws.of_seeds(request.blend.seeds).normal("start", shape)
             noise = slerp(noise, other, request.blend.share)
         start = sigmas[0] * noise
         denoise = yield from self._denoise(request, self._guidance(settings), sigmas)
@@ -237,12 +245,16 @@ class Model(Sampler):
                 # a latent is redrawn with any pixel of its cell
                 denoise = keeping(denoise, known, _pooled(source.mask, self.data.shape[1:]))
                 finish = functools.partial(self._paste, source.images, source.mask)
-        solver = self._solver(settings)(start, sigmas, lambda step: draws.normal(step, self.data.shape))
+        solver = self._solver(settings)(start, sigmas, lambda step: draws.normal(step, shape))
 
         def preview(x0: Tensor, sigma: float) -> Preview:
             return Preview((sigmas.index(sigma) + 1) / (len(sigmas) - 1), lambda: finish(x0))
 
         return (yield from finish((yield from solve(solver, denoise, preview))))
+
+    def _shape(self, request: Request) -> tuple[int, ...]:
+        """Of the rows or latents that a request asks for."""
+        return self.data.shape
 
     def _guidance(self, settings: Settings) -> Guidance:
         worse = GUIDE if settings.guidance == "autoguidance" else None

@@ -3,6 +3,9 @@ added ones, RMSNorm, SwiGLU (Yao et al. 2025, LightningDiT, section 4, measured 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -14,37 +17,46 @@ from components.nets.unet import embedded
 LEVEL_WIDTH = 256  # of a noise level's embedding, as published
 
 
-def patches(x: Tensor, side: int) -> Tensor:
-    """Rows (B, C, s, ...) of any rank -> (B, N, C * side^rank): patches in row-major order, each with its channels
-    first."""
-    rank = x.ndim - 2
-    split = x.reshape(*x.shape[:2], *(part for length in x.shape[2:] for part in (length // side, side)))
+def patches(x: Tensor, patch: int | Sequence[int]) -> Tensor:
+    """Rows (B, C, s, ...) of any rank -> (B, N, C * values of a patch): patches in row-major order, each with its
+    channels first. `patch`: their side, or one along each axis."""
+    sides = patch_sides(patch, x.ndim - 2)
+    rank = len(sides)
+    parts = (part for length, side in zip(x.shape[2:], sides, strict=True) for part in (length // side, side))
+    split = x.reshape(*x.shape[:2], *parts)
     counts, within = range(2, 2 + 2 * rank, 2), range(3, 3 + 2 * rank, 2)
-    return split.permute(0, *counts, 1, *within).reshape(len(x), -1, x.shape[1] * side**rank)
+    return split.permute(0, *counts, 1, *within).reshape(len(x), -1, x.shape[1] * math.prod(sides))
 
 
-def unpatched(tokens: Tensor, side: int, shape: torch.Size) -> Tensor:
-    """The inverse: patches (B, N, C * side^rank) -> rows of `shape` (B, C, s, ...)."""
-    rank, channels = len(shape) - 2, shape[1]
-    split = tokens.reshape(len(tokens), *(length // side for length in shape[2:]), channels, *[side] * rank)
+def unpatched(tokens: Tensor, patch: int | Sequence[int], shape: torch.Size) -> Tensor:
+    """The inverse: patches (B, N, C * values of a patch) -> rows of `shape` (B, C, s, ...)."""
+    sides, channels = patch_sides(patch, len(shape) - 2), shape[1]
+    rank = len(sides)
+    counts = (length // side for length, side in zip(shape[2:], sides, strict=True))
+    split = tokens.reshape(len(tokens), *counts, channels, *sides)
     order = [axis for pair in zip(range(1, 1 + rank), range(2 + rank, 2 + 2 * rank), strict=True) for axis in pair]
     return split.permute(0, 1 + rank, *order).reshape(shape)
+
+
+def patch_sides(patch: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    """A patch's side along each axis."""
+    return (patch,) * rank if isinstance(patch, int) else tuple(patch)
 
 
 class DiT(nn.Module):
     """x (B, C, s, ...) of `rank` sides, noise level (B,) in [0, 1000], class (B,) or weights (B, num_classes), context
     (B, M, context_dim) -> x's shape.
 
+    The level may be one for each place on the first axis, (B, s): frames of a film at noise levels of their own.
     Level, class and what is `added` (B, embedding_dim) to their embedding modulate every block (adaLN-zero); a context
-    is attended to, where there is a `context_dim`.
-    `patch`: the side of a token, in cells; `num_classes` counts the rows of the class embedding, 0 leaves it out;
-    `given_channels`: as of the U-Net."""
+    is attended to, where there is a `context_dim`. `patch`: the side of a token, in cells, or its sides; `num_classes`
+    counts the rows of the class embedding, 0 leaves it out; `given_channels`: as of the U-Net."""
 
     def __init__(
         self,
         channels: int,
         rank: int,
-        patch: int,
+        patch: int | Sequence[int],
         width: int,
         depth: int,
         heads: int,
@@ -53,9 +65,10 @@ class DiT(nn.Module):
         given_channels: int = 0,
     ):
         super().__init__()
-        self.patch, self.embedding_dim = patch, width
-        values = channels * patch**rank
-        self.embed = nn.Linear((channels + given_channels) * patch**rank, width)
+        self.patch, self.embedding_dim = patch_sides(patch, rank), width
+        cells = math.prod(self.patch)
+        values = channels * cells
+        self.embed = nn.Linear((channels + given_channels) * cells, width)
         self.level = TimestepEmbedding(LEVEL_WIDTH, width)
         self.class_embedding = nn.Embedding(num_classes, width) if num_classes else None
         self.trunk = Transformer(width, depth, heads, condition_dim=width, context_dim=context_dim, base=GRID_BASE)
@@ -78,11 +91,12 @@ class DiT(nn.Module):
         label: Tensor | None = None,
         added: Tensor | None = None,
     ) -> Tensor:
-        condition = self.level(sinusoidal_embedding(level, LEVEL_WIDTH))
-        if self.class_embedding is not None:
-            condition = condition + embedded(self.class_embedding, label)
-        if added is not None:
-            condition = condition + added
-        places = grid_places([side // self.patch for side in x.shape[2:]], x.device)
+        condition = self.level(sinusoidal_embedding(level.flatten(), LEVEL_WIDTH)).unflatten(0, level.shape)
+        of_class = None if self.class_embedding is None else embedded(self.class_embedding, label)
+        for told in (of_class, added):
+            if told is not None:
+                condition = condition + (told if level.ndim == 1 else told[:, None])
+        counts = [length // side for length, side in zip(x.shape[2:], self.patch, strict=True)]
+        places = grid_places(counts, x.device)
         tokens = self.trunk(self.embed(patches(x, self.patch)), places, condition, context)
         return unpatched(self.head(tokens), self.patch, torch.Size((len(x), self.channels, *x.shape[2:])))

@@ -119,8 +119,8 @@ class SwiGLU(nn.Module):
 
 
 class Modulation(nn.Module):
-    """adaLN-zero (Peebles and Xie 2023, section 3.2): a condition (B, condition_dim), or one a token
-    (B, N, condition_dim) -> `count` vectors (B, 1 or N, width), all zero at first."""
+    """adaLN-zero (Peebles and Xie 2023, section 3.2): a condition (B, condition_dim), or one for each of M equal runs
+    of tokens (B, M, condition_dim) -> `count` vectors (B, 1 or N, width), all zero at first."""
 
     modulates = True  # a kind of embedding, for the optimizer
 
@@ -131,9 +131,12 @@ class Modulation(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, condition: Tensor, num_tokens: int) -> tuple[Tensor, ...]:
         vectors = self.linear(F.silu(condition))
-        return (vectors[:, None] if vectors.ndim == 2 else vectors).chunk(self.count, dim=2)
+        vectors = vectors[:, None] if vectors.ndim == 2 else vectors
+        if vectors.shape[1] not in (1, num_tokens):
+            vectors = vectors.repeat_interleave(num_tokens // vectors.shape[1], dim=1)
+        return vectors.chunk(self.count, dim=2)
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -163,7 +166,7 @@ class Block(nn.Module):
         if self.modulation is None:
             x = self._crossed(x + self.attention(self.norm_attention(x), **attention), context)
             return x + self.feed(self.norm_feed(x))
-        shift, scale, gate, shift_feed, scale_feed, gate_feed = self.modulation(condition)
+        shift, scale, gate, shift_feed, scale_feed, gate_feed = self.modulation(condition, x.shape[1])
         x = x + gate * self.attention(modulated(self.norm_attention(x), shift, scale), **attention)
         x = self._crossed(x, context)
         return x + gate_feed * self.feed(modulated(self.norm_feed(x), shift_feed, scale_feed))
@@ -176,7 +179,7 @@ class Transformer(nn.Module):
     """Blocks over tokens (B, N, width), and a norm after the last.
 
     places:     (N, rank) or (B, N, rank), coordinates of the tokens, of any numbers
-    condition:  (B, condition_dim) or (B, N, condition_dim), of adaLN-zero
+    condition:  (B, condition_dim), or (B, M, condition_dim) for M equal runs of the tokens, of adaLN-zero
     context:    (B, M, context_dim), of cross-attention
     mask:       boolean, broadcasts to (B, heads, N, N), true where a token attends; with `causal` there is none
     kept:       of a causal net: the tokens are those that follow what is kept, which they attend to and are added to
@@ -229,7 +232,7 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.blocks):
             x = block(x, condition, context, **attention, kept=None if kept is None else (kept, layer))
         x = self.norm(x)
-        return x if self.modulation is None else modulated(x, *self.modulation(condition))
+        return x if self.modulation is None else modulated(x, *self.modulation(condition, x.shape[1]))
 
     def row_bytes(self, length: int) -> int:
         """Of one row of `allocate`."""

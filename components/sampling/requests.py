@@ -82,6 +82,7 @@ class Conditions(Rows):
     negative_label:   (B,) int64: the class that guidance leads away from, instead of from no class
     negative_prompt:  B texts, likewise
     source:           images to edit
+    first:            (B, C, H, W) in [-1, 1], pictures that films begin with
     low:              (B, C, h, w) in [-1, 1]: smaller images to enlarge
     image:            (B, C, ...) in [-1, 1]: images whose content is to be shown anew
     instead_of:       B texts: what `image` shows, so that it is led from there to the prompt
@@ -95,6 +96,7 @@ class Conditions(Rows):
     negative_label: Tensor | None = None
     negative_prompt: tuple[str, ...] | None = None
     source: Source | None = None
+    first: Tensor | None = None
     low: Tensor | None = None
     image: Tensor | None = None
     instead_of: tuple[str, ...] | None = None
@@ -136,6 +138,7 @@ REFUSALS = {
     "negative_label": "this sampler is not guided away from classes",
     "negative_prompt": "this sampler is not guided away from texts",
     "source": "this sampler draws from noise alone and edits no {rows}",
+    "first": "this sampler makes no {rows} that begin with a picture",
     "low": "this sampler enlarges no {rows}",
     "image": "this sampler shows no content of other {rows} anew",
     "instead_of": "this sampler leads no {rows} from one text to another",
@@ -165,6 +168,9 @@ def refuse_unaccepted(
             found = tuple((value.images if name == "source" else value).shape[1:])
             if found != shape:
                 raise SamplerError(f"{name}: expected {rows} {shape_text(shape)}, found {shape_text(found)}")
+        if name == "first" and value.shape[1:] != (shape[0], *shape[2:]):
+            expected, found = shape_text((shape[0], *shape[2:])), shape_text(value.shape[1:])
+            raise SamplerError(f"first: expected pictures {expected}, found {found}")
     towards = {} if blend is None else {f"{BLEND}: {name}": value for name, value in blend.parts().items()}
     for name in towards:
         if (plain := name.removeprefix(f"{BLEND}: ")) in REFUSALS and plain not in accepts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,19 +19,29 @@ NO_USAGE = {  # nothing here is counted in tokens
     "total_tokens": 0,
     "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
 }
-Updates = AsyncIterator[tuple[int, Update] | None]
+# Serve writes it with the request's id, beside its own line of each request
+logger = logging.getLogger("ray.serve")
+Updates = AsyncIterator[tuple[int, Update]]
 
 
-async def accepted(backend: Backend, wanted: list[SampleRequest]) -> Updates:
-    """The stream of a request that was accepted: a refusal can still be told by the status."""
+async def accepted(backend: Backend, wanted: list[SampleRequest]) -> tuple[int, Updates]:
+    """How many requests come before one that was accepted, and its stream: a refusal can still be told by the
+    status."""
     updates = backend.stream(wanted)
     try:
-        await anext(updates)
+        _, first = await anext(updates)
     except BaseException:
         with contextlib.suppress(Exception):
             await updates.aclose()
         raise
-    return updates
+    return first.num_before, updates
+
+
+def log_queue(model: ServedModel, count: int, seconds: float) -> int:
+    """Notes in the log how long a request waited for its turn; returns the milliseconds."""
+    milliseconds = round(seconds * 1000)
+    logger.info("%s: %d images, %s ms in the queue", model.id, count, milliseconds)
+    return milliseconds
 
 
 async def told(
@@ -38,15 +49,18 @@ async def told(
 ) -> AsyncIterator[str]:
     """Events of all images as they come. A failure ends the stream with an event that holds an `error`. `places`:
     whether those of the queue are told, too."""
-    num_shown = [0] * len(wanted)
+    num_shown, queue_ms = [0] * len(wanted), 0
     try:
         async for number, update in updates:
             if not update.image:
-                if places:
+                if not update.num_before:
+                    queue_ms = log_queue(model, len(wanted), update.queue_seconds)
+                elif places:
                     yield _written(f"{event}.queued", {"position": update.num_before})
                 continue
             name = f"{event}.completed" if update.final else f"{event}.partial_image"
-            yield _written(name, _image(number, update, num_shown[number], wanted[number], model))
+            waited = {"queue_ms": queue_ms} if update.final else {}
+            yield _written(name, _image(number, update, num_shown[number], wanted[number], model) | waited)
             num_shown[number] += 1
     except Exception as error:
         yield f"event: error\ndata: {json.dumps(known(error).body)}\n\n"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -57,10 +56,6 @@ POLICY = (
 )
 
 
-# Serve writes it with the request's id, beside its own line of each request
-logger = logging.getLogger("ray.serve")
-
-
 def build(backend: Backend, config: ServeConfig, keys: tuple[str, ...] = ()) -> FastAPI:
     """The ASGI application. `keys` are the digests of the accepted API keys."""
     app = FastAPI(title="Latent Foundry", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -75,7 +70,7 @@ def build(backend: Backend, config: ServeConfig, keys: tuple[str, ...] = ()) -> 
             allow_origins=config.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # OpenAI's client sends headers of its own, x-stainless-...
-            expose_headers=["x-request-id", "retry-after", "x-model", "x-queue-ms", "x-ignored"],
+            expose_headers=["x-request-id", "retry-after", "x-model", "x-queue-ms", "x-queue-position", "x-ignored"],
         )
     return app
 
@@ -95,14 +90,14 @@ def _make_images(app: FastAPI, backend: Backend, config: ServeConfig) -> None:
         with contextlib.ExitStack() as answered:
             answered.enter_context(held.by(getattr(raw.state, "key", ""), len(wanted)))
             if request.stream:
-                updates = await events.accepted(backend, wanted)
+                position, updates = await events.accepted(backend, wanted)
+                headers["x-queue-position"] = str(position)  # the head is sent before anybody knows how long it waits
                 shown = events.told(updates, wanted, model, event, bool(request.queue_updates))
                 headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
                 lasting = _within(shown, answered.pop_all())
                 return StreamingResponse(lasting, media_type="text/event-stream", headers=headers)
             made = await backend.generate(wanted)
-        headers["x-queue-ms"] = str(round(made.queue_seconds * 1000))
-        logger.info("%s: %d images, %s ms in the queue", model.id, len(wanted), headers["x-queue-ms"])
+        headers["x-queue-ms"] = str(events.log_queue(model, len(wanted), made.queue_seconds))
         as_url = request.response_format == "url"
         data = [_item(image, order, model, as_url) for image, order in zip(made.images, wanted, strict=True)]
         body = {"created": int(time.time()), "data": data, **events.facts(wanted[0], model), "usage": events.NO_USAGE}

@@ -159,12 +159,13 @@ class Made(NamedTuple):
 
 class Update(NamedTuple):
     """An encoded image on its way: an estimate at `progress` in [0, 1], or the image itself. Before the first, without
-    an image, `num_before`: those that come before it."""
+    an image, `num_before`: those that come before it; when it has its turn, `queue_seconds`: how long it waited."""
 
     progress: float
     image: bytes
     final: bool = False
     num_before: int = 0
+    queue_seconds: float = 0.0
 
 
 class Backend(Protocol):
@@ -178,9 +179,9 @@ class Backend(Protocol):
     async def generate(self, orders: list[SampleRequest]) -> Made:
         """The images of one request. Raises ApiError; cancelling it ends the work."""
 
-    def stream(self, orders: list[SampleRequest]) -> AsyncIterator[tuple[int, Update] | None]:
-        """None when the orders of one request are accepted, then by their number places in the queue, previews, and
-        each image. Raises ApiError; closing it ends the work."""
+    def stream(self, orders: list[SampleRequest]) -> AsyncIterator[tuple[int, Update]]:
+        """By the number of an order: the first one's place in the queue, at first when the orders of one request are
+        accepted, its turn, previews, and each image. Raises ApiError; closing it ends the work."""
 
     async def check(self, model: ServedModel) -> dict[str, int]:
         """The load of one engine. Raises ApiError if no image can be made at the moment."""

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import math
+import os
 import re
 import threading
 import time
@@ -46,6 +47,9 @@ START = 300.0  # seconds in which a version must be up
 REMEMBERED = 0.1  # seconds for which the only engine's refusal goes for all requests as large, without asking it again
 ONGOING = 10_000  # requests of one API replica: it limits them itself, and health is asked for the same way
 HEALTH = {"health_check_period_s": 1, "health_check_timeout_s": 10}
+# Threads of one forward wait for each other asleep: beside other work, clients among it, one that spins holds the core
+# that the others need (docs/RESULTS.md). libgomp reads the first, LLVM's and Intel's OpenMP the second.
+WAITING = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 LOGGING = {"encoding": "JSON"}  # a line a request: id, route, status, milliseconds; never the body
 
 logger = logging.getLogger(__name__)
@@ -92,7 +96,7 @@ class Samplers:
         with self._remembering(orders):
             return await self._asked(lambda: self._handle(orders).generate.remote(orders), self.deadline + LATE)
 
-    async def stream(self, orders: list[SampleRequest]) -> AsyncIterator[tuple[int, Update] | None]:
+    async def stream(self, orders: list[SampleRequest]) -> AsyncIterator[tuple[int, Update]]:
         self._refuse_remembered(orders)
         until = time.monotonic() + self.deadline + LATE
         updates = self._handle(orders).options(stream=True).stream.remote(orders)
@@ -238,7 +242,11 @@ def version_app(
         serve.deployment(replica)
         .options(
             name="sampler",
-            ray_actor_options={"num_cpus": 1, "num_gpus": config.gpu_share * ray_session.has_gpu(config.use_gpu)},
+            ray_actor_options={
+                "num_cpus": 1,
+                "num_gpus": config.gpu_share * ray_session.has_gpu(config.use_gpu),
+                "runtime_env": {"env_vars": {name: os.environ.get(name, value) for name, value in WAITING.items()}},
+            },
             # above the engine's own limit, which refuses with a reason
             max_ongoing_requests=config.slots + config.queue + 64,
             **HEALTH,
@@ -341,7 +349,10 @@ def start(model_store: ModelStore, config: ServeConfig, keys: tuple[str, ...] = 
     InputError here, in the driver, if there is none or it cannot be loaded."""
     champion, *_ = Champions(model_store).first()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(http_options={"host": config.host, "port": config.port})
+    try:
+        serve.start(http_options={"host": config.host, "port": config.port})
+    except RayError:  # its proxy has about a minute
+        raise InputError("serve: Ray Serve did not start in time; when other work is done, run it again") from None
     apps = [
         serve.RunTarget(version_app(champion, config, model_store), name=app_name(champion.key), route_prefix=None),
         serve.RunTarget(application(model_store, config, keys, num_replicas=min(2, len(ray.nodes()))), name=NAME),

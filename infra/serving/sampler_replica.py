@@ -31,7 +31,7 @@ from infra.serving.model_store import ModelStore, folder_here
 from infra.serving.openai_api import Made, SampleRequest, ServedModel, SourceImage, Update
 
 T = TypeVar("T")
-QUEUE_EVERY = 0.5  # seconds between two looks at a request's place in the queue
+QUEUE_EVERY = 0.1  # seconds between two looks at a request's place in the queue
 
 
 class SamplerReplica:
@@ -69,9 +69,10 @@ class SamplerReplica:
         finally:
             _cancel(futures)
 
-    async def stream(self, orders: list[SampleRequest]) -> AsyncIterator[tuple[int, Update] | None]:
-        """None when all are accepted, then by each one's number its place in the queue, previews, the image."""
-        loop, arrived = asyncio.get_running_loop(), asyncio.Queue()
+    async def stream(self, orders: list[SampleRequest]) -> AsyncIterator[tuple[int, Update]]:
+        """By each one's number: its place in the queue, at first when all are accepted, its turn, previews, the
+        image."""
+        loop, arrived, began = asyncio.get_running_loop(), asyncio.Queue(), time.monotonic()
 
         def arrive(*item: object) -> None:
             loop.call_soon_threadsafe(arrived.put_nowait, item)
@@ -83,9 +84,10 @@ class SamplerReplica:
         for number, future in enumerate(futures):
             future.add_done_callback(lambda _, number=number: arrive(number, 1.0, None))
         try:
-            yield None
+            yield 0, Update(0.0, b"", num_before=self.engine.num_before(futures[0]))
             async for place in self._places(futures[0], arrived):
                 yield 0, Update(0.0, b"", num_before=place)
+            yield 0, Update(0.0, b"", queue_seconds=time.monotonic() - began)
             num_open = len(futures)
             while num_open:
                 number, progress, rows = await arrived.get()

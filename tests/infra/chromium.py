@@ -51,7 +51,9 @@ class Page:
                 return message["result"]
 
     def evaluate(self, expression: str) -> Any:
-        return self.send("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        """The value of an expression, of a promise what it promised."""
+        asked = {"expression": expression, "returnByValue": True, "awaitPromise": True}
+        return self.send("Runtime.evaluate", **asked)["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = 60) -> None:
         """Until a JavaScript expression is true."""
@@ -59,6 +61,21 @@ class Page:
         while not self.evaluate(expression):
             assert time.monotonic() < until, f"never true: {expression}"
             time.sleep(0.02)
+
+    def visit(self, address: str) -> None:
+        self.send("Page.navigate", url=address)
+        self.wait_for(f"location.href === {json.dumps(address)} && document.readyState === 'complete'")
+
+    def prefer(self, scheme: str) -> None:
+        """`scheme`: light or dark."""
+        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def barriers(self, axe: str) -> list[str]:
+        """What axe, whose script is handed in, finds serious or worse: its rule and the first element."""
+        self.evaluate(axe + "; null")
+        found = json.loads(self.evaluate("axe.run().then((found) => JSON.stringify(found.violations))"))
+        serious = [one for one in found if one["impact"] in ("serious", "critical")]
+        return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in serious]
 
     def resize(self, width: int, height: int) -> None:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}

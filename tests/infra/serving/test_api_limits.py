@@ -230,5 +230,9 @@ def test_a_stream_tells_how_many_come_before(run, backend):
         time.sleep(0.2)
         for stream in busy:
             stream.close()
-        names = [line for line in told.result(60)[2].decode().splitlines() if line.startswith("event: ")]
+        _, headers, answer = told.result(60)
+        names = [line for line in answer.decode().splitlines() if line.startswith("event: ")]
+    assert headers["x-queue-position"] == "1", "one waits before it"
+    (data,) = [line for line in answer.decode().splitlines() if line.startswith("data: ") and ".completed" in line]
+    assert json.loads(data.removeprefix("data: "))["queue_ms"] >= 200
     assert names[0] == "event: image_generation.queued" and names[-1] == "event: image_generation.completed"

@@ -2,6 +2,7 @@ import hashlib
 import json
 import socket
 import time
+from importlib import resources
 
 import openai
 import pytest
@@ -149,6 +150,31 @@ def test_one_image_that_fails_ends_its_request(run, backend):
     with pytest.raises(openai.RateLimitError):
         client(run()).images.generate(prompt="one", n=3, extra_body={"seed": 10})
     assert backend.submitted and all(future.cancelled() for future in backend.submitted)
+
+
+@pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium here")
+def test_the_pages_bar_nobody(run, tmp_path):
+    """Contrast, names, labels and order, as axe judges them, by day and by night."""
+    axe = (resources.files(pytest.importorskip("axe_core_python")) / "axe.min.js").read_text()
+    address = run()
+    page = Page(address, tmp_path / "profile")
+    try:
+        page.resize(1280, 900)
+        page.wait_for("document.querySelectorAll('#classes button').length == 3")
+        page.evaluate("document.getElementById('generate').click()")
+        page.wait_for("document.querySelectorAll('#gallery figure:not(.busy) img').length == 4")
+        found = {}
+        for path in ("/", "/docs"):
+            page.visit(f"{address}{path}")
+            page.wait_for("document.querySelectorAll('main *').length > 5")
+            for scheme in ("light", "dark"):
+                page.prefer(scheme)
+                found[path, scheme] = page.barriers(axe)
+        assert not any(found.values()), found
+        page.evaluate("document.querySelector('main').append(new Image())")
+        assert any(one.startswith("image-alt") for one in page.barriers(axe)), "it looks"
+    finally:
+        page.close()
 
 
 @pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium here")

@@ -32,7 +32,7 @@ class Ready:
         return Made([self.image for _ in orders], 0.0)
 
     async def stream(self, orders):
-        yield None
+        yield 0, Update(0.0, b"")
         for number in range(len(orders)):
             yield number, Update(1.0, self.image, final=True)
 

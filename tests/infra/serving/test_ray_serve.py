@@ -4,8 +4,11 @@ import functools
 import io
 import itertools
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -23,7 +26,7 @@ from ray import serve
 
 from components.artifacts import run_folder
 from components.data.media.image import MEDIUM
-from components.errors import SamplerError
+from components.errors import InputError, SamplerError
 from components.sampling.requests import Conditions, Request
 from infra.config import ServeConfig
 from infra.serving import ray_serve
@@ -267,6 +270,16 @@ def test_a_folder_that_cannot_be_loaded_is_refused_on_the_driver(tmp_path):
         ray_serve.start(ModelStore(root=str(tmp_path)), ServeConfig())
 
 
+def test_a_machine_too_loaded_for_serve_is_one_line(folder, monkeypatch):
+    def start(**options):
+        raise ray.exceptions.GetTimeoutError("the proxy is not up")
+
+    monkeypatch.setattr(serve, "start", start)
+    monkeypatch.setattr(ray_serve.Champions, "first", lambda self: (served_model(folder),))
+    with pytest.raises(InputError, match="^serve: Ray Serve did not start in time"):
+        ray_serve.start(ModelStore(root=""), ServeConfig())
+
+
 def health(address: str) -> dict:
     with urllib.request.urlopen(f"{address}/healthz", timeout=60) as answer:
         return json.load(answer)
@@ -344,6 +357,20 @@ def test_no_process_of_serve_listens_beyond_loopback(address):
                 listening |= {(process.name(), ip) for ip in opened}
     assert any("ServeReplica" in name for name, _ in listening)
     assert {ip for _, ip in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
+
+
+def test_threads_of_a_replica_wait_for_each_other_asleep(address):
+    """As the OpenMP that torch has reads it when it is loaded."""
+    replicas = [one for one in psutil.Process().children(recursive=True) if ":sampler" in one.name()]
+    assert replicas and all(one.environ().items() >= ray_serve.WAITING.items() for one in replicas)
+    told = subprocess.run(
+        [sys.executable, "-c", "import torch; torch.ones(1)"],
+        env=os.environ | ray_serve.WAITING | {"OMP_DISPLAY_ENV": "true"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.search(r"OMP_WAIT_POLICY\s*=\s*'PASSIVE'", told.stderr)
 
 
 def test_a_replica_that_dies_is_replaced_and_its_requests_are_told(address, client):
