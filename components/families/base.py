@@ -296,9 +296,14 @@ class Sampler(Family):
         has made, `real`: (M, C, ...) held-out ones, both in [-1, 1]."""
         return {}
 
+    @property
+    def usual_settings(self) -> Strict:
+        """What is sampled with where nobody chooses."""
+        return self.Settings()
+
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         seeds = torch.arange(20)
-        return self.sample(Request(seeds, self.Settings(), self.cycled(len(seeds))))
+        return self.sample(Request(seeds, self.usual_settings, self.cycled(len(seeds))))
 
     def sample(self, request: Request) -> Tensor:
         """Images of a request on the spot, on the device of the nets, in evaluation mode. Raises SamplerError of what

@@ -83,7 +83,7 @@ class Model(Student):
         """Equally spaced times of the schedule up to the largest level that was trained."""
         num_steps = max(1, math.ceil(round(settings.num_inference_steps * strength, 6)))
         highest = float(self.schedule.time(torch.tensor(self.bounds[1], dtype=torch.float64)))
-        return self.schedule.sigmas(num_steps, strength * highest)
+        return self._levels(num_steps, strength * highest)
 
     def _solver(self, settings: StudentSettings) -> Callable[[Tensor, Sequence[float], Noise], Solver]:
         return renoised

@@ -65,7 +65,7 @@ def test_every_model_of_a_preset_fits_its_data(path):
             kind = family_class(block.family)
             data = sets[block.data].model_copy(update={"inputs": kept(params, name, sets)})
             with torch.device("meta"):
-                kind(kind.Config(**block.model), data)
+                kind(kind.Config(**inputs.whole_model(params, name)), data)
 
 
 def test_a_preset_says_what_and_leaves_where(tmp_path):
