@@ -203,7 +203,8 @@ def _cancel(futures: list[Future[Tensor]]) -> None:
 
 def conditions(order: SampleRequest, sampler: Sampler) -> Conditions:
     """What steers an order, as samplers take it: one row."""
-    given = {name: getattr(order, name) for name in ("label", "negative_label", "prompt", "negative_prompt")}
+    names = ("label", "negative_label", "prompt", "negative_prompt", "instead_of")
+    given = {name: getattr(order, name) for name in names}
     rows = {
         name: (value,) if isinstance(value, str) else torch.tensor([value])
         for name, value in given.items()
@@ -212,8 +213,10 @@ def conditions(order: SampleRequest, sampler: Sampler) -> Conditions:
     source = order.source and opened(order.source, sampler.medium, sampler.row_shape)
     if order.first is not None:
         rows["first"] = first_frame(order.first, sampler.medium, sampler.row_shape)
+    if source is not None:
+        rows |= {"source": source} if sampler.edits else {"image": source.images}
     size = None if order.sides is None else torch.tensor([order.sides])
-    return Conditions(**rows, source=source, size=size)
+    return Conditions(**rows, size=size)
 
 
 def first_frame(stored: str, medium: Medium, shape: tuple[int, ...]) -> Tensor:
