@@ -135,6 +135,7 @@ class SampleRequest(Strict):
     settings: dict[str, Any]
     group: str
     label: int | None = None
+    speaker: int | None = None
     negative_label: int | None = None
     prompt: str | None = None
     negative_prompt: str | None = None
@@ -244,8 +245,8 @@ def orders(
     first = secrets.randbelow(2**31) if request.seed in (None, RANDOM_SEED) else request.seed
     common = {
         "model": model.key,
-        "settings": _settings(request, model, limits),
-        **_steering(request, model, limits),
+        "settings": settings_of(request, model, limits),
+        **steering(request, model, limits),
         "source": source,
         "group": uuid.uuid4().hex,
         "output_format": request.output_format or "png",
@@ -283,9 +284,11 @@ def ignored(request: ImageRequest, model: ServedModel) -> list[str]:
     return found
 
 
-def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
+def steering(
+    request: ImageRequest, model: ServedModel, limits: ServeConfig, field_name: str = "prompt"
+) -> dict[str, Any]:
     """The conditions that the prompts mean to the model: texts or classes. What means nothing to it is ignored, like
-    any setting that it does not have."""
+    any setting that it does not have. `field_name`: what the request calls its prompt."""
     found: dict[str, Any] = {}
     if not isinstance(request, PromptedRequest):
         return found
@@ -297,7 +300,8 @@ def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig) ->
             raise ApiError(400, message, param=field)
         name = model.condition(field)
         if name is not None:
-            found[name] = text if name == field else _class(field, text, model.classes)
+            told = field_name if field == "prompt" else field
+            found[name] = text if name == field else _class(told, text, model.classes)
     return found
 
 
@@ -309,7 +313,7 @@ def _class(param: str, text: str, classes: tuple[str, ...]) -> int:
         raise ApiError(400, message, param=param, code="unknown_class") from None
 
 
-def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
+def settings_of(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
     """The model's default settings under the request's own."""
     given = {ALIASES.get(name, name): value for name, value in request.model_extra.items() if value is not None}
     known = {name: given[name] for name in given if name in model.kind.Settings.model_fields}

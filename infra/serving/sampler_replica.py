@@ -202,7 +202,7 @@ def _cancel(futures: list[Future[Tensor]]) -> None:
 
 def conditions(order: SampleRequest, sampler: Sampler) -> Conditions:
     """What steers an order, as samplers take it: one row."""
-    given = {name: getattr(order, name) for name in ("label", "negative_label", "prompt", "negative_prompt")}
+    given = {name: getattr(order, name) for name in ("label", "speaker", "negative_label", "prompt", "negative_prompt")}
     rows = {
         name: (value,) if isinstance(value, str) else torch.tensor([value])
         for name, value in given.items()
