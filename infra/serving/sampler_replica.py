@@ -202,15 +202,18 @@ def _cancel(futures: list[Future[Tensor]]) -> None:
 
 def conditions(order: SampleRequest, sampler: Sampler) -> Conditions:
     """What steers an order, as samplers take it: one row."""
-    given = {name: getattr(order, name) for name in ("label", "speaker", "negative_label", "prompt", "negative_prompt")}
+    names = ("label", "speaker", "negative_label", "prompt", "negative_prompt", "instead_of")
+    given = {name: getattr(order, name) for name in names}
     rows = {
         name: (value,) if isinstance(value, str) else torch.tensor([value])
         for name, value in given.items()
         if value is not None
     }
     source = order.source and opened(order.source, sampler.medium, sampler.row_shape)
+    if source is not None:
+        rows |= {"source": source} if sampler.edits else {"image": source.images}
     size = None if order.sides is None else torch.tensor([order.sides])
-    return Conditions(**rows, source=source, size=size)
+    return Conditions(**rows, size=size)
 
 
 def opened(source: SourceImage, medium: Medium, shape: tuple[int, ...]) -> Source:
