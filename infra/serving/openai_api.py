@@ -141,6 +141,7 @@ class SampleRequest(Strict):
     prompt: str | None = None
     negative_prompt: str | None = None
     source: SourceImage | None = None
+    first: str | None = None  # of a film: a picture that it begins with, its stored values in base64
     instead_of: str | None = None
     output_format: str = "png"  # one of its medium's
     output_compression: int = 100
@@ -247,19 +248,29 @@ def orders(
         raise ApiError(400, f"n: at most {limits.max_images} images a request, found {count}", param="n")
     first = secrets.randbelow(2**31) if request.seed in (None, RANDOM_SEED) else request.seed
     common = {
-        "model": model.key,
-        "settings": settings_of(request, model, limits),
-        **steering(request, model, limits),
+        **order_basics(request, model, limits),
         "source": source,
-        "group": uuid.uuid4().hex,
         "output_format": request.output_format or "png",
         "output_compression": 100 if request.output_compression is None else request.output_compression,
         "num_previews": (request.partial_images or 0) if request.stream else 0,
-        "size": _size(request.size, model, limits),
         "sides": None if request.size == model.size else model.own_sizes.get(request.size),
         "notes": request.metadata is not False,
     }
     return [SampleRequest(seed=(first + number) % (MAX_SEED + 1), **common) for number in range(count)]
+
+
+def order_basics(
+    request: ImageRequest, model: ServedModel, limits: ServeConfig, prompt_name: str = "prompt"
+) -> dict[str, Any]:
+    """What every medium's orders say: the model, its settings, what steers it, the size. `prompt_name`: what the request
+    calls its prompt. Raises ApiError."""
+    return {
+        "model": model.key,
+        "settings": _settings(request, model, limits),
+        **_steering(request, model, limits, prompt_name),
+        "group": uuid.uuid4().hex,
+        "size": _size(request.size, model, limits),
+    }
 
 
 def _size(asked: str | None, model: ServedModel, limits: ServeConfig) -> str | None:
@@ -287,11 +298,9 @@ def ignored(request: ImageRequest, model: ServedModel) -> list[str]:
     return found
 
 
-def steering(
-    request: ImageRequest, model: ServedModel, limits: ServeConfig, field_name: str = "prompt"
-) -> dict[str, Any]:
+def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig, prompt_name: str) -> dict[str, Any]:
     """The conditions that the prompts mean to the model: texts or classes. What means nothing to it is ignored, like
-    any setting that it does not have. `field_name`: what the request calls its prompt."""
+    any setting that it does not have. `prompt_name`: see order_basics."""
     found: dict[str, Any] = {}
     if not isinstance(request, PromptedRequest):
         return found
@@ -305,7 +314,7 @@ def steering(
             raise ApiError(400, message, param=field)
         name = model.condition(field)
         if name is not None:
-            told = field_name if field == "prompt" else field
+            told = prompt_name if field == "prompt" else field
             found[name] = text if name == field else _class(told, text, model.classes)
     return found
 
@@ -318,7 +327,7 @@ def _class(param: str, text: str, classes: tuple[str, ...]) -> int:
         raise ApiError(400, message, param=param, code="unknown_class") from None
 
 
-def settings_of(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
+def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
     """The model's default settings under the request's own."""
     given = {ALIASES.get(name, name): value for name, value in request.model_extra.items() if value is not None}
     known = {name: given[name] for name in given if name in model.kind.Settings.model_fields}

@@ -6,7 +6,6 @@ import contextlib
 import io
 import secrets
 import struct
-import uuid
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
@@ -29,8 +28,7 @@ from infra.serving.openai_api import (
     SampleRequest,
     ServedModel,
     find,
-    settings_of,
-    steering,
+    order_basics,
 )
 
 PCM = {"pcm": "audio/pcm"}  # bare int16 samples, little-endian, at the model's rate
@@ -79,12 +77,9 @@ def order_of(request: SpeechRequest, model: ServedModel, config: ServeConfig) ->
     streams = request.response_format in STREAMED and model.kind.streams
     plain = request.response_format in STREAMED
     return SampleRequest(
-        model=model.key,
+        **order_basics(request, model, config, "input"),
         seed=secrets.randbelow(2**31) if request.seed in (None, RANDOM_SEED) else request.seed % (MAX_SEED + 1),
-        settings=settings_of(request, model, config),
-        **steering(request, model, config, field_name="input"),
         speaker=_speaker(request.voice, model),
-        group=uuid.uuid4().hex,
         output_format="wav" if plain else request.response_format or "mp3",
         num_previews=_PARTS if streams else 0,
         notes=False,
