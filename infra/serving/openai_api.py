@@ -262,8 +262,8 @@ def orders(
 def order_basics(
     request: ImageRequest, model: ServedModel, limits: ServeConfig, prompt_name: str = "prompt"
 ) -> dict[str, Any]:
-    """What every medium's orders say: the model, its settings, what steers it, the size. `prompt_name`: what the request
-    calls its prompt. Raises ApiError."""
+    """What every medium's orders say: the model, its settings, what steers it, the size. `prompt_name`: what the
+    request calls its prompt. Raises ApiError."""
     return {
         "model": model.key,
         "settings": _settings(request, model, limits),
