@@ -140,6 +140,7 @@ class SampleRequest(Strict):
     prompt: str | None = None
     negative_prompt: str | None = None
     source: SourceImage | None = None
+    first: str | None = None  # of a film: a picture that it begins with, its stored values in base64
     instead_of: str | None = None
     output_format: str = "png"  # one of its medium's
     output_compression: int = 100
@@ -246,19 +247,26 @@ def orders(
         raise ApiError(400, f"n: at most {limits.max_images} images a request, found {count}", param="n")
     first = secrets.randbelow(2**31) if request.seed in (None, RANDOM_SEED) else request.seed
     common = {
-        "model": model.key,
-        "settings": _settings(request, model, limits),
-        **_steering(request, model, limits),
+        **order_basics(request, model, limits),
         "source": source,
-        "group": uuid.uuid4().hex,
         "output_format": request.output_format or "png",
         "output_compression": 100 if request.output_compression is None else request.output_compression,
         "num_previews": (request.partial_images or 0) if request.stream else 0,
-        "size": _size(request.size, model, limits),
         "sides": None if request.size == model.size else model.own_sizes.get(request.size),
         "notes": request.metadata is not False,
     }
     return [SampleRequest(seed=(first + number) % (MAX_SEED + 1), **common) for number in range(count)]
+
+
+def order_basics(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
+    """What every medium's orders say: the model, its settings, what steers it, the size. Raises ApiError."""
+    return {
+        "model": model.key,
+        "settings": _settings(request, model, limits),
+        **_steering(request, model, limits),
+        "group": uuid.uuid4().hex,
+        "size": _size(request.size, model, limits),
+    }
 
 
 def _size(asked: str | None, model: ServedModel, limits: ServeConfig) -> str | None:
