@@ -64,7 +64,7 @@ class Model(AverageStudent):
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         """The squared error of the velocity that the net's mean velocity stands for, u + (t - r) du/dt with the
-        derivative fixed (Geng et al. 2025b, section 4), each row's over itself."""
+        derivative fixed (Geng et al. 2025b), each row's over itself."""
         place, end = self.ends(batch.draws)
         rows, interval = self.rows(batch, self.schedule.sigma(place)), self.intervals(batch.draws)
         z = rows.x / (1 + per_row(rows.sigma, rows.x)).float()

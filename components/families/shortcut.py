@@ -35,7 +35,7 @@ class Model(AverageStudent):
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         """The squared error of velocities: of the flow's own at the smallest step, of the mean over two steps of half
-        the size at larger ones (section 3.2)."""
+        the size at larger ones."""
         draws, smallest = batch.draws, 0.5**self.config.halvings
         doubled = draws.uniform("bootstrap") < self.config.bootstrap
         span = torch.where(doubled, 0.5 ** draws.integers("halvings", self.config.halvings), smallest)

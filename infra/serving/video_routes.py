@@ -60,7 +60,7 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, wo
             raise ApiError(404, f"videos: no {name[:80]!r} here", param="video_id", code="not_found")
         return job
 
-    @app.post("/v1/videos")
+    @app.post("/v1/videos", openapi_extra=_body())
     async def create(raw: Request) -> Response:
         request, first = await _read(raw, config)
         model = find(request.model, await backend.served(), config.aliases)
@@ -187,6 +187,14 @@ async def _read(raw: Request, limits: ServeConfig) -> tuple[VideoRequest, bytes 
         return VideoRequest(**fields), first
     except ValidationError as error:
         raise invalid(error.errors()) from None
+
+
+def _body() -> dict[str, Any]:
+    """How OpenAPI describes a body that `_read` reads."""
+    schema = VideoRequest.model_json_schema()
+    with_file = {**schema, "properties": {**schema["properties"], REFERENCE: {"type": "string", "format": "binary"}}}
+    content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": with_file}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def _of_url(url: str) -> bytes:

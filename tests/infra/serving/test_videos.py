@@ -3,6 +3,7 @@ works on them."""
 
 from __future__ import annotations
 
+import base64
 import io
 import time
 
@@ -24,6 +25,7 @@ from infra.serving.api_error import ApiError
 from infra.serving.http_guards import digest
 from infra.serving.video_jobs import JobStore
 from tests.components.helpers import build
+from tests.infra.chromium import EXECUTABLE, Page
 from tests.infra.local import LocalBackend, ask, client, free_port, serving
 
 SETTINGS = {"num_inference_steps": 4, "seed": 7}
@@ -208,3 +210,21 @@ def test_jobs_belong_to_the_key_that_made_them(run):
         client(address, "b").videos.retrieve(made.id)
     assert not list(client(address, "b").videos.list()) and len(list(client(address, "a").videos.list())) == 1
     assert ask(address, "/v1/videos")[0] == 401
+
+
+@pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium here")
+def test_the_page_plays_films_that_loop(run, tmp_path):
+    page = Page(run(), tmp_path / "profile")
+    try:
+        page.wait_for("document.querySelectorAll('#classes button').length == 3")
+        page.evaluate("document.getElementById('n').value = 2, document.getElementById('generate').click()")
+        page.wait_for("document.querySelectorAll('#gallery figure:not(.busy) img').length == 2")
+        sources = page.evaluate("[...document.querySelectorAll('#gallery img')].map((image) => image.src).join(' ')")
+        for source in sources.split(" "):
+            clip = Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/gif;base64,"))))
+            assert clip.n_frames == 5 and clip.info["loop"] == 0
+        assert "films made" in page.evaluate("document.getElementById('status').textContent")
+        assert "/v1/videos" in page.evaluate("document.getElementById('curl').textContent")
+        assert page.evaluate("document.getElementById('upload-field').hidden") and page.problems == []
+    finally:
+        page.close()
