@@ -57,7 +57,7 @@ class DecoderConfig(diffusion.Config):
 
 
 class Config(Strict):
-    prior: embedding_prior.Config = embedding_prior.Config()
+    prior: embedding_prior.Config = embedding_prior.Config()  # draws the embedding of an image that fits a text
     decoder: DecoderConfig = DecoderConfig()
 
 
