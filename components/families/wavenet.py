@@ -35,7 +35,7 @@ _LEAST_LOG_SCALE = -11.0  # of logistics of 16-bit samples: a stored value is 2^
 
 
 class Config(Strict):
-    samples: Literal["mu_law", "logistics"] = "mu_law"
+    samples: Literal["mu_law", "logistics"] = "mu_law"  # drawn as one of 256 values, or of a mixture over all
     mixtures: int = Field(8, ge=1)  # logistics of a sample
     width: int = Field(48, ge=1)  # of the residual stream
     skip: int = Field(96, ge=1)
