@@ -107,6 +107,7 @@ class Model(Sampler):
     Settings = Settings
     kept = ("wavenet",)
     held_out = BITS
+    streams = True
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data

@@ -23,6 +23,7 @@ from components.errors import DataError
 
 S3 = "s3://"
 _NAMED = ("digits", "fashion_mnist", "folder", "moving_digits", "spoken_digits")
+_MEDIA = {"moving_digits": "video", "spoken_digits": "audio"}  # of named sources; the others hold images
 _LISTED = 5  # rejected files named in an error message
 _HOPELESS = 100  # rejected files beyond max_rejected after which the rest of a source is not looked at
 
@@ -96,15 +97,16 @@ class DataConfig(Strict):
             raise ValueError(f"medium: source {self.source} knows its own; expected none")
         return self
 
-    def of(self, usual: str = "image") -> tuple[Medium, tuple[int, ...]]:
-        """The medium of the rows, at their rate, and a row's shape. `usual`: where the block does not say it."""
-        name = self.medium or usual
+    def of(self, usual: str = "") -> tuple[Medium, tuple[int, ...]]:
+        """The medium of the rows, at their rate, and a row's shape. `usual`: where the block does not say it, in the
+        place of the source's own."""
+        name = self.medium or usual or _MEDIA.get(self.source, "image")
         shape, rate = medium(name).configured(self.model_dump())
         return medium(name, rate=rate), shape
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of an image: channels, height, width."""
+        """Of a row, channels first."""
         return self.of()[1]
 
 

@@ -48,7 +48,8 @@ def kept(params: Params, name: str, sets: dict[str, DataInfo]) -> dict[str, RunI
 def test_every_model_of_a_preset_fits_its_data(path):
     params = load(path)
     data, described = params.data, {"classes": ("a", "b", "c"), "caption_length": 60}
-    images = DataInfo(shape=data.shape, **described)
+    of, shape = data.of()
+    images = DataInfo(shape=shape, medium=of.name, rate=of.rate, **described)
     sets = {"data/images/train": images}
     for name, options in params.encode.items():
         block = params.autoencoders[params.inputs_of(name)["autoencoder"].name]
