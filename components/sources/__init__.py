@@ -56,8 +56,9 @@ class DataConfig(Strict):
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # of a source without a test split of its own
     rows_per_shard: int = Field(default=4096, gt=0)
     max_rejected: int = Field(default=0, ge=0)  # files that may be left out before the stage stops
-    mirror: str | None = None  # fashion_mnist, moving or not: folder or URL with the four files; None is the official
-    # address; spoken_digits: folder or archive with the recordings
+    # fashion_mnist, moving or not: folder or URL with the four files; None is the official address; spoken_digits:
+    # folder or archive with the recordings
+    mirror: str | None = None
     caption: str = ""  # of sources with classes and no captions: what is said of each row, as the digit {}
     label_key: str = Field(default="label", min_length=1)  # source folder: the .jsonl's key for a file's class
     speaker_key: str | None = None  # likewise for who speaks in it; None: nobody is told apart
