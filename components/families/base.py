@@ -257,6 +257,7 @@ class Sampler(Family):
 
     Settings: ClassVar[type[Strict]]
     calls: Mapping[str, Callable[..., Tensor]]  # what answers the calls of its trajectories, by Call.net
+    streams: ClassVar[bool] = False  # whether its previews are the rows' beginnings, which stay as they are
     accepts: frozenset[str] = frozenset()  # what steers it: names of Conditions, and "blend"; may depend on the config
 
     @classmethod

@@ -57,15 +57,15 @@ class DecoderConfig(diffusion.Config):
 
 
 class Config(Strict):
-    prior: embedding_prior.Config = embedding_prior.Config()
-    decoder: DecoderConfig = DecoderConfig()
+    prior: embedding_prior.Config = embedding_prior.Config()  # from a text to the embedding of an image
+    decoder: DecoderConfig = DecoderConfig()  # from there to the image
 
 
 class Settings(Strict):
     """`text_difference`: how far an image is led from one text to another, as a share of a right angle."""
 
-    prior: embedding_prior.Settings = embedding_prior.Settings()
-    decoder: diffusion.Settings = diffusion.Settings()
+    prior: embedding_prior.Settings = embedding_prior.Settings()  # how the embedding is drawn
+    decoder: diffusion.Settings = diffusion.Settings()  # and how the image
     text_difference: float = Field(0.35, ge=0, le=1)  # 0.25 to 0.5 as published
 
 

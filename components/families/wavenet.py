@@ -35,12 +35,12 @@ _LEAST_LOG_SCALE = -11.0  # of logistics of 16-bit samples: a stored value is 2^
 
 
 class Config(Strict):
-    samples: Literal["mu_law", "logistics"] = "mu_law"
+    samples: Literal["mu_law", "logistics"] = "mu_law"  # drawn as one of 256 values, or of a mixture over all
     mixtures: int = Field(8, ge=1)  # logistics of a sample
     width: int = Field(48, ge=1)  # of the residual stream
-    skip: int = Field(96, ge=1)
+    skip: int = Field(96, ge=1)  # channels that each layer hands to the output
     depth: int = Field(9, ge=1)  # layers of a cycle, whose dilations double
-    cycles: int = Field(2, ge=1)
+    cycles: int = Field(2, ge=1)  # of layers, one after the other
     block: int = Field(128, ge=1)  # samples that are told the same place
     segment: int = Field(2048, ge=1)  # samples of a clip that a step learns from, beside what they depend on
     classes: bool = True  # whether samples depend on the class, where the data have some
@@ -107,6 +107,7 @@ class Model(Sampler):
     Settings = Settings
     kept = ("wavenet",)
     held_out = BITS
+    streams = True
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from infra.config import ServeConfig
-from infra.serving import events, model_routes, uploads, video_routes
+from infra.serving import events, model_routes, speech, uploads, video_routes
 from infra.serving.api_error import ApiError
 from infra.serving.http_guards import Guard, Held
 from infra.serving.openai_api import (
@@ -72,7 +72,9 @@ def build(backend: Backend, config: ServeConfig, keys: tuple[str, ...] = ()) -> 
     _tell_errors(app)
     model_routes.add(app, backend, config)
     _tell_pages(app)
-    _make_images(app, backend, config)
+    held = Held(config.images_per_key)
+    _make_images(app, backend, config, held)
+    speech.add(app, backend, config, held)
     video_routes.add(app, backend, config, store, worker)
     app.add_middleware(Guard, config=config, keys=keys)
     if config.cors_origins:
@@ -86,9 +88,8 @@ def build(backend: Backend, config: ServeConfig, keys: tuple[str, ...] = ()) -> 
     return app
 
 
-def _make_images(app: FastAPI, backend: Backend, config: ServeConfig) -> None:
+def _make_images(app: FastAPI, backend: Backend, config: ServeConfig, held: Held) -> None:
     """The routes that make images."""
-    held = Held(config.images_per_key)
     decoder = uploads.Decoder(config.max_pixels, config.pixels_in_flight)
 
     async def answer(

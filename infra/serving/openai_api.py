@@ -136,6 +136,7 @@ class SampleRequest(Strict):
     settings: dict[str, Any]
     group: str
     label: int | None = None
+    speaker: int | None = None
     negative_label: int | None = None
     prompt: str | None = None
     negative_prompt: str | None = None
@@ -258,12 +259,15 @@ def orders(
     return [SampleRequest(seed=(first + number) % (MAX_SEED + 1), **common) for number in range(count)]
 
 
-def order_basics(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
-    """What every medium's orders say: the model, its settings, what steers it, the size. Raises ApiError."""
+def order_basics(
+    request: ImageRequest, model: ServedModel, limits: ServeConfig, prompt_name: str = "prompt"
+) -> dict[str, Any]:
+    """What every medium's orders say: the model, its settings, what steers it, the size. `prompt_name`: what the
+    request calls its prompt. Raises ApiError."""
     return {
         "model": model.key,
         "settings": _settings(request, model, limits),
-        **_steering(request, model, limits),
+        **_steering(request, model, limits, prompt_name),
         "group": uuid.uuid4().hex,
         "size": _size(request.size, model, limits),
     }
@@ -294,9 +298,9 @@ def ignored(request: ImageRequest, model: ServedModel) -> list[str]:
     return found
 
 
-def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
+def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig, prompt_name: str) -> dict[str, Any]:
     """The conditions that the prompts mean to the model: texts or classes. What means nothing to it is ignored, like
-    any setting that it does not have."""
+    any setting that it does not have. `prompt_name`: see order_basics."""
     found: dict[str, Any] = {}
     if not isinstance(request, PromptedRequest):
         return found
@@ -310,7 +314,8 @@ def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig) ->
             raise ApiError(400, message, param=field)
         name = model.condition(field)
         if name is not None:
-            found[name] = text if name == field else _class(field, text, model.classes)
+            told = prompt_name if field == "prompt" else field
+            found[name] = text if name == field else _class(told, text, model.classes)
     return found
 
 

@@ -203,7 +203,7 @@ def _cancel(futures: list[Future[Tensor]]) -> None:
 
 def conditions(order: SampleRequest, sampler: Sampler) -> Conditions:
     """What steers an order, as samplers take it: one row."""
-    names = ("label", "negative_label", "prompt", "negative_prompt", "instead_of")
+    names = ("label", "speaker", "negative_label", "prompt", "negative_prompt", "instead_of")
     given = {name: getattr(order, name) for name in names}
     rows = {
         name: (value,) if isinstance(value, str) else torch.tensor([value])

@@ -48,7 +48,8 @@ def kept(params: Params, name: str, sets: dict[str, DataInfo]) -> dict[str, RunI
 def test_every_model_of_a_preset_fits_its_data(path):
     params = load(path)
     data, described = params.data, {"classes": ("a", "b", "c"), "caption_length": 60}
-    images = DataInfo(shape=data.shape, **described)
+    of, shape = data.of()
+    images = DataInfo(shape=shape, medium=of.name, rate=of.rate, **described)
     sets = {"data/images/train": images}
     for name, options in params.encode.items():
         block = params.autoencoders[params.inputs_of(name)["autoencoder"].name]
@@ -56,7 +57,7 @@ def test_every_model_of_a_preset_fits_its_data(path):
             vae = family_class(block.family)(family_class(block.family).Config(**block.model), images)
         of = AutoencoderInfo(family=block.family, config=block.model, data=images)
         ones = dict.fromkeys(("channel_mean", "channel_std"), (1.0,) * vae.latent_shape[0])
-        made = {"shape": vae.latent_shape, "statistics": ones}
+        made = {"shape": vae.latent_shape, "statistics": ones, "medium": images.medium, "rate": images.rate}
         if options.tokens is not None:
             made = {"shape": (1, *vae.latent_shape[1:]), "medium": "tokens"}
         sets[f"data/{name}"] = DataInfo(**made, autoencoder=of, **described)
