@@ -26,8 +26,8 @@ class Noises(Strict):
     """How training noise levels are drawn: exp(mean + std * normal) (Geng et al. 2025 at a spread of the data of 1,
     where theirs is 0.5)."""
 
-    mean: float = -0.4
-    std: float = Field(2.0, gt=0)
+    mean: float = -0.4  # of the logarithm of training noise levels
+    std: float = Field(2.0, gt=0)  # of the same
 
 
 class Config(StudentConfig):
@@ -35,9 +35,9 @@ class Config(StudentConfig):
     (Geng et al. 2025); `stage` is 1 at first and grows by 1 every `stage_steps` training steps, up to `stages`."""
 
     noises: Noises = Noises()
-    ratio: float = Field(2.0, gt=1)
-    stages: int = Field(8, ge=1, le=16)  # beyond, differences are lost in float32
-    stage_steps: int = Field(50, ge=1)
+    ratio: float = Field(2.0, gt=1)  # by which the levels of a pair come closer from stage to stage
+    stages: int = Field(8, ge=1, le=16)  # the last one stays; beyond 16 differences are lost in float32
+    stage_steps: int = Field(50, ge=1)  # training steps of a stage
     huber: float = Field(0.06, ge=0)  # below it errors count by their squares (Song and Dhariwal 2024)
     objective: Literal["epsilon", "v", "flow", "edm"] = "flow"
 

@@ -27,10 +27,10 @@ class Config(StudentConfig):
     it in every round down to `last_steps`, which it samples with. `round_steps`: training steps of a round; the last
     round takes what is left."""
 
-    first_steps: int = Field(8, ge=1, le=512)
-    last_steps: int = Field(2, ge=1)
-    ratio: int = Field(2, ge=2, le=32)
-    round_steps: int = Field(100, ge=1)
+    first_steps: int = Field(8, ge=1, le=512)  # sampling steps of the student in its first round
+    last_steps: int = Field(2, ge=1)  # sampling steps in its last round, and afterwards
+    ratio: int = Field(2, ge=2, le=32)  # steps of the teacher that one of the student's learns
+    round_steps: int = Field(100, ge=1)  # training steps of a round
     regress: Literal["teacher"] = "teacher"
 
     @model_validator(mode="after")

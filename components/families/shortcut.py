@@ -23,10 +23,10 @@ class Config(AverageConfig):
     """`halvings`: the smallest step is 1 / 2^halvings of the way, and stands for the velocity itself. `bootstrap`:
     share of the rows that learn steps above it, of their halves. `times`: of the others."""
 
-    halvings: int = Field(7, ge=1, le=10)
-    bootstrap: float = Field(0.25, ge=0, lt=1)
+    halvings: int = Field(7, ge=1, le=10)  # the smallest step is 1 / 2^halvings of the way
+    bootstrap: float = Field(0.25, ge=0, lt=1)  # share of the rows that learn larger steps, of their halves
     clip: float = Field(4.0, gt=0)  # of the velocities that larger steps learn, as in the authors' code
-    times: Times = Times()
+    times: Times = Times()  # of the rows that learn the velocity itself
 
 
 class Model(AverageStudent):
