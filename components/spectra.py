@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,42 +52,43 @@ def _overlapped(pieces: Tensor, hop: int, length: int) -> Tensor:
     return F.fold(pieces, (1, length), (1, pieces.shape[1]), stride=(1, hop))[:, 0, 0]
 
 
-@functools.lru_cache(maxsize=16)
-def _hann(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # training may ask later for what sampling asked for first
-        return torch.hann_window(size, dtype=torch.float64).to(device, dtype)
-
-
 def _window(size: int, like: Tensor) -> Tensor:
+    """Hann's, periodic."""
     return _hann(size, like.dtype, like.device)
 
 
-def mel_filters(rate: float, num_frequencies: int, bands: int, like: Tensor) -> Tensor:
-    """(bands, num_frequencies): triangles evenly spread over the mel scale up to half the rate, each of sum 1; shared,
-    so not to be written to."""
-    return _filters(rate, num_frequencies, bands, like.dtype, like.device)
+@functools.lru_cache(maxsize=16)
+def _hann(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    values = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
+    with torch.inference_mode(False):  # training may ask later for what sampling asked for first
+        return torch.as_tensor(values, dtype=dtype, device=device)
+
+
+def mel_filters(rate: float, num_frequencies: int, bands: int) -> np.ndarray:
+    """(bands, num_frequencies): triangles evenly spread over the mel scale up to half the rate, each of sum 1."""
+    # O'Shaughnessy 1987: 2595 log10(1 + f / 700)
+    mels = np.linspace(0, 2595 * math.log10(1 + rate / 2 / 700), bands + 2)
+    edges = 700 * (10 ** (mels / 2595) - 1)
+    frequencies = np.linspace(0, rate / 2, num_frequencies)
+    # low bands narrower than a frequency's spacing would catch none
+    width = np.diff(edges).clip(min=rate / 2 / (num_frequencies - 1))
+    rising = (frequencies - (edges[1:-1] - width[:-1])[:, None]) / width[:-1, None]
+    falling = ((edges[1:-1] + width[1:])[:, None] - frequencies) / width[1:, None]
+    filters = np.minimum(rising, falling).clip(min=0)
+    return filters / filters.sum(1, keepdims=True)
 
 
 @functools.lru_cache(maxsize=16)
 def _filters(rate: float, num_frequencies: int, bands: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        # O'Shaughnessy 1987: 2595 log10(1 + f / 700)
-        highest = 2595 * math.log10(1 + rate / 2 / 700)
-        mels = torch.linspace(0, highest, bands + 2, dtype=torch.float64)
-        edges = 700 * (10 ** (mels / 2595) - 1)
-        frequencies = torch.linspace(0, rate / 2, num_frequencies, dtype=torch.float64)
-        # low bands narrower than a frequency's spacing would catch none
-        width = (edges[1:] - edges[:-1]).clamp(min=rate / 2 / (num_frequencies - 1))
-        rising = (frequencies - (edges[1:-1] - width[:-1])[:, None]) / width[:-1, None]
-        falling = ((edges[1:-1] + width[1:])[:, None] - frequencies) / width[1:, None]
-        filters = torch.minimum(rising, falling).clamp(min=0)
-        return (filters / filters.sum(1, keepdim=True)).to(device, dtype)
+        return torch.as_tensor(mel_filters(rate, num_frequencies, bands), dtype=dtype, device=device)
 
 
 def log_mel(waves: Tensor, rate: float, hop: int, bands: int = _BANDS) -> Tensor:
     """(B, bands, T) in [-1, 1]: from FLOOR decibels to full scale."""
     power = stft(waves, hop).abs().square()
-    return compressed((mel_filters(rate, power.shape[1], bands, power) @ power).clamp(min=1e-12).sqrt())
+    filters = _filters(rate, power.shape[1], bands, power.dtype, power.device)
+    return compressed((filters @ power).clamp(min=1e-12).sqrt())
 
 
 def compressed(magnitudes: Tensor) -> Tensor:

@@ -114,6 +114,12 @@ class ServeConfig(Strict):
     use_gpu: bool | None = None  # as cluster.use_gpu
     gpu_share: float = Field(0.5, gt=0, le=1)  # of each engine, where there are GPUs: 0.5 leaves room for a successor
 
+    # films
+    videos: str = ".cache/videos"  # their jobs; a folder that every API replica sees
+    videos_kept: int = Field(200, ge=1)  # jobs, those that wait among them
+    video_hours: float = Field(24, gt=0)  # for which a film can be fetched
+    videos_at_once: int = Field(1, ge=1)  # that one API replica has made at a time; images go between
+
     # limits of one request
     max_images: int = Field(10, ge=1)
     max_steps: int = Field(250, ge=1)

@@ -9,6 +9,7 @@ samples/ldm/candidates.csv    the figures of all candidates, for `dvc plots show
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 from dataclasses import asdict, replace
@@ -17,9 +18,10 @@ from pathlib import Path
 import torch
 
 from components.artifacts.run_folder import AVERAGES, Run, read_averages
+from components.config import parse
 from components.data.dataset import MANIFEST, Dataset, verify
 from components.devices import default_device
-from components.errors import InputError, SamplerError
+from components.errors import ConfigError, InputError, SamplerError
 from components.evaluation import generation
 from components.evaluation.features import Extractors, Features
 from components.evaluation.search import Trial, best, refuse_bad_space, search
@@ -98,11 +100,20 @@ def search_settings(
     has_averages = (run.folder / AVERAGES).is_file()
     known = {*run.family.Settings.model_fields, *([generation.AVERAGE] if has_averages else [])}
     start = task.open(device)[1].model_dump(mode="json") | candidate
-    trials = search(config, known, start, score, seed)
+    trials = search(config, known, start, score, seed, functools.partial(_takes, run.family))
     for number, trial in enumerate(trials):
         tried = ", ".join(f"{name}={value}" for name, value in trial.settings.items() if name in config.space)
         print(f"trial {number}: {tried}: {trial.distance:.4g}, {trial.ms_per_image:.3g} ms", flush=True)
     return trials
+
+
+def _takes(sampler: Sampler, settings: dict) -> bool:
+    """Whether a sampler can sample with settings that a search tries."""
+    try:
+        chosen = parse(sampler.Settings, generation.weights_and_settings(settings)[1], "settings")
+    except ConfigError:
+        return False
+    return sampler.why_not(sampler.config, chosen, sampler.data.inputs) is None
 
 
 def figures_over_training(

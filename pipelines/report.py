@@ -29,6 +29,7 @@ from pipelines.support.report_pictures import (
     champion_film,
     champion_walks,
     class_rows,
+    played,
     real_grid,
 )
 from pipelines.support.report_plots import held_out_losses, quality_against_time, quality_over_time, training_curves
@@ -121,11 +122,12 @@ def _refuse_stale(promoted: dict, metrics: dict[str, SamplerMetrics]) -> None:
 def of_champion(promoted: dict, test: Dataset) -> Context:
     """Pictures of the champion beside real images; none where nobody reigns."""
     if promoted["version"] is None:
-        return {"classes": [], "pictures": {}, "film": None, "walks": []}
+        return {"classes": [], "played": [], "pictures": {}, "film": None, "walks": []}
     champion = run_folder.load(Path(promoted["run_folder"])).family
     pictures = {name: sample_pictures.read_champions(name) for name in ("nearest", "failures")}
     return {
         "classes": class_rows(test, champion),
+        "played": played(test, champion, promoted["settings"]),
         "pictures": {name: data_uri(png) for name, png in pictures.items() if png},
         "film": champion_film(champion, promoted["settings"]),
         "walks": champion_walks(champion, promoted["settings"]),

@@ -133,7 +133,7 @@ def train_tracked(params: Params, key: str, job: ray_train.Job) -> State:
             "seed": job.seed,
             **{f"model.{name}": value for name, value in job.config.model_dump(mode="json").items()},
             **{f"training.{name}": value for name, value in job.training.model_dump(mode="json").items()},
-            **{f"inputs.{given.role}": f"{relative(given.path)} {given.hash}" for given in job.inputs},
+            **{f"inputs.{role}": run for role, run in learned_from(job).items()},
         },
     )
     manifest = read_manifest(Path(job.data))
@@ -156,6 +156,24 @@ def train_tracked(params: Params, key: str, job: ray_train.Job) -> State:
             runs.close_run(tracked.result(), status, files)
 
 
+def provenance_of(job: ray_train.Job, state: State) -> run_folder.Provenance:
+    """What a run folder says of where its model came from."""
+    return run_folder.Provenance(
+        data=job.data_hash,
+        code=job.code_hash,
+        job=job.hash,
+        seed=job.seed,
+        step=state.step,
+        precision=state.precision,
+        inputs=learned_from(job),
+    )
+
+
+def learned_from(job: ray_train.Job) -> dict[str, str]:
+    """The trained runs that a job reads, by role: where each lies in the project, and its hash."""
+    return {given.role: f"{relative(given.path)} {given.hash}" for given in job.inputs}
+
+
 def relative(folder: str) -> str:
     """A folder of the project by its path in it."""
     return folder.removeprefix(f"{ROOT}/")
@@ -174,18 +192,9 @@ def main(argv: list[str]) -> None:
         return
     check_storage(params.cluster.storage(ROOT))
     state = train_tracked(params, key, job)
-    provenance = run_folder.Provenance(
-        data=job.data_hash,
-        code=job.code_hash,
-        job=job.hash,
-        seed=job.seed,
-        step=state.step,
-        precision=state.precision,
-        inputs={given.role: f"{relative(given.path)} {given.hash}" for given in job.inputs},
-    )
     best = ray_train.best_checkpoint(job, params.cluster.storage(ROOT))
     target = paths.RUNS / job.name
-    run_folder.write(target, job.family, job.build(), state, provenance, best)
+    run_folder.write(target, job.family, job.build(), state, provenance_of(job, state), best)
     write_curves(paths.CURVES / job.name, state.history)
     print(f"{job.name}: trained for {state.step} steps, written to {target}")
     if best is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from components.nets.blocks import TimestepEmbedding, sinusoidal_embedding
 
 # of a number's sinusoidal embedding: its width, the largest angle, and the longest period. Small angles, since mean
-# velocities are learned from derivatives in them (Lu and Song 2025, section 4.1)
+# velocities are learned from derivatives in them (Lu and Song 2025)
 NUMBER_WIDTH, NUMBER_ANGLE, NUMBER_PERIOD = 64, 10.0, 100.0
 
 

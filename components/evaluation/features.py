@@ -83,5 +83,7 @@ class Extractors:
                 f"{folder}: holds {of.plural}; evaluate.extractor {self.extractor.name} takes "
                 f"{medium(self.extractor.medium).plural}, expected one trained on {of.plural}, as judge"
             )
-        if self.judge is not None and shape != self.judge.shape:
-            raise DataError(f"{folder}: {of.plural} of shape {shape}; the judge was trained on {self.judge.shape}")
+        known = {"judge": self.judge, self.extractor.name: self.extractor}
+        for name, one in known.items():
+            if one is not None and one.shape not in (None, shape):
+                raise DataError(f"{folder}: {of.plural} of shape {shape}; the {name} was trained on {one.shape}")

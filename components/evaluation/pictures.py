@@ -60,5 +60,5 @@ def walks(sampler: Sampler, first: Request, last: Request, steps: int) -> Tensor
     return sampler.sample(ways)
 
 
-def data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def data_uri(data: bytes, mime: str = "image/png") -> str:
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"

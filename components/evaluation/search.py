@@ -49,10 +49,12 @@ def search(
     start: Settings,
     score: Callable[[Settings], tuple[float, float]],
     seed: int,
+    takes: Callable[[Settings], bool] = lambda settings: True,
 ) -> list[Trial]:
-    """All trials in order; none if the sampler has none of the settings of the space. `known` are the names of the
-    settings that it has, `start` is the candidate whose other settings are kept and which is tried first. `score`
-    gives the distance and the milliseconds per image of settings."""
+    """All trials in order, but for those of settings that the sampler does not take; none if it has none of the
+    settings of the space. `known` are the names of the settings that it has, `start` is the candidate whose other
+    settings are kept and which is tried first. `score` gives the distance and the milliseconds per image of
+    settings."""
     space = {name: values for name, values in config.space.items() if name in known}
     if not config.trials or not space:
         return []
@@ -67,6 +69,8 @@ def search(
 
     def objective(trial) -> float:
         settings = {**start, **{name: _suggested(trial, name, values) for name, values in space.items()}}
+        if not takes(settings):
+            raise optuna.TrialPruned
         distance, ms_per_image = score(settings)
         in_budget = config.max_ms_per_image is None or ms_per_image <= config.max_ms_per_image
         trials.append(Trial(settings, distance, ms_per_image, in_budget))

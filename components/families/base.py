@@ -257,6 +257,7 @@ class Sampler(Family):
 
     Settings: ClassVar[type[Strict]]
     calls: Mapping[str, Callable[..., Tensor]]  # what answers the calls of its trajectories, by Call.net
+    streams: ClassVar[bool] = False  # whether its previews are the rows' beginnings, which stay as they are
     accepts: frozenset[str] = frozenset()  # what steers it: names of Conditions, and "blend"; may depend on the config
 
     @classmethod
@@ -296,9 +297,14 @@ class Sampler(Family):
         has made, `real`: (M, C, ...) held-out ones, both in [-1, 1]."""
         return {}
 
+    @property
+    def usual_settings(self) -> Strict:
+        """What is sampled with where nobody chooses."""
+        return self.Settings()
+
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         seeds = torch.arange(20)
-        return self.sample(Request(seeds, self.Settings(), self.cycled(len(seeds))))
+        return self.sample(Request(seeds, self.usual_settings, self.cycled(len(seeds))))
 
     def sample(self, request: Request) -> Tensor:
         """Images of a request on the spot, on the device of the nets, in evaluation mode. Raises SamplerError of what

@@ -26,18 +26,19 @@ class Noises(Strict):
     """How training noise levels are drawn: exp(mean + std * normal) (Geng et al. 2025 at a spread of the data of 1,
     where theirs is 0.5)."""
 
-    mean: float = -0.4
-    std: float = Field(2.0, gt=0)
+    mean: float = -0.4  # of the logarithm of training noise levels
+    std: float = Field(2.0, gt=0)  # of the same
 
 
 class Config(StudentConfig):
     """The lower level of a pair is a share 1 - (1 + 8 / (1 + e^sigma)) / ratio^stage of the upper one, and 0 below 0
-    (Geng et al. 2025, equation 14); `stage` is 1 at first and grows by 1 every `stage_steps`."""
+    (Geng et al. 2025); `stage` is 1 at first and grows by 1 every `stage_steps` training steps, up to `stages`."""
 
     noises: Noises = Noises()
-    ratio: float = Field(2.0, gt=1)
-    stage_steps: int = Field(50, ge=1)
-    huber: float = Field(0.06, ge=0)  # below it errors count by their squares (Song and Dhariwal 2024, section 3.3)
+    ratio: float = Field(2.0, gt=1)  # by which the levels of a pair come closer from stage to stage
+    stages: int = Field(8, ge=1, le=16)  # the last one stays; beyond 16 differences are lost in float32
+    stage_steps: int = Field(50, ge=1)  # training steps of a stage
+    huber: float = Field(0.06, ge=0)  # below it errors count by their squares (Song and Dhariwal 2024)
     objective: Literal["epsilon", "v", "flow", "edm"] = "flow"
 
 
@@ -48,7 +49,7 @@ class Model(Student):
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         """The pseudo-Huber distance of what the net makes of two levels of one path, over the difference of the
-        levels (Geng et al. 2025, section 3.2); the lower one teaches the upper one."""
+        levels (Geng et al. 2025); the lower one teaches the upper one."""
         sigma = self.levels(batch.draws)
         lower = sigma * self.shares(sigma, batch.step)
         rows = self.rows(batch, sigma)
@@ -71,7 +72,8 @@ class Model(Student):
 
     def shares(self, sigma: Tensor, step: int) -> Tensor:
         """(B,) what the lower level of a pair is of the upper one."""
-        gap = self.config.ratio ** -(step // self.config.stage_steps + 1)
+        stage = min(step // self.config.stage_steps + 1, self.config.stages)
+        gap = self.config.ratio**-stage
         return (1 - gap * (1 + 8 * torch.sigmoid(-sigma))).clamp(min=0)
 
     @property
@@ -83,7 +85,7 @@ class Model(Student):
         """Equally spaced times of the schedule up to the largest level that was trained."""
         num_steps = max(1, math.ceil(round(settings.num_inference_steps * strength, 6)))
         highest = float(self.schedule.time(torch.tensor(self.bounds[1], dtype=torch.float64)))
-        return self.schedule.sigmas(num_steps, strength * highest)
+        return self._levels(num_steps, strength * highest)
 
     def _solver(self, settings: StudentSettings) -> Callable[[Tensor, Sequence[float], Noise], Solver]:
         return renoised

@@ -322,7 +322,7 @@ class Model(Sampler):
         if not self.texts:
             return super().preview(columns)
         prompts = self.text_inputs.captions({"caption": columns["caption"][:20]})
-        return self.sample(Request(torch.arange(len(prompts)), self.Settings(), Conditions(prompt=prompts)))
+        return self.sample(Request(torch.arange(len(prompts)), self.usual_settings, Conditions(prompt=prompts)))
 
     def sigmas(self, settings: Settings, strength: float = 1.0) -> list[float]:
         """The noise levels that a request visits, noisiest first, 0 last: from `strength` of the way up, in as large a

@@ -28,9 +28,9 @@ class Config(AverageConfig):
     """Both ends of a step are drawn logit-normally, the larger one first. `apart`: share of the rows whose ends differ;
     the others learn the velocity itself."""
 
-    mean: float = -0.4
-    std: float = Field(1.0, gt=0)
-    apart: float = Field(0.5, ge=0, le=1)
+    mean: float = -0.4  # of the logit of the times that steps begin and end at
+    std: float = Field(1.0, gt=0)  # of the same
+    apart: float = Field(0.5, ge=0, le=1)  # share of the rows whose steps have two ends
     power: float = Field(1.0, ge=0, le=2)  # of the adaptive weight, 0 for none
     floor: float = Field(1e-2, gt=0)  # of the mean squared error that it divides by
 
@@ -64,7 +64,7 @@ class Model(AverageStudent):
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         """The squared error of the velocity that the net's mean velocity stands for, u + (t - r) du/dt with the
-        derivative fixed (Geng et al. 2025b, section 4), each row's over itself."""
+        derivative fixed (Geng et al. 2025b), each row's over itself."""
         place, end = self.ends(batch.draws)
         rows, interval = self.rows(batch, self.schedule.sigma(place)), self.intervals(batch.draws)
         z = rows.x / (1 + per_row(rows.sigma, rows.x)).float()

@@ -23,10 +23,10 @@ class Config(AverageConfig):
     """`halvings`: the smallest step is 1 / 2^halvings of the way, and stands for the velocity itself. `bootstrap`:
     share of the rows that learn steps above it, of their halves. `times`: of the others."""
 
-    halvings: int = Field(7, ge=1, le=10)
-    bootstrap: float = Field(0.25, ge=0, lt=1)
+    halvings: int = Field(7, ge=1, le=10)  # the smallest step is 1 / 2^halvings of the way
+    bootstrap: float = Field(0.25, ge=0, lt=1)  # share of the rows that learn larger steps, of their halves
     clip: float = Field(4.0, gt=0)  # of the velocities that larger steps learn, as in the authors' code
-    times: Times = Times()
+    times: Times = Times()  # of the rows that learn the velocity itself
 
 
 class Model(AverageStudent):
@@ -35,7 +35,7 @@ class Model(AverageStudent):
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         """The squared error of velocities: of the flow's own at the smallest step, of the mean over two steps of half
-        the size at larger ones (section 3.2)."""
+        the size at larger ones."""
         draws, smallest = batch.draws, 0.5**self.config.halvings
         doubled = draws.uniform("bootstrap") < self.config.bootstrap
         span = torch.where(doubled, 0.5 ** draws.integers("halvings", self.config.halvings), smallest)

@@ -152,7 +152,7 @@ class Model(LatentDiffusion):
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         prompts = texts_of_column(columns["caption"][:4]) if "caption" in columns else ("",) * 4
-        return self.sample(Request(torch.arange(len(prompts)), self.Settings(), Conditions(prompt=prompts)))
+        return self.sample(Request(torch.arange(len(prompts)), self.usual_settings, Conditions(prompt=prompts)))
 
     def _denoise(
         self, request: Request, guidance: Guidance, sigmas: Sequence[float]

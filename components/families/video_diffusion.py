@@ -26,6 +26,7 @@ from components.diffusion.guidance import Denoise, Guidance, Preconditioner
 from components.errors import SamplerError
 from components.families import causal_vae, latent_diffusion
 from components.families.base import AutoencoderInfo, DataInfo, Losses, Role, Tiny
+from components.nets.dit import patch_sides
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call
 from components.shapes import refuse_unless_film
@@ -51,6 +52,10 @@ class Model(latent_diffusion.Model):
         super().__init__(config, data)
         if self.autoencoder is not None and not getattr(self.autoencoder, "causal", False):
             raise SamplerError("video_diffusion: expected the latents of a causal_vae, or data/images/train")
+        if patch_sides(getattr(config.backbone, "patch", 1), 3)[0] != 1:
+            raise SamplerError(
+                "video_diffusion: backbone.patch: a frame has a noise level of its own; expected 1 in time"
+            )
         self.accepts |= {"first"}
         self.preconditioner = FilmPreconditioner(config.objective, self.schedule)
 

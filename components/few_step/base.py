@@ -21,10 +21,12 @@ from components.diffusion.guidance import Condition, Denoise, Guidance
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS, Noise, Solver
 from components.errors import ConfigError
-from components.families.base import DataInfo, Family, Losses, Phase, Role, RunInfo, family_name
+from components.families.base import DataInfo, Family, Judge, Losses, Phase, Role, RunInfo, family_name
 from components.families.latent_diffusion import Model as LatentDiffusion
 from components.families.latent_diffusion import refuse_unalike
 from components.few_step.config import GUIDANCE, StudentConfig, StudentSettings
+from components.few_step.validation import step_figures
+from components.metrics.figures import Figures
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call
 from components.shapes import per_row
@@ -167,11 +169,19 @@ class Student(LatentDiffusion):
             nothing=self._training_condition(batch, label_dropout=math.inf),
         )
 
+    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge | None) -> Figures:
+        return {} if judge is None else step_figures(self, held_out, judge)
+
     # -- sampling -----------------------------------------------------------------------------------------------------
 
     def sigmas(self, settings: StudentSettings, strength: float = 1.0) -> list[float]:
         num_steps = max(1, math.ceil(round(settings.num_inference_steps * strength, 6)))
-        return self.schedule.sigmas(num_steps, strength)
+        return self._levels(num_steps, strength)
+
+    def _levels(self, num_steps: int, start: float) -> list[float]:
+        """Equally spaced times of the schedule from `start` down, whatever its own samplers visit, then 0."""
+        places = torch.linspace(start, 0, num_steps + 1, dtype=torch.float64)[:-1]
+        return [*self.schedule.sigma(places).tolist(), 0.0]
 
     def _guidance(self, settings: StudentSettings) -> Guidance:
         return Guidance()  # the net is told its scale: no second row
@@ -201,10 +211,12 @@ class Student(LatentDiffusion):
 
 
 def give_tiny_teacher(student: Student) -> None:
-    """For tests: a teacher of the student's own shape with initial weights, always the same."""
+    """For tests: a teacher of the student's own shape, always the same, no weight at the zero that some begin at."""
     keys = {name: getattr(student.config, name) for name in NET_KEYS}
     with torch.random.fork_rng():
         torch.manual_seed(7)
         teacher = LatentDiffusion(LatentDiffusion.Config(**keys), student.data)
+        for parameter in teacher.nets["denoiser"].parameters():
+            parameter.data += 0.05 * torch.randn(parameter.shape, device="cpu").to(parameter)
     teacher.nets.requires_grad_(False).eval()
     student.receive(TEACHER, teacher)

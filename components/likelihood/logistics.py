@@ -13,7 +13,7 @@ from torch import Tensor
 from components.likelihood.dequantise import indices
 from components.shapes import per_channel
 
-_LEAST_LOG_SCALE = -7.0
+LEAST_LOG_SCALE = -7.0  # for 256 levels; finer ones want less
 _LEAST_MASS = 1e-5  # below it, the density at the bin's middle stands for the mass: released code of the paper
 
 
@@ -32,12 +32,12 @@ def num_outputs(channels: int, mixtures: int) -> int:
     return mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
 
 
-def mixture(numbers: Tensor, channels: int, mixtures: int) -> Mixture:
-    """A mixture of a net's numbers (B, num_outputs, ...)."""
+def mixture(numbers: Tensor, channels: int, mixtures: int, least: float = LEAST_LOG_SCALE) -> Mixture:
+    """A mixture of a net's numbers (B, num_outputs, ...); `least`: of log-scales."""
     logits, rest = numbers.float().split([mixtures, numbers.shape[1] - mixtures], dim=1)
     rest = rest.unflatten(1, (mixtures, -1))
     means, log_scales, coefficients = rest.split([channels, channels, channels * (channels - 1) // 2], dim=2)
-    return Mixture(logits, means, log_scales.clamp(min=_LEAST_LOG_SCALE), coefficients.tanh())
+    return Mixture(logits, means, log_scales.clamp(min=least), coefficients.tanh())
 
 
 def conditional_means(found: Mixture, values: Tensor) -> Tensor:
@@ -54,15 +54,22 @@ def conditional_means(found: Mixture, values: Tensor) -> Tensor:
 
 def log_probability(numbers: Tensor, rows: Tensor, levels: int, mixtures: int) -> Tensor:
     """The log-probability of rows (B, C, H, W) in [-1, 1] of `levels` values, a row: (B,) in nats."""
-    found = mixture(numbers, rows.shape[1], mixtures)
+    return log_probabilities(numbers, rows, levels, mixtures).flatten(1).double().sum(1)
+
+
+def log_probabilities(
+    numbers: Tensor, rows: Tensor, levels: int, mixtures: int, least: float = LEAST_LOG_SCALE
+) -> Tensor:
+    """The same of each place of rows (B, C, ...), over its channels: (B, ...)."""
+    found = mixture(numbers, rows.shape[1], mixtures, least)
     each = _log_masses(rows[:, None], conditional_means(found, rows), found.log_scales, levels)
     # over channels, then over the mixture
-    return torch.logsumexp(each.sum(2) + found.logits.log_softmax(1), dim=1).flatten(1).double().sum(1)
+    return torch.logsumexp(each.sum(2) + found.logits.log_softmax(1), dim=1)
 
 
 def logistic_log_probability(rows: Tensor, means: Tensor, log_scale: Tensor, levels: int) -> Tensor:
     """The same of one logistic a value: means (B, C, ...) and a log-scale a channel (C,) -> (B,) in nats."""
-    scales = per_channel(log_scale.clamp(min=_LEAST_LOG_SCALE), rows).expand_as(rows)
+    scales = per_channel(log_scale.clamp(min=LEAST_LOG_SCALE), rows).expand_as(rows)
     return _log_masses(rows, means.float(), scales, levels).flatten(1).double().sum(1).float()
 
 
@@ -77,12 +84,19 @@ def _log_masses(rows: Tensor, means: Tensor, log_scales: Tensor, levels: int) ->
     return torch.where(rows.abs() > 1 - half, edge, inside)
 
 
-def draw(numbers: Tensor, uniform: Tensor, levels: int, mixtures: int, temperature: float) -> Tensor:
+def draw(
+    numbers: Tensor,
+    uniform: Tensor,
+    levels: int,
+    mixtures: int,
+    temperature: float,
+    least: float = LEAST_LOG_SCALE,
+) -> Tensor:
     """A pixel a row, (B, C) in [-1, 1] on the grid of `levels` values. `numbers`: (B, num_outputs); `uniform`:
     (B, K + C) in (0, 1), the first to choose a logistic by, the others a value each. `temperature`: of the choice and
     of scales."""
     channels = uniform.shape[1] - mixtures
-    found = mixture(numbers, channels, mixtures)
+    found = mixture(numbers, channels, mixtures, least)
     gumbel = -(-uniform[:, :mixtures].log()).log()
     chosen = (found.logits + temperature * gumbel).argmax(1)
     picked = Mixture(*(part[torch.arange(len(part), device=part.device), chosen][:, None] for part in found))

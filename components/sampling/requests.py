@@ -84,6 +84,9 @@ class Conditions(Rows):
     source:           images to edit
     first:            (B, C, H, W) in [-1, 1], pictures that films begin with
     low:              (B, C, h, w) in [-1, 1]: smaller images to enlarge
+    image:            (B, C, ...) in [-1, 1]: images whose content is to be shown anew
+    instead_of:       B texts: what `image` shows, so that it is led from there to the prompt
+    embedding:        (B, D) of unit length: what CLIP sees in the images
     size:             (B, 2) int64: height and width of the images, one of the sampler's `sizes`, alike in a request
     """
 
@@ -95,6 +98,9 @@ class Conditions(Rows):
     source: Source | None = None
     first: Tensor | None = None
     low: Tensor | None = None
+    image: Tensor | None = None
+    instead_of: tuple[str, ...] | None = None
+    embedding: Tensor | None = None
     size: Tensor | None = None
 
 
@@ -134,6 +140,9 @@ REFUSALS = {
     "source": "this sampler draws from noise alone and edits no {rows}",
     "first": "this sampler makes no {rows} that begin with a picture",
     "low": "this sampler enlarges no {rows}",
+    "image": "this sampler shows no content of other {rows} anew",
+    "instead_of": "this sampler leads no {rows} from one text to another",
+    "embedding": "this sampler is not steered by embeddings",
     "size": "this sampler makes {rows} of one size",
     BLEND: "this sampler knows no way between two seeds",
 }
@@ -155,9 +164,10 @@ def refuse_unaccepted(
     for name, value in {**given, **({} if blend is None else {BLEND: blend})}.items():
         if name not in accepts:
             raise SamplerError(f"{name}: {REFUSALS[name].format(rows=rows)}")
-        if name == "source" and tuple(value.images.shape[1:]) != shape:
-            found = shape_text(value.images.shape[1:])
-            raise SamplerError(f"source: expected {rows} {shape_text(shape)}, found {found}")
+        if name in ("source", "image"):
+            found = tuple((value.images if name == "source" else value).shape[1:])
+            if found != shape:
+                raise SamplerError(f"{name}: expected {rows} {shape_text(shape)}, found {shape_text(found)}")
         if name == "first" and value.shape[1:] != (shape[0], *shape[2:]):
             expected, found = shape_text((shape[0], *shape[2:])), shape_text(value.shape[1:])
             raise SamplerError(f"first: expected pictures {expected}, found {found}")

@@ -23,6 +23,7 @@ from components.errors import DataError
 
 S3 = "s3://"
 _NAMED = ("digits", "fashion_mnist", "folder", "moving_digits", "spoken_digits")
+_MEDIA = {"moving_digits": "video", "spoken_digits": "audio"}  # of named sources; the others hold images
 _LISTED = 5  # rejected files named in an error message
 _HOPELESS = 100  # rejected files beyond max_rejected after which the rest of a source is not looked at
 
@@ -55,8 +56,9 @@ class DataConfig(Strict):
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # of a source without a test split of its own
     rows_per_shard: int = Field(default=4096, gt=0)
     max_rejected: int = Field(default=0, ge=0)  # files that may be left out before the stage stops
-    mirror: str | None = None  # fashion_mnist, moving or not: folder or URL with the four files; None is the official
-    # address; spoken_digits: folder or archive with the recordings
+    # fashion_mnist, moving or not: folder or URL with the four files; None is the official address; spoken_digits:
+    # folder or archive with the recordings
+    mirror: str | None = None
     caption: str = ""  # of sources with classes and no captions: what is said of each row, as the digit {}
     label_key: str = Field(default="label", min_length=1)  # source folder: the .jsonl's key for a file's class
     speaker_key: str | None = None  # likewise for who speaks in it; None: nobody is told apart
@@ -95,15 +97,16 @@ class DataConfig(Strict):
             raise ValueError(f"medium: source {self.source} knows its own; expected none")
         return self
 
-    def of(self, usual: str = "image") -> tuple[Medium, tuple[int, ...]]:
-        """The medium of the rows, at their rate, and a row's shape. `usual`: where the block does not say it."""
-        name = self.medium or usual
+    def of(self, usual: str = "") -> tuple[Medium, tuple[int, ...]]:
+        """The medium of the rows, at their rate, and a row's shape. `usual`: where the block does not say it, in the
+        place of the source's own."""
+        name = self.medium or usual or _MEDIA.get(self.source, "image")
         shape, rate = medium(name).configured(self.model_dump())
         return medium(name, rate=rate), shape
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of an image: channels, height, width."""
+        """Of a row, channels first."""
         return self.of()[1]
 
 
@@ -181,7 +184,7 @@ def _moving(config: DataConfig, seed: int) -> Source:
     """Films of what another source's images show."""
     from components.sources import moving_digits
 
-    moving, (of, shape) = config.moving, config.of("video")
+    moving, (of, shape) = config.moving, config.of()
     still = config.model_copy(update={"source": moving.sprites, "image_size": moving.side})
     sprites = read(still, seed)
     told = (sprites.classes, moving, shape, seed)

@@ -170,7 +170,7 @@ class TokenSampler(Sampler):
             text.encode()[: self.config.text_length].decode(errors="ignore")
             for text in texts_of_column(columns["caption"][:20])
         )
-        return self.sample(Request(torch.arange(len(prompts)), self.Settings(), Conditions(prompt=prompts)))
+        return self.sample(Request(torch.arange(len(prompts)), self.usual_settings, Conditions(prompt=prompts)))
 
 
 def _refuse_unless_described(config: TokenConfig, data: DataInfo, name: str) -> None:

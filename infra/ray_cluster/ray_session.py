@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -63,6 +64,7 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[str]:
     capacity = {"num_cpus": max(os.cpu_count() or 1, cluster.max_workers) + 2, "include_dashboard": False}
     if local:
         local_start.refuse_bad_temporary_folder()
+    interrupt = signal.getsignal(signal.SIGTERM)
     with closed_session.opened() if local else _joined():
         try:
             with _workers_environment(root, cluster.address == LOCAL) as environment:
@@ -78,6 +80,7 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[str]:
                     local_start.start(init, _clear)
                 else:
                     init()
+                _keep(interrupt)
         except ConnectionError as error:
             raise InputError(f"cluster.address: no Ray cluster answers at {address!r} ({error})") from None
         except Exception as error:  # Ray 2.60 raises no other kind when its processes are not up in time
@@ -88,6 +91,12 @@ def session(cluster: ClusterConfig, root: Path) -> Iterator[str]:
             yield ray.get_runtime_context().gcs_address
         finally:
             ray.shutdown()
+
+
+def _keep(interrupt: object) -> None:
+    """What SIGTERM does in this process: Ray, once it is started, would abort it amid whatever it does."""
+    if callable(interrupt) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
 
 
 def _clear() -> None:

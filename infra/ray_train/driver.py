@@ -41,6 +41,9 @@ class Trainer(TorchTrainer):
     def _create_default_callbacks(self):
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, self.unneeded)]
 
+    def _register_sigint_handler(self, controller) -> None:
+        """Leaves Ctrl-C an interrupt, as it is everywhere: Ray's handler ends the process as if all had gone well."""
+
 
 class LocalTrainer(Trainer):
     """On a session of this machine, whose end clears up after a controller that died."""

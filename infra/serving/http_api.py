@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from infra.config import ServeConfig
-from infra.serving import events, model_routes, uploads
+from infra.serving import events, model_routes, speech, uploads, video_routes
 from infra.serving.api_error import ApiError
 from infra.serving.http_guards import Guard, Held
 from infra.serving.openai_api import (
@@ -39,6 +39,7 @@ from infra.serving.openai_api import (
     invalid,
     orders,
 )
+from infra.serving.video_jobs import JobStore, Worker
 
 PAGES = Path(__file__).with_name("pages")
 FILES = {path.name: path for path in sorted(PAGES.glob("*.*")) if path.suffix in (".js", ".css")}
@@ -58,26 +59,37 @@ POLICY = (
 
 def build(backend: Backend, config: ServeConfig, keys: tuple[str, ...] = ()) -> FastAPI:
     """The ASGI application. `keys` are the digests of the accepted API keys."""
-    app = FastAPI(title="Latent Foundry", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
+    store = JobStore(Path(config.videos), config.videos_kept, 3600 * config.video_hours)
+    worker = Worker(store, backend, config)
+    app = FastAPI(
+        title="Latent Foundry",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=worker.lifespan,
+    )
     _tell_errors(app)
     model_routes.add(app, backend, config)
     _tell_pages(app)
-    _make_images(app, backend, config)
+    held = Held(config.images_per_key)
+    _make_images(app, backend, config, held)
+    speech.add(app, backend, config, held)
+    video_routes.add(app, backend, config, store, worker)
     app.add_middleware(Guard, config=config, keys=keys)
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=config.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],  # OpenAI's client sends headers of its own, x-stainless-...
             expose_headers=["x-request-id", "retry-after", "x-model", "x-queue-ms", "x-queue-position", "x-ignored"],
         )
     return app
 
 
-def _make_images(app: FastAPI, backend: Backend, config: ServeConfig) -> None:
+def _make_images(app: FastAPI, backend: Backend, config: ServeConfig, held: Held) -> None:
     """The routes that make images."""
-    held = Held(config.images_per_key)
     decoder = uploads.Decoder(config.max_pixels, config.pixels_in_flight)
 
     async def answer(

@@ -98,7 +98,7 @@ def describe(model: ServedModel, config: ServeConfig) -> dict[str, Any]:
         "accepts": model.accepts,
         "texts": model.condition("prompt") == "prompt",
         "guided": model.condition("negative_prompt") is not None,
-        "edits": "source" in model.accepts,
+        "edits": bool({"source", "image"} & set(model.accepts)),
         "settings": (settings := by_path(model.kind.Settings(**model.settings).model_dump(mode="json"))),
         "settings_schema": {name: one for name, one in schema(model.kind.Settings).items() if name in settings},
         "limits": {

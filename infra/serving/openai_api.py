@@ -67,9 +67,9 @@ class ServedModel(Strict):
         """That a prompt may name; none where prompts are texts or mean nothing."""
         return self.run.data.classes if "label" in self.accepts else ()
 
-    def condition(self, field: Literal["prompt", "negative_prompt"]) -> str | None:
+    def condition(self, field: Literal["prompt", "negative_prompt", "instead_of"]) -> str | None:
         """The condition that a request's text means to the sampler: the text itself or a class. None if nothing."""
-        return next((name for name in (field, AS_CLASS[field]) if name in self.accepts), None)
+        return next((name for name in (field, AS_CLASS.get(field)) if name in self.accepts), None)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -118,8 +118,9 @@ def find(name: str | None, served: Served, aliases: Mapping[str, str] = {}) -> S
 
 
 class SourceImage(Strict):
-    """An image to start from, at the sampler's own size: uint8 pixels, channels first. `mask`: a byte a pixel, 255
-    where to redraw; empty for everywhere. `strength` in (0, 1]: how much noise is put on it."""
+    """An image to start from, or to show anew by a sampler that takes the content of images, at the sampler's own size:
+    uint8 pixels, channels first. `mask`: a byte a pixel, 255 where to redraw; empty for everywhere. `strength` in
+    (0, 1]: how much noise is put on it."""
 
     pixels: bytes
     strength: float
@@ -135,10 +136,13 @@ class SampleRequest(Strict):
     settings: dict[str, Any]
     group: str
     label: int | None = None
+    speaker: int | None = None
     negative_label: int | None = None
     prompt: str | None = None
     negative_prompt: str | None = None
     source: SourceImage | None = None
+    first: str | None = None  # of a film: a picture that it begins with, its stored values in base64
+    instead_of: str | None = None
     output_format: str = "png"  # one of its medium's
     output_compression: int = 100
     num_previews: int = 0
@@ -223,6 +227,7 @@ class EditRequest(PromptedRequest):
     the mask leaves transparent is redrawn. `strength`: see Source; 1 with a mask if not told, 0.6 without."""
 
     strength: float | None = Field(None, gt=0, le=1)
+    instead_of: str | None = None  # what the image shows, of a sampler that leads it from there to the prompt
 
 
 class VariationRequest(ImageRequest):
@@ -243,19 +248,29 @@ def orders(
         raise ApiError(400, f"n: at most {limits.max_images} images a request, found {count}", param="n")
     first = secrets.randbelow(2**31) if request.seed in (None, RANDOM_SEED) else request.seed
     common = {
-        "model": model.key,
-        "settings": _settings(request, model, limits),
-        **_steering(request, model, limits),
+        **order_basics(request, model, limits),
         "source": source,
-        "group": uuid.uuid4().hex,
         "output_format": request.output_format or "png",
         "output_compression": 100 if request.output_compression is None else request.output_compression,
         "num_previews": (request.partial_images or 0) if request.stream else 0,
-        "size": _size(request.size, model, limits),
         "sides": None if request.size == model.size else model.own_sizes.get(request.size),
         "notes": request.metadata is not False,
     }
     return [SampleRequest(seed=(first + number) % (MAX_SEED + 1), **common) for number in range(count)]
+
+
+def order_basics(
+    request: ImageRequest, model: ServedModel, limits: ServeConfig, prompt_name: str = "prompt"
+) -> dict[str, Any]:
+    """What every medium's orders say: the model, its settings, what steers it, the size. `prompt_name`: what the
+    request calls its prompt. Raises ApiError."""
+    return {
+        "model": model.key,
+        "settings": _settings(request, model, limits),
+        **_steering(request, model, limits, prompt_name),
+        "group": uuid.uuid4().hex,
+        "size": _size(request.size, model, limits),
+    }
 
 
 def _size(asked: str | None, model: ServedModel, limits: ServeConfig) -> str | None:
@@ -277,19 +292,21 @@ def ignored(request: ImageRequest, model: ServedModel) -> list[str]:
     """Fields of a request that say nothing to the model."""
     named = [ALIASES.get(name, name) for name, value in request.model_extra.items() if value is not None]
     found = [name for name in named if name not in model.kind.Settings.model_fields]
-    for field in ("prompt", "negative_prompt"):
+    for field in ("prompt", "negative_prompt", "instead_of"):
         if getattr(request, field, None) and model.condition(field) is None:
             found.append(field)
     return found
 
 
-def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
+def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig, prompt_name: str) -> dict[str, Any]:
     """The conditions that the prompts mean to the model: texts or classes. What means nothing to it is ignored, like
-    any setting that it does not have."""
+    any setting that it does not have. `prompt_name`: see order_basics."""
     found: dict[str, Any] = {}
     if not isinstance(request, PromptedRequest):
         return found
-    for field, text in {"prompt": request.prompt, "negative_prompt": request.negative_prompt or None}.items():
+    said = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or None}
+    said |= {"instead_of": getattr(request, "instead_of", None)}
+    for field, text in said.items():
         if text is None:
             continue
         if len(text) > limits.max_prompt_length:
@@ -297,7 +314,8 @@ def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig) ->
             raise ApiError(400, message, param=field)
         name = model.condition(field)
         if name is not None:
-            found[name] = text if name == field else _class(field, text, model.classes)
+            told = prompt_name if field == "prompt" else field
+            found[name] = text if name == field else _class(told, text, model.classes)
     return found
 
 

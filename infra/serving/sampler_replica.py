@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import functools
 import os
 import time
@@ -202,15 +203,26 @@ def _cancel(futures: list[Future[Tensor]]) -> None:
 
 def conditions(order: SampleRequest, sampler: Sampler) -> Conditions:
     """What steers an order, as samplers take it: one row."""
-    given = {name: getattr(order, name) for name in ("label", "negative_label", "prompt", "negative_prompt")}
+    names = ("label", "speaker", "negative_label", "prompt", "negative_prompt", "instead_of")
+    given = {name: getattr(order, name) for name in names}
     rows = {
         name: (value,) if isinstance(value, str) else torch.tensor([value])
         for name, value in given.items()
         if value is not None
     }
     source = order.source and opened(order.source, sampler.medium, sampler.row_shape)
+    if order.first is not None:
+        rows["first"] = first_frame(order.first, sampler.medium, sampler.row_shape)
+    if source is not None:
+        rows |= {"source": source} if sampler.edits else {"image": source.images}
     size = None if order.sides is None else torch.tensor([order.sides])
-    return Conditions(**rows, source=source, size=size)
+    return Conditions(**rows, size=size)
+
+
+def first_frame(stored: str, medium: Medium, shape: tuple[int, ...]) -> Tensor:
+    """A picture in base64 as samplers take it, of one row, for films of `shape`."""
+    values = torch.frombuffer(bytearray(base64.b64decode(stored)), dtype=medium.stored_dtype())
+    return medium.to_floats(values.reshape(1, shape[0], *shape[2:]))
 
 
 def opened(source: SourceImage, medium: Medium, shape: tuple[int, ...]) -> Source:

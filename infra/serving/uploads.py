@@ -76,14 +76,16 @@ def source(
 
     Raises ApiError if the model edits nothing, or of files that cannot be used.
     """
-    if "source" not in model.accepts:
+    if not {"source", "image"} & set(model.accepts):
         raise ApiError(400, f"image: {model.id} draws from noise alone and cannot start from an image", param="image")
+    if "source" not in model.accepts and mask is not None:
+        raise ApiError(400, f"mask: {model.id} shows images anew and keeps no part of one", param="mask")
     opened = open_image(image, "image", max_pixels)
     sides = model.row_shape[1:]
     redrawn = b""
     if mask is not None:
         redrawn = _redrawn(_mask(mask, opened.size, max_pixels), sides)
-    elif redraws and opened.has_transparency_data and (_alpha(opened) == 0).any():
+    elif redraws and "source" in model.accepts and opened.has_transparency_data and (_alpha(opened) == 0).any():
         redrawn = _redrawn(opened, sides)
     usual = REDRAW_STRENGTH if redrawn else EDIT_STRENGTH if redraws else VARIATION_STRENGTH
     pixels = fitted(on_white(opened), model.row_shape).tobytes()

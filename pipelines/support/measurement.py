@@ -157,6 +157,9 @@ def open_perception(
     clip_score, clip_hash = pretrained.clip_scorer(config.clip_score, device) if config.clip_score else none
     if clip is not None and not config.clip_score:
         run = run_folder.load(clip, device)
+        if run.config.data.shape != images.row_shape:
+            found = f"{images.folder} holds {images.medium.plural} of shape {images.row_shape}"
+            raise ConfigError(f"inputs: evaluate/{CLIP}: {clip} was trained on {run.config.data.shape}; {found}")
         clip_score, clip_hash = clip_scorer(run), weights_hash(run)
     return Perception(lpips, clip_score), {"lpips": lpips_hash, "clip_score": clip_hash}
 

@@ -30,6 +30,7 @@ _PAIRS = 5  # interpolations shown
 _STEPS = 10  # images of one interpolation
 _FRAMES = 8  # of a film strip
 _FILMED = 5  # images whose way is shown
+_PLAYED, _PLAYED_CLASSES = 4, 20  # rows of a class that are played, and classes
 _WALKS = 3  # ways between samples, of a kind
 
 
@@ -62,6 +63,33 @@ def class_rows(dataset: Dataset, champion: Sampler) -> list[Context]:
         }
         for name, rows, strip in zip(names, real, medium.strips(png, num_rows, dataset.row_shape), strict=False)
     ]
+
+
+def played(dataset: Dataset, champion: Sampler, settings: dict) -> list[Context]:
+    """For each class, or once where there are none, a few real rows and generated ones as files that the page plays;
+    nothing of a medium that stands still."""
+    medium = dataset.medium
+    if not medium.playable(dataset.rows(torch.zeros(1, dtype=torch.int64))):
+        return []
+    chosen = parse(champion.Settings, settings, f"{paths.PROMOTED}.settings")
+    captions = generation.Captions.of(Dataset(paths.TEST_IMAGES)) if champion.texts else None
+    labelled = champion.conditional and len(dataset.manifest.classes) > 1
+    names = dataset.manifest.classes[:_PLAYED_CLASSES] if labelled else ("all",)
+    step = champion.num_classes if labelled else 1
+    made = champion.sample(generation.request(champion, chosen, 0, _PLAYED * step, 0, captions)).cpu()
+    real = rows_by_class(dataset, _PLAYED) if labelled else [torch.arange(min(len(dataset), _PLAYED))]
+    return [
+        {
+            "name": name,
+            "real": _files(medium, dataset.rows(real[number])) if len(real[number]) else [],
+            "made": _files(medium, made[number::step]),
+        }
+        for number, name in enumerate(names)
+    ]
+
+
+def _files(medium: Medium, rows: torch.Tensor) -> list[Context]:
+    return [{"mime": file.mime, "uri": data_uri(file.data, file.mime)} for file in medium.playable(rows)]
 
 
 def real_grid(dataset: Dataset) -> str:

@@ -1,4 +1,4 @@
-"""CLIP from scratch on 3,072 emoji: held-out retrieval against chance, with and without near-duplicates masked.
+"""CLIP from scratch on 3,066 emoji: held-out retrieval against chance, with and without near-duplicates masked.
 
 python -m tests.benchmarks.clip_retrieval            # 1,000 steps of 128 pairs at 32x32, both ways
 python -m tests.benchmarks.clip_retrieval 0          # one seed

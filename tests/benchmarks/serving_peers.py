@@ -33,6 +33,7 @@ from tests.infra.serving_helpers import write_promoted
 
 MAX_BATCH, WAIT = 16, 0.02  # of @serve.batch: rows, and seconds that a batch waits for more
 ONGOING = 1000
+ACTOR = {"num_cpus": 1, "runtime_env": {"env_vars": ray_serve.WAITING}}  # their threads wait as ours do
 
 
 class Pipeline:
@@ -97,7 +98,7 @@ def answer(image: bytes) -> dict:
     return {"data": [{"b64_json": base64.b64encode(image).decode()}]}
 
 
-@serve.deployment(max_ongoing_requests=ONGOING, ray_actor_options={"num_cpus": 1})
+@serve.deployment(max_ongoing_requests=ONGOING, ray_actor_options=ACTOR)
 class PerRequest:
     """One call for each request, one after the other: each uses all cores."""
 
@@ -111,7 +112,7 @@ class PerRequest:
         return answer(image)
 
 
-@serve.deployment(max_ongoing_requests=ONGOING, ray_actor_options={"num_cpus": 1})
+@serve.deployment(max_ongoing_requests=ONGOING, ray_actor_options=ACTOR)
 class Batched:
     """One call for each number of steps in a batch: a pipeline takes no more than one."""
 

@@ -86,13 +86,20 @@ class Rows:
             tokens = torch.randint(0, 12, (count, *data.shape), generator=generator)
             self.columns = {"tokens": tokens.to(torch.uint16), "label": label}
         elif data.autoencoder is None:
-            image = torch.randint(0, 256, (count, *data.shape), generator=generator, dtype=torch.uint8)
-            self.columns = {medium(data.medium).column: image, "label": label}
+            of = medium(data.medium, rate=data.rate)
+            low, high = map(int, of.value_range)
+            rows = torch.randint(low, high + 1, (count, *data.shape), generator=generator, dtype=of.stored_dtype())
+            self.columns = {of.column: rows, "label": label}
         else:
             mean, std = torch.randn(2, count, *data.shape, generator=generator)
             self.columns = {"mean": mean, "std": std.exp() / 10, "label": label}
             if data.flips:
                 self.columns |= {"mean_flipped": mean.flip(-1) + 1, "std_flipped": std.flip(-1).exp() / 10}
+        if data.medium == "audio" and data.autoencoder is None:  # clips of any length, the longest a whole row
+            ends = 1 + torch.arange(count) * data.shape[-1] // count
+            rows[torch.arange(data.shape[-1]).expand_as(rows) >= ends[:, None, None]] = 0
+        if data.speakers:
+            self.columns["speaker"] = torch.arange(count) // 2 % len(data.speakers)
         if data.caption_length:
             texts = [CAPTIONS[row % len(CAPTIONS)].encode().ljust(data.caption_length, b"\0") for row in range(count)]
             self.columns["caption"] = torch.tensor([list(text) for text in texts], dtype=torch.uint8)

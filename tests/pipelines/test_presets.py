@@ -14,7 +14,7 @@ from components.artifacts import run_folder
 from components.data.dataset import read_manifest, write_manifest
 from components.errors import ConfigError
 from components.families import family_class
-from components.families.base import AutoencoderInfo, DataInfo
+from components.families.base import AutoencoderInfo, DataInfo, RunInfo
 from components.files import write_json
 from components.metrics.figures import values
 from components.sampling.requests import Conditions, Request
@@ -22,8 +22,8 @@ from infra.ray_cluster import encoding
 from infra.storage.store import Store
 from pipelines import evaluate, prepare, reference
 from pipelines.repro import apply
-from pipelines.support import paths
-from pipelines.support.params import TRAINED, load
+from pipelines.support import inputs, paths
+from pipelines.support.params import TRAINED, Params, load
 from tests.pipelines.in_process import train_stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,11 +33,23 @@ SLICE = 48
 LATENTS = Path("data/latents")
 
 
+def kept(params: Params, name: str, sets: dict[str, DataInfo]) -> dict[str, RunInfo]:
+    """The inputs that a model keeps."""
+    found = {}
+    for role, one in (inputs.roles(params, name) or {}).items():
+        if one.kept and role in params.inputs_of(name):
+            block = params.models[params.inputs_of(name)[role].name]
+            config = family_class(block.family).Config(**block.model).model_dump(mode="json")
+            found[role] = RunInfo(family=block.family, config=config, data=sets[block.data])
+    return found
+
+
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_every_model_of_a_preset_fits_its_data(path):
     params = load(path)
     data, described = params.data, {"classes": ("a", "b", "c"), "caption_length": 60}
-    images = DataInfo(shape=data.shape, **described)
+    of, shape = data.of()
+    images = DataInfo(shape=shape, medium=of.name, rate=of.rate, **described)
     sets = {"data/images/train": images}
     for name, options in params.encode.items():
         block = params.autoencoders[params.inputs_of(name)["autoencoder"].name]
@@ -45,15 +57,16 @@ def test_every_model_of_a_preset_fits_its_data(path):
             vae = family_class(block.family)(family_class(block.family).Config(**block.model), images)
         of = AutoencoderInfo(family=block.family, config=block.model, data=images)
         ones = dict.fromkeys(("channel_mean", "channel_std"), (1.0,) * vae.latent_shape[0])
-        made = {"shape": vae.latent_shape, "statistics": ones}
+        made = {"shape": vae.latent_shape, "statistics": ones, "medium": images.medium, "rate": images.rate}
         if options.tokens is not None:
             made = {"shape": (1, *vae.latent_shape[1:]), "medium": "tokens"}
         sets[f"data/{name}"] = DataInfo(**made, autoencoder=of, **described)
     for group in TRAINED:
-        for block in getattr(params, group).values():
+        for name, block in getattr(params, group).items():
             kind = family_class(block.family)
+            data = sets[block.data].model_copy(update={"inputs": kept(params, name, sets)})
             with torch.device("meta"):
-                kind(kind.Config(**block.model), sets[block.data])
+                kind(kind.Config(**inputs.whole_model(params, name)), data)
 
 
 def test_a_preset_says_what_and_leaves_where(tmp_path):

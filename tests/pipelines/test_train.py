@@ -21,7 +21,7 @@ from components.sampling.requests import Conditions, Request
 from components.training.loop import State
 from pipelines.support import paths
 from pipelines.support.params import Params, load
-from pipelines.train import make_job, write_curves
+from pipelines.train import make_job, provenance_of, write_curves
 from tests.benchmarks.common import write_noise
 from tests.components.helpers import IMAGES, assert_same, build, stream, tiny
 from tests.pipelines.in_process import train_stage
@@ -240,3 +240,47 @@ def test_curves_are_a_table_a_phase(tmp_path):
     write_curves(tmp_path / "curves", rows)
     assert {path.name for path in (tmp_path / "curves").iterdir()} == {"a.csv", "b.csv"}
     assert (tmp_path / "curves/a.csv").read_text() == "step,loss,kl\n1,2.0,1.0\n2,1.0,\n"
+
+
+def with_student(family: str = "consistency", teacher: str | None = "runs/big", **model) -> Params:
+    """A diffusion run `big` and a student of it, whose block says no more than `model`."""
+    params({}, {"big": PIXELS, "student": model})
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    content["samplers"]["student"]["family"] = family
+    content["inputs"] = {} if teacher is None else {"student/teacher": teacher}
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    return load(Path("params.yaml"))
+
+
+def test_a_student_takes_over_what_its_teacher_is_and_tells_who_taught_it():
+    asked = with_student(label_dropout=0.2)
+    teacher = train_stage(asked, "samplers.big").family
+    job = make_job(asked, "samplers.student")
+    assert job.config.backbone == teacher.config.backbone
+    assert job.config.label_dropout == 0.2, "what its own block says stands"
+    student = job.build()
+    ours, theirs = (family.nets["denoiser"].state_dict() for family in (student, teacher))
+    assert_same({name: ours[name] for name in theirs}, dict(theirs))
+    state = State(2, {}, {}, {"denoiser": ours})
+    where, content = provenance_of(job, state).inputs["teacher"].split()
+    assert where.endswith("runs/big") and len(content) == 32
+    run_folder.write(paths.RUNS / "student", job.family, student, state, provenance_of(job, state))
+    loaded = run_folder.load(paths.RUNS / "student")
+    assert loaded.config.provenance.inputs["teacher"] == f"{where} {content}"
+    shutil.rmtree(paths.RUNS / "big")  # a student needs its teacher no more
+    settings = loaded.family.Settings(num_inference_steps=2, guidance_scale=1.5)
+    request = Request(torch.arange(2), settings, Conditions(label=torch.tensor([0, 1])))
+    assert loaded.family.sample(request).shape == (2, *IMAGES.shape)
+
+
+def test_a_teacher_that_does_not_fit_is_named():
+    with pytest.raises(ConfigError, match=r"expected student/teacher: runs/\.\.\., which student needs"):
+        with_student(teacher=None)
+    with pytest.raises((ConfigError, SamplerError), match=r"student/teacher: .*runs/judge"):
+        with_student(teacher="runs/judge")
+    asked = with_student(schedule={"name": "cosine"})
+    train_stage(asked, "samplers.big")
+    with pytest.raises(ConfigError, match=r"^consistency: teacher: expected a run with the same schedule"):
+        make_job(asked, "samplers.student")
+    with pytest.raises(ConfigError, match=r"samplers\.student\.model\.objective: "):
+        make_job(with_student("shortcut", objective="v"), "samplers.student")

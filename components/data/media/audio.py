@@ -72,19 +72,20 @@ class AudioMedium(Medium):
         return encoded(stored[:, : int(lengths(stored[None]))].numpy(), file_format, round(self.rate), quality)
 
     def seen(self, rows: Tensor) -> Tensor:
-        """The logarithm of their mel spectra, (B, 1, bands, frames): 32 bands, a frame each 16 ms or so."""
+        """The logarithm of their mel spectra, (B, 1, bands, frames), as if all were equally loud: of 32 bands, with a
+        frame each 16 ms or so."""
         hop = spectra.usual_hop(self.rate)
-        return spectra.log_mel(_whole_hops(rows[:, 0], hop), self.rate, hop)[:, None]
+        return spectra.log_mel(_whole_hops(_as_loud(rows)[:, 0], hop), self.rate, hop)[:, None]
 
     def num_values(self, rows: Tensor) -> Tensor:
         return lengths(rows)
 
     def preview(self, rows: Tensor, columns: int, scale: int = 1) -> bytes:
-        """Each row's wave above its spectrum, low tones below and loud ones light, as if all were equally loud."""
+        """Each row's wave above its spectrum, low tones below and loud ones light, as if all were equally
+        loud."""
         rows = rows.detach().cpu().float()
-        rows = rows / rows.abs().amax((1, 2), keepdim=True).clamp(min=1 / MOST)
         tones = self.seen(rows).flip(2).repeat_interleave(_FRAME, 3)
-        return IMAGES.preview(torch.cat([_curves(rows[:, 0], tones.shape[3]), tones], dim=2), columns, scale)
+        return IMAGES.preview(torch.cat([_curves(_as_loud(rows)[:, 0], tones.shape[3]), tones], dim=2), columns, scale)
 
     def preview_scale(self, shape: tuple[int, ...], least: int) -> int:
         return max(1, least // self._picture(shape)[-1])
@@ -166,6 +167,11 @@ def _packets(stream: av.AudioStream, values: np.ndarray, rate: int) -> Iterator[
     for part in (*resampler.resample(frame), *resampler.resample(None)):
         yield from stream.encode(part)
     yield from stream.encode(None)
+
+
+def _as_loud(rows: Tensor) -> Tensor:
+    """Rows (B, C, L) of a peak of 1."""
+    return rows / rows.abs().amax((1, 2), keepdim=True).clamp(min=1 / MOST)
 
 
 def _whole_hops(waves: Tensor, hop: int) -> Tensor:

@@ -1,5 +1,6 @@
 import {$, element} from "./dom.js";
 import * as edit from "./edit.js";
+import * as films from "./films.js";
 import * as gallery from "./gallery.js";
 
 const LABELS = {num_inference_steps: "Steps", guidance_scale: "Guidance", solver: "Solver", spacing: "Spacing"};  // others fold away
@@ -60,6 +61,8 @@ function markClass() {
 
 async function load() {
   champion = await (await fetch("champion")).json();
+  champion.films = champion.medium === "video";
+  champion.edits &&= !champion.films;  // films are only drawn here
   document.documentElement.style.setProperty("--aspect", champion.size.replace("x", " / "));
   $("title").textContent = `${champion.name} version ${champion.version}, ${champion.size} pixels`;
   for (const name of champion.classes) {
@@ -104,9 +107,10 @@ function wanted() {
 }
 
 function curl(body) {
-  const quoted = JSON.stringify(body).replaceAll("'", "'\\''");
+  const quoted = JSON.stringify(champion.films ? films.body(body, 0) : body).replaceAll("'", "'\\''");
   const key = $("key").value ? " -H \"Authorization: Bearer $API_KEY\"" : "";
-  return `curl -s ${location.origin}/v1/images/generations -H 'Content-Type: application/json'${key} -d '${quoted}'`;
+  const path = champion.films ? films.PATH : "v1/images/generations";
+  return `curl -s ${location.origin}/${path} -H 'Content-Type: application/json'${key} -d '${quoted}'`;
 }
 
 function frames(body) {
@@ -127,9 +131,21 @@ function show(body, made, event) {
   const text = `${body.prompt} · ${event.seed}`;
   gallery.note(figure, text);
   if (!event.type.endsWith(".completed")) return gallery.preview(figure, source, event.progress);
+  gallery.show(figure, {source, text, file: `${event.seed}.${event.output_format}`, settings: facts(body)});
+}
+
+function facts(body) {
   const {prompt, n, seed, ...settings} = body;
-  const facts = Object.entries(settings).map(([name, value]) => `${name.replaceAll("_", " ")} ${shown(value)}`).join(", ");
-  gallery.show(figure, {source, text, file: `${event.seed}.${event.output_format}`, settings: facts});
+  return Object.entries(settings).map(([name, value]) => `${name.replaceAll("_", " ")} ${shown(value)}`).join(", ");
+}
+
+function keyed(headers) {
+  return $("key").value ? {...headers, Authorization: `Bearer ${$("key").value}`} : headers;
+}
+
+function askForKey() {
+  $("key-field").hidden = false;
+  $("tuning").open = true;
 }
 
 async function* events(response) {
@@ -159,13 +175,15 @@ async function request(body) {
 }
 
 async function generate(body, made) {
-  const [path, sent, headers] = await request(body);
-  if ($("key").value) headers.Authorization = `Bearer ${$("key").value}`;
-  const response = await fetch(path, {method: "POST", headers, signal: running.signal, body: sent});
-  if (response.status === 401) {
-    $("key-field").hidden = false;
-    $("tuning").open = true;
+  if (champion.films) {
+    return films.make(body, made, keyed({}), running.signal, facts(body)).catch((error) => {
+      if (error.status === 401) askForKey();
+      throw error;
+    });
   }
+  const [path, sent, headers] = await request(body);
+  const response = await fetch(path, {method: "POST", headers: keyed(headers), signal: running.signal, body: sent});
+  if (response.status === 401) askForKey();
   if (!response.ok) throw new Error((await response.json()).error.message);
   for await (const event of events(response)) {
     if (event.error) throw new Error(event.error.message);
@@ -180,13 +198,14 @@ $("controls").addEventListener("submit", async (submitted) => {
   $("generate").disabled = true;
   $("cancel").disabled = false;
   $("error").textContent = "";
-  $("status").textContent = "Making images";
+  const plural = champion.films ? "films" : "images";
+  $("status").textContent = `Making ${plural}`;
   const body = wanted(), made = frames(body), edits = edit.chosen();
   try {
     await generate(body, made);
     $("curl").textContent = curl(body);
     $("curl-section").hidden = Boolean(edits);  // it has no file to send
-    $("status").textContent = `${made.length} images made`;
+    $("status").textContent = `${made.length} ${plural} made`;
   } catch (error) {
     $("status").textContent = "";
     if (error.name !== "AbortError") {

@@ -85,7 +85,8 @@ def co_batched(sampler: Sampler, requests: list[Request]) -> tuple[list[torch.Te
 
 def request(sampler: Sampler, seeds: list[int], **settings) -> Request:
     labels = torch.tensor(seeds) % sampler.num_classes if sampler.conditional else None
-    return Request(torch.tensor(seeds), sampler.Settings(**settings), Conditions(label=labels))
+    speakers = torch.tensor(seeds) // 2 % sampler.num_speakers if "speaker" in sampler.accepts else None
+    return Request(torch.tensor(seeds), sampler.Settings(**settings), Conditions(label=labels, speaker=speakers))
 
 
 def fast(name: str) -> dict:

@@ -14,8 +14,9 @@ from torch.testing._internal.distributed import multi_threaded_pg as threaded
 from components.artifacts import run_folder
 from components.conditioning.near_duplicates import NearDuplicates
 from components.conditioning.text import cut_tokens_of
+from components.data.media.image import MEDIUM
 from components.data.permutation import share
-from components.errors import ConfigError, SamplerError
+from components.errors import ConfigError, DataError, SamplerError
 from components.evaluation.extractor import clip_scorer
 from components.evaluation.features import Extractors
 from components.evaluation.protocol import ExtractorConfig
@@ -136,7 +137,7 @@ def test_checkpoints_have_retrieval_without_a_judge(folder):
 def test_evaluation_measures_by_it(folder):
     extractors = Extractors.open(ExtractorConfig(name="clip"), None, "cpu", folder)
     images = torch.rand(3, *IMAGES.shape) * 2 - 1
-    found = extractors.features(images)
+    found = extractors.features(images, MEDIUM)
     assert found.vectors.shape == (3, 6) and found.judged is None
     assert torch.allclose(found.vectors.norm(dim=1), torch.ones(3))
     score = clip_scorer(run_folder.load(folder))
@@ -144,6 +145,8 @@ def test_evaluation_measures_by_it(folder):
     spoken = run_folder.load(folder).family.nets["clip"].texts(cut_tokens_of(texts, 12))["pooled"]
     expected = 100 * (spoken @ found.vectors[0]).clamp(min=0)
     assert torch.allclose(score(images[[0, 0, 0]], texts).float(), expected, atol=1e-3)
+    with pytest.raises(DataError, match=r"\(1, 8, 8\); the clip was trained on \(1, 16, 16\)"):
+        extractors.refuse_unless_fits(folder, MEDIUM, (1, 8, 8))
     with pytest.raises(ConfigError, match="evaluate/clip: runs/"):
         Extractors.open(ExtractorConfig(name="clip"), None, "cpu")
 

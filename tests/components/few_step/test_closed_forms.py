@@ -171,7 +171,7 @@ def test_forward_mode_agrees_with_differences_of_a_net(backbone):
 
 def test_consistency_targets_of_the_exact_path_are_its_end():
     """With an exact teacher a pair of levels far along the path has one end, up to the teacher's step."""
-    family = exact("consistency", stage_steps=1)
+    family = exact("consistency", stage_steps=1, stages=16)
 
     class Taught(nn.Module):
         def forward(self, x: Tensor, level: Tensor, label: Tensor) -> Tensor:
@@ -184,6 +184,14 @@ def test_consistency_targets_of_the_exact_path_are_its_end():
         batch = Batch(batch.columns, batch.draws, step=step)
         errors.append(float(family.loss(family.nets["denoiser"], batch)["error"]))
     assert errors[0] > 5 * errors[1] > 25 * errors[2], errors
+
+
+def test_levels_of_a_pair_come_closer_stage_by_stage_up_to_the_last():
+    family = exact("consistency", stage_steps=10, stages=4)
+    sigma = torch.tensor([0.1, 1.0, 80.0], dtype=torch.float64)
+    first, second, last, after = (family.shares(sigma, step) for step in (9, 10, 39, 4000))
+    assert torch.equal(first, (1 - 0.5 * (1 + 8 * torch.sigmoid(-sigma))).clamp(min=0))
+    assert (second >= first).all() and (last > second).all() and torch.equal(last, after)
 
 
 def test_rows_of_a_batch_can_be_chosen():

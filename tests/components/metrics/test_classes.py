@@ -118,6 +118,15 @@ def test_what_is_over_the_budget_is_never_chosen():
     assert best(search(config.model_copy(update={"max_ms_per_image": 1.0}), KNOWN, START, bowl, seed=0)) is None
 
 
+def test_settings_that_a_sampler_does_not_take_are_not_tried():
+    def takes(settings: dict) -> bool:
+        return settings["guidance_scale"] <= 2
+
+    trials = search(SEARCH, KNOWN, START, bowl, seed=0, takes=takes)
+    assert 0 < len(trials) < 25 and all(takes(trial.settings) for trial in trials)
+    assert search(SEARCH, KNOWN, START, bowl, seed=0, takes=lambda settings: False) == []
+
+
 def test_a_setting_of_two_numbers_takes_two_ranges():
     config = SearchConfig(trials=8, space={"interval": [[0.0, 0.4], [0.3, 1.0]]})
     found = search(config, KNOWN, START, lambda settings: (sum(settings["interval"]), 1.0), seed=0)

@@ -78,3 +78,34 @@ def test_a_cascade_makes_the_size_of_any_stage(served):
     assert told["settings"]["up1.num_inference_steps"] == 2
     assert {"base.solver", "up1.augmentation"} < told["settings_schema"].keys()
     assert not any(name.startswith("up2.") for name in told["settings_schema"])
+
+
+@pytest.mark.parametrize("served", ["unclip"], indirect=True)
+def test_unclip_shows_images_anew_and_leads_them_from_text_to_text(served):
+    sampler, address = served
+    rows = torch.randint(0, 256, (1, 1, 16, 16), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
+    file = io.BytesIO()
+    Image.fromarray(rows[0, 0].numpy()).save(file, "PNG")
+
+    def own(**conditions) -> np.ndarray:
+        settings = sampler.Settings(**fast("unclip"))
+        steered = Conditions(**conditions)
+        return MEDIUM.to_stored(sampler.sample(Request(torch.tensor([3]), settings, steered)))[0, 0].numpy()
+
+    def sent(name: str) -> tuple[str, bytes]:
+        return name, file.getvalue()
+
+    image, extra = MEDIUM.to_floats(rows), {"seed": 3}
+    api = client(address).images
+    made = pixels(api.generate(prompt="a dog", extra_body=extra))
+    assert np.abs(made - own(prompt=("a dog",))).max() <= 1
+    varied = pixels(api.create_variation(image=sent("image.png"), extra_body=extra))
+    assert np.abs(varied - own(image=image)).max() <= 1
+    led = {**extra, "instead_of": "a cat"}
+    edited = pixels(api.edit(image=sent("image.png"), prompt="a dog", extra_body=led))
+    expected = own(image=image, prompt=("a dog",), instead_of=("a cat",))
+    assert np.abs(edited - expected).max() <= 1 and not np.array_equal(edited, varied)
+    with pytest.raises(openai.BadRequestError, match="mask: .* shows images anew and keeps no part of one"):
+        api.edit(image=sent("image.png"), mask=sent("mask.png"), prompt="a dog")
+    told = json.loads(ask(address, "/v1/models/latent-foundry")[2])["x-sampler"]
+    assert told["texts"] and told["edits"] and "decoder.solver" in told["settings_schema"]

@@ -109,9 +109,8 @@ class TestSpectra:
         assert found.argmax() == 1000 / (RATE / 512) and found.max() == pytest.approx(1, abs=1e-3)
 
     def test_bands_have_weights_of_sum_one_and_rise_with_frequency(self):
-        filters = spectra.mel_filters(RATE, 257, 32, torch.ones(1))
-        torch.testing.assert_close(filters.sum(1), torch.ones(32))
-        assert (filters.argmax(1).diff() > 0).all()
+        filters = spectra.mel_filters(RATE, 257, 32)
+        assert np.allclose(filters.sum(1), 1) and (np.diff(filters.argmax(1)) > 0).all()
 
     def test_values_go_to_magnitudes_and_back(self):
         magnitudes = torch.tensor([0.0, 1e-3, 0.5, 1.0])

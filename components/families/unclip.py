@@ -1,0 +1,240 @@
+"""DALL-E 2 (Ramesh et al. 2022), from scratch: a prior draws the CLIP embedding of an image that fits a text, a decoder
+draws the image under embedding and text.
+
+The CLIP is an input, trained on the same captions and kept. Both parts train at once, the decoder on the embeddings of
+real images. What an image shows can be drawn anew (`image`), and led from one text to another (`instead_of`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Generator, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from components.composite import embedding_prior
+from components.composite.base import Composite, named, prefixed
+from components.composite.embedding_prior import Prior
+from components.conditioning.embedding import EMBEDDING, ImageEmbedding
+from components.conditioning.text import texts_of_column
+from components.config import Strict, parse
+from components.data.dataset import Batch
+from components.data.randomness import Draws
+from components.diffusion import config as diffusion
+from components.diffusion.denoiser import Denoiser
+from components.diffusion.guidance import Condition, Guidance
+from components.errors import DataError
+from components.families import clip as clip_family
+from components.families.base import DataInfo, Early, Family, Judge, Losses, Role, RunInfo, Tiny
+from components.families.latent_diffusion import Model as Diffusion
+from components.families.latent_diffusion import build_denoiser
+from components.metrics.embeddings import NAMES, prior_figures
+from components.metrics.figures import Figures
+from components.metrics.held_out import DENOISING
+from components.sampling.blends import slerp
+from components.sampling.requests import BLEND, Conditions, Request
+from components.sampling.trajectories import Call, Trajectory, drive
+from components.training.optimizers import OptimizerConfig
+
+CLIP, PRIOR, DECODER = "clip", "prior", "decoder"
+_SHOWN = 20  # images of a preview
+
+
+class DecoderConfig(diffusion.Config):
+    """Diffusion under an image's embedding and, by `conditioning`, text. Rows are trained without either for a share,
+    each by its own draw."""
+
+    conditioning: Literal["none", "text"] = "text"
+    label_dropout: float = Field(0.5, ge=0, le=1)  # of the text: the embedding says most of it
+    embedding_dropout: float = Field(0.1, ge=0, le=1)
+    embedding_tokens: int = Field(4, ge=1)  # that the net attends to
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup=50)
+
+
+class Config(Strict):
+    prior: embedding_prior.Config = embedding_prior.Config()  # from a text to the embedding of an image
+    decoder: DecoderConfig = DecoderConfig()  # from there to the image
+
+
+class Settings(Strict):
+    """`text_difference`: how far an image is led from one text to another, as a share of a right angle."""
+
+    prior: embedding_prior.Settings = embedding_prior.Settings()  # how the embedding is drawn
+    decoder: diffusion.Settings = diffusion.Settings()  # and how the image
+    text_difference: float = Field(0.35, ge=0, le=1)  # 0.25 to 0.5 as published
+
+
+class Decoder(Diffusion):
+    """The decoder by itself. `clip`: whose embeddings steer it, frozen."""
+
+    Config = DecoderConfig
+
+    def __init__(self, config: DecoderConfig, data: DataInfo, clip: clip_family.Model):
+        self.clip = clip
+        super().__init__(config, data)
+        self.accepts |= {EMBEDDING}
+
+    def build(self, config: DecoderConfig, data: DataInfo) -> Denoiser:
+        # a transformer of no text attends to nothing
+        tokens = config.embedding_tokens if self.texts or config.backbone.class_dim else 0
+        net = build_denoiser(config, data)
+        net.further = ImageEmbedding(
+            self.clip.config.dim, net.backbone.embedding_dim, tokens, config.backbone.context_dim
+        )
+        return net
+
+    def loss(self, net: nn.Module, batch: Batch) -> Losses:
+        return super().loss(net, replace(batch, draws=batch.draws.fold(DECODER)))
+
+    def _training_further(self, batch: Batch, flips: bool) -> Condition:
+        with torch.no_grad():
+            rows = self.space.clean(batch, flips)
+            if self.autoencoder is not None:
+                rows = self.autoencoder.bounded(self.nets["autoencoder"].decode(rows))
+            embedding = self.clip.nets["clip"].images(rows)
+        dropped = batch.draws.uniform("embedding_dropout") < self.config.embedding_dropout
+        return {EMBEDDING: self.scaled(embedding).masked_fill(dropped[:, None], 0)}
+
+    def scaled(self, embedding: Tensor) -> Tensor:
+        return math.sqrt(self.clip.config.dim) * embedding
+
+    def _conditions(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, tuple[Condition, Condition]]:
+        towards, away = yield from super()._conditions(request, guidance)
+        embedding = self.scaled(request.conditions.embedding)
+        worse = embedding if guidance.guide is not None else torch.zeros_like(embedding)
+        return {**towards, EMBEDDING: embedding}, {**away, EMBEDDING: worse}
+
+
+class Model(Composite):
+    Config = Config
+    Settings = Settings
+    held_out = DENOISING
+    checkpoint_figures = NAMES
+
+    def __init__(self, config: Config, data: DataInfo):
+        self.config, self.data = config, data
+        clip = _clip_of(data)
+        own = data.model_copy(update={"inputs": {}})
+        parts = {PRIOR: Prior(config.prior, own, clip), DECODER: Decoder(config.decoder, own, clip)}
+        self.adopt(**{CLIP: clip, **parts})
+        self.phases = (*self.phases_of(PRIOR), *self.phases_of(DECODER))
+        away = {"negative_prompt"} & self.parts[DECODER].accepts
+        self.accepts = frozenset({"prompt", "image", "instead_of", BLEND, *away})
+
+    @classmethod
+    def roles(cls, config: Config) -> dict[str, Role]:
+        return {CLIP: Role(family=CLIP, needed=True, kept=True)}
+
+    @classmethod
+    def early_nets(cls, config: Config) -> dict[str, Early]:
+        return {
+            named(DECODER, net): early._replace(net=named(DECODER, early.net))
+            for net, early in Diffusion.early_nets(config.decoder).items()
+        }
+
+    @classmethod
+    def why_not(cls, config: Config, settings: Settings, inputs: Collection[str] = ()) -> str | None:
+        reason = Diffusion.why_not(config.decoder, settings.decoder)
+        return reason and f"{DECODER}.{reason}"
+
+    def _trajectory(self, request: Request) -> Trajectory:
+        embedding = yield from self._embedding(request)
+        asked, decoder = request.conditions, self.parts[DECODER]
+        own = {name: value for name, value in asked.parts().items() if name in decoder.accepts}
+        blend = request.blend
+        if blend is not None and "prompt" not in decoder.accepts:
+            blend = replace(blend, prompt=None)
+        told = Request(request.seeds, request.settings.decoder, Conditions(**own, embedding=embedding), blend)
+        return (yield from prefixed(DECODER, decoder.trajectory(told), shows=True))
+
+    def _embedding(self, request: Request) -> Generator[Call, Any, Tensor]:
+        """What the images are to show, (B, dim) of unit length."""
+        asked, rows = request.conditions, len(request.seeds)
+        groups = {"nothing": ("",) * rows, "prompt": asked.prompt or ("",) * rows}
+        if asked.instead_of is not None:
+            groups["before"] = asked.instead_of
+        if request.blend is not None and request.blend.prompt is not None:
+            groups["other"] = request.blend.prompt
+        tokens = self.parts[PRIOR].asked([text for group in groups.values() for text in group], request.seeds.device)
+        answer = yield Call(named(CLIP, "text"), tokens)
+        parts = {name: part.split(rows) for name, part in answer.items()}
+        told = {group: {name: part[number] for name, part in parts.items()} for number, group in enumerate(groups)}
+        if asked.image is None:
+            found = yield from self._drawn(request, told["prompt"], told["nothing"])
+        else:
+            found = yield Call(named(CLIP, "image"), {"images": asked.image})
+            if asked.instead_of is not None:
+                way = F.normalize(told["prompt"]["pooled"] - told["before"]["pooled"], dim=1)
+                found = slerp(found, way, torch.full_like(found[:, 0], request.settings.text_difference))
+        if "other" in told:
+            found = slerp(found, (yield from self._drawn(request, told["other"], told["nothing"])), request.blend.share)
+        return F.normalize(found, dim=1)
+
+    def _drawn(self, request: Request, told: Mapping[str, Tensor], nothing: Mapping[str, Tensor]):
+        drawn = self.parts[PRIOR].draw(request.seeds, request.settings.prior, told, nothing)
+        return (yield from prefixed(PRIOR, drawn, shows=False))
+
+    def held_out_losses(self, columns: Mapping[str, Tensor], draws: Draws) -> Tensor:
+        """Those of the decoder; the prior is measured by `validate`."""
+        return self.parts[DECODER].held_out_losses(columns, draws)
+
+    @torch.inference_mode()
+    def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge | None) -> Figures:
+        """How near the embeddings that the prior draws for held-out captions come to those of their images."""
+        texts = texts_of_column(held_out["caption"][:, : self.parts[PRIOR].length])
+        device = held_out["caption"].device
+        request = Request(torch.arange(len(texts), device=device), self.Settings(), Conditions(prompt=texts))
+        drawn = drive(self._embedding(request), self.calls)
+        rows = self.medium.rows(held_out)
+        true = torch.cat([self.parts[CLIP].nets[CLIP].images(part) for part in rows.split(256)])
+        return prior_figures(drawn, true)
+
+    def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
+        prompts = texts_of_column(columns["caption"][:_SHOWN, : self.parts[PRIOR].length])
+        return self.sample(Request(torch.arange(len(prompts)), self.Settings(), Conditions(prompt=prompts)))
+
+
+def _clip_of(data: DataInfo) -> clip_family.Model:
+    """The CLIP of an input. Raises DataError of one that sees other images than the data's."""
+    run = data.inputs.get(CLIP)
+    if run is None:
+        raise DataError("unclip: expected the run of a CLIP in inputs, NAME/clip: runs/..., found none")
+    if not data.caption_length:
+        raise DataError("unclip: expected images with captions, found none")
+    if run.data.shape != data.decoded.shape:
+        raise DataError(f"unclip: expected a CLIP of images {data.decoded.shape}, found one of {run.data.shape}")
+    return clip_family.Model(parse(clip_family.Config, run.config, CLIP), run.data)
+
+
+# -- the tiny configuration ------------------------------------------------------------------------------------------
+
+_IMAGES = DataInfo(shape=(1, 16, 16), classes=("nought", "one", "two"), caption_length=12)
+_TINY_CLIP = clip_family.Config(**clip_family.TINY.config).model_dump(mode="json")
+
+
+def _train_clip(family: Family) -> None:
+    """Gives the tiny model what a trained one has: a CLIP that is the same whatever the seed."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in family.nets[named(CLIP, CLIP)].parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+
+
+TINY = Tiny(
+    {
+        "prior": {"width": 8, "depth": 1, "heads": 2},
+        "decoder": {
+            "backbone": {"widths": (8, 8), "heads": 2, "context_dim": 8},
+            "text": {"length": 12, "width": 8, "layers": 1, "heads": 2},
+            "embedding_tokens": 2,
+        },
+    },
+    data=_IMAGES.model_copy(update={"inputs": {CLIP: RunInfo(family=CLIP, config=_TINY_CLIP, data=_IMAGES)}}),
+    settings={"prior": {"num_inference_steps": 2}, "decoder": {"num_inference_steps": 2}},
+    prepare=_train_clip,
+)

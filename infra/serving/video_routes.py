@@ -1,0 +1,225 @@
+"""OpenAI's Videos API: `POST /v1/videos` makes a job; it is polled, listed, fetched and deleted by its id."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import secrets
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from PIL import Image
+from pydantic import Field, ValidationError
+from starlette.datastructures import UploadFile
+
+from components.data.media.image import fitted, on_white
+from components.data.media.video import FACTOR
+from components.data.media.video import MEDIUM as VIDEOS
+from infra.config import ServeConfig
+from infra.serving.api_error import ApiError
+from infra.serving.openai_api import (
+    MAX_SEED,
+    RANDOM_SEED,
+    Backend,
+    PromptedRequest,
+    SampleRequest,
+    ServedModel,
+    find,
+    invalid,
+    order_basics,
+)
+from infra.serving.uploads import open_image
+from infra.serving.video_jobs import Job, JobStore, Worker
+
+POLL_AFTER = 500  # milliseconds, as clients are told
+MOST_LISTED = 100
+REFERENCE = "input_reference"  # the picture that a film begins with
+
+
+class VideoRequest(PromptedRequest):
+    """`POST /v1/videos`, as JSON or as a form with a file `input_reference`. `seconds` may be any length that the model
+    makes; its settings (num_inference_steps, frames, ...) may stand beside."""
+
+    seconds: str | float | None = None
+    output_format: Literal[tuple(VIDEOS.formats)] | None = "mp4"
+    seed: int | None = Field(None, ge=RANDOM_SEED, le=MAX_SEED)
+
+
+def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, worker: Worker) -> None:
+    """The routes. Jobs belong to the API key that made them; without keys to everybody."""
+
+    def job_of(raw: Request, name: str) -> Job:
+        job = store.get(name)
+        if job is None or job.owner != _owner(raw):
+            raise ApiError(404, f"videos: no {name[:80]!r} here", param="video_id", code="not_found")
+        return job
+
+    @app.post("/v1/videos", openapi_extra=_body())
+    async def create(raw: Request) -> Response:
+        request, first = await _read(raw, config)
+        model = find(request.model, await backend.served(), config.aliases)
+        wanted = order(request, model, config, first)
+        frames = wanted.settings.get("frames") or model.row_shape[1]
+        job = Job(
+            id=f"video_{uuid.uuid4().hex}",
+            order=wanted,
+            model=model.id,
+            prompt=request.prompt,
+            seconds=f"{frames / model.medium.rate:g}",
+            size=wanted.size or model.size,
+            created_at=int(time.time()),
+            owner=_owner(raw),
+        )
+        await asyncio.to_thread(store.add, job)
+        worker.start()
+        return JSONResponse(job.card(), headers={"x-model": model.id})
+
+    @app.get("/v1/videos")
+    async def listed(raw: Request, after: str = "", limit: int = 20, order: Literal["asc", "desc"] = "desc") -> dict:
+        jobs = [job for job in await asyncio.to_thread(store.all) if job.owner == _owner(raw)]
+        jobs = jobs if order == "asc" else jobs[::-1]
+        places = [place for place, job in enumerate(jobs) if job.id == after]
+        rest = jobs[places[0] + 1 :] if places else jobs
+        shown = rest[: max(1, min(limit, MOST_LISTED))]
+        ends = {"first_id": shown[0].id, "last_id": shown[-1].id} if shown else {"first_id": None, "last_id": None}
+        return {"object": "list", "data": [job.card() for job in shown], **ends, "has_more": len(rest) > len(shown)}
+
+    @app.get("/v1/videos/{name}")
+    async def retrieve(raw: Request, name: str) -> Response:
+        worker.start()
+        return JSONResponse(job_of(raw, name).card(), headers={"openai-poll-after-ms": str(POLL_AFTER)})
+
+    @app.delete("/v1/videos/{name}")
+    async def delete(raw: Request, name: str) -> dict:
+        job = job_of(raw, name)
+        await asyncio.to_thread(store.remove, job.id)
+        return {"id": job.id, "object": "video.deleted", "deleted": True}
+
+    @app.get("/v1/videos/{name}/content")
+    async def content(
+        raw: Request, name: str, variant: Literal["video", "thumbnail", "spritesheet"] = "video"
+    ) -> Response:
+        """The film; a thumbnail of its first frame; all its frames beside each other. The last two are of the latest
+        estimate where the film is on its way."""
+        job = job_of(raw, name)
+        path = store.film(job, is_final=job.status == "completed")
+        if job.status == "failed" or (variant == "video" and job.status != "completed") or not path.is_file():
+            raise ApiError(409 if job.ended else 404, f"video: {job.status}, {job.progress} %", code="video_not_ready")
+        data = await asyncio.to_thread(path.read_bytes)
+        if variant == "video":
+            return Response(data, media_type=VIDEOS.formats[job.order.output_format])
+        picture = await asyncio.to_thread(_picture, path, job, variant)
+        return Response(picture, media_type="image/png")
+
+
+def order(request: VideoRequest, model: ServedModel, limits: ServeConfig, first: bytes | None) -> SampleRequest:
+    """The film that a request asks of a model. Raises ApiError naming the field that cannot be met."""
+    if model.medium.name != VIDEOS.name:
+        message = f"model: {model.id} makes {model.medium.plural}; expected a model of {VIDEOS.plural}"
+        raise ApiError(400, message, param="model")
+    basics = order_basics(request, model, limits)
+    if request.seconds is not None:
+        if "frames" not in model.kind.Settings.model_fields:
+            raise ApiError(400, f"seconds: {model.id} makes films of one length; expected none", param="seconds")
+        basics["settings"]["frames"] = _frames(request.seconds, model)
+    seed = secrets.randbelow(2**31) if request.seed in (None, RANDOM_SEED) else request.seed
+    told = None if first is None else _told(first, model, limits)
+    return SampleRequest(
+        seed=seed,
+        first=told,
+        output_format=request.output_format or "mp4",
+        output_compression=100 if request.output_compression is None else request.output_compression,
+        notes=request.metadata is not False,
+        **basics,
+    )
+
+
+def _frames(seconds: str | float, model: ServedModel) -> int:
+    """The nearest number of frames that there is. Raises ApiError of a length that the model does not make."""
+    rate, most = model.medium.rate, model.row_shape[1]
+    try:
+        asked = float(seconds) * rate
+    except ValueError:
+        asked = float("nan")
+    if not 0 < asked <= most + FACTOR / 2:
+        message = f"seconds: expected up to {most / rate:g}, found {str(seconds)[:40]!r}"
+        raise ApiError(400, message, param="seconds")
+    return min(most, 1 + FACTOR * round((asked - 1) / FACTOR))
+
+
+def _told(first: bytes, model: ServedModel, limits: ServeConfig) -> str:
+    """A picture that a film begins with, brought to the model's sides: its stored values in base64."""
+    if "first" not in model.accepts:
+        raise ApiError(400, f"{REFERENCE}: {model.id} begins with no picture", param=REFERENCE)
+    opened = open_image(first, REFERENCE, limits.max_pixels)
+    channels, _, *sides = model.row_shape
+    return base64.b64encode(fitted(on_white(opened), (channels, *sides)).tobytes()).decode()
+
+
+async def _read(raw: Request, limits: ServeConfig) -> tuple[VideoRequest, bytes | None]:
+    """The fields of a JSON body or a form, and the picture in it. Raises ApiError."""
+    fields: dict[str, Any] = {}
+    first = None
+    if raw.headers.get("content-type", "").startswith("application/json"):
+        try:
+            fields = await raw.json()
+        except ValueError:
+            raise ApiError(400, "body: not valid JSON", code="invalid_json") from None
+        if not isinstance(fields, dict):
+            raise ApiError(400, "body: expected an object", code="invalid_value")
+    else:
+        async with raw.form() as form:
+            for name, value in form.multi_items():
+                if not isinstance(value, UploadFile):
+                    fields[name] = value
+                elif name == REFERENCE:
+                    first = await value.read()
+    given = fields.pop(REFERENCE, None) or fields.pop(f"{REFERENCE}[image_url]", None)  # how forms nest
+    if given is not None:
+        first = _of_url(given.get("image_url", "") if isinstance(given, dict) else str(given))
+    try:
+        return VideoRequest(**fields), first
+    except ValidationError as error:
+        raise invalid(error.errors()) from None
+
+
+def _body() -> dict[str, Any]:
+    """How OpenAPI describes a body that `_read` reads."""
+    schema = VideoRequest.model_json_schema()
+    with_file = {**schema, "properties": {**schema["properties"], REFERENCE: {"type": "string", "format": "binary"}}}
+    content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": with_file}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _of_url(url: str) -> bytes:
+    """A data URL's content: nothing is fetched from elsewhere."""
+    head, _, content = url.partition(";base64,")
+    try:
+        if not head.startswith("data:image/"):
+            raise ValueError
+        return base64.b64decode(content, validate=True)
+    except ValueError:
+        message = f"{REFERENCE}: expected a file or a data URL of an image"
+        raise ApiError(400, message, param=REFERENCE) from None
+
+
+def _picture(path: Path, job: Job, variant: str) -> bytes:
+    """A PNG of a film's first frame, or of all of them side by side."""
+    width, height = map(int, job.size.split("x"))
+    frames = round(float(job.seconds) * VIDEOS.rate)
+    film = VIDEOS.read(path, (3, frames, height, width))
+    film = film[:, :1] if variant == "thumbnail" else film
+    sheet = np.concatenate(np.moveaxis(film, 0, -1), axis=1)  # (H, T * W, 3)
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _owner(raw: Request) -> str:
+    return getattr(raw.state, "key", "")

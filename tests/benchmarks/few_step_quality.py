@@ -1,0 +1,104 @@
+"""Few-step students of the demo's diffusion model against it: same latents, same protocol. The figure is the least
+ratio of Fréchet distances at two evaluations.
+
+    python -m tests.benchmarks.few_step_quality                     # every student, one seed: some 20 minutes of a core
+    python -m tests.benchmarks.few_step_quality 0 1 2 consistency   # three seeds of one
+
+What is measured is kept in .cache/few_step_quality, with a sheet of samples for each number of steps.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+
+import torch
+
+from components.families import family_class
+from components.families.base import Family
+from components.few_step.base import TEACHER
+from components.training.loop import TrainingConfig
+from tests.benchmarks import digits, quality
+from tests.benchmarks.common import as_a_worker, emit
+from tests.benchmarks.rates import Data
+
+FOLDER = digits.ROOT / ".cache" / "few_step_quality"
+STEPS, SCALE = (1, 2, 4, 8), 1.5
+GUIDED = {"most_guidance": 2.0}
+STUDENTS: dict[str, tuple[str, dict, int]] = {  # family, changes of its model, training steps: about equal work
+    "consistency": ("consistency", {**GUIDED, "stage_steps": 25}, 200),
+    "consistency_of_data": ("consistency", {**GUIDED, "stage_steps": 25, "regress": "data"}, 200),
+    "shortcut": ("shortcut", {**GUIDED, "bootstrap": 0.5, "halvings": 4}, 240),
+    "meanflow": ("meanflow", GUIDED, 180),
+    "progressive": ("progressive", {**GUIDED, "first_steps": 8, "round_steps": 70}, 210),
+    "progressive_at_once": ("progressive", {**GUIDED, "first_steps": 2, "ratio": 4}, 110),
+}
+
+
+@functools.cache
+def taught(seed: int) -> tuple[Family, Data]:
+    """The demo's diffusion model, trained, and the latents that it was trained on."""
+    train, key = digits.data()["train"], "autoencoders.vae"
+    vae, _, _ = digits.trained(key, digits.made(key, train, seed), train, seed)
+    latents, key = quality.encoded(vae, train), "samplers.ldm"
+    teacher, _, _ = digits.trained(key, digits.made(key, latents, seed), latents, seed)
+    return quality.with_autoencoder(teacher, vae), latents
+
+
+def of_teacher(seed: int) -> dict:
+    """Figures of the teacher's best candidate."""
+    teacher, _ = taught(seed)
+    candidates = digits.demo().samplers["ldm"].candidates
+    found = [digits.yardstick().of_sampler(teacher, teacher.Settings(**settings)) for settings in candidates]
+    return min(found, key=lambda figures: figures["frechet_distance"])
+
+
+def student(name: str, seed: int) -> tuple[Family, float]:
+    """A trained student, and the CPU seconds that it took."""
+    teacher, latents = taught(seed)
+    family, changes, steps = STUDENTS[name]
+    inherited = {key: getattr(teacher.config, key) for key in family_class(family).Model.inherits[TEACHER]}
+    made = quality.made(family, {**inherited, **changes}, latents.info, seed)
+    made.receive(TEACHER, teacher)
+    began = time.process_time()
+    training = TrainingConfig(steps=steps, batch_size=128, report_every=steps)
+    made, _, _ = quality.trained(made, latents, training, seed)
+    made.nets["autoencoder"].load_state_dict(teacher.nets["autoencoder"].state_dict())
+    return made, time.process_time() - began
+
+
+def measure(name: str, seed: int) -> dict:
+    """Distances by the number of steps, as shares of the teacher's best; labels and recall beside."""
+    best = quality.kept(FOLDER / f"teacher_{seed}.json", lambda: of_teacher(seed))
+    made, seconds = student(name, seed)
+    told = {"cpu_seconds": round(seconds), "teacher_distance": best["frechet_distance"]}
+    for steps in STEPS:
+        settings = made.Settings(num_inference_steps=steps, guidance_scale=SCALE)
+        if made.why_not(made.config, settings) is not None:
+            continue
+        figures = digits.yardstick().of_sampler(made, settings, FOLDER / f"{name}_{seed}_{steps}.png")
+        told[f"ratio_{steps}"] = figures["frechet_distance"] / best["frechet_distance"]
+        told[f"agreement_{steps}"] = figures["label_agreement"] - best["label_agreement"]
+        told |= {f"{figure}_{steps}": figures[figure] for figure in ("frechet_distance", "recall")}
+    return {**told, "frechet_distance": told["frechet_distance_2"]}
+
+
+def main(argv: list[str] | None = None) -> None:
+    names, seeds = digits.asked(argv, STUDENTS)
+    as_a_worker()
+    torch.set_num_threads(1)
+    table = digits.table(names, seeds if argv else seeds[:1], FOLDER, measure)
+    best = min(table, key=lambda name: table[name]["ratio_2"])
+    emit(
+        "few_step_quality",
+        table[best]["ratio_2"],
+        f"Fréchet distance of {best} at two evaluations / of its teacher's best candidate",
+        "<= 1.15, and <= 1.25 at one",
+        real=round(digits.floor(), 3),
+        table=table,
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

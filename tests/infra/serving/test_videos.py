@@ -1,0 +1,230 @@
+"""OpenAI's videos API by its own client: jobs that are made, polled, fetched, listed, deleted, and that outlive who
+works on them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+
+import numpy as np
+import openai
+import pytest
+import torch
+from PIL import Image
+
+from components.artifacts import run_folder
+from components.data.media.video import MEDIUM
+from components.families.base import Family
+from components.sampling.requests import Conditions, Request
+from components.training.ema import copy_of
+from components.training.loop import State
+from infra.config import ServeConfig
+from infra.serving import video_jobs
+from infra.serving.api_error import ApiError
+from infra.serving.http_guards import digest
+from infra.serving.video_jobs import JobStore
+from tests.components.helpers import build
+from tests.infra.chromium import EXECUTABLE, Page
+from tests.infra.local import LocalBackend, ask, client, free_port, serving
+
+SETTINGS = {"num_inference_steps": 4, "seed": 7}
+
+
+def write_film_sampler(folder) -> Family:
+    """A sampler of films of 5 frames 8x8 of three classes, of random weights."""
+    family = build("video_diffusion")
+    for name, parameter in family.nets.named_parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(len(name)))
+    average = copy_of(family.nets)
+    state = State(step=1, nets=average, optimizers={}, average=average)
+    provenance = run_folder.Provenance(data="data", code="code", job="job", seed=0, step=1)
+    run_folder.write(folder, "video_diffusion", family, state, provenance)
+    return family
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "film"
+    write_film_sampler(folder)
+    backend = LocalBackend(folder, ServeConfig(), pause=0.002)
+    yield backend
+    backend.engine.stop(timeout=30)
+
+
+@pytest.fixture
+def run(films, tmp_path, monkeypatch):
+    monkeypatch.setattr(video_jobs, "LOOK_EVERY", 0.02)
+    monkeypatch.setattr(video_jobs, "RENEW_EVERY", 0.05)
+    opened = []
+
+    def start(backend=films, keys=(), **fields):
+        config = ServeConfig(port=free_port(), videos=str(tmp_path / "videos"), **fields)
+        opened.append(serving(backend, config, keys))
+        return opened[-1].__enter__()
+
+    yield start
+    for server in opened:
+        server.__exit__(None, None, None)
+
+
+def test_a_film_is_made_polled_fetched_listed_and_deleted(run, films, tmp_path):
+    api = client(run()).videos
+    made = api.create(prompt="one", extra_body=SETTINGS)
+    assert made.object == "video" and made.status == "queued" and made.size == "8x8" and made.seconds == "0.625"
+    done = api.poll(made.id, poll_interval_ms=20)
+    assert done.status == "completed" and done.progress == 100 and done.expires_at > done.completed_at
+    content = api.download_content(made.id).read()
+    (tmp_path / "a.mp4").write_bytes(content)
+    settings = films.family.Settings(num_inference_steps=4)
+    expected = films.family.sample(Request(torch.tensor([7]), settings, Conditions(label=torch.tensor([1]))))
+    found = MEDIUM.to_floats(torch.from_numpy(MEDIUM.read(tmp_path / "a.mp4", (1, 5, 8, 8))))
+    assert (found - expected[0]).abs().mean() < 0.05, "what the sampler makes of this seed"
+    sheet = Image.open(io.BytesIO(api.download_content(made.id, variant="spritesheet").read()))
+    assert sheet.size == (5 * 8, 8)
+    assert Image.open(io.BytesIO(api.download_content(made.id, variant="thumbnail").read())).size == (8, 8)
+    other = api.create_and_poll(prompt="two", seconds="0.1", extra_body={"output_format": "gif", **SETTINGS})
+    assert other.seconds == "0.125", "a still"
+    assert [job.id for job in api.list()] == [other.id, made.id] and not api.list(limit=2).has_more
+    first = api.list(order="asc", limit=1)
+    assert [job.id for job in first.data] == [made.id] and first.has_more
+    assert api.delete(made.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        api.retrieve(made.id)
+    assert [job.id for job in api.list()] == [other.id]
+
+
+def test_a_film_begins_with_the_picture_that_it_is_given(run, films):
+    picture = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 220, np.uint8)).save(picture, "PNG")
+    api = client(run()).videos
+    made = api.create(prompt="one", input_reference=("a.png", picture.getvalue(), "image/png"), extra_body=SETTINGS)
+    assert api.poll(made.id, poll_interval_ms=20).status == "completed"
+    assert films.orders[-1].first is not None
+    with pytest.raises(openai.BadRequestError, match="input_reference: expected a whole PNG"):
+        api.create(prompt="one", input_reference=("a.png", b"nothing", "image/png"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"prompt": "seven"}, "prompt: "),
+        ({"prompt": "one", "seconds": "8"}, "seconds: expected up to 0.625, found '8'"),
+        ({"prompt": "one", "seconds": "soon"}, "seconds: expected up to 0.625, found 'soon'"),
+        ({"prompt": "one", "size": "1280x720"}, "size: expected '8x8' or 'auto'"),
+        ({"prompt": "one", "extra_body": {"output_format": "avi"}}, "output_format: "),
+        ({"prompt": "one", "extra_body": {"input_reference": {"image_url": "http://x/y.png"}}}, "data URL of an image"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_in_a_line(run, fields, told):
+    api = client(run()).videos
+    with pytest.raises(openai.BadRequestError, match=told):
+        api.create(**fields)
+    assert not list(api.list())
+
+
+def test_a_sampler_of_images_makes_no_videos_and_one_of_videos_no_images(run, backend):
+    with pytest.raises(openai.BadRequestError, match="makes images; expected a model of videos"):
+        client(run(backend)).videos.create(prompt="one")
+    with pytest.raises(openai.BadRequestError, match="makes videos; expected a model of images"):
+        client(run()).images.generate(prompt="one")
+
+
+class Dying:
+    """A backend whose replica is lost in the first films, as Serve's is told."""
+
+    def __init__(self, backend, times: int):
+        self.backend, self.times = backend, times
+
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
+
+    async def stream(self, orders):
+        async for item in self.backend.stream(orders):
+            if self.times and item[1].image:
+                self.times -= 1
+                raise ApiError(503, "the sampler is being replaced; try again", retry_after=None)
+            yield item
+
+
+def test_a_job_survives_its_samplers_death(run, films, tmp_path, monkeypatch):
+    monkeypatch.setattr(video_jobs.asyncio, "sleep", quickly(video_jobs.asyncio.sleep))
+    dying = Dying(films, 2)
+    api = client(run(dying)).videos
+    lost = api.create_and_poll(prompt="one", poll_interval_ms=20, extra_body={"output_format": "gif", **SETTINGS})
+    assert lost.status == "completed" and dying.times == 0
+    whole = api.create_and_poll(prompt="one", poll_interval_ms=20, extra_body={"output_format": "gif", **SETTINGS})
+    assert api.download_content(lost.id).read() == api.download_content(whole.id).read(), "the same film"
+
+
+def quickly(sleep):
+    async def shorter(seconds):
+        await sleep(min(seconds, 0.02))
+
+    return shorter
+
+
+def test_a_job_survives_the_death_of_the_api_that_took_it(run, films, tmp_path, monkeypatch):
+    address = run(videos_at_once=1)
+    api = client(address).videos
+    made = api.create_and_poll(prompt="one", poll_interval_ms=20, extra_body=SETTINGS)
+    store = JobStore(tmp_path / "videos", 200, 3600)
+    done = store.get(made.id)
+    left = done.model_copy(update={"id": "video_left", "status": "in_progress", "expires_at": None})
+    store.put(left)
+    assert store.claim(left), "as one that died would have"
+    assert not store.claim(left)
+    monkeypatch.setattr(video_jobs, "LEASE", 0.1)
+    assert api.poll(left.id, poll_interval_ms=20).status == "completed", "whoever looks takes it over"
+
+
+def test_the_store_is_bounded_and_forgets(tmp_path):
+    job = video_jobs.Job(
+        id="video_0",
+        order={"model": "m", "seed": 0, "settings": {}, "group": "g"},
+        model="m",
+        prompt="",
+        seconds="1",
+        size="8x8",
+        created_at=0,
+    )
+    store = JobStore(tmp_path, 2, 3600)
+    for number in range(2):
+        store.add(job.model_copy(update={"id": f"video_{number}", "at": number}))
+    with pytest.raises(ApiError, match="too many videos are waiting"):
+        store.add(job.model_copy(update={"id": "video_2"}))
+    store.put(job.model_copy(update={"status": "completed", "expires_at": int(time.time()) + 60}))
+    store.film(job).write_bytes(b"film")
+    store.add(job.model_copy(update={"id": "video_3", "at": 3}))
+    assert [one.id for one in store.all()] == ["video_1", "video_3"] and not store.film(job).exists()
+    store.put(job.model_copy(update={"id": "video_1", "status": "failed", "expires_at": int(time.time()) - 1}))
+    assert store.get("video_1") is None and [one.id for one in store.all()] == ["video_3"]
+    assert store.get("../../etc/passwd") is None
+
+
+def test_jobs_belong_to_the_key_that_made_them(run):
+    address = run(keys=(digest("a"), digest("b")))
+    made = client(address, "a").videos.create(prompt="one", extra_body=SETTINGS)
+    with pytest.raises(openai.NotFoundError):
+        client(address, "b").videos.retrieve(made.id)
+    assert not list(client(address, "b").videos.list()) and len(list(client(address, "a").videos.list())) == 1
+    assert ask(address, "/v1/videos")[0] == 401
+
+
+@pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium here")
+def test_the_page_plays_films_that_loop(run, tmp_path):
+    page = Page(run(), tmp_path / "profile")
+    try:
+        page.wait_for("document.querySelectorAll('#classes button').length == 3")
+        page.evaluate("document.getElementById('n').value = 2, document.getElementById('generate').click()")
+        page.wait_for("document.querySelectorAll('#gallery figure:not(.busy) img').length == 2")
+        sources = page.evaluate("[...document.querySelectorAll('#gallery img')].map((image) => image.src).join(' ')")
+        for source in sources.split(" "):
+            clip = Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/gif;base64,"))))
+            assert clip.n_frames == 5 and clip.info["loop"] == 0
+        assert "films made" in page.evaluate("document.getElementById('status').textContent")
+        assert "/v1/videos" in page.evaluate("document.getElementById('curl').textContent")
+        assert page.evaluate("document.getElementById('upload-field').hidden") and page.problems == []
+    finally:
+        page.close()
