@@ -355,7 +355,8 @@ def build_denoiser(
 ) -> Denoiser:
     """A net with initial weights. `further`: see Denoiser; `given_channels`: that it puts beside those of the rows."""
     conditioner = _conditioner(config, data)
-    backbone = config.backbone.build(data.shape, conditioner.rows, given_channels)
+    given = {"given_channels": given_channels} if given_channels else {}
+    backbone = config.backbone.build(data.shape, conditioner.rows, **given)
     return Denoiser(conditioner, backbone, config.tells_uncertainty, config.numbers, further)
 
 

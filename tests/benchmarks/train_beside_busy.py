@@ -16,34 +16,18 @@ from pathlib import Path
 
 from tests.benchmarks.common import as_a_worker, demo, emit, write_noise
 from tests.benchmarks.rates import fit_rate, in_turn
+from tests.benchmarks.waiting_policy import POLICIES, busy
 
-POLICIES = {
-    "torch's own": {},
-    "passive": {"OMP_WAIT_POLICY": "passive"},
-    "spin 1,000 times": {"GOMP_SPINCOUNT": "1000"},
-    "spin 10,000 times": {"GOMP_SPINCOUNT": "10000"},
-    "one thread": {"THREADS": "1"},
-}
+WAYS = {**POLICIES, "one thread": {"THREADS": "1"}}
 STEPS, WARM, ROUNDS = 6, 2, 2
-BUSY = "while True: pass"
 
 
-def rate(policy: dict[str, str], busy: bool) -> float:
+def rate(policy: dict[str, str], neighbours: int) -> float:
     """Images/s of a process under the policy."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
-    neighbour = subprocess.Popen([sys.executable, "-c", BUSY]) if busy else None
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.benchmarks.train_beside_busy", "measure"],
-            env=clean | policy,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    finally:
-        if neighbour is not None:
-            neighbour.kill()
-            neighbour.wait()
+    command = [sys.executable, "-m", "tests.benchmarks.train_beside_busy", "measure"]
+    with busy(neighbours):
+        done = subprocess.run(command, env=clean | policy, capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])
 
 
@@ -61,28 +45,23 @@ def measure() -> float:
 
 def main() -> None:
     sides = {
-        json.dumps([name, busy]): lambda policy=policy, busy=busy: rate(policy, busy)
-        for name, policy in POLICIES.items()
-        for busy in (False, True)
+        json.dumps([name, neighbours]): lambda policy=policy, neighbours=neighbours: rate(policy, neighbours)
+        for name, policy in WAYS.items()
+        for neighbours in (0, 1)
     }
     rates = {tuple(json.loads(side)): figure for side, figure in in_turn(sides, ROUNDS).items()}
-    alone = rates["torch's own", False]
+    alone = rates["default", 0]
     table = {
         name: {
-            "alone": round(rates[name, False]),
-            "beside": round(rates[name, True]),
-            "share": round(rates[name, True] / alone, 2),
+            "alone": round(rates[name, 0]),
+            "beside": round(rates[name, 1]),
+            "share": round(rates[name, 1] / alone, 2),
         }
-        for name in POLICIES
+        for name in WAYS
     }
     best = max(table, key=lambda name: table[name]["share"])
-    emit(
-        "train_beside_busy",
-        table[best]["share"],
-        f"of the rate alone, {best}",
-        ">= 0.4, nothing lost alone",
-        table=table,
-    )
+    told = f"of the rate alone, {best}"
+    emit("train_beside_busy", table[best]["share"], told, ">= 0.4, nothing lost alone", table=table)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from components.data.randomness import Draws
 from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS
 from components.evaluation.held_out import BACKWARD, LEAST, MOST, SHARE, HeldOutRows, evaluations, num_rows
 from components.families import family_class, family_names
-from components.families.base import DataInfo, Family
+from components.families.base import Family
 from components.metrics.figures import values
 from components.metrics.held_out import DENOISING
 from components.training.loop import TrainingConfig, restore_nets
@@ -35,9 +35,9 @@ def exact():
 def rows_of(family: Family, count: int = 20, config: TrainingConfig = CONFIG) -> HeldOutRows:
     """Its rows, of random data; what is held out are other images."""
     own = family.data
-    images = DataInfo(shape=family.row_shape, classes=own.classes, caption_length=own.caption_length)
+    decoded = own.decoded.model_copy(update={"caption_length": own.caption_length})
     family.nets.eval()
-    return HeldOutRows(family, Rows(own, count), Rows(images, count), config)
+    return HeldOutRows(family, Rows(own, count), Rows(decoded, count), config)
 
 
 @pytest.mark.parametrize("levels", [1, 8])

@@ -197,7 +197,7 @@ def test_adaln_zero_starts_as_the_identity_and_lets_gradients_through():
     assert all(parameter.grad is not None for parameter in block.parameters())
     assert block.modulation.linear.weight.grad.abs().max() > 0
     of_each = stirred(Modulation(6, WIDTH, 2))
-    assert torch.allclose(of_each(condition)[1], of_each(condition[:, None].expand(2, 5, 6))[1][:, :1])
+    assert torch.allclose(of_each(condition, 5)[1], of_each(condition[:, None].expand(2, 5, 6), 5)[1][:, :1])
 
 
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"condition_dim": 6, "context_dim": 5}])

@@ -15,6 +15,7 @@ STRENGTH = 0.7  # how much noise is put on the draft
 
 
 class Config(Strict):
+    # what redraws the draft
     redraw: latent_diffusion.Model.Config = latent_diffusion.Model.Config(
         backbone={"widths": (8, 16), "heads": 2, "context_dim": 8}
     )
