@@ -220,7 +220,7 @@ def read_track(path: Path) -> Track:
 def conditions(track: Track, train: Data) -> dict:
     """What weights depend on, besides the seed and the code."""
     return {
-        "track": track.model_dump(mode="json"),
+        "track": track.model_dump(mode="json", exclude_unset=True),
         "data_sha256": data_hash(train),
         "hardware": hardware(),
         "threads": torch.get_num_threads(),
