@@ -47,9 +47,9 @@ START = 300.0  # seconds in which a version must be up
 REMEMBERED = 0.1  # seconds for which the only engine's refusal goes for all requests as large, without asking it again
 ONGOING = 10_000  # requests of one API replica: it limits them itself, and health is asked for the same way
 HEALTH = {"health_check_period_s": 1, "health_check_timeout_s": 10}
-# Threads of one forward wait for each other asleep: beside other work, clients among it, one that spins holds the core
-# that the others need (docs/RESULTS.md). libgomp reads the first, LLVM's and Intel's OpenMP the second.
-WAITING = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
+# how threads of one forward wait for each other, where the environment says so: libgomp reads the first two, LLVM's and
+# Intel's OpenMP the last. By default they spin, which is the fastest on a machine of one's own (docs/RESULTS.md)
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 LOGGING = {"encoding": "JSON"}  # a line a request: id, route, status, milliseconds; never the body
 
 logger = logging.getLogger(__name__)
@@ -245,7 +245,7 @@ def version_app(
             ray_actor_options={
                 "num_cpus": 1,
                 "num_gpus": config.gpu_share * ray_session.has_gpu(config.use_gpu),
-                "runtime_env": {"env_vars": {name: os.environ.get(name, value) for name, value in WAITING.items()}},
+                "runtime_env": {"env_vars": {name: os.environ[name] for name in WAITING if name in os.environ}},
             },
             # above the engine's own limit, which refuses with a reason
             max_ongoing_requests=config.slots + config.queue + 64,

@@ -33,7 +33,7 @@ from tests.infra.serving_helpers import write_promoted
 
 MAX_BATCH, WAIT = 16, 0.02  # of @serve.batch: rows, and seconds that a batch waits for more
 ONGOING = 1000
-ACTOR = {"num_cpus": 1, "runtime_env": {"env_vars": ray_serve.WAITING}}  # their threads wait as ours do
+ACTOR = {"num_cpus": 1}
 
 
 class Pipeline:
@@ -52,7 +52,7 @@ class Pipeline:
         self.unet.requires_grad_(False).eval().to(self.device)
         self.vae = autoencoder_of(family).to(self.device)
         self.scheduler = FlowMatchEulerDiscreteScheduler()
-        self.mean, self.std = (value.to(self.device) for value in family._moments(torch.zeros(1)))
+        self.mean, self.std = (value.to(self.device) for value in family._moments(torch.zeros(1, *family.data.shape)))
 
     @torch.inference_mode()
     def __call__(self, orders: list[dict]) -> list[bytes]:
