@@ -183,7 +183,7 @@ def _at_rate(opened: Any, count: int, rate: Fraction) -> Iterator[av.VideoFrame]
 
 def _upright(frame: av.VideoFrame) -> Image.Image:
     """A decoded frame, turned as its file says, transparency composited on white."""
-    # ffmpeg's conversion of narrow frames without transparency to rgba differs from time to time, that to rgb24 does not
+    # ffmpeg's conversion of narrow opaque frames to rgba differs from time to time, that to rgb24 does not
     is_opaque = not (frame.format.has_palette or any(one.is_alpha for one in frame.format.components))
     image = on_white(Image.fromarray(frame.to_ndarray(format="rgb24" if is_opaque else "rgba")))
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
