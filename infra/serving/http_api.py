@@ -24,7 +24,7 @@ from starlette.middleware.cors import CORSMiddleware
 from infra.config import ServeConfig
 from infra.serving import events, model_routes, speech, uploads, video_routes
 from infra.serving.api_error import ApiError
-from infra.serving.http_guards import Guard, Held
+from infra.serving.http_guards import Guard, Held, key_of
 from infra.serving.openai_api import (
     Backend,
     EditRequest,
@@ -100,7 +100,7 @@ def _make_images(app: FastAPI, backend: Backend, config: ServeConfig, held: Held
         if names := ignored(request, model):
             headers["x-ignored"] = ", ".join(quote(name[:40]) for name in names[:MAX_NAMED])
         with contextlib.ExitStack() as answered:
-            answered.enter_context(held.by(getattr(raw.state, "key", ""), len(wanted)))
+            answered.enter_context(held.by(key_of(raw), len(wanted)))
             if request.stream:
                 position, updates = await events.accepted(backend, wanted)
                 headers["x-queue-position"] = str(position)  # the head is sent before anybody knows how long it waits

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -145,6 +146,11 @@ class Body:
     def close(self) -> None:
         self.guard.num_open -= not self.whole
         self.whole = True
+
+
+def key_of(request: Request) -> str:
+    """The digest of the API key that a request came with; empty where none is asked for."""
+    return getattr(request.state, "key", "")
 
 
 class Held:

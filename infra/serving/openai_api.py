@@ -240,13 +240,11 @@ def orders(
     request: ImageRequest, model: ServedModel, limits: ServeConfig, source: SourceImage | None = None
 ) -> list[SampleRequest]:
     """The images that a request asks of a model. Raises ApiError naming the field that cannot be met."""
-    if model.medium is not IMAGES:
-        message = f"model: {model.id} makes {model.medium.plural}; expected a model of {IMAGES.plural}"
-        raise ApiError(400, message, param="model")
+    refuse_other_medium(model, IMAGES)
     count = request.n or 1
     if count > limits.max_images:
         raise ApiError(400, f"n: at most {limits.max_images} images a request, found {count}", param="n")
-    first = secrets.randbelow(2**31) if request.seed in (None, RANDOM_SEED) else request.seed
+    first = seed_of(request)
     common = {
         **order_basics(request, model, limits),
         "source": source,
@@ -257,6 +255,18 @@ def orders(
         "notes": request.metadata is not False,
     }
     return [SampleRequest(seed=(first + number) % (MAX_SEED + 1), **common) for number in range(count)]
+
+
+def refuse_other_medium(model: ServedModel, expected: Medium) -> None:
+    """Raises ApiError of a model that makes something else."""
+    if model.medium.name != expected.name:
+        message = f"model: {model.id} makes {model.medium.plural}; expected a model of {expected.plural}"
+        raise ApiError(400, message, param="model")
+
+
+def seed_of(request: ImageRequest) -> int:
+    """The seed that is asked for, or any."""
+    return secrets.randbelow(2**31) if request.seed in (None, RANDOM_SEED) else request.seed
 
 
 def order_basics(

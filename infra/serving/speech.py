@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import secrets
 import struct
 from collections.abc import AsyncIterator
 from typing import Any, Literal
@@ -19,16 +18,16 @@ from components.errors import SamplerError
 from infra.config import ServeConfig
 from infra.serving import events
 from infra.serving.api_error import ApiError
-from infra.serving.http_guards import Held
+from infra.serving.http_guards import Held, key_of
 from infra.serving.openai_api import (
-    MAX_SEED,
-    RANDOM_SEED,
     Backend,
     PromptedRequest,
     SampleRequest,
     ServedModel,
     find,
     order_basics,
+    refuse_other_medium,
+    seed_of,
 )
 
 PCM = {"pcm": "audio/pcm"}  # bare int16 samples, little-endian, at the model's rate
@@ -57,7 +56,7 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig, held: Held) -> None
         mime = (PCM | dict(MEDIUM.formats))[file_format]
         headers = {"x-model": model.id, "x-sample-rate": str(round(model.medium.rate))}
         with contextlib.ExitStack() as answered:
-            answered.enter_context(held.by(getattr(raw.state, "key", ""), 1))
+            answered.enter_context(held.by(key_of(raw), 1))
             if file_format in STREAMED and model.kind.streams:
                 _, updates = await events.accepted(backend, [order])
                 parts = _told(updates, round(model.medium.rate), file_format, answered.pop_all())
@@ -71,17 +70,14 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig, held: Held) -> None
 
 def order_of(request: SpeechRequest, model: ServedModel, config: ServeConfig) -> SampleRequest:
     """The clip that a request asks of a model. Raises ApiError naming the field that cannot be met."""
-    if model.medium.name != MEDIUM.name:
-        message = f"model: {model.id} makes {model.medium.plural}; expected a model of {MEDIUM.plural}"
-        raise ApiError(400, message, param="model")
-    streams = request.response_format in STREAMED and model.kind.streams
+    refuse_other_medium(model, MEDIUM)
     plain = request.response_format in STREAMED
     return SampleRequest(
         **order_basics(request, model, config, "input"),
-        seed=secrets.randbelow(2**31) if request.seed in (None, RANDOM_SEED) else request.seed % (MAX_SEED + 1),
+        seed=seed_of(request),
         speaker=_speaker(request.voice, model),
         output_format="wav" if plain else request.response_format or "mp3",
-        num_previews=_PARTS if streams else 0,
+        num_previews=_PARTS if plain and model.kind.streams else 0,
         notes=False,
     )
 

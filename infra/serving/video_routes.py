@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import secrets
 import time
 import uuid
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from components.data.media.image import fitted, on_white
@@ -23,9 +22,8 @@ from components.data.media.video import FACTOR
 from components.data.media.video import MEDIUM as VIDEOS
 from infra.config import ServeConfig
 from infra.serving.api_error import ApiError
+from infra.serving.http_guards import key_of
 from infra.serving.openai_api import (
-    MAX_SEED,
-    RANDOM_SEED,
     Backend,
     PromptedRequest,
     SampleRequest,
@@ -33,6 +31,8 @@ from infra.serving.openai_api import (
     find,
     invalid,
     order_basics,
+    refuse_other_medium,
+    seed_of,
 )
 from infra.serving.uploads import open_image
 from infra.serving.video_jobs import Job, JobStore, Worker
@@ -48,7 +48,6 @@ class VideoRequest(PromptedRequest):
 
     seconds: str | float | None = None
     output_format: Literal[tuple(VIDEOS.formats)] | None = "mp4"
-    seed: int | None = Field(None, ge=RANDOM_SEED, le=MAX_SEED)
 
 
 def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, worker: Worker) -> None:
@@ -56,7 +55,7 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, wo
 
     def job_of(raw: Request, name: str) -> Job:
         job = store.get(name)
-        if job is None or job.owner != _owner(raw):
+        if job is None or job.owner != key_of(raw):
             raise ApiError(404, f"videos: no {name[:80]!r} here", param="video_id", code="not_found")
         return job
 
@@ -74,7 +73,7 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, wo
             seconds=f"{frames / model.medium.rate:g}",
             size=wanted.size or model.size,
             created_at=int(time.time()),
-            owner=_owner(raw),
+            owner=key_of(raw),
         )
         await asyncio.to_thread(store.add, job)
         worker.start()
@@ -82,13 +81,8 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, wo
 
     @app.get("/v1/videos")
     async def listed(raw: Request, after: str = "", limit: int = 20, order: Literal["asc", "desc"] = "desc") -> dict:
-        jobs = [job for job in await asyncio.to_thread(store.all) if job.owner == _owner(raw)]
-        jobs = jobs if order == "asc" else jobs[::-1]
-        places = [place for place, job in enumerate(jobs) if job.id == after]
-        rest = jobs[places[0] + 1 :] if places else jobs
-        shown = rest[: max(1, min(limit, MOST_LISTED))]
-        ends = {"first_id": shown[0].id, "last_id": shown[-1].id} if shown else {"first_id": None, "last_id": None}
-        return {"object": "list", "data": [job.card() for job in shown], **ends, "has_more": len(rest) > len(shown)}
+        jobs = [job for job in await asyncio.to_thread(store.all) if job.owner == key_of(raw)]
+        return _page(jobs if order == "asc" else jobs[::-1], after, max(1, min(limit, MOST_LISTED)))
 
     @app.get("/v1/videos/{name}")
     async def retrieve(raw: Request, name: str) -> Response:
@@ -107,31 +101,39 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, wo
     ) -> Response:
         """The film; a thumbnail of its first frame; all its frames beside each other. The last two are of the latest
         estimate where the film is on its way."""
-        job = job_of(raw, name)
-        path = store.film(job, is_final=job.status == "completed")
-        if job.status == "failed" or (variant == "video" and job.status != "completed") or not path.is_file():
-            raise ApiError(409 if job.ended else 404, f"video: {job.status}, {job.progress} %", code="video_not_ready")
-        data = await asyncio.to_thread(path.read_bytes)
-        if variant == "video":
-            return Response(data, media_type=VIDEOS.formats[job.order.output_format])
-        picture = await asyncio.to_thread(_picture, path, job, variant)
-        return Response(picture, media_type="image/png")
+        return await asyncio.to_thread(_content, store, job_of(raw, name), variant)
+
+
+def _page(jobs: list[Job], after: str, most: int) -> dict:
+    """Up to `most` of the jobs that come behind the one of an id, as OpenAI lists them."""
+    places = [place for place, job in enumerate(jobs) if job.id == after]
+    rest = jobs[places[0] + 1 :] if places else jobs
+    shown = rest[:most]
+    ends = {"first_id": shown[0].id, "last_id": shown[-1].id} if shown else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": [job.card() for job in shown], **ends, "has_more": len(rest) > len(shown)}
+
+
+def _content(store: JobStore, job: Job, variant: str) -> Response:
+    """A job's film or picture. Raises ApiError while there is none."""
+    path = store.film(job, is_final=job.status == "completed")
+    if job.status == "failed" or (variant == "video" and job.status != "completed") or not path.is_file():
+        raise ApiError(409 if job.ended else 404, f"video: {job.status}, {job.progress} %", code="video_not_ready")
+    if variant == "video":
+        return Response(path.read_bytes(), media_type=VIDEOS.formats[job.order.output_format])
+    return Response(_picture(path, job, variant), media_type="image/png")
 
 
 def order(request: VideoRequest, model: ServedModel, limits: ServeConfig, first: bytes | None) -> SampleRequest:
     """The film that a request asks of a model. Raises ApiError naming the field that cannot be met."""
-    if model.medium.name != VIDEOS.name:
-        message = f"model: {model.id} makes {model.medium.plural}; expected a model of {VIDEOS.plural}"
-        raise ApiError(400, message, param="model")
+    refuse_other_medium(model, VIDEOS)
     basics = order_basics(request, model, limits)
     if request.seconds is not None:
         if "frames" not in model.kind.Settings.model_fields:
             raise ApiError(400, f"seconds: {model.id} makes films of one length; expected none", param="seconds")
         basics["settings"]["frames"] = _frames(request.seconds, model)
-    seed = secrets.randbelow(2**31) if request.seed in (None, RANDOM_SEED) else request.seed
     told = None if first is None else _told(first, model, limits)
     return SampleRequest(
-        seed=seed,
+        seed=seed_of(request),
         first=told,
         output_format=request.output_format or "mp4",
         output_compression=100 if request.output_compression is None else request.output_compression,
@@ -219,7 +221,3 @@ def _picture(path: Path, job: Job, variant: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(sheet).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _owner(raw: Request) -> str:
-    return getattr(raw.state, "key", "")
