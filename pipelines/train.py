@@ -31,20 +31,18 @@ def make_job(params: Params, key: str) -> ray_train.Job:
     folder = Path(block.data)
     manifest = verify(folder)
     given = inputs.resolve(params, name)
-    kept = {
+    told = {
         role: RunInfo(family=one.run.family, config=one.run.config, data=one.run.data)
         for role, one in given.items()
-        if one.role.kept
+        if one.run is not None
     }
     info = data_info(manifest, read_autoencoder_info(folder), read_text_info(folder))
-    info = info.model_copy(update={"inputs": kept})
+    info = info.model_copy(update={"inputs": {role: run for role, run in told.items() if given[role].role.kept}})
     kind = family_class(block.family)
     config = parse(kind.Config, inputs.whole_model(params, name, trained=True), f"{key}.model")
     kind(config, info)  # refuses here, on the driver, what no worker could train
-    for role, one in given.items():
-        if one.run is not None:
-            told = RunInfo(family=one.run.family, config=one.run.config, data=one.run.data)
-            kind.refuse_unfit_input(config, info, role, told)
+    for role, run in told.items():
+        kind.refuse_unfit_input(config, info, role, run)
     if block.training.keep == "best":
         _refuse_unknown_best(block.training.keep_by, kind, JUDGE in given, key)
     is_validated = JUDGE in given or kind.held_out is not None or bool(kind.checkpoint_figures)

@@ -4,7 +4,6 @@ they would drown in the noise."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from components.conditioning.embedding import scaled
 from components.conditioning.text import tokens_of, tokens_of_column
 from components.config import Strict
 from components.data.dataset import Batch
@@ -69,17 +69,13 @@ class Prior(Family):
         dropped = draws.uniform("label_dropout") < self.config.label_dropout
         tokens = tokens_of_column(batch.columns["caption"], self.length).masked_fill(dropped[:, None], 0)
         with torch.no_grad():
-            clean = self.scaled(self.clip.nets["clip"].images(self.clip.medium.rows(batch.columns)))
+            clean = scaled(self.clip.nets["clip"].images(self.clip.medium.rows(batch.columns)))
             told = self.clip.nets["clip"].texts(tokens)
         sigma = self.schedule.sigma(draws.uniform("time").double())
         wide = per_row(sigma, clean).float()
         noisy = OBJECTIVES["x0"](wide).c_in * (clean + wide * draws.normal("noise", (self.dim,)))
         answer = net(x=noisy, level=self.preconditioner.level(sigma).float(), **told)
         return {"loss": (answer - clean).square().mean()}
-
-    def scaled(self, embedding: Tensor) -> Tensor:
-        """Of unit length -> of about unit spread an entry."""
-        return math.sqrt(self.dim) * embedding
 
     def asked(self, texts: tuple[str, ...], device: torch.device) -> dict[str, Tensor]:
         """The inputs of CLIP's text tower. Raises SamplerError of a text that is too long."""

@@ -64,6 +64,13 @@ def told_of(columns: Mapping[str, Tensor]) -> Tensor | None:
     return label if label is None or speaker is None else torch.stack([label, speaker], 1)
 
 
+def apart(told: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Classes and speakers, (B,) each, of what `told_of` gives; None for what it does not hold."""
+    if told is None or told.ndim == 1:
+        return told, None
+    return tuple(told.unbind(1))
+
+
 class ClassConditioner(nn.Module):
     """Tells a backbone a class as a label for it to embed and, with a `context_dim`, as one token to attend to.
 

@@ -3,10 +3,17 @@ that of the noise level, and as tokens to attend to beside the text's."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 EMBEDDING = "embedding"
+
+
+def scaled(embedding: Tensor) -> Tensor:
+    """(B, dim) of unit length -> of about unit spread an entry."""
+    return math.sqrt(embedding.shape[-1]) * embedding
 
 
 class ImageEmbedding(nn.Module):

@@ -112,6 +112,12 @@ class Config(DenoiserConfig):
         return self.weighting.name == "learned"
 
 
+def refuse_bad_interval(interval: tuple[float, float] | None) -> None:
+    """Raises ValueError unless noise levels of guidance rise from 0 or more; None is all levels."""
+    if interval is not None and not 0 <= interval[0] < interval[1]:
+        raise ValueError(f"guidance_interval: expected 0 <= first < second, found {list(interval)}")
+
+
 class Settings(Strict):
     """How to sample. `spacing`: `schedule` visits equally spaced times, `karras` the levels of Karras et al. 2022.
     `guidance`: away from no class or text (or negative ones), or from the model's own early snapshot."""
@@ -127,7 +133,5 @@ class Settings(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
-        interval = self.guidance_interval
-        if interval is not None and not 0 <= interval[0] < interval[1]:
-            raise ValueError(f"guidance_interval: expected 0 <= first < second, found {list(interval)}")
+        refuse_bad_interval(self.guidance_interval)
         return self

@@ -184,6 +184,11 @@ def karras_sigmas(
     return [*((ends[0] + ramp * (ends[1] - ends[0])) ** rho).tolist(), 0.0]
 
 
+def steps_within(num_steps: int, strength: float) -> int:
+    """How many of `num_steps` lie within `strength` of the way up; one at least."""
+    return max(1, math.ceil(round(num_steps * strength, 6)))
+
+
 def spaced_sigmas(
     schedule: Schedule, spacing: Literal["schedule", "karras"], num_steps: int, start: float = 1.0
 ) -> list[float]:

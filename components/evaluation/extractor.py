@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from components.artifacts.run_folder import Run
-from components.conditioning.text import cut_tokens_of
 from components.errors import SamplerError
 from components.families.base import Judge
 from components.files import sha256, sha256_folder
@@ -77,19 +76,10 @@ def clip_extractor(run: Run, name: str) -> Extractor:
 
 
 def clip_scorer(run: Run) -> Callable[[Tensor, list[str]], Tensor]:
-    """A function of images (N, C, ...) in [-1, 1] and N texts: (N,) 100 max(cosine, 0) (Hessel et al. 2021, equation 1,
-    with the usual weight 100), by a CLIP trained on the data's captions; longer texts are cut as captions are. Raises
-    SamplerError if the run is none."""
-    net, length = _clip_of(run), run.family.config.text.length
-
-    @torch.inference_mode()
-    def score(images: Tensor, texts: list[str]) -> Tensor:
-        device = net.log_scale.device
-        spoken = net.texts(cut_tokens_of(texts, length).to(device))["pooled"]
-        cosine = (net.images(images.to(device)) * spoken).sum(1)
-        return 100 * cosine.clamp(min=0).double().cpu()
-
-    return score
+    """How images fit texts by a CLIP trained on the data's captions: its `score`. Raises SamplerError if the run is
+    none."""
+    _clip_of(run)
+    return run.family.score
 
 
 def weights_hash(run: Run) -> str:

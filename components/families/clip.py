@@ -8,7 +8,7 @@ retrieval_at_1}` keep the best checkpoint, and whoever reads the run takes that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from components.conditioning.near_duplicates import NearDuplicates
-from components.conditioning.text import tokens_of_column
+from components.conditioning.text import cut_tokens_of, tokens_of_column
 from components.config import Strict
 from components.data.dataset import Batch
 from components.errors import DataError
@@ -103,6 +103,15 @@ class Model(Family):
         images, tokens = self.medium.rows(columns), tokens_of_column(columns["caption"], self.config.text.length)
         pictured = torch.cat([net.images(part) for part in images.split(_AT_ONCE)])
         return pictured, torch.cat([net.texts(part)["pooled"] for part in tokens.split(_AT_ONCE)])
+
+    @torch.inference_mode()
+    def score(self, images: Tensor, texts: Sequence[str]) -> Tensor:
+        """Of images (N, C, ...) in [-1, 1] and N texts, (N,) 100 max(cosine, 0) (Hessel et al. 2021, equation 1, with
+        the usual weight 100); longer texts are cut as captions are."""
+        net, device = self.nets["clip"], self.nets["clip"].log_scale.device
+        spoken = net.texts(cut_tokens_of(texts, self.config.text.length).to(device))["pooled"]
+        cosine = (net.images(images.to(device)) * spoken).sum(1)
+        return 100 * cosine.clamp(min=0).double().cpu()
 
     def retrieval(self, columns: Mapping[str, Tensor]) -> Figures:
         """Recall of rows' captions and images among each other."""

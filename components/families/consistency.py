@@ -3,7 +3,6 @@ any noise level straight to the clean rows, the same ones all along a path."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -83,7 +82,7 @@ class Model(Student):
 
     def sigmas(self, settings: StudentSettings, strength: float = 1.0) -> list[float]:
         """Equally spaced times of the schedule up to the largest level that was trained."""
-        num_steps = max(1, math.ceil(round(settings.num_inference_steps * strength, 6)))
+        num_steps = schedules.steps_within(settings.num_inference_steps, strength)
         highest = float(self.schedule.time(torch.tensor(self.bounds[1], dtype=torch.float64)))
         return self._levels(num_steps, strength * highest)
 

@@ -17,7 +17,7 @@ from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.families import base
 from components.families.base import DataInfo, Losses, Phase, Tiny
-from components.families.judge import augment, turned
+from components.families.judge import augment, turned, unlabelled_answers, unlabelled_losses
 from components.metrics.figures import Definition, Figures, named
 from components.metrics.trajectories import TRAJECTORY_ERROR, trajectory_errors
 from components.motion import ROOM, SPEED
@@ -27,7 +27,6 @@ from components.shapes import refuse_unless_film
 from components.training.optimizers import OptimizerConfig
 
 MOTIONS = ("as taken", "shuffled", "still", "halting")
-_TURNS, _COARSE = 4, 4  # as of the judge of images without classes
 MOTION_AGREEMENT = Definition(
     name="motion_agreement",
     label="motion agreement",
@@ -66,7 +65,7 @@ class Model(base.Judge):
         if data.shape[1] < WINDOW:
             raise SamplerError(f"film_judge: expected {WINDOW} frames or more, found {data.shape[1]}")
         self.config, self.data = config, data
-        answers = len(data.classes) if self.tells_classes else _TURNS + data.shape[0] * _COARSE**2
+        answers = len(data.classes) if self.tells_classes else unlabelled_answers(data.shape[0])
         sizes = config.width, config.feature_dim, config.motion_dim, config.norm_groups
         self.nets = nn.ModuleDict({"classifier": FilmClassifier(data.shape[0], answers, len(MOTIONS), *sizes)})
         self.phases = (Phase("classify", "classifier", self.loss, config.optimizer),)
@@ -81,7 +80,8 @@ class Model(base.Judge):
         else:
             stills, turns = turned(stills, draws)
             answers, moved = net(stills, changed)
-            looks, told = self._of_turns(answers, stills, turns)
+            found = unlabelled_losses(answers, stills, turns)
+            looks, told = found["loss"], found["turns_told"]
         motion = F.cross_entropy(moved, motions)
         right = (moved.detach().argmax(1) == motions).float().mean()
         return {"loss": looks + motion, "accuracy": told, "motion_accuracy": right}
@@ -89,12 +89,6 @@ class Model(base.Judge):
     def _of_labels(self, answers: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         loss = F.cross_entropy(answers, labels, label_smoothing=self.config.label_smoothing)
         return loss, (answers.detach().argmax(1) == labels).float().mean()
-
-    def _of_turns(self, answers: Tensor, stills: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
-        """As the judge of images learns without labels."""
-        coarse = F.adaptive_avg_pool2d(stills, _COARSE).flatten(1)
-        loss = F.cross_entropy(answers[:, :_TURNS], turns) + (answers[:, _TURNS:] - coarse).square().mean()
-        return loss, (answers.detach()[:, :_TURNS].argmax(1) == turns).float().mean()
 
     @torch.inference_mode()
     def figures(self, rows: Tensor, labels: Tensor | None) -> Figures:

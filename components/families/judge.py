@@ -22,8 +22,8 @@ from components.nets.classifier import Classifier
 from components.shapes import refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
 
-_TURNS = 4  # ways round that an image is shown
-_COARSE = 4  # pixels a side of an image from far off
+TURNS = 4  # ways round that an image is shown
+COARSE = 4  # pixels a side of an image from far off
 
 
 class Config(Strict):
@@ -43,7 +43,7 @@ class Model(base.Judge):
         self.config, self.data = config, data
         shape = tuple(self.medium.seen(torch.zeros(1, *data.shape)).shape[1:])
         refuse_unless_planar(shape, 1, "judge")
-        answers = len(data.classes) if self.tells_classes else _TURNS + shape[0] * _COARSE**2
+        answers = len(data.classes) if self.tells_classes else unlabelled_answers(shape[0])
         # no dropout: its masks would come from the global generator; augmentation and label smoothing regularise
         net = Classifier(shape[0], answers, config.width, config.feature_dim, config.norm_groups, seen=self.medium.seen)
         self.nets = nn.ModuleDict({"classifier": net})
@@ -53,11 +53,7 @@ class Model(base.Judge):
     def unlabelled_loss(self, net: nn.Module, batch: Batch) -> Losses:
         images = self._augmented(batch)
         images, turns = turned(images, batch.draws)
-        answers = net(images)
-        turn, looks = F.cross_entropy(answers[:, :_TURNS], turns), F.adaptive_avg_pool2d(images, _COARSE).flatten(1)
-        coarse = (answers[:, _TURNS:] - looks).square().mean()
-        told = (answers.detach()[:, :_TURNS].argmax(1) == turns).float().mean()
-        return {"loss": turn + coarse, "turns_told": told, "coarse_error": coarse}
+        return unlabelled_losses(net(images), images, turns)
 
     def _augmented(self, batch: Batch) -> Tensor:
         """The batch's rows as pictures (B, C, H, W), moved and turned."""
@@ -70,6 +66,20 @@ class Model(base.Judge):
         logits = net(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         return {"loss": loss, "accuracy": (logits.detach().argmax(1) == labels).float().mean()}
+
+
+def unlabelled_answers(channels: int) -> int:
+    """How many numbers a net tells of an image without classes: which way round it is shown, and how it looks from far
+    off."""
+    return TURNS + channels * COARSE**2
+
+
+def unlabelled_losses(answers: Tensor, images: Tensor, turns: Tensor) -> Losses:
+    """Of answers (B, unlabelled_answers) about images (B, C, H, W) shown `turns` (B,) ways round."""
+    turn, looks = F.cross_entropy(answers[:, :TURNS], turns), F.adaptive_avg_pool2d(images, COARSE).flatten(1)
+    coarse = (answers[:, TURNS:] - looks).square().mean()
+    told = (answers.detach()[:, :TURNS].argmax(1) == turns).float().mean()
+    return {"loss": turn + coarse, "turns_told": told, "coarse_error": coarse}
 
 
 def augment(images: Tensor, draws: Draws, shift: float, rotate: float) -> Tensor:
@@ -87,10 +97,10 @@ def turned(images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     """Each image one of four ways round, by its own draw, and which, (B,) int64: quarter turns of squares; of other
     rectangles, which these would not fit into, the four mirrorings."""
     if images.shape[-2] == images.shape[-1]:
-        ways = [images.rot90(quarter, (2, 3)) for quarter in range(_TURNS)]
+        ways = [images.rot90(quarter, (2, 3)) for quarter in range(TURNS)]
     else:
         ways = [images, images.flip(3), images.flip(2), images.flip((2, 3))]
-    turns = (draws.uniform("turn") * _TURNS).long().clamp(max=_TURNS - 1)
+    turns = (draws.uniform("turn") * TURNS).long().clamp(max=TURNS - 1)
     return torch.stack(ways, 1)[torch.arange(len(images), device=images.device), turns], turns
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.conditioning.classes import ClassConditioner
+from components.conditioning.classes import ClassConditioner, apart
 from components.conditioning.text import Bytes, Embeddings, Projection, TextConditioner
 from components.config import parse
 from components.constants import constant
@@ -204,8 +203,7 @@ class Model(Sampler):
     def _log_probability(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
         count, steered = levels(self.medium), self.conditional and label is not None
         label = label if steered else torch.full_like(draws.keys, self.null)
-        columns = label.unbind(1) if label.ndim == 2 else (label, None)
-        label = self.nets["denoiser"].conditioner.together(*columns)
+        label = self.nets["denoiser"].conditioner.together(*apart(label))
         clean = self.normalise(dequantised(rows, draws, count))
         signs = 2 * (draws.uniform("probe", self.data.shape) < 0.5).float() - 1
 
@@ -327,7 +325,7 @@ class Model(Sampler):
     def sigmas(self, settings: Settings, strength: float = 1.0) -> list[float]:
         """The noise levels that a request visits, noisiest first, 0 last: from `strength` of the way up, in as large a
         share of the steps."""
-        num_steps = max(1, math.ceil(round(settings.num_inference_steps * strength, 6)))
+        num_steps = schedules.steps_within(settings.num_inference_steps, strength)
         return schedules.spaced_sigmas(self.schedule, settings.spacing, num_steps, strength)
 
     def normalise(self, latents: Tensor) -> Tensor:

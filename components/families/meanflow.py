@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from components.data.dataset import Batch
 from components.data.randomness import Draws
 from components.diffusion import schedules
+from components.diffusion.config import refuse_bad_interval
 from components.diffusion.guidance import Condition
 from components.families.base import Losses, Tiny
 from components.few_step.averages import AverageConfig, AverageStudent
@@ -44,9 +45,7 @@ class Settings(StudentSettings):
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
-        interval = self.guidance_interval
-        if interval is not None and not 0 <= interval[0] < interval[1]:
-            raise ValueError(f"guidance_interval: expected 0 <= first < second, found {list(interval)}")
+        refuse_bad_interval(self.guidance_interval)
         return self
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from components.data.dataset import Batch
 from components.diffusion.config import Times
 from components.diffusion.guidance import Condition
+from components.diffusion.schedules import steps_within
 from components.families.base import Losses, Tiny
 from components.few_step.averages import AverageConfig, AverageStudent
 from components.few_step.base import Rows, give_tiny_teacher
@@ -76,7 +77,7 @@ class Model(AverageStudent):
 
     def sigmas(self, settings: StudentSettings, strength: float = 1.0) -> list[float]:
         """Steps of trained sizes, as equal as they can be, larger ones first."""
-        num_steps = max(1, math.ceil(round(settings.num_inference_steps * strength, 6)))
+        num_steps = steps_within(settings.num_inference_steps, strength)
         whole = 2 ** math.floor(math.log2(num_steps))
         spans = [1 / whole] * (2 * whole - num_steps) + [1 / (2 * whole)] * (2 * (num_steps - whole))
         places = strength * (1 - torch.tensor([0.0, *spans], dtype=torch.float64).cumsum(0))

@@ -7,7 +7,6 @@ real images. What an image shows can be drawn anew (`image`), and led from one t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Generator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from components.composite import embedding_prior
 from components.composite.base import Composite, named, prefixed
 from components.composite.embedding_prior import Prior
-from components.conditioning.embedding import EMBEDDING, ImageEmbedding
+from components.conditioning.embedding import EMBEDDING, ImageEmbedding, scaled
 from components.conditioning.text import texts_of_column
 from components.config import Strict, parse
 from components.data.dataset import Batch
@@ -98,14 +97,11 @@ class Decoder(Diffusion):
                 rows = self.autoencoder.bounded(self.nets["autoencoder"].decode(rows))
             embedding = self.clip.nets["clip"].images(rows)
         dropped = batch.draws.uniform("embedding_dropout") < self.config.embedding_dropout
-        return {EMBEDDING: self.scaled(embedding).masked_fill(dropped[:, None], 0)}
-
-    def scaled(self, embedding: Tensor) -> Tensor:
-        return math.sqrt(self.clip.config.dim) * embedding
+        return {EMBEDDING: scaled(embedding).masked_fill(dropped[:, None], 0)}
 
     def _conditions(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, tuple[Condition, Condition]]:
         towards, away = yield from super()._conditions(request, guidance)
-        embedding = self.scaled(request.conditions.embedding)
+        embedding = scaled(request.conditions.embedding)
         worse = embedding if guidance.guide is not None else torch.zeros_like(embedding)
         return {**towards, EMBEDDING: embedding}, {**away, EMBEDDING: worse}
 

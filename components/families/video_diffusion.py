@@ -104,20 +104,23 @@ class Model(latent_diffusion.Model):
     def _shape(self, request: Request) -> tuple[int, ...]:
         """Raises SamplerError of a number of frames that the model does not make."""
         most, frames = self.row_shape[1], request.settings.frames
-        channels, latent_frames, *sides = self.data.shape
+        channels, _, *sides = self.data.shape
         if frames is None:
             return self.data.shape
         if frames % FACTOR != 1 or frames > most:
             raise SamplerError(f"frames: expected 1, 5, 9, ... up to {most}, found {frames}")
         if request.conditions.source is not None and frames != most:
             raise SamplerError(f"frames: a film is edited at its own length, {most}, found {frames}")
-        return channels, 1 + (frames - 1) * (latent_frames - 1) // max(1, most - 1), *sides
+        return channels, self._latent_frames(frames), *sides
+
+    def _latent_frames(self, frames: int | None) -> int:
+        """Of a film of this many frames, by default the data's."""
+        most, latent = self.row_shape[1], self.data.shape[1]
+        return latent if frames is None else 1 + (frames - 1) * (latent - 1) // max(1, most - 1)
 
     def sigmas(self, settings: Settings, strength: float = 1.0) -> list[float]:
-        most = self.row_shape[1]
-        frames = most if settings.frames is None else settings.frames
-        latent_frames = 1 + (frames - 1) * (self.data.shape[1] - 1) // max(1, most - 1)
-        return [sigma * shift(latent_frames) for sigma in super().sigmas(settings, strength)]
+        more = shift(self._latent_frames(settings.frames))
+        return [sigma * more for sigma in super().sigmas(settings, strength)]
 
     def _denoise(
         self, request: Request, guidance: Guidance, sigmas: Sequence[float]

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from components.companding import CODES, codes_of, log_bin_sizes, values_of
+from components.conditioning.classes import apart
 from components.config import Strict
 from components.data.dataset import Batch
 from components.data.media.audio import lengths
@@ -186,8 +187,7 @@ class Model(Sampler):
         return Likelihood("bound", "none", self._log_probability, num_values=self.medium.num_values)
 
     def _log_probability(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
-        told = (None, None) if label is None else label.unbind(1) if label.ndim == 2 else (label, None)
-        ids = self._ids(dict(zip(("label", "speaker"), told, strict=True)), len(rows))
+        ids = self._ids(dict(zip(("label", "speaker"), apart(label), strict=True)), len(rows))
         positions = torch.arange(self.length, device=rows.device).expand(len(rows), -1)
         numbers = self.nets["wavenet"](_at(self.kind.heard(rows)[:, 0], positions - 1), ids)
         return self._each(numbers, rows[:, 0], positions, lengths(rows)).double().sum(1)

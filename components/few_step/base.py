@@ -19,6 +19,7 @@ from components.config import parse
 from components.data.dataset import Batch
 from components.diffusion.guidance import Condition, Denoise, Guidance
 from components.diffusion.objectives import OBJECTIVES, target
+from components.diffusion.schedules import steps_within
 from components.diffusion.solvers import SOLVERS, Noise, Solver
 from components.errors import ConfigError
 from components.families.base import DataInfo, Family, Judge, Losses, Phase, Role, RunInfo, family_name
@@ -175,7 +176,7 @@ class Student(LatentDiffusion):
     # -- sampling -----------------------------------------------------------------------------------------------------
 
     def sigmas(self, settings: StudentSettings, strength: float = 1.0) -> list[float]:
-        num_steps = max(1, math.ceil(round(settings.num_inference_steps * strength, 6)))
+        num_steps = steps_within(settings.num_inference_steps, strength)
         return self._levels(num_steps, strength)
 
     def _levels(self, num_steps: int, start: float) -> list[float]:

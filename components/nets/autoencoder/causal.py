@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.nets.autoencoder.kl import Decoder, Encoder, Reconstruction
+from components.nets.autoencoder.kl import Decoder, Encoder, Reconstruction, spread_of
 from components.nets.blocks import group_norm, norm_groups
 
 Past = dict[nn.Module, Tensor]  # what layers keep of the chunks before; empty before the first
@@ -157,7 +157,7 @@ class CausalAutoencoder(nn.Module):
             lambda x, past: on_frames(self.quant_conv, self.encoder(x, past)), videos, self.factor
         )
         mean, logvar = moments.chunk(2, dim=1)
-        return mean, torch.exp(0.5 * logvar.clamp(-30, 20))  # bounds of the published model of images
+        return mean, spread_of(logvar)
 
     def decode(self, latents: Tensor) -> Tensor:
         return self._in_chunks(lambda z, past: self.decoder(on_frames(self.post_quant_conv, z), past), latents, 1)

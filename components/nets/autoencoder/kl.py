@@ -108,6 +108,11 @@ class Reconstruction(NamedTuple):
     log_scale: Tensor | None = None
 
 
+def spread_of(logvar: Tensor) -> Tensor:
+    """The standard deviation of a posterior."""
+    return torch.exp(0.5 * logvar.clamp(-30, 20))  # bounds of the published model
+
+
 class AutoencoderKL(nn.Module):
     """Encoder, decoder and the 1x1 convolutions between them. The downsampling factor f is 2 ** (len(widths) - 1);
     `groups` is the most that a norm has, by default what norm_groups says of the widths.
@@ -140,7 +145,7 @@ class AutoencoderKL(nn.Module):
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         if self.codebook is not None:
             return mean, torch.zeros_like(mean)
-        return mean, torch.exp(0.5 * logvar.clamp(-30, 20))  # bounds of the published model
+        return mean, spread_of(logvar)
 
     def decode(self, latents: Tensor) -> Tensor:
         return self._decode(self._quantised(latents))

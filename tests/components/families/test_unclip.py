@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from components.conditioning.embedding import scaled
 from components.data.dataset import Batch
 from components.errors import DataError, SamplerError
 from components.families import unclip
@@ -63,7 +64,7 @@ def test_embeddings_are_learnt_at_unit_spread(sampler):
     prior = sampler.parts["prior"]
     drawn = embedding(sampler, asked(sampler, prompt=TEXTS))
     assert torch.allclose(drawn.norm(dim=1), torch.ones(3))
-    assert prior.scaled(drawn).square().mean() == pytest.approx(1)
+    assert scaled(drawn).square().mean() == pytest.approx(1)
     batch, seen = next(stream("unclip", 6)), {}
 
     def net(**inputs):
