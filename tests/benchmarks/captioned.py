@@ -7,10 +7,10 @@ import json
 import tarfile
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from components.conditioning.near_duplicates import NearDuplicates
+from components.data.dataset import spread
 from components.families.base import Family
 from components.families.clip import Model as CLIP
 from components.metrics.figures import values
@@ -75,8 +75,8 @@ def trained_clip(
 
 
 def some(data: Data, count: int) -> dict[str, Tensor]:
-    """Rows evenly spread over a set."""
-    return data.take(torch.arange(min(count, len(data))) * len(data) // min(count, len(data)))
+    """Up to so many rows, evenly spread over a set."""
+    return spread(data, min(count, len(data)))
 
 
 def unseen(clip: Family, data: dict[str, Data]) -> dict[str, Tensor]:

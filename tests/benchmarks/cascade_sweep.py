@@ -58,10 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     as_a_worker()
     torch.set_num_threads(1)
     names, seeds = digits.asked(argv, MODELS)
-    runs = {
-        name: [quality.kept(FOLDER / f"{name}_{seed}.json", lambda n=name, s=seed: measure(n, s)) for seed in seeds]
-        for name in names
-    }
+    runs = digits.runs(names, seeds, FOLDER, measure)
     direct = mean(runs["latent_diffusion"], "0.0")
     sweep = {level: round(mean(runs["cascade"], level), 3) for level in map(str, LEVELS)}
     best = min(sweep, key=sweep.get)

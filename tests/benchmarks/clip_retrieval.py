@@ -36,10 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     as_a_worker()
     torch.set_num_threads(1)  # CPU seconds are told
     names, seeds = digits.asked(argv, VARIANTS)
-    table = {
-        name: [quality.kept(FOLDER / f"{name}_{seed}.json", lambda n=name, s=seed: measure(n, s)) for seed in seeds]
-        for name in names
-    }
+    table = digits.runs(names, seeds, FOLDER, measure)
     first = table[names[0]]
     ratio = sum(one["held_out"]["retrieval_at_1"] / one["held_out"]["retrieval_chance"] for one in first) / len(first)
     what = f"held-out R@1 over chance, {names[0]}, mean of {len(seeds)} seed(s), emoji at {SIZE}x{SIZE}"

@@ -7,8 +7,10 @@ import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from components.data.dataset import spread
 from components.evaluation.protocol import EvaluateConfig
 from components.families.base import Family
+from components.likelihood.contract import bits_figures
 from components.training.loop import State, TrainingConfig
 from pipelines.support import params
 from tests.benchmarks import quality
@@ -56,16 +58,30 @@ def asked(argv: list[str] | None, names: Iterable[str]) -> tuple[list[str], list
     return [word for word in words if not word.isdigit()] or list(names), seeds
 
 
+def runs(
+    names: Iterable[str], seeds: Iterable[int], folder: Path, measure: Callable[[str, int], dict]
+) -> dict[str, list[dict]]:
+    """What is measured of each model, seed by seed; what is measured already is read from `folder`."""
+    return {
+        name: [quality.kept(folder / f"{name}_{seed}.json", lambda n=name, s=seed: measure(n, s)) for seed in seeds]
+        for name in names
+    }
+
+
 def table(
     names: Iterable[str], seeds: Iterable[int], folder: Path, measure: Callable[[str, int], dict]
 ) -> dict[str, dict]:
-    """The spread of each model over seeds; what is measured already is read from `folder`."""
-    return {
-        name: quality.spread(
-            [quality.kept(folder / f"{name}_{seed}.json", lambda n=name, s=seed: measure(n, s)) for seed in seeds]
-        )
-        for name in names
-    }
+    """The spread of each model's runs over seeds."""
+    return {name: quality.spread(found) for name, found in runs(names, seeds, folder, measure).items()}
+
+
+def bits(family: Family, most: int) -> dict[str, float]:
+    """Bits per dimension, or a token, of up to `most` held-out images and as many training images, evenly spread."""
+    sets = data()
+    count = min(most, len(sets["test"]))
+    parts = [spread(sets[split], count) for split in ("test", "train")]
+    rows = [(quality.MEDIUM.to_floats(part["image"]), part["label"]) for part in parts]
+    return {name: figure.value for name, figure in bits_figures(family.likelihood, *rows).items()}
 
 
 def tell(name: str, table: dict[str, dict], what: str, target: str, **more: object) -> None:

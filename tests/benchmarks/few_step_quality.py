@@ -58,14 +58,13 @@ def student(name: str, seed: int) -> tuple[Family, float]:
     """A trained student, and the CPU seconds that it took."""
     teacher, latents = taught(seed)
     family, changes, steps = STUDENTS[name]
-    inherited = {key: getattr(teacher.config, key) for key in family_class(family).Model.inherits[TEACHER]}
+    inherited = {key: getattr(teacher.config, key) for key in family_class(family).inherits[TEACHER]}
     made = quality.made(family, {**inherited, **changes}, latents.info, seed)
     made.receive(TEACHER, teacher)
     began = time.process_time()
     training = TrainingConfig(steps=steps, batch_size=128, report_every=steps)
     made, _, _ = quality.trained(made, latents, training, seed)
-    made.nets["autoencoder"].load_state_dict(teacher.nets["autoencoder"].state_dict())
-    return made, time.process_time() - began
+    return quality.with_autoencoder(made, teacher), time.process_time() - began
 
 
 def measure(name: str, seed: int) -> dict:

@@ -18,11 +18,9 @@ from typing import Literal, NamedTuple
 import torch
 
 from components.config import Strict
-from components.data.dataset import batches
 from components.evaluation import generation
 from components.families import family_class
 from components.families.base import Family, Sampler
-from components.likelihood.contract import bits_figures
 from components.metrics.probe import probe_accuracy
 from components.training.loop import TrainingConfig
 from components.training.metric_averages import NonFiniteError
@@ -56,6 +54,11 @@ def gan(family: str) -> Entry:
     return Entry("adversarial", family, settings, 10**6, batch_size=gan_digits_table.BATCH[family], clip_norm=None)
 
 
+def of_tokens(paradigm: str, family: str, settings: dict) -> Entry:
+    """A transformer as the table of token families has it."""
+    return Entry(paradigm, family, token_families.TRANSFORMER, 400, settings, on="tokens", batch_size=128)
+
+
 DIFFUSED = {"solver": "dpmpp_2m", "num_inference_steps": 15, "guidance_scale": 1.5}
 UNET = {"label_dropout": 0.1}
 MODELS = {
@@ -69,24 +72,8 @@ MODELS = {
     "glow": Entry("flow", "glow", {"scales": 3, "steps": 6, "width": 64}, 900),
     "tarflow": Entry("flow", "tarflow", {"width": 64, "flows": 4, "layers": 2}, 500),
     "pixelcnn": Entry("autoregressive", "pixelcnn", {"width": 32, "blocks": 6, "dropout": 0.2}, 280),
-    "gpt": Entry(
-        "autoregressive",
-        "gpt",
-        token_families.TRANSFORMER,
-        400,
-        {"guidance_scale": 3.0, "top_p": 0.9},
-        on="tokens",
-        batch_size=128,
-    ),
-    "maskgit": Entry(
-        "masked",
-        "maskgit",
-        token_families.TRANSFORMER,
-        400,
-        {"guidance_scale": 1.5, "choice_temperature": 1.0},
-        on="tokens",
-        batch_size=128,
-    ),
+    "gpt": of_tokens("autoregressive", "gpt", {"guidance_scale": 3.0, "top_p": 0.9}),
+    "maskgit": of_tokens("masked", "maskgit", {"guidance_scale": 1.5, "choice_temperature": 1.0}),
     **{name: gan(name) for name in ("dcgan", "wgan_gp", "cgan", "biggan", "stylegan2", "r3gan")},
     "ddpm": Entry(
         "diffusion",
@@ -114,7 +101,6 @@ def measure(name: str, seed: int) -> dict:
     first, data = stood_on(entry.on, seed)
     left = BUDGET * (1 if first is None else 1 - FIRST_PART)
     family = quality.made(entry.family, entry.model, data.info, seed)
-    family.begin(lambda: next(batches(data, entry.batch_size, seed=seed)))
     training = TrainingConfig(
         steps=entry.steps,
         batch_size=entry.batch_size,
@@ -158,15 +144,7 @@ def stood_on(what: str, seed: int) -> tuple[Family | None, Data]:
 
 def bits(family: Family) -> dict[str, float]:
     """Bits per dimension, or a token, of held-out and of training images, evenly spread; none without a likelihood."""
-    if family.likelihood is None:
-        return {}
-    rows = []
-    for split in ("test", "train"):
-        columns, count = digits.data()[split].columns, family.likelihood.most_rows or ROWS
-        count = min(count, len(digits.data()["test"].columns["label"]))
-        numbers = torch.arange(count) * len(columns["label"]) // count
-        rows.append((quality.MEDIUM.to_floats(columns["image"][numbers]), columns["label"][numbers]))
-    return {name: figure.value for name, figure in bits_figures(family.likelihood, *rows).items()}
+    return {} if family.likelihood is None else digits.bits(family, family.likelihood.most_rows or ROWS)
 
 
 def probe(family: Family) -> dict[str, float]:

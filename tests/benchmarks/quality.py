@@ -65,10 +65,13 @@ def trained(
     seed: int,
     seconds: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
+    save: Callable[[State], None] = lambda state: None,
+    leave: Callable[[int], bool] = lambda step: False,
 ) -> tuple[Family, State, float]:
     """The family with the average of its weights, its state, and the seconds that training took: all of its steps, or
-    as many as fit into `seconds` of the clock."""
+    as many as fit into `seconds` of the clock. `save`, `leave`: as of `fit`."""
     family.nets.to(device())
+    family.begin(lambda: next(batches(data, training.batch_size, seed=seed)).to(device()))
     began = clock()
     state = fit(
         family,
@@ -77,8 +80,8 @@ def trained(
         start=None,
         wrap=no_wrap,
         report=lambda step, figures: figures,
-        save=lambda state: None,
-        leave=lambda step: clock() - began > seconds,
+        save=save,
+        leave=lambda step: clock() - began > seconds or leave(step),
     )
     took = clock() - began
     for net in family.kept:

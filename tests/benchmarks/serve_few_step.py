@@ -7,8 +7,6 @@ candidates, nets of one size, in one run. No HTTP on either side.
 from __future__ import annotations
 
 import random
-import threading
-import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -19,7 +17,7 @@ from components.sampling.requests import Conditions, Request
 from tests.benchmarks import digits
 from tests.benchmarks.common import as_a_worker, emit
 from tests.benchmarks.few_step_speed import samplers
-from tests.benchmarks.serve_tokens import CLIENTS, tally
+from tests.benchmarks.serve_tokens import CLIENTS, asked_by_clients
 from tests.infra.champion import device
 
 COUNTS, SCALES = (1, 1, 2, 4), (1.0, 1.5, 2.0)
@@ -47,21 +45,8 @@ def _orders(sampler: Sampler, seed: int, settings: Callable[[random.Random], dic
 
 def served(sampler: Sampler, orders: Orders) -> float:
     """Images a second of CLIENTS clients, each with one request at a time."""
-    engine, counted, lock = Engine(sampler.calls), tally(), threading.Lock()
-
-    def client(number: int) -> None:
-        wanted = orders(number)
-        while time.perf_counter() < counted.end:
-            request = next(wanted)
-            engine.submit(lambda one=request: sampler.trajectory(one), rows=2 * len(request.seeds)).result(600)
-            with lock:
-                counted.add(len(request.seeds))
-
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    engine = Engine(sampler.calls)
+    counted = asked_by_clients(engine, sampler, orders)
     engine.stop(timeout=60)
     return counted.rate
 

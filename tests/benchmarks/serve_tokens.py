@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -72,18 +73,15 @@ def tally() -> Tally:
     return Tally(now + WARM, now + WARM + SECONDS)
 
 
-def together(made: Sampler) -> tuple[float, float, int]:
-    """Images a second of CLIENTS clients at one engine, each with one request at a time; rows of a forward;
-    bytes of the cache."""
-    rows, counted, lock = [], tally(), threading.Lock()
-    engine = Engine(made.calls, on_forward=lambda forward: rows.append(forward.rows))
+def asked_by_clients(engine: Engine, made: Sampler, orders_of: Callable[[int], Iterator[Request]]) -> Tally:
+    """What CLIENTS clients get of an engine, each with one request at a time, of its own orders by its number."""
+    counted, lock = tally(), threading.Lock()
 
     def client(number: int) -> None:
-        wanted = orders(made, number)
+        wanted = orders_of(number)
         while time.perf_counter() < counted.end:
             request = next(wanted)
-            future = engine.submit(lambda one=request: made.trajectory(one), rows=2 * len(request.seeds))
-            future.result(600)
+            engine.submit(lambda one=request: made.trajectory(one), rows=2 * len(request.seeds)).result(600)
             with lock:
                 counted.add(len(request.seeds))
 
@@ -92,6 +90,15 @@ def together(made: Sampler) -> tuple[float, float, int]:
         thread.start()
     for thread in threads:
         thread.join()
+    return counted
+
+
+def together(made: Sampler) -> tuple[float, float, int]:
+    """Images a second of CLIENTS clients at one engine, each with one request at a time; rows of a forward;
+    bytes of the cache."""
+    rows: list[int] = []
+    engine = Engine(made.calls, on_forward=lambda forward: rows.append(forward.rows))
+    counted = asked_by_clients(engine, made, lambda number: orders(made, number))
     taken = engine.load().cache_bytes
     engine.stop(timeout=60)
     assert rows, "no forward was made"

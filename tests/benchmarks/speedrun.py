@@ -17,7 +17,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -27,19 +27,16 @@ from pydantic import Field
 from torch import Tensor
 
 from components.config import Strict, parse
-from components.data.dataset import batches
 from components.errors import InputError
 from components.evaluation.protocol import EvaluateConfig
-from components.families import family_class
 from components.families.base import Family
 from components.files import write_json
 from components.sources import DataConfig
-from components.training.loop import State, TrainingConfig, fit
+from components.training.loop import State, TrainingConfig
 from pipelines.support import cli
 from tests.benchmarks import quality
 from tests.benchmarks.common import as_a_worker, emit, hardware
 from tests.benchmarks.rates import Data
-from tests.components.helpers import no_wrap
 
 RECORDS = Path(__file__).resolve().parents[2] / "records"
 SEEDS = (0, 1, 2)
@@ -105,7 +102,7 @@ class Course:
         self.track = track
         data = quality.read(track.data)
         self.train, self.test = data["train"], data["test"]
-        judge, _ = _fitted(track.judge, self.train, 0)
+        judge = _fitted(track.judge, self.train, 0)
         protocol = EvaluateConfig(num_samples=track.race.samples, batch_size=100, resamples=50)
         self.yardstick = quality.Yardstick(judge, self.test, protocol)
 
@@ -126,7 +123,8 @@ class Course:
                 return step >= most_steps
             return clock() >= track.seconds or bool(looks and looks[-1]["reached"])
 
-        state = _trained(family, track.sampler, data, seed, look, track.race.look_every, is_over)
+        config = track.sampler.training.model_copy(update={"save_every": track.race.look_every})
+        _, state, _ = quality.trained(family, data, config, seed, save=look, leave=is_over)
         arrived = next((one for one in looks if one["reached"]), None)
         if most_steps is None and arrived is not None:  # whether to leave is asked a step after the look
             return {"seed": seed, **arrived}
@@ -150,7 +148,7 @@ class Course:
         """What the sampler trains on: images, or latents of the recipe's autoencoder."""
         if self.track.autoencoder is None:
             return None, self.train
-        vae, _ = _fitted(self.track.autoencoder, self.train, seed)
+        vae = _fitted(self.track.autoencoder, self.train, seed)
         return vae, quality.encoded(vae, self.train)
 
     def _figures(self, data: Data, state: State, vae: Family | None) -> dict:
@@ -161,7 +159,7 @@ class Course:
             family.nets[net].load_state_dict(weights)
         if vae is not None:
             quality.with_autoencoder(family, vae)
-        family.nets.requires_grad_(False).eval()
+        family.nets.to(quality.device()).requires_grad_(False).eval()
         return quality.rounded(self.yardstick.of_sampler(family, family.Settings(**model.settings)))
 
 
@@ -169,40 +167,18 @@ def _made(model: Model, data: Data, seed: int) -> Family:
     return quality.made(model.family, model.model, data.info, seed)
 
 
-def _fitted(model: Model, data: Data, seed: int) -> tuple[Family, State]:
-    family, state, _ = quality.trained(_made(model, data, seed), data, model.training, seed)
-    return family, state
-
-
-def _trained(family: Family, model: Model, data: Data, seed: int, look, look_every: int, is_over) -> State:
-    """`fit` with looks on the way."""
-    config = model.training.model_copy(update={"save_every": look_every})
-    family.begin(lambda: next(batches(data, config.batch_size, seed=seed)))
-    return fit(
-        family,
-        batches(data, config.batch_size, seed=seed),
-        config,
-        start=None,
-        wrap=no_wrap,
-        report=lambda step, figures: figures,
-        save=look,
-        leave=is_over,
-    )
+def _fitted(model: Model, data: Data, seed: int) -> Family:
+    return quality.trained(_made(model, data, seed), data, model.training, seed)[0]
 
 
 def weights_hash(average: Mapping[str, Mapping[str, Tensor]]) -> str:
     """SHA-256 of the averaged weights, by name."""
     digest = hashlib.sha256()
-    for net, key, value in _tensors(average):
-        digest.update(f"{net}/{key}".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _tensors(average: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[str, str, Tensor]]:
     for net in sorted(average):
-        for key in sorted(average[net]):
-            yield net, key, average[net][key]
+        for key, value in sorted(average[net].items()):
+            digest.update(f"{net}/{key}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def data_hash(data: Data) -> str:
@@ -274,7 +250,6 @@ def main(argv: list[str] | None = None) -> None:
     asked = parser.parse_args(argv or [])
     path = RECORDS / f"{asked.track}.yaml"
     track = read_track(path)
-    family_class(track.sampler.family)
     as_a_worker()
     course, record = Course(track), path.with_suffix(".json")
     if asked.verify:
@@ -286,4 +261,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda argv: main(argv))
+    cli.run(main)

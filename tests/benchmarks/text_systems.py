@@ -16,7 +16,6 @@ import time
 
 import torch
 
-from components.conditioning.text import cut_tokens_of
 from components.evaluation import generation
 from components.families.base import DataInfo, RunInfo, Sampler
 from components.metrics.figures import values
@@ -93,13 +92,12 @@ def measure(of: str, system: str, seed: int) -> dict:
         generation.generate(sampler, one) for one in generation.requests(sampler, settings, count, 0, 100, captions)
     ]
     images = torch.cat([one.images for one in made])
-    quality.save(FOLDER / f"{of}_{system}_{seed}.png", images[:50])
-    score = _scorer(scorer)
+    quality.save(FOLDER / of / f"{system}_{seed}.png", images[:50])
     real = quality.MEDIUM.to_floats(test.columns["image"])
     told = yardstick(of).of_images(images, generation.wanted_labels(sampler, captions, count))
     told |= {
-        "clip_score": score(images, captions.take(range(count))),
-        "clip_score_real": score(real, texts),
+        "clip_score": float(scorer.score(images, captions.take(range(count))).mean()),
+        "clip_score_real": float(scorer.score(real, texts).mean()),
         "ms_per_image": generation.ms_per_image([(len(one.images), one.seconds) for one in made]),
         "cpu_seconds": seconds,
     }
@@ -109,17 +107,6 @@ def measure(of: str, system: str, seed: int) -> dict:
     return told
 
 
-def _scorer(family):
-    net, length = family.nets["clip"], family.config.text.length
-
-    @torch.inference_mode()
-    def score(images: torch.Tensor, texts: tuple[str, ...]) -> float:
-        spoken = net.texts(cut_tokens_of(texts, length))["pooled"]
-        return float(100 * (net.images(images) * spoken).sum(1).clamp(min=0).mean())
-
-    return score
-
-
 def main(argv: list[str] | None = None) -> None:
     as_a_worker()
     torch.set_num_threads(1)  # CPU seconds are told
@@ -127,15 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     of = next((word for word in words if word in SETS), "digits")
     names, seeds = digits.asked([word for word in words if word not in SETS], SYSTEMS)
     seeds = seeds if any(word.isdigit() for word in words) else seeds[:1]
-    table = {
-        name: quality.spread(
-            [
-                quality.kept(FOLDER / f"{of}_{name}_{seed}.json", lambda n=name, s=seed: measure(of, n, s))
-                for seed in seeds
-            ]
-        )
-        for name in names
-    }
+    table = digits.table(names, seeds, FOLDER / of, functools.partial(measure, of))
     best = max(table, key=lambda name: table[name]["clip_score"])
     target = "unclip above text alone in CLIP score or recall"
     emit("text_systems", table[best]["clip_score"], f"CLIP score of {best}, {of}", target, table=table)

@@ -18,7 +18,6 @@ import torch
 from components.config import Strict
 from components.families import family_class
 from components.families.base import Family
-from components.likelihood.contract import bits_figures
 from components.metrics.reconstruction import reconstruction_figures
 from components.training.loop import TrainingConfig
 from tests.benchmarks import digits, quality
@@ -26,6 +25,7 @@ from tests.benchmarks.common import as_a_worker
 from tests.benchmarks.rates import Data
 
 FOLDER = digits.ROOT / ".cache" / "token_families"
+ROWS = 297  # behind a likelihood
 BUDGET, TOKENISER = 300.0, 75.0  # CPU seconds of the whole and of the tokeniser
 TOKENISER_MODEL = {
     "latent_channels": 4,
@@ -72,21 +72,12 @@ def of_tokens(name: str, seed: int) -> dict:
     quality.with_autoencoder(sampler, vae)
     found = [measured(sampler, settings, f"{name}_{seed}_{number}") for number, settings in enumerate(SETTINGS[name])]
     best = min(found, key=lambda figures: figures["frechet_distance"])
-    return {**best, "each": found, "trained": trained, "tokeniser": told, "bits": bits(sampler)}
+    return {**best, "each": found, "trained": trained, "tokeniser": told, "bits": digits.bits(sampler, ROWS)}
 
 
 def measured(sampler: Family, settings: dict, picture: str) -> dict:
     chosen: Strict = family_class(sampler.__class__.__module__.rpartition(".")[2]).Settings(**settings)
     return digits.yardstick().of_sampler(sampler, chosen, FOLDER / f"{picture}.png") | {"settings": settings}
-
-
-def bits(sampler: Family) -> dict[str, float]:
-    """Bits a token of held-out and of training images."""
-    rows = []
-    for split in ("test", "train"):
-        columns = {name: values[:297] for name, values in digits.data()[split].columns.items()}
-        rows.append((quality.MEDIUM.to_floats(columns["image"]), columns["label"]))
-    return {name: figure.value for name, figure in bits_figures(sampler.likelihood, *rows).items()}
 
 
 def of_latents(seed: int) -> dict:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from tests.benchmarks.common import as_a_worker, demo, emit, write_noise
 from tests.benchmarks.rates import fit_rate, in_turn
-from tests.benchmarks.waiting_policy import POLICIES, busy
+from tests.benchmarks.waiting_policy import HERE, POLICIES, busy, told_by
 
 WAYS = {**POLICIES, "one thread": {"THREADS": "1"}}
 STEPS, WARM, ROUNDS = 6, 2, 2
@@ -24,11 +23,8 @@ STEPS, WARM, ROUNDS = 6, 2, 2
 
 def rate(policy: dict[str, str], neighbours: int) -> float:
     """Images/s of a process under the policy."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
-    command = [sys.executable, "-m", "tests.benchmarks.train_beside_busy", "measure"]
     with busy(neighbours):
-        done = subprocess.run(command, env=clean | policy, capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+        return float(told_by("train_beside_busy", policy))
 
 
 def measure() -> float:
@@ -65,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    print(measure()) if sys.argv[1:] == ["measure"] else main()
+    print(measure()) if sys.argv[1:] == [HERE] else main()

@@ -31,6 +31,7 @@ POLICIES = {
 ROWS = (1, 16)
 SECONDS = 4.0  # of each figure
 WORK = "while True: pass"
+HERE = "here"  # said to a process that is to measure
 
 
 def forwards() -> dict[int, float]:
@@ -63,21 +64,22 @@ def busy(processes: int) -> Iterator[None]:
             other.wait()
 
 
-def measured(policy: dict[str, str]) -> dict[int, float]:
+def told_by(benchmark: str, policy: dict[str, str]) -> str:
+    """The last line of a benchmark that measures `here`, in a process of its own under a policy."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
-    command = [sys.executable, "-m", "tests.benchmarks.waiting_policy", "here"]
+    command = [sys.executable, "-m", f"tests.benchmarks.{benchmark}", HERE]
     done = subprocess.run(command, env=kept | policy, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()[-1]
 
 
 def main(argv: list[str] | None = None) -> None:
-    if argv == ["here"]:
+    if argv == [HERE]:
         print(json.dumps(forwards()))
         return
     table = {}
     for state, processes in (("alone", 0), ("beside a busy process", 1)):
         with busy(processes):
-            table[state] = {name: measured(policy) for name, policy in POLICIES.items()}
+            table[state] = {name: json.loads(told_by("waiting_policy", policy)) for name, policy in POLICIES.items()}
     rows = str(ROWS[-1])
     gain = table["beside a busy process"]["default"][rows] / table["beside a busy process"]["passive"][rows]
     cost = table["alone"]["passive"][rows] / table["alone"]["default"][rows]
