@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.media import medium
 from components.families import family_class
-from components.families.base import DataInfo
 from components.sampling.trajectories import Call, Trajectory
 from components.shapes import per_row
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from components.artifacts import run_folder
 from components.data.dataset import Manifest, read_manifest, verify, write_manifest
+from components.data.info import AutoencoderInfo
 from components.data.media.tokens import MEDIUM as TOKENS
 from components.errors import ConfigError, DataError, SamplerError
-from components.families.base import AutoencoderInfo
 from components.files import whole_folder, write_json
 from components.interchange import text_encoders
 from components.nets.text_encoders import EncoderLayout, FrozenText

@@ -9,9 +9,10 @@ from pathlib import Path
 from components.artifacts import old_runs, run_folder
 from components.config import parse
 from components.data.dataset import MANIFEST, read_manifest, verify
+from components.data.info import AutoencoderInfo, RunInfo, data_info
 from components.errors import ConfigError
 from components.families import family_class
-from components.families.base import JUDGE, AutoencoderInfo, Family, RunInfo, data_info
+from components.families.base import JUDGE, Family
 from components.files import sha256, sha256_folder, whole_folder, write_whole
 from components.training.loop import State
 from infra import ray_train

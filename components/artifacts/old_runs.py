@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from components.config import Strict
+from components.data.info import DataInfo
 from components.diffusion.config import MOVED
-from components.families.base import DataInfo
 
 InfoT = TypeVar("InfoT", bound=Strict)  # with family, config and data
 

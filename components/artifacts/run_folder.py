@@ -25,9 +25,10 @@ from torch import Tensor
 
 from components.artifacts import old_runs
 from components.config import Strict, parse
+from components.data.info import DataInfo
 from components.errors import InputError, SamplerError
 from components.families import family_class
-from components.families.base import DataInfo, Family
+from components.families.base import Family
 from components.files import whole_folder, write_json, write_whole
 from components.training import ema
 from components.training.loop import State

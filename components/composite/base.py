@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from components.config import Strict, parse
+from components.data.info import RunInfo
 from components.families import family_class
-from components.families.base import Family, Phase, RunInfo, Sampler
+from components.families.base import Family, Phase, Sampler
 from components.sampling.requests import Conditions, Request
 from components.sampling.trajectories import Preview, Trajectory
 

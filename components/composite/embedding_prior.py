@@ -16,13 +16,14 @@ from components.conditioning.embedding import scaled
 from components.conditioning.text import tokens_of, tokens_of_column
 from components.config import Strict
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.randomness import Draws
 from components.diffusion import schedules
 from components.diffusion.guidance import Guidance, Preconditioner, solve
 from components.diffusion.objectives import OBJECTIVES
 from components.diffusion.schedules import ScheduleConfig
 from components.diffusion.solvers import SOLVERS
-from components.families.base import DataInfo, Family, Losses, Phase
+from components.families.base import Family, Losses, Phase
 from components.families.clip import Model as CLIPFamily
 from components.nets.prior import Prior as PriorNet
 from components.sampling.trajectories import Call

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from components.conditioning.classes import told_of
 from components.config import Strict
-from components.data.dataset import Batch, Manifest
+from components.data.dataset import Batch
+from components.data.info import DataInfo, RunInfo
 from components.data.media import Medium, medium
 from components.data.randomness import Draws
 from components.errors import SamplerError
@@ -51,63 +52,6 @@ class Phase:
     after: Callable[[nn.Module], None] | None = None  # sees the net itself after each of its optimizer's steps
     low_precision: bool = True  # whether `precision: auto` may compute its networks in bfloat16
     ahead: Callable[[nn.Module, Batch], dict[str, Tensor]] | None = None
-
-
-class DataInfo(Strict):
-    """What a family must know of its data: the shape of a row, the classes, facts about the whole set, and, for latents
-    and tokens, the autoencoder that they come from and the text encoder that the captions went through, if one did.
-    `medium`, `rate`: of the rows or, for latents, of what they decode to."""
-
-    shape: tuple[int, ...]  # channels first
-    medium: str = "image"
-    rate: float = 0.0
-    classes: tuple[str, ...] = ()
-    speakers: tuple[str, ...] = ()  # of rows that have a column of that name, beside their class
-    caption_length: int = 0  # bytes a row; 0 for a set without captions
-    flips: bool = False  # whether it holds latents of the mirrored images too
-    statistics: dict[str, tuple[float, ...]] = {}
-    autoencoder: AutoencoderInfo | None = None
-    text: dict | None = None  # EncoderLayout of nets/text_encoders.py
-    inputs: dict[str, RunInfo] = {}  # trained runs that the model keeps a part of, by role
-
-    @property
-    def decoded(self) -> DataInfo:
-        """Of the rows that these decode to: themselves, without an autoencoder."""
-        return self if self.autoencoder is None else self.autoencoder.data
-
-
-class AutoencoderInfo(Strict):
-    """How to build the autoencoder of a latent data set."""
-
-    family: str = "vae"
-    config: dict
-    data: DataInfo
-
-
-class RunInfo(Strict):
-    """How to build the model of an input that a run keeps."""
-
-    family: str
-    config: dict
-    data: DataInfo
-
-
-def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None, text: dict | None = None) -> DataInfo:
-    """Reads off a manifest what its families need. The row is the medium's column, or `mean` for latents."""
-    name = medium(manifest.medium).column
-    column = manifest.columns[name if name in manifest.columns else "mean"]
-    return DataInfo(
-        shape=column.shape,
-        medium=manifest.medium,
-        rate=manifest.rate,
-        classes=manifest.classes,
-        speakers=manifest.speakers,
-        caption_length=manifest.columns["caption"].shape[0] if "caption" in manifest.columns else 0,
-        flips="mean_flipped" in manifest.columns,
-        statistics=manifest.statistics,
-        autoencoder=autoencoder,
-        text=text,
-    )
 
 
 class Role(NamedTuple):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from components.data.dataset import Batch
-from components.families.base import DataInfo, Family, Losses, Phase, Tiny
+from components.data.info import DataInfo
+from components.families.base import Family, Losses, Phase, Tiny
 from components.gan import big
 from components.gan.base import GAN, detached
 from components.gan.networks import doubled_side, residual_generator

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from components.families.base import DataInfo, Tiny
+from components.data.info import DataInfo
+from components.families.base import Tiny
 from components.gan import big
 from components.gan.base import GAN
 from components.gan.networks import projection_residual

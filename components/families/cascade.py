@@ -20,14 +20,15 @@ from components.composite.base import Composite, named
 from components.conditioning.low_resolution import LOW, LOW_LEVEL, LowResolution, enlarged, noised, reduced
 from components.config import Strict
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.randomness import Draws
 from components.diffusion import config as diffusion
+from components.diffusion.building import build_denoiser
 from components.diffusion.denoiser import Denoiser
 from components.diffusion.guidance import Condition, Guidance
 from components.errors import ConfigError, DataError
-from components.families.base import DataInfo, Early, Losses, Tiny
+from components.families.base import Early, Losses, Tiny
 from components.families.latent_diffusion import Model as Diffusion
-from components.families.latent_diffusion import build_denoiser
 from components.metrics.held_out import DENOISING
 from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call, Trajectory

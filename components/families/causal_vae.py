@@ -11,9 +11,10 @@ from torch import nn
 from components.autoencoding.variational import free_bits_kl
 from components.config import Strict
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.media.video import FACTOR
 from components.errors import SamplerError
-from components.families.base import Autoencoder, DataInfo, Family, Losses, Phase, Role, Tiny
+from components.families.base import Autoencoder, Family, Losses, Phase, Role, Tiny
 from components.families.vae import RECONSTRUCTION
 from components.nets.autoencoder.causal import CausalAutoencoder
 from components.nets.blocks import norm_groups

@@ -19,8 +19,9 @@ from components.conditioning.near_duplicates import NearDuplicates
 from components.conditioning.text import cut_tokens_of, tokens_of_column
 from components.config import Strict
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.errors import DataError
-from components.families.base import DataInfo, Family, Judge, Losses, Phase, Tiny
+from components.families.base import Family, Judge, Losses, Phase, Tiny
 from components.families.judge import augment
 from components.metrics.figures import Figures, named
 from components.metrics.retrieval import BOTH, NAMES, TRAINING, retrieval_figures

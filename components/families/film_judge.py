@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.families import base
-from components.families.base import DataInfo, Losses, Phase, Tiny
+from components.families.base import Losses, Phase, Tiny
 from components.families.judge import augment, turned, unlabelled_answers, unlabelled_losses
 from components.metrics.figures import Definition, Figures, named
 from components.metrics.trajectories import TRAJECTORY_ERROR, trajectory_errors

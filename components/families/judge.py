@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.randomness import Draws
 from components.families import base
-from components.families.base import DataInfo, Losses, Phase, Tiny
+from components.families.base import Losses, Phase, Tiny
 from components.nets.blocks import norm_groups
 from components.nets.classifier import Classifier
 from components.shapes import refuse_unless_planar

@@ -11,14 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.conditioning.classes import ClassConditioner, apart
-from components.conditioning.text import Bytes, Embeddings, Projection, TextConditioner
+from components.conditioning.classes import apart
 from components.config import parse
 from components.constants import constant
 from components.data.dataset import Batch
+from components.data.info import DataInfo, RunInfo
 from components.data.randomness import Draws
 from components.diffusion import likelihood, schedules, weightings
-from components.diffusion.config import Config, DenoiserConfig, Settings
+from components.diffusion.building import (
+    SPEAKERS,
+    STEERING,
+    build_denoiser,
+    refuse_unalike,
+    refuse_unless_described,
+    text_inputs_of,
+)
+from components.diffusion.config import Config, Settings
 from components.diffusion.denoiser import Denoiser
 from components.diffusion.guidance import (
     Condition,
@@ -32,24 +40,18 @@ from components.diffusion.guidance import (
 from components.diffusion.likelihood import log_density
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS, Noise, Solver
-from components.errors import ConfigError, DataError, SamplerError
-from components.families.base import DataInfo, Early, Losses, Phase, Role, RunInfo, Sampler, Tiny, family_name
+from components.errors import ConfigError, SamplerError
+from components.families.base import Early, Losses, Phase, Role, Sampler, Tiny, family_name
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume
 from components.metrics.held_out import DENOISING, NUM_LEVELS
-from components.nets.byte_transformer import TextEncoder
-from components.nets.text_encoders import EncoderLayout
 from components.sampling.blends import lerp, slerp
 from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call, Preview, Trajectory
 from components.shapes import per_channel, per_row
 from components.spaces import Latents, Pixels
 
-_ALIKE = ("shape", "classes", "speakers", "statistics", "autoencoder", "text")  # of a guide's data and the guided net's
 GUIDE = "guide"  # the net that autoguidance leads away from: an early average, or another run's (Karras et al. 2024a)
-# by model.conditioning, what steers it
-STEERING = {"none": (), "class": ("label", "negative_label"), "text": ("prompt", "negative_prompt")}
-SPEAKERS = {"class": ("speaker",)}  # likewise, of data with speakers
 
 
 class Model(Sampler):
@@ -63,13 +65,13 @@ class Model(Sampler):
         self.config, self.data = config, data
         speaker = SPEAKERS.get(config.conditioning, ()) if data.speakers else ()
         self.accepts = frozenset({"source", BLEND, *STEERING[config.conditioning], *speaker})
-        _refuse_unless_described(config, data)
+        refuse_unless_described(config, data)
         config.backbone.refuse_unfit(data.shape, family_name(type(self)))
         self.space = self.space_of(data)
         self.autoencoder = self.space.autoencoder
         denoiser = self.build(config, data)
         self.null = 0 if self.texts else denoiser.conditioner.null
-        self.text_inputs = _text_inputs(config, data)
+        self.text_inputs = text_inputs_of(config, data)
         self.libraries = self.text_inputs.libraries
         self.early = self.early_nets(config)
         copies = {name: copy.deepcopy(denoiser) for name in self.early}
@@ -348,16 +350,6 @@ def _pooled(mask: Tensor, sides: tuple[int, ...]) -> Tensor:
     return pool(mask, sides)
 
 
-def build_denoiser(
-    config: DenoiserConfig, data: DataInfo, further: nn.Module | None = None, given_channels: int = 0
-) -> Denoiser:
-    """A net with initial weights. `further`: see Denoiser; `given_channels`: that it puts beside those of the rows."""
-    conditioner = _conditioner(config, data)
-    given = {"given_channels": given_channels} if given_channels else {}
-    backbone = config.backbone.build(data.shape, conditioner.rows, **given)
-    return Denoiser(conditioner, backbone, config.tells_uncertainty, config.numbers, further)
-
-
 def _build_guide(config: Config, data: DataInfo, run: RunInfo) -> Denoiser:
     """The net of another run, to be compared with this one's answer by answer. Raises ConfigError unless both answer
     the same question about the same data."""
@@ -370,58 +362,9 @@ def _build_guide(config: Config, data: DataInfo, run: RunInfo) -> Denoiser:
     return build_denoiser(other, data)
 
 
-def refuse_unalike(
-    where: str, own: tuple[DenoiserConfig, DataInfo], other: tuple[DenoiserConfig, DataInfo], keys: Sequence[str]
-) -> None:
-    """Raises ConfigError unless two models agree in these keys of their configs and in what they know of their data."""
-    for names, ours, theirs in zip((keys, _ALIKE), own, other, strict=True):
-        for name in names:
-            if getattr(ours, name) != getattr(theirs, name):
-                raise ConfigError(f"{where}: expected a run with the same {name}, found another")
-
-
-def _conditioner(config: DenoiserConfig, data: DataInfo) -> ClassConditioner | TextConditioner:
-    text, context_dim = config.text, config.backbone.context_dim
-    if config.conditioning != "text":
-        num_classes = len(data.classes) if config.conditioning == "class" else 0
-        num_speakers = len(data.speakers) if config.conditioning in SPEAKERS else 0
-        return ClassConditioner(num_classes, config.backbone.class_dim, num_speakers)
-    if text.encoder == "pretrained":
-        return TextConditioner(Projection(_layout(data).width, context_dim))
-    return TextConditioner(TextEncoder(text.length, text.width, text.layers, text.heads, context_dim))
-
-
-def _text_inputs(config: DenoiserConfig, data: DataInfo) -> Bytes | Embeddings:
-    """What makes a conditioner's inputs of texts."""
-    is_pretrained = config.conditioning == "text" and config.text.encoder == "pretrained"
-    return Embeddings(_layout(data)) if is_pretrained else Bytes(config.text.length)
-
-
-def _layout(data: DataInfo) -> EncoderLayout:
-    """Of the encoder that the captions went through. Raises ConfigError if it is described by something else."""
-    return parse(EncoderLayout, data.text, "data.text")
-
-
 def _text_of(net: str) -> str:
     """The name of the call to a net's text encoder."""
     return f"{net}_text"
-
-
-def _refuse_unless_described(config: DenoiserConfig, data: DataInfo) -> None:
-    """Raises DataError of a data set that lacks what the model is to be steered by."""
-    if config.conditioning == "class" and not data.classes:
-        raise DataError(
-            "latent_diffusion: expected labelled images, found a data set without classes; or conditioning none or text"
-        )
-    if config.conditioning == "text" and not data.caption_length:
-        raise DataError("latent_diffusion: expected images with captions for conditioning text, found none")
-    if config.conditioning == "text" and config.text.encoder == "pretrained" and data.text is None:
-        raise DataError(
-            "latent_diffusion: text.encoder: pretrained needs latents beside embeddings of the captions; expected "
-            "encode.text in params.yaml, and data: data/latents"
-        )
-    if config.flips and data.autoencoder is not None and not data.flips:
-        raise DataError("latent_diffusion: flips needs latents of mirrored images too; expected encode.flips: true")
 
 
 TINY = Tiny(

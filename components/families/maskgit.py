@@ -10,8 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.randomness import Draws
-from components.families.base import DataInfo, Losses, Phase, Tiny
+from components.families.base import Losses, Phase, Tiny
 from components.nets.token_transformer import TokenTransformer
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call, Preview, Trajectory

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.randomness import Draws
-from components.families.base import DataInfo, Losses, Phase, Sampler, Tiny
+from components.families.base import Losses, Phase, Sampler, Tiny
 from components.likelihood.contract import Likelihood, bits_per_value
 from components.likelihood.dequantise import levels
 from components.likelihood.logistics import draw, log_probability, num_outputs

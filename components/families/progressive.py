@@ -12,8 +12,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from components.data.dataset import Batch
-from components.families.base import DataInfo, Losses, Tiny
-from components.families.latent_diffusion import build_denoiser
+from components.data.info import DataInfo
+from components.diffusion.building import build_denoiser
+from components.families.base import Losses, Tiny
 from components.few_step.base import Rows, Student, give_tiny_teacher
 from components.few_step.config import StudentConfig, StudentSettings
 from components.shapes import per_row

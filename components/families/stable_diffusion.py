@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from components.conditioning.text import texts_of_column
 from components.config import Strict
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.diffusion import config as diffusion
 from components.diffusion import schedules
+from components.diffusion.building import STEERING
 from components.diffusion.denoiser import Denoiser
 from components.diffusion.guidance import Condition, Denoise, Guidance, Preconditioner
 from components.errors import DataError
-from components.families.base import DataInfo, Family, Phase, Tiny
-from components.families.latent_diffusion import STEERING
+from components.families.base import Family, Phase, Tiny
 from components.families.latent_diffusion import Model as LatentDiffusion
 from components.nets.text_encoders import LIBRARIES, Encoded, EncoderLayout, TextEncoders
 from components.nets.unet import UNet2DConditionModel

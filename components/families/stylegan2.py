@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.randomness import Draws
-from components.families.base import DataInfo, Losses, Tiny
+from components.families.base import Losses, Tiny
 from components.gan import penalties
 from components.gan.base import GAN
 from components.gan.config import ConvConfig

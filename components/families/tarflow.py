@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.randomness import Draws
 from components.errors import SamplerError
-from components.families.base import DataInfo, Losses, Phase, Sampler, Tiny
+from components.families.base import Losses, Phase, Sampler, Tiny
 from components.likelihood.contract import Likelihood, bits_per_value
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume, on_grid
 from components.metrics.held_out import BITS

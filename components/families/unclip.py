@@ -23,15 +23,16 @@ from components.conditioning.embedding import EMBEDDING, ImageEmbedding, scaled
 from components.conditioning.text import texts_of_column
 from components.config import Strict, parse
 from components.data.dataset import Batch
+from components.data.info import DataInfo, RunInfo
 from components.data.randomness import Draws
 from components.diffusion import config as diffusion
+from components.diffusion.building import build_denoiser
 from components.diffusion.denoiser import Denoiser
 from components.diffusion.guidance import Condition, Guidance
 from components.errors import DataError
 from components.families import clip as clip_family
-from components.families.base import DataInfo, Early, Family, Judge, Losses, Role, RunInfo, Tiny
+from components.families.base import Early, Family, Judge, Losses, Role, Tiny
 from components.families.latent_diffusion import Model as Diffusion
-from components.families.latent_diffusion import build_denoiser
 from components.metrics.embeddings import NAMES, prior_figures
 from components.metrics.figures import Figures
 from components.metrics.held_out import DENOISING

@@ -24,9 +24,10 @@ from components.autoencoding.variational import (
 )
 from components.config import Strict, named_block
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.randomness import Draws
 from components.errors import SamplerError
-from components.families.base import Autoencoder, DataInfo, Judge, Losses, Phase, Role, Tiny
+from components.families.base import Autoencoder, Judge, Losses, Phase, Role, Tiny
 from components.likelihood.contract import Likelihood, bits_per_value
 from components.likelihood.dequantise import levels
 from components.likelihood.logistics import logistic_log_probability

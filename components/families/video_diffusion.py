@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components.data.dataset import Batch
+from components.data.info import AutoencoderInfo, DataInfo
 from components.data.media.video import FACTOR
 from components.data.randomness import Draws, hash64
 from components.diffusion import config as diffusion
@@ -25,7 +26,7 @@ from components.diffusion.backbones import Backbone, DiT
 from components.diffusion.guidance import Denoise, Guidance, Preconditioner
 from components.errors import SamplerError
 from components.families import causal_vae, latent_diffusion
-from components.families.base import AutoencoderInfo, DataInfo, Losses, Role, Tiny
+from components.families.base import Losses, Role, Tiny
 from components.nets.dit import patch_sides
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call

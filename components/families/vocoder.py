@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from components import spectra
 from components.config import Strict
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.errors import SamplerError
-from components.families.base import Autoencoder, DataInfo, Losses, Phase, Tiny
+from components.families.base import Autoencoder, Losses, Phase, Tiny
 from components.nets.vocoder import Vocoder
 from components.training.optimizers import OptimizerConfig
 

@@ -19,10 +19,11 @@ from components.companding import CODES, codes_of, log_bin_sizes, values_of
 from components.conditioning.classes import apart
 from components.config import Strict
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.media.audio import lengths
 from components.data.randomness import Draws
 from components.errors import SamplerError
-from components.families.base import DataInfo, Losses, Phase, Sampler, Tiny
+from components.families.base import Losses, Phase, Sampler, Tiny
 from components.likelihood import logistics
 from components.likelihood.contract import Likelihood, bits_per_value
 from components.likelihood.dequantise import levels

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from components.config import parse
 from components.data.dataset import Batch
+from components.data.info import DataInfo, RunInfo
+from components.diffusion.building import refuse_unalike
 from components.diffusion.guidance import Condition, Denoise, Guidance
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.schedules import steps_within
 from components.diffusion.solvers import SOLVERS, Noise, Solver
 from components.errors import ConfigError
-from components.families.base import DataInfo, Family, Judge, Losses, Phase, Role, RunInfo, family_name
+from components.families.base import Family, Judge, Losses, Phase, Role, family_name
 from components.families.latent_diffusion import Model as LatentDiffusion
-from components.families.latent_diffusion import refuse_unalike
 from components.few_step.config import GUIDANCE, StudentConfig, StudentSettings
 from components.few_step.validation import step_figures
 from components.metrics.figures import Figures

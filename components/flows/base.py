@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.randomness import Draws
-from components.families.base import DataInfo, Losses, Phase, Sampler, family_name
+from components.families.base import Losses, Phase, Sampler, family_name
 from components.likelihood.contract import Likelihood, bits_per_value
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume, on_grid
 from components.metrics.held_out import BITS

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.randomness import Draws
 from components.errors import DataError
-from components.families.base import DataInfo, Family, Losses, Phase, Sampler, family_name
+from components.families.base import Family, Losses, Phase, Sampler, family_name
 from components.gan import remedies
 from components.gan.config import GANConfig
 from components.gan.losses import LOSSES

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from components.config import parse
+from components.data.info import AutoencoderInfo, DataInfo
 from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS
 from components.errors import SamplerError
-from components.families.base import AutoencoderInfo, DataInfo
 from components.families.stable_diffusion import Config
 from components.families.stable_diffusion import Model as StableDiffusion
 from components.interchange.folders import read_json, read_weights, refuse_pickles

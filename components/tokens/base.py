@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from components.conditioning.text import texts_of_column, tokens_of, tokens_of_column
 from components.config import Strict
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.randomness import Draws
 from components.errors import DataError
 from components.families import family_class
-from components.families.base import DataInfo, Sampler, family_name
+from components.families.base import Sampler, family_name
 from components.likelihood.contract import Likelihood
 from components.metrics.held_out import HeldOutLoss
 from components.nets.byte_transformer import VOCABULARY as NUM_BYTES

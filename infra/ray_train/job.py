@@ -14,9 +14,10 @@ from torch import nn
 
 from components.artifacts import run_folder
 from components.config import Strict
+from components.data.info import DataInfo
 from components.evaluation import pretrained
 from components.families import family_class
-from components.families.base import START, DataInfo, Family, Role
+from components.families.base import START, Family, Role
 from components.training.loop import TrainingConfig
 from infra.storage.staging import Staged, local, stage
 

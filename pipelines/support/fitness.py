@@ -10,11 +10,12 @@ from torch.overrides import TorchFunctionMode
 
 from components.config import parse
 from components.data.dataset import MANIFEST, Manifest, read_manifest
+from components.data.info import AutoencoderInfo, DataInfo, RunInfo
 from components.data.media import medium
 from components.data.media.tokens import MEDIUM as TOKENS
 from components.errors import DataError, InputError
 from components.families import family_class
-from components.families.base import Autoencoder, AutoencoderInfo, DataInfo, RunInfo
+from components.families.base import Autoencoder
 from components.sources import Source
 from pipelines.support import inputs, paths
 from pipelines.support.inputs import AUTOENCODER

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from components.data.dataset import Dataset, write_manifest, write_shard
+from components.data.info import DataInfo
 from components.families import family_class
-from components.families.base import DataInfo, Family
+from components.families.base import Family
 from components.files import whole_folder
 from pipelines.support import params
 from pipelines.support.paths import ROOT

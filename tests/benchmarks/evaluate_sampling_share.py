@@ -19,9 +19,10 @@ import torch
 import yaml
 
 from components.artifacts import run_folder
+from components.data.info import DataInfo
 from components.evaluation import generation
 from components.families import family_class
-from components.families.base import DataInfo, Family
+from components.families.base import Family
 from components.training.ema import copy_of
 from components.training.loop import State
 from infra.ray_cluster.worker_pool import WorkerPool

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from components.data.dataset import Batch, batches
+from components.data.info import DataInfo
 from components.data.randomness import Draws
-from components.families.base import DataInfo
 from components.gan import penalties
 from components.gan.base import GAN
 from components.gan.config import GANConfig

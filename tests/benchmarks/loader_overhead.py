@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from components.data.dataset import Dataset, batches, write_manifest, write_shard
-from components.families.base import DataInfo
+from components.data.info import DataInfo
 from components.files import whole_folder
 from tests.benchmarks.common import as_a_worker, demo, emit, write_noise
 from tests.benchmarks.rates import fit_rate, noise_rows

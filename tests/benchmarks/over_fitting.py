@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from components.data.dataset import batches
+from components.data.info import DataInfo
 from components.evaluation.held_out import HeldOutRows
 from components.families import family_class
-from components.families.base import DataInfo
 from components.metrics.figures import Interval
 from components.metrics.neighbours import memorised_figure
 from components.sampling.requests import Request

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import torch
 
+from components.data.info import DataInfo
 from components.data.randomness import Draws
 from components.families import family_class
-from components.families.base import DataInfo
 from components.likelihood.logistics import draw
 from components.sampling.requests import Conditions, Request
 from tests.benchmarks.common import as_a_worker, emit

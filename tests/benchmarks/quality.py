@@ -16,13 +16,14 @@ from torch import Tensor
 from components import sources
 from components.config import Strict
 from components.data.dataset import Rejected, batches
+from components.data.info import AutoencoderInfo, DataInfo
 from components.data.media.image import MEDIUM
 from components.evaluation import generation
 from components.evaluation.protocol import EvaluateConfig
 from components.evaluation.real_draws import drawn_rows, over_draws
 from components.evaluation.set_figures import Reference, feature_figures, label_figures, without_intervals
 from components.families import family_class
-from components.families.base import AutoencoderInfo, DataInfo, Family, Sampler
+from components.families.base import Family, Sampler
 from components.metrics.codes import code_counts
 from components.metrics.figures import Figures
 from components.sources import DataConfig

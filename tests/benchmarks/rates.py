@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from components.data.dataset import Dataset, batches
-from components.families.base import DataInfo, Family
+from components.data.info import DataInfo
+from components.families.base import Family
 from components.training.loop import TrainingConfig, Wrap, fit
 from tests.components.helpers import no_wrap
 

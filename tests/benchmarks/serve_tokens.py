@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
+from components.data.info import AutoencoderInfo, DataInfo
 from components.families import family_class
-from components.families.base import AutoencoderInfo, DataInfo, Sampler
+from components.families.base import Sampler
 from components.sampling.engine import Engine
 from components.sampling.requests import Conditions, Request
 from components.sampling.trajectories import drive

@@ -16,8 +16,9 @@ import time
 
 import torch
 
+from components.data.info import DataInfo, RunInfo
 from components.evaluation import generation
-from components.families.base import DataInfo, RunInfo, Sampler
+from components.families.base import Sampler
 from components.metrics.figures import values
 from components.training.loop import TrainingConfig
 from tests.benchmarks import captioned, digits, quality

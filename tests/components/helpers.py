@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from components.data.dataset import Batch, batches
+from components.data.info import AutoencoderInfo, DataInfo
 from components.data.media import medium
 from components.diffusion.solvers import Solver
 from components.families import family_class, vae
-from components.families.base import AutoencoderInfo, DataInfo, Family, Tiny
+from components.families.base import Family, Tiny
 
 CAPTIONS = ("a red cat", "a dog", "two birds", "été")
 CAPTION_LENGTH = 12

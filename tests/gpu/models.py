@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from components.data.info import AutoencoderInfo, DataInfo
 from components.families import latent_diffusion
-from components.families.base import AutoencoderInfo, DataInfo
 from tests.benchmarks.rates import Data, noise
 from tests.gpu.part import Part
 

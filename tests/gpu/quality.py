@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from components.data.dataset import batches
+from components.data.info import DataInfo
 from components.data.media.image import MEDIUM
 from components.evaluation import generation
 from components.evaluation.real_draws import drawn_rows, over_draws
 from components.families import judge as judge_family
 from components.families import latent_diffusion
-from components.families.base import DataInfo, Family, Sampler
+from components.families.base import Family, Sampler
 from components.metrics.classes import label_agreement
 from components.metrics.figures import named
 from components.metrics.frechet import FRECHET_DISTANCE, Moments, frechet_distance

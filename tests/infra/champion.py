@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from components.artifacts import run_folder
+from components.data.info import AutoencoderInfo, DataInfo
 from components.families import family_class
-from components.families.base import AutoencoderInfo, DataInfo, Sampler
+from components.families.base import Sampler
 from infra.serving.model_store import read_promoted
 from pipelines.serve import ROOT
 from pipelines.support import params, paths

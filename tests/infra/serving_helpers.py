@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from components.artifacts import run_folder
+from components.data.info import AutoencoderInfo, DataInfo
 from components.families import family_class
-from components.families.base import AutoencoderInfo, DataInfo
 from components.files import write_whole
 from components.training.ema import copy_of
 from components.training.loop import State

@@ -9,8 +9,9 @@ import torch
 
 from components.artifacts import run_folder
 from components.data.dataset import Dataset, batches, read_manifest, write_manifest
+from components.data.info import AutoencoderInfo, DataInfo, data_info
 from components.families import family_class
-from components.families.base import AutoencoderInfo, DataInfo, Family, data_info
+from components.families.base import Family
 from components.training.loop import State, TrainingConfig, fit
 from infra.ray_cluster.encoding import Encoder, Moments
 from infra.ray_train.job import Job

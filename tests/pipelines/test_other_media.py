@@ -20,13 +20,13 @@ from PIL import Image
 from components.artifacts import run_folder
 from components.artifacts.pyfunc import CANDIDATE, SAMPLER, RegisteredSampler
 from components.data.dataset import Dataset, batches, read_manifest
+from components.data.info import data_info
 from components.data.media import medium
 from components.errors import ConfigError, DataError, SamplerError
 from components.evaluation.extractor import Extractor
 from components.evaluation.features import Extractors
 from components.evaluation.protocol import EvaluateConfig
 from components.families import family_class
-from components.families.base import data_info
 from components.sampling.engine import Engine
 from components.sampling.requests import Conditions, Request, Source
 from components.sources import DataConfig

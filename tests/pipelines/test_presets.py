@@ -12,9 +12,9 @@ import yaml
 
 from components.artifacts import run_folder
 from components.data.dataset import read_manifest, write_manifest
+from components.data.info import AutoencoderInfo, DataInfo, RunInfo
 from components.errors import ConfigError
 from components.families import family_class
-from components.families.base import AutoencoderInfo, DataInfo, RunInfo
 from components.files import write_json
 from components.metrics.figures import values
 from components.sampling.requests import Conditions, Request

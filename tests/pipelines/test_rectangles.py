@@ -14,9 +14,9 @@ from PIL import Image
 
 from components.artifacts import run_folder
 from components.data.dataset import Dataset, read_manifest
+from components.data.info import data_info
 from components.errors import SamplerError
 from components.families import family_class
-from components.families.base import data_info
 from components.sampling.requests import Conditions, Request, Source
 from infra.config import ServeConfig
 from pipelines import evaluate, prepare, reconstruct, reference

@@ -16,7 +16,7 @@ from PIL import Image
 
 from components.artifacts import run_folder
 from components.data.dataset import Dataset, read_manifest
-from components.families.base import data_info
+from components.data.info import data_info
 from infra.config import ServeConfig
 from infra.ray_cluster import encoding
 from infra.storage.store import Store

@@ -10,10 +10,10 @@ import torch
 
 from components import families
 from components.artifacts import pyfunc, run_folder
+from components.data.info import RunInfo
 from components.data.media.image import MEDIUM
 from components.errors import SamplerError
 from components.evaluation import generation
-from components.families.base import RunInfo
 from components.sampling.engine import Engine
 from components.sampling.requests import Conditions, Request, Source
 from components.sampling.trajectories import drive

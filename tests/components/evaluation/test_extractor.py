@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from components.artifacts import run_folder
+from components.data.info import DataInfo
 from components.errors import SamplerError
 from components.evaluation.extractor import extract, judge_extractor
-from components.families.base import DataInfo
 from components.families.dcgan import Model as DCGAN
 from components.families.judge import Model as Judge
 from components.files import sha256

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from components.data.info import DataInfo
 from components.evaluation.real_draws import drawn_rows, over_draws, training_bias
-from components.families.base import DataInfo
 from components.metrics.figures import named
 from components.metrics.frechet import FRECHET_DISTANCE
 from components.metrics.kernel import CMMD

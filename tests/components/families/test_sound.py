@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from components import spectra
+from components.data.info import AutoencoderInfo
 from components.errors import SamplerError
 from components.families import family_class
-from components.families.base import AutoencoderInfo
 from components.sampling.requests import Conditions, Request
 from tests.components.helpers import Rows, build, tiny, tiny_data
 

@@ -8,9 +8,9 @@ import torch
 
 from components.config import parse
 from components.data.dataset import batches
+from components.data.info import RunInfo
 from components.errors import ConfigError, SamplerError
 from components.families import family_class
-from components.families.base import RunInfo
 from components.families.latent_diffusion import Model as LatentDiffusion
 from components.few_step.base import TEACHER
 from components.sampling.requests import Blend, Conditions, Request, Source

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.randomness import Draws
 from components.diffusion.objectives import OBJECTIVES
 from components.errors import SamplerError
 from components.families import family_class
-from components.families.base import DataInfo
 from components.families.video_diffusion import FilmPreconditioner, beginning, shift
 from components.nets.dit import patches, unpatched
 from components.sampling.requests import Conditions, Request, Source

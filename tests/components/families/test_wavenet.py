@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from components.companding import CODES, codes_of, log_bin_sizes, values_of
+from components.data.info import DataInfo
 from components.data.media.audio import lengths
 from components.errors import SamplerError
 from components.families import family_class
-from components.families.base import DataInfo
 from components.sampling.requests import Conditions, Request
 from components.sampling.trajectories import drive
 from tests.components.helpers import IMAGES, Rows, build, tiny_data

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
+from components.data.info import DataInfo
 from components.data.media import medium
 from components.data.randomness import Draws
-from components.families.base import DataInfo
 from components.likelihood.dequantise import dequantised, indices, levels, log_bin_volume, on_grid
 from components.nets.flows.layers import (
     ActNorm,

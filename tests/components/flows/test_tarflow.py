@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from components.data.info import DataInfo
 from components.errors import SamplerError
-from components.families.base import DataInfo
 from components.sampling.requests import Conditions, Request
 from tests.components.flows.test_flows import jacobian_logdet, shaken
 from tests.components.helpers import build

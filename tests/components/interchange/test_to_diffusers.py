@@ -10,10 +10,10 @@ import safetensors.torch
 import torch
 
 from components.artifacts.run_folder import Provenance, Run, RunConfig
+from components.data.info import AutoencoderInfo, DataInfo
 from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.families import family_class
-from components.families.base import AutoencoderInfo, DataInfo
 from components.interchange import to_diffusers
 from components.sampling.requests import Conditions, Request
 

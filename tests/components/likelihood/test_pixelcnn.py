@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
+from components.data.info import DataInfo
 from components.data.media import medium
-from components.families.base import DataInfo
 from components.likelihood.logistics import conditional_means, draw, log_probability, mixture, num_outputs
 from components.nets.pixelcnn import PixelCNN
 from components.sampling.engine import Engine

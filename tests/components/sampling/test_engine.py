@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from components.conditioning.classes import ClassConditioner
+from components.data.info import DataInfo
 from components.data.randomness import Draws
 from components.diffusion.backbones import UNet
 from components.diffusion.denoiser import Denoiser
 from components.diffusion.guidance import Guidance, Preconditioner, solve
 from components.diffusion.schedules import FlowSchedule
 from components.diffusion.solvers import SOLVERS
-from components.families.base import DataInfo
 from components.families.dcgan import Model as DCGAN
 from components.sampling.engine import DeadlineExceeded, Engine, EngineFull, EngineStopped
 from components.sampling.requests import Request

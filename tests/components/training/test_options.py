@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.randomness import Draws
-from components.families.base import DataInfo, Family, Phase
+from components.families.base import Family, Phase
 from components.families.latent_diffusion import Model as LatentDiffusion
 from components.families.vae import Model as VAE
 from components.training import ema

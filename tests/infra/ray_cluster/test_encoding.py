@@ -11,7 +11,7 @@ from ray.util import placement_group, remove_placement_group
 
 from components.artifacts import run_folder
 from components.data.dataset import Dataset, verify, write_manifest, write_shards
-from components.families.base import DataInfo, data_info
+from components.data.info import DataInfo, data_info
 from components.families.vae import Model as VAE
 from components.files import sha256, whole_folder
 from components.interchange import text_encoders

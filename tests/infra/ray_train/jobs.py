@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from components.data.dataset import read_manifest, write_manifest, write_shards
+from components.data.info import data_info
 from components.families import family_class
-from components.families.base import data_info
 from components.files import whole_folder
 from components.training.loop import TrainingConfig
 from infra import ray_train

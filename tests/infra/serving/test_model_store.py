@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from components.artifacts import pyfunc, run_folder
+from components.data.info import DataInfo
 from components.errors import InputError, SamplerError
 from components.families import family_class
-from components.families.base import DataInfo
 from components.files import sha256_folder, write_json
 from components.training.ema import copy_of
 from components.training.loop import State

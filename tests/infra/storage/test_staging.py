@@ -15,8 +15,8 @@ import pytest
 
 from components.artifacts import run_folder
 from components.data.dataset import write_manifest, write_shards
+from components.data.info import DataInfo
 from components.errors import DataError
-from components.families.base import DataInfo
 from components.families.vae import Model as VAE
 from components.files import whole_folder
 from components.training.ema import copy_of

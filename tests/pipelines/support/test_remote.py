@@ -13,8 +13,8 @@ import yaml
 
 from components.artifacts import run_folder
 from components.data.dataset import read_manifest, verify
+from components.data.info import data_info
 from components.errors import ConfigError, InputError
-from components.families.base import data_info
 from components.families.vae import Model as VAE
 from components.files import sha256_folder
 from components.training.ema import copy_of

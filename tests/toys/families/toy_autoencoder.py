@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch
-from components.families.base import Autoencoder, DataInfo, Losses, Phase
+from components.data.info import DataInfo
+from components.families.base import Autoencoder, Losses, Phase
 from components.training.optimizers import OptimizerConfig
 
 CONVOLUTIONS = {

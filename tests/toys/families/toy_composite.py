@@ -6,8 +6,9 @@ import dataclasses
 
 from components.composite.base import Composite, trained_part
 from components.config import Strict
+from components.data.info import DataInfo
 from components.families import dcgan, latent_diffusion
-from components.families.base import DataInfo, Role
+from components.families.base import Role
 from components.sampling.requests import Conditions, Request, Source
 from components.sampling.trajectories import Trajectory
 

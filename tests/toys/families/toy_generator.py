@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch
+from components.data.info import DataInfo
 from components.data.randomness import Draws
-from components.families.base import DataInfo, Losses, NoSettings, Phase, Sampler
+from components.families.base import Losses, NoSettings, Phase, Sampler
 from components.metrics.figures import Definition, Figures, named
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call, Trajectory

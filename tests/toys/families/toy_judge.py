@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch
-from components.families.base import DataInfo, Judge, Losses, Phase
+from components.data.info import DataInfo
+from components.families.base import Judge, Losses, Phase
 from components.training.optimizers import OptimizerConfig
 
 
