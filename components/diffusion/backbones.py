@@ -3,7 +3,7 @@
 A backbone answers `net(x, level, context, label, added)` with x's shape: x (B, C, ...), noise level (B,) in [0, 1000],
 context (B, M, context_dim) or None, label (B,) or None, and what is added to the embedding of level and label,
 (B, net.embedding_dim) or None. Built with `given_channels`, it is told as many channels of x besides those that it
-answers about.
+answers about. One that says `reuses` takes `deep` and `tells_deep` besides, as nets/unet.py has them.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ class UNet(Strict):
     def attends(self) -> bool:
         """Whether a context reaches every place."""
         return any(self.attention)
+
+    @property
+    def reuses(self) -> bool:
+        """Whether it has a deep part, whose features neighbouring evaluations can share."""
+        return len(self.widths) > 1
 
     @property
     def class_dim(self) -> int:
@@ -105,6 +110,10 @@ class DiT(Strict):
     @property
     def attends(self) -> bool:
         return True
+
+    @property
+    def reuses(self) -> bool:
+        return self.depth > 2
 
     @property
     def class_dim(self) -> int:

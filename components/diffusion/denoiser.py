@@ -48,7 +48,7 @@ class Denoiser(nn.Module):
     they are the backbone's own. `further` takes those that class or text leave over, its `names`, such as a smaller
     image: (x, condition) -> both as the backbone takes them. With `uncertainty` the net can tell, beside its answer,
     the logarithm (B,) of the error that it expects. `numbers`: inputs (B,) in [0, 1] by which the net is told more than
-    the noise level.
+    the noise level. `deep`, `tells_deep`: see the backbones.
 
     x (B, C, ...), level (B,) in [0, 1000] or, of films, (B, T) -> x's shape.
     """
@@ -68,18 +68,30 @@ class Denoiser(nn.Module):
         self.uncertainty = Uncertainty() if uncertainty else None
         self.numbers = nn.ModuleDict({name: NumberEmbedding(backbone.embedding_dim) for name in numbers})
 
-    def forward(self, x: Tensor, level: Tensor, uncertain: bool = False, **given: Tensor):
+    def forward(
+        self,
+        x: Tensor,
+        level: Tensor,
+        uncertain: bool = False,
+        deep: Tensor | None = None,
+        tells_deep: bool = False,
+        **given: Tensor,
+    ):
         names = (*self.numbers, *(() if self.further is None else self.further.names))
         passed = {name: given.pop(name) for name in names}
         condition = given if self.conditioner is None else self.conditioner(**given)
-        answer = self.denoise(x, level, **condition, **passed)
+        answer = self.denoise(x, level, deep, tells_deep, **condition, **passed)
         return (answer, self.uncertainty(level if level.ndim == 1 else level.amax(1))) if uncertain else answer
 
-    def denoise(self, x: Tensor, level: Tensor, **condition: Tensor) -> Tensor:
+    def denoise(
+        self, x: Tensor, level: Tensor, deep: Tensor | None = None, tells_deep: bool = False, **condition: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """With the condition made once for all steps."""
         told = [embedding(condition.pop(name)) for name, embedding in self.numbers.items()]
         if told:
             condition["added"] = torch.stack(told).sum(0)
         if self.further is not None:
             x, condition = self.further(x, condition)
+        if tells_deep or deep is not None:
+            return self.backbone(x, level, **condition, deep=deep, tells_deep=tells_deep)
         return self.backbone(x, level, **condition)

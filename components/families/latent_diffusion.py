@@ -17,7 +17,7 @@ from components.constants import constant
 from components.data.dataset import Batch
 from components.data.info import DataInfo, RunInfo
 from components.data.randomness import Draws
-from components.diffusion import likelihood, schedules, weightings
+from components.diffusion import likelihood, reuse, schedules, weightings
 from components.diffusion.building import (
     SPEAKERS,
     STEERING,
@@ -82,7 +82,10 @@ class Model(Sampler):
         self.kept = ("denoiser", *self.pretrained, *self.early)
         self.calls = {**self.space.calls, **self.text_inputs.nets}
         for name, net in {"denoiser": denoiser, **copies, **guides}.items():
-            self.calls |= {name: net.denoise, _text_of(name): net.conditioner.text} if self.texts else {name: net}
+            asked = net.denoise if self.texts else net
+            self.calls |= {name: asked, **reuse.calls(name, asked)}
+            if self.texts:
+                self.calls[_text_of(name)] = net.conditioner.text
         self.schedule = schedules.build(config.schedule)
         self.preconditioner = Preconditioner(config.objective, self.schedule)
         self.phases = (Phase("denoise", "denoiser", self.loss, config.optimizer),)
@@ -114,7 +117,7 @@ class Model(Sampler):
                 "guidance: autoguidance needs a worse net: a snapshot from early in the training, which model.guide "
                 "keeps, or a run that inputs names as NAME/guide"
             )
-        return None
+        return reuse.why_not(config.backbone, settings.reuse)
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         draws, kind = batch.draws, self.config.weighting.name
@@ -271,7 +274,7 @@ class Model(Sampler):
     ) -> Generator[Call, Tensor, Denoise]:
         """What answers a request's solver, which visits these noise levels."""
         towards, away = yield from self._conditions(request, guidance)
-        return self.preconditioner.guided(towards, away, guidance)
+        return self.preconditioner.guided(towards, away, guidance, request.settings.reuse)
 
     def _conditions(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, tuple[Condition, Condition]]:
         """What to go towards, and what the worse answer is asked about."""

@@ -17,7 +17,7 @@ from components.config import Strict
 from components.data.dataset import Batch
 from components.data.info import DataInfo
 from components.diffusion import config as diffusion
-from components.diffusion import schedules
+from components.diffusion import reuse, schedules
 from components.diffusion.building import STEERING
 from components.diffusion.denoiser import Denoiser
 from components.diffusion.guidance import Condition, Denoise, Guidance, Preconditioner
@@ -55,6 +55,10 @@ class UNetLayout(Strict):
         """Of texts and, where it has room for them, sizes, which come in the backbone's own terms."""
         layout = self.model_dump(exclude={"name", "norm_groups"})
         return Denoiser(None, UNet2DConditionModel(channels, groups=self.norm_groups, **layout))
+
+    @property
+    def reuses(self) -> bool:
+        return len(self.widths) > 1
 
     @model_validator(mode="after")
     def _fits(self) -> UNetLayout:
@@ -120,6 +124,8 @@ class Model(LatentDiffusion):
         self.kept = tuple(self.nets)
         self.pretrained = tuple(name for name in self.nets if name != "denoiser")
         self.calls = {**self.space.calls, **denoisers, "text": text}
+        for name, net in denoisers.items():
+            self.calls |= reuse.calls(name, net)
         self.schedule = schedules.build(config.schedule)
         self.preconditioner = Preconditioner(config.objective, self.schedule)
         self.phases = (Phase("denoise", "denoiser", self.loss, config.optimizer),)
@@ -134,7 +140,7 @@ class Model(LatentDiffusion):
 
     @classmethod
     def why_not(cls, config: Config, settings: Settings, inputs: Collection[str] = ()) -> str | None:
-        return None
+        return reuse.why_not(config.backbone, settings.reuse)
 
     def _embedded(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}  # captions are encoded in training
@@ -169,11 +175,12 @@ class Model(LatentDiffusion):
             wanted = Encoded(*(lerp(*pair, request.blend.share) for pair in ends))
         if against is None and self.config.zeros_for_nothing:
             unwanted = Encoded(*map(torch.zeros_like, unwanted))
-        base = self.preconditioner.guided(*self._conditions_of(wanted, unwanted, self.config.backbone), guidance)
+        every, conditions = request.settings.reuse, self._conditions_of(wanted, unwanted, self.config.backbone)
+        base = self.preconditioner.guided(*conditions, guidance, every)
         if self.config.refiner is None or request.settings.refiner_start == 1:
             return base
         conditions = self._conditions_of(wanted, unwanted, self.config.refiner)
-        refine = replace(self.preconditioner, net="refiner").guided(*conditions, guidance)
+        refine = replace(self.preconditioner, net="refiner").guided(*conditions, guidance, every)
         return self._relay(base, refine, request.settings.refiner_start)
 
     def _relay(self, base: Denoise, refine: Denoise, share: float) -> Denoise:

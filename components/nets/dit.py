@@ -50,7 +50,8 @@ class DiT(nn.Module):
     The level may be one for each place on the first axis, (B, s): frames of a film at noise levels of their own.
     Level, class and what is `added` (B, embedding_dim) to their embedding modulate every block (adaLN-zero); a context
     is attended to, where there is a `context_dim`. `patch`: the side of a token, in cells, or its sides; `num_classes`
-    counts the rows of the class embedding, 0 leaves it out; `given_channels`: as of the U-Net."""
+    counts the rows of the class embedding, 0 leaves it out; `given_channels`: as of the U-Net, and so are `deep`
+    (B, N, width), of the middle half of the blocks, and `tells_deep`."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class DiT(nn.Module):
         given_channels: int = 0,
     ):
         super().__init__()
-        self.patch, self.embedding_dim = patch_sides(patch, rank), width
+        self.patch, self.embedding_dim, self.deep_channels = patch_sides(patch, rank), width, width
         cells = math.prod(self.patch)
         values = channels * cells
         self.embed = nn.Linear((channels + given_channels) * cells, width)
@@ -90,7 +91,9 @@ class DiT(nn.Module):
         context: Tensor | None = None,
         label: Tensor | None = None,
         added: Tensor | None = None,
-    ) -> Tensor:
+        deep: Tensor | None = None,
+        tells_deep: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         condition = self.level(sinusoidal_embedding(level.flatten(), LEVEL_WIDTH)).unflatten(0, level.shape)
         of_class = None if self.class_embedding is None else embedded(self.class_embedding, label)
         for told in (of_class, added):
@@ -98,5 +101,10 @@ class DiT(nn.Module):
                 condition = condition + (told if level.ndim == 1 else told[:, None])
         counts = [length // side for length, side in zip(x.shape[2:], self.patch, strict=True)]
         places = grid_places(counts, x.device)
-        tokens = self.trunk(self.embed(patches(x, self.patch)), places, condition, context)
-        return unpatched(self.head(tokens), self.patch, torch.Size((len(x), self.channels, *x.shape[2:])))
+        told = self.embed(patches(x, self.patch)), places, condition, context
+        if tells_deep or deep is not None:
+            tokens, deep = self.trunk.reusing(*told, deep)
+        else:
+            tokens = self.trunk(*told)
+        answer = unpatched(self.head(tokens), self.patch, torch.Size((len(x), self.channels, *x.shape[2:])))
+        return (answer, deep) if tells_deep else answer
