@@ -108,6 +108,8 @@ class Family:
     inherits: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by role, the config's keys that a run's own stand in for
     held_out: ClassVar[HeldOutLoss | None] = None  # what `held_out_losses` gives; None: it gives nothing
     checkpoint_figures: ClassVar[tuple[str, ...]] = ()  # names of what `validate` gives without a judge
+    crops: bool = False  # whether it trains on crops, of one size a batch, of a data set that has them
+    whole_batch: ClassVar[bool] = False  # whether a loss compares the rows of a batch, which no parts of it can
     prefers_best: ClassVar[bool] = False  # whether a run is read at its best checkpoint, where it kept one
 
     @property

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.conditioning.classes import apart
+from components.conditioning.sizes import refuse_without_crops
 from components.config import parse
 from components.constants import constant
 from components.data.dataset import Batch
@@ -67,6 +68,11 @@ class Model(Sampler):
         self.accepts = frozenset({"source", BLEND, *STEERING[config.conditioning], *speaker})
         refuse_unless_described(config, data)
         config.backbone.refuse_unfit(data.shape, family_name(type(self)))
+        self.crops = config.crops
+        if config.crops:
+            refuse_without_crops(family_name(type(self)), data)
+            for size in data.crops:
+                config.backbone.refuse_unfit((data.shape[0], *size), family_name(type(self)))
         self.space = self.space_of(data)
         self.autoencoder = self.space.autoencoder
         denoiser = self.build(config, data)

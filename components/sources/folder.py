@@ -21,7 +21,7 @@ from PIL import Image
 from components.data.dataset import Rejected
 from components.data.media import Medium
 from components.errors import DataError
-from components.sources import S3, DataConfig, Row, Source, split_rank
+from components.sources import S3, DataConfig, Row, Source, file_row, split_rank
 from components.sources.layouts import LAYOUTS, Described, Files, Item, arrange, name_of
 
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -58,9 +58,8 @@ def read(folder: Path, config: DataConfig, seed: int) -> Source:
     parts["train"] = [item for item in parts["train"] for _ in range(getattr(item, "repeats", 1))]
     length = max((len(item.caption.encode()) for item in described.values() if item.caption), default=1)
     speakers = tuple(sorted({item.speaker for item in described.values() if item.speaker is not None}))
-    decode = functools.partial(
-        _decode, of=of, shape=shape, numbers=tuple(map(_numbered, (classes, speakers))), caption_length=length
-    )
+    numbers = tuple(map(_numbered, (classes, speakers)))
+    decode = functools.partial(_decode, config=config, of=of, shape=shape, numbers=numbers, caption_length=length)
     where = config.source if config.source.startswith(S3) else folder.as_posix()
     facts = {"source": where, "seed": seed, "side_files": len(files.side_files)}
     facts |= {"test_split": "given"} if arranged.test is not None else {"test_fraction": config.test_fraction}
@@ -167,6 +166,7 @@ def _numbered(names: Iterable[str]) -> dict[str, int]:
 
 def _decode(
     item: Item,
+    config: DataConfig,
     of: Medium,
     shape: tuple[int, ...],
     numbers: tuple[dict[str, int], dict[str, int]],
@@ -176,7 +176,7 @@ def _decode(
     if isinstance(item, Rejected):
         return item
     try:
-        row = {of.column: of.read(item.path, shape)}
+        row = file_row(item.path, config, of, shape)
     except DataError as error:
         packed = item.path.suffix.lower() in _PACKED
         return Rejected(

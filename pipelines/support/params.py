@@ -86,8 +86,15 @@ class EncodeConfig(Strict):
 
     batch_size: int = Field(256, gt=0)
     flips: bool = False  # the mirrored images, too, for samplers with model.flips
+    crops: int = Field(0, ge=0)  # of each row, drawn once, for samplers with model.crops; 0: the image's middle alone
     text: TextConfig | None = None
     tokens: TokensConfig | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> EncodeConfig:
+        if self.crops and self.tokens is not None:
+            raise ValueError("crops: token samplers learn from tokens.shifts; expected crops: 0 beside tokens")
+        return self
 
 
 class Bound(Strict):
