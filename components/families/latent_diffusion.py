@@ -41,7 +41,7 @@ from components.diffusion.guidance import (
 from components.diffusion.likelihood import log_density
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS, Noise, Solver
-from components.errors import ConfigError, SamplerError
+from components.errors import ConfigError
 from components.families.base import Early, Losses, Phase, Role, Sampler, Tiny, family_name
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume
@@ -114,7 +114,11 @@ class Model(Sampler):
         self.nets[GUIDE].load_state_dict(given.nets["denoiser"].state_dict())
 
     @classmethod
-    def why_not(cls, config: Config, settings: Settings, inputs: Collection[str] = ()) -> str | None:
+    def why_not(
+        cls, config: Config, settings: Settings, inputs: Collection[str] = (), latents: bool = False
+    ) -> str | None:
+        if latents and settings.dynamic_threshold is not None:
+            return "dynamic_threshold: latents have no bounds; expected a sampler of the images themselves"
         if settings.guidance == "autoguidance" and config.guide is None and GUIDE not in inputs:
             return (
                 "guidance: autoguidance needs a worse net: a snapshot from early in the training, which model.guide "
@@ -225,11 +229,6 @@ class Model(Sampler):
         _, std = self._moments(clean)
         scaled = -std.double().log().expand_as(clean[:1]).sum()  # from normalised values to those of the rows
         return found + scaled + log_bin_volume(clean[0].numel(), count)
-
-    def trajectory(self, request: Request) -> Trajectory:
-        if self._threshold(request.settings) is not None and self.autoencoder is not None:
-            raise SamplerError("dynamic_threshold: latents have no bounds; expected a sampler of the images themselves")
-        return super().trajectory(request)
 
     def _trajectory(self, request: Request) -> Trajectory:
         settings, source, draws = request.settings, request.conditions.source, Draws.of_seeds(request.seeds)
