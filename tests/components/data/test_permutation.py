@@ -85,7 +85,7 @@ def test_a_part_of_a_batch_is_drawn_alone(step, batch_size, count, rank):
 COUNTS = st.lists(st.integers(1, 60), min_size=2, max_size=5).map(tuple)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(counts=COUNTS, batch_size=st.integers(1, 20), seed=st.integers(0, 2**31), epochs=st.integers(1, 3))
 def test_every_epoch_has_the_batches_of_each_bucket_that_end_in_it(counts, batch_size, seed, epochs):
     ends = [sum(epoch * count // batch_size for count in counts) for epoch in range(epochs + 1)]
@@ -104,11 +104,11 @@ def test_every_epoch_has_the_batches_of_each_bucket_that_end_in_it(counts, batch
         )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 2**30), min_size=2, max_size=20).map(tuple),
     step=st.integers(0, 2**40),
-    batch_size=st.integers(1, 64),
+    batch_size=st.integers(1, 16),
     data=st.data(),
 )
 def test_a_batch_of_a_bucket_far_on_is_found_at_once_and_shared_out(counts, step, batch_size, data):
