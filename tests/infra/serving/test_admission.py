@@ -6,7 +6,8 @@ import pytest
 
 from components.sampling.tasks import EngineFull, Load, Usage
 from components.sampling.workload import Work
-from infra.serving.admission import LONGEST, Admission
+from infra.serving.admission import Admission
+from infra.serving.api_error import LONGEST
 from infra.serving.openai_api import SampleRequest
 
 
@@ -22,7 +23,7 @@ class Paced:
     def seconds_of(self, works):
         return float(sum(sum(work.rows.values()) for work in works))
 
-    def seconds_to_finish(self, works):
+    def seconds_to_finish(self, works=()):
         return self.backlog + self.seconds_of(works)
 
     def seconds_in_turn(self, works):
@@ -88,6 +89,15 @@ def test_each_who_is_refused_is_told_a_later_time():
         told.append(refused.value.retry_after)
     assert told[:3] == [pytest.approx(seconds, abs=0.1) for seconds in (2, 4, 6)]  # two seconds of work each
     assert told == sorted(told) and told[-1] == LONGEST
+
+
+@pytest.mark.parametrize(
+    "backlog, count, goes", [(7.5, 1, True), (3.0, 6, False)], ids=["a full queue", "a large request"]
+)
+def test_a_refusal_goes_for_all_where_the_queue_is_why(backlog, count, goes):
+    with pytest.raises(EngineFull) as refused:
+        admission(Paced(backlog=backlog)).refuse_unfinishable(orders(count=count))
+    assert refused.value.for_all is goes
 
 
 @pytest.mark.parametrize("cause", [EngineFull("busy", 3.2)])
