@@ -88,11 +88,13 @@ class Model(Student):
             self.nets[FAKE].denoiser.load_state_dict(self.nets["denoiser"].state_dict())
 
     @classmethod
-    def why_not(cls, config: Config, settings: StudentSettings, inputs: Collection[str] = ()) -> str | None:
+    def why_not(
+        cls, config: Config, settings: StudentSettings, inputs: Collection[str] = (), latents: bool = False
+    ) -> str | None:
         if settings.num_inference_steps not in config.counts:
             learned, found = ", ".join(map(str, config.counts)), settings.num_inference_steps
             return f"num_inference_steps: this student learned {learned}, found {found}"
-        return super().why_not(config, settings, inputs)
+        return super().why_not(config, settings, inputs, latents)
 
     @property
     def usual_settings(self) -> StudentSettings:
