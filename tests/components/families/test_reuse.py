@@ -23,6 +23,7 @@ VARIANTS = {  # a family, changes of its tiny config, its data, and what its set
     "guide": ("latent_diffusion", {"guide": {"at": 0.5}}, LATENTS, None),
     "films": ("video_diffusion", {"backbone": {**DEEP_DIT, "width": 24, "patch": (1, 2, 2)}}, None, None),
     "refined": ("stable_diffusion", {}, None, None),
+    "two encoders": ("sdxl", {}, None, None),
     "stages": ("cascade", {}, IMAGES, "base"),
 }
 
