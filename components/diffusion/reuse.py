@@ -41,8 +41,9 @@ class Whole:
 
 
 def calls(name: str, net: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    """What answers the calls that `Reuse` makes of a net: the whole net, and what is around features of before."""
-    return {_whole(name): Whole(net), _shallow(name): net}
+    """What answers the calls that `Reuse` makes of a net: the net itself, the same with its deep features told, and
+    what is around features of before."""
+    return {name: net, _whole(name): Whole(net), _shallow(name): net}
 
 
 def _whole(net: str) -> str:

@@ -89,10 +89,8 @@ class Model(Sampler):
         self.kept = ("denoiser", *self.pretrained, *self.early)
         self.calls = {**self.space.calls, **self.text_inputs.nets}
         for name, net in {"denoiser": denoiser, **copies, **guides}.items():
-            asked = net.denoise if self.texts else net
-            self.calls |= {name: asked, **reuse.calls(name, asked)}
-            if self.texts:
-                self.calls[text_of(name)] = net.conditioner.text
+            self.calls |= reuse.calls(name, net.denoise if self.texts else net)
+            self.calls |= {text_of(name): net.conditioner.text} if self.texts else {}
         self.schedule = schedules.build(config.schedule)
         self.preconditioner = Preconditioner(config.objective, self.schedule)
         self.phases = (Phase("denoise", "denoiser", self.loss, config.optimizer),)

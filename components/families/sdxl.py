@@ -89,7 +89,7 @@ class Model(Diffusion):
         self.calls = {**self.calls, CLIP: clip.texts}
         if config.refiner is not None:
             config.refiner.backbone.refuse_unfit(data.shape, "sdxl")
-            self.nets[REFINER] = self.calls[REFINER] = self._build_refiner(config, data)
+            self.nets[REFINER] = self._build_refiner(config, data)
             self.calls |= reuse.calls(REFINER, self.nets[REFINER])
             self.kept = (*self.kept, REFINER)
             self.phases = (*self.phases, Phase("refine", REFINER, self.refine, config.refiner.optimizer))

@@ -145,11 +145,10 @@ class Model(LatentDiffusion):
         self.kept = tuple(self.nets)
         moving = self.added or ("denoiser",)
         self.pretrained = tuple(name for name in self.nets if name not in moving)
-        self.calls = {**self.space.calls, **denoisers, "text": text}
-        if adapters:
-            self.calls["denoiser"] = Adapted(denoisers["denoiser"], adapters)
-        for name in denoisers:
-            self.calls |= reuse.calls(name, self.calls[name])
+        self.calls = {**self.space.calls, "text": text}
+        asked = {**denoisers, "denoiser": Adapted(denoisers["denoiser"], adapters)} if adapters else denoisers
+        for name, net in asked.items():
+            self.calls |= reuse.calls(name, net)
         self.schedule = schedules.build(config.schedule)
         self.preconditioner = Preconditioner(config.objective, self.schedule)
         phases = {"denoise": "denoiser"} if not adapters else dict(zip(self.added, self.added, strict=True))
