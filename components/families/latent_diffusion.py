@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
 import torch
@@ -12,17 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.conditioning.classes import apart
-from components.config import parse
 from components.constants import constant
 from components.data.dataset import Batch
-from components.data.info import DataInfo, RunInfo
+from components.data.info import DataInfo
 from components.data.randomness import Draws
-from components.diffusion import likelihood, schedules, weightings
+from components.diffusion import alignment, likelihood, schedules, weightings
+from components.diffusion.alignment import TEACHER
 from components.diffusion.building import (
     SPEAKERS,
     STEERING,
     build_denoiser,
-    refuse_unalike,
+    build_guide,
     refuse_unless_described,
     text_inputs_of,
 )
@@ -40,8 +41,8 @@ from components.diffusion.guidance import (
 from components.diffusion.likelihood import log_density
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS, Noise, Solver
-from components.errors import ConfigError, SamplerError
-from components.families.base import Early, Losses, Phase, Role, Sampler, Tiny, family_name
+from components.errors import SamplerError
+from components.families.base import Early, Family, Losses, Phase, Role, Sampler, Tiny, family_name
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume
 from components.metrics.held_out import DENOISING, NUM_LEVELS
@@ -75,7 +76,7 @@ class Model(Sampler):
         self.libraries = self.text_inputs.libraries
         self.early = self.early_nets(config)
         copies = {name: copy.deepcopy(denoiser) for name in self.early}
-        guides = {name: _build_guide(config, data, run) for name, run in data.inputs.items() if name == GUIDE}
+        guides = {name: build_guide(config, data, run) for name, run in data.inputs.items() if name == GUIDE}
         fixed = {**self.space.nets, **self.text_inputs.nets, **guides}
         self.nets = nn.ModuleDict({"denoiser": denoiser, **fixed, **copies})
         self.pretrained = tuple(fixed)
@@ -93,7 +94,10 @@ class Model(Sampler):
 
     def build(self, config: Config, data: DataInfo) -> Denoiser:
         """The net that is trained, with initial weights."""
-        return build_denoiser(config, data)
+        net = build_denoiser(config, data)
+        if config.alignment is not None:
+            net.projector = alignment.projector(net.backbone.embedding_dim, data)
+        return net
 
     @classmethod
     def early_nets(cls, config: Config) -> dict[str, Early]:
@@ -101,11 +105,15 @@ class Model(Sampler):
 
     @classmethod
     def roles(cls, config: Config) -> dict[str, Role]:
-        return {GUIDE: Role(family="latent_diffusion", kept=True)}
+        guide = {GUIDE: Role(family="latent_diffusion", kept=True)}
+        return guide if config.alignment is None else {**guide, TEACHER: alignment.ROLE}
 
-    def receive(self, role: str, given: Model) -> None:
+    def receive(self, role: str, given: Family) -> None:
+        if role == TEACHER:
+            return super().receive(role, given)
         assert role == GUIDE, f"latent_diffusion takes no {role}"
-        self.nets[GUIDE].load_state_dict(given.nets["denoiser"].state_dict())
+        learned = given.nets["denoiser"].state_dict()
+        self.nets[GUIDE].load_state_dict({name: learned[name] for name in self.nets[GUIDE].state_dict()})
 
     @classmethod
     def why_not(cls, config: Config, settings: Settings, inputs: Collection[str] = ()) -> str | None:
@@ -117,16 +125,50 @@ class Model(Sampler):
         return None
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
-        draws, kind = batch.draws, self.config.weighting.name
-        clean = self.normalise(self.space.clean(batch, self.config.flips))
+        draws = batch.draws
+        rows = self.space.clean(batch, self.config.flips)
+        clean = self.normalise(rows)
         sigma = self._sigma(self.times(draws).double())
         inputs, wanted = self._question(clean, draws.normal("noise", clean.shape[1:]), sigma)
         inputs |= self._training_condition(batch, self.config.label_dropout)
-        inputs |= self._training_further(batch, self.config.flips)
-        if kind == "uniform":
-            return {"loss": (net(**inputs) - wanted).square().mean()}
-        answer, u = net(**inputs, uncertain=True) if kind == "learned" else (net(**inputs), None)
-        return self._weighted((answer - wanted).square().flatten(1).mean(1), sigma, u)
+        inputs |= self._training_further(batch, self.config.flips) | self._routing(batch, clean)
+        answer, u, projected = self._answered(net, inputs, batch.step)
+        if self.config.weighting.name == "uniform":
+            losses = {"loss": (answer - wanted).square().mean()}
+        else:
+            losses = self._weighted((answer - wanted).square().flatten(1).mean(1), sigma, u)
+        return losses if projected is None else self._aligned(losses, projected, rows)
+
+    def _answered(
+        self, net: nn.Module, inputs: dict[str, Tensor], step: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The net's answer; the error that it expects, if it tells; its tokens to align, if a step of this number
+        does."""
+        uncertain, align = self.config.weighting.name == "learned", self.config.alignment
+        tap = align.layer if align is not None and (align.steps is None or step < align.steps) else 0
+        asked = ({"uncertain": True} if uncertain else {}) | ({"tap": tap} if tap else {})
+        answer, *told = (net(**inputs, **asked),) if not asked else net(**inputs, **asked)
+        return answer, told[0] if uncertain else None, told[-1] if tap else None
+
+    def _aligned(self, losses: Losses, projected: Tensor, rows: Tensor) -> Losses:
+        """Losses with that of tokens (B, N, D) beside the teacher's features of the rows, which decode to images."""
+        assert TEACHER in self.received, f"the alignment was not handed its {TEACHER}"
+        with torch.no_grad():
+            images = rows
+            if self.autoencoder is not None:
+                images = self.autoencoder.bounded(self.nets["autoencoder"].decode(rows))
+            counts = self.nets["denoiser"].backbone.counts(rows.shape[1:])
+            wanted = alignment.features(self.received[TEACHER].nets["classifier"], images, counts)
+        apart = alignment.misalignment(projected, wanted)
+        return {**losses, "loss": losses["loss"] + self.config.alignment.weight * apart, "alignment": apart}
+
+    def _routing(self, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
+        """Numbers that decide which tokens of rows (B, C, ...) bypass blocks at this step, if any do."""
+        route = getattr(self.config.backbone, "route", None)
+        if route is None or (route.steps is not None and batch.step >= route.steps):
+            return {}
+        count = math.prod(self.nets["denoiser"].backbone.counts(rows.shape[1:]))
+        return {"routed": batch.draws.uniform("route", (count,))}
 
     def _weighted(self, error: Tensor, sigma: Tensor, u: Tensor | None) -> Losses:
         """Of rows' errors (B,) at noise levels (B,); `u`: the logarithms of those that the net expects, if it does."""
@@ -348,18 +390,6 @@ def _pooled(mask: Tensor, sides: tuple[int, ...]) -> Tensor:
     """A mask (B, 1, ...) brought to fewer cells, each as large as the largest value in it."""
     pool = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}[len(sides)]
     return pool(mask, sides)
-
-
-def _build_guide(config: Config, data: DataInfo, run: RunInfo) -> Denoiser:
-    """The net of another run, to be compared with this one's answer by answer. Raises ConfigError unless both answer
-    the same question about the same data."""
-    if config.guide is not None:
-        raise ConfigError("latent_diffusion: guide: expected model.guide or an input of this role, found both")
-    other = parse(Config, run.config, GUIDE)
-    refuse_unalike(
-        "latent_diffusion: guide", (config, data), (other, run.data), ("objective", "schedule", "conditioning")
-    )
-    return build_denoiser(other, data)
 
 
 def _text_of(net: str) -> str:

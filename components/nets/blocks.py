@@ -110,13 +110,14 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim or channels, channels, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """`mask`: as of dot_product_attention."""
         context = x if context is None else context
         q, k, v = (
             projected.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N or M, C / heads)
             for projected in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        return self.to_out[0](dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.to_out[0](dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
 
     def of_one(self, token: Tensor) -> Tensor:
         """What every query gets from a context of one token (B, 1, D): (B, 1, C), whatever the query. The softmax over
