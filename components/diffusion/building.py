@@ -1,4 +1,4 @@
-"""A denoiser of a config and a data set: its backbone, what tells it class, speaker or text, and what the data must have."""
+"""A denoiser of a config and a data set: its backbone, what tells it class, speaker or text, and what data it wants."""
 
 from __future__ import annotations
 

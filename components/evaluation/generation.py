@@ -52,6 +52,14 @@ NETWORK_EVALUATIONS = Definition(
     kind="count",
     better="lower",
 )
+PARAMETERS = Definition(
+    name="parameters",
+    label="parameters",
+    group="cost",
+    explanation="weights of all its networks, of an autoencoder's that it decodes with, too",
+    kind="count",
+    better="lower",
+)
 AVERAGE, CHECKPOINT = "ema_sigma_rel", "checkpoint"  # a candidate's keys of weights, as run_folder.load takes them
 WEIGHTS = (AVERAGE, CHECKPOINT)
 GRID_COLUMNS = 10
@@ -188,11 +196,12 @@ def ms_single(sampler: Sampler, settings: Strict, seed: int, captions: Captions 
 
 def cost_figures(sampler: Sampler, settings: Strict, ms: float, seed: int, captions: Captions | None = None) -> Figures:
     """What sampling costs: `ms` per image as measured in batches, the milliseconds of an image alone, network
-    evaluations."""
+    evaluations, weights."""
     return named(
         MS_PER_IMAGE.figure(ms),
         MS_SINGLE.figure(ms_single(sampler, settings, seed, captions)),
         NETWORK_EVALUATIONS.figure(network_evaluations(sampler, settings, captions)),
+        PARAMETERS.figure(sum(weights.numel() for weights in sampler.nets.parameters())),
     )
 
 

@@ -21,9 +21,9 @@ from components.sampling.requests import Conditions, Request
 from infra.ray_cluster import encoding
 from infra.storage.store import Store
 from pipelines import evaluate, prepare, reference
-from pipelines.repro import apply
 from pipelines.support import inputs, paths
 from pipelines.support.params import TRAINED, Params, load
+from pipelines.support.presets import apply
 from tests.pipelines.in_process import train_stage
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,6 +2,7 @@
 
 import contextlib
 import subprocess
+import sys
 
 import pytest
 import ray
@@ -9,6 +10,7 @@ import ray
 from infra.config import ClusterConfig
 from infra.ray_cluster import ray_session
 from pipelines import repro
+from pipelines.support import params
 
 
 @pytest.fixture()
@@ -26,7 +28,7 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(subprocess, "call", call)
     monkeypatch.setattr(ray_session, "session", session)
-    monkeypatch.setattr(repro, "load", lambda: type("Params", (), {"cluster": ClusterConfig()}))
+    monkeypatch.setattr(params, "load", lambda: type("Params", (), {"cluster": ClusterConfig()}))
     return made
 
 
@@ -37,19 +39,27 @@ def test_what_changed_is_run_on_one_ray(calls):
     assert calls == [("dvc status --quiet", None), ("dvc repro", "127.0.0.1:6379")]
 
 
-def test_nothing_to_do_starts_no_ray(calls, monkeypatch):
+def test_nothing_to_do_starts_no_ray(calls, monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "call", lambda command, env=None: (calls.append((command[3], env)), 0)[1])
-    with pytest.raises(SystemExit) as ended:
-        repro.main([])
-    assert ended.value.code == 0
-    assert calls == [("status", None), ("repro", None)]
+    repro.main([])
+    assert calls == [("status", None)]
+    assert "up to date" in capsys.readouterr().out
+
+
+def test_nothing_to_do_imports_neither_torch_nor_ray():
+    code = (
+        "import subprocess, sys; subprocess.call = lambda *given, **named: 0; from pipelines import repro; "
+        "repro.main([]); print(sorted({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=repro.ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == "[]"
 
 
 def test_arguments_go_to_dvc_and_a_cluster_is_not_replaced(calls, monkeypatch):
     with pytest.raises(SystemExit):
         repro.main(["autoencoder@vae"])
     assert calls.pop() == ("dvc repro autoencoder@vae", "127.0.0.1:6379")
-    monkeypatch.setattr(repro, "load", lambda: type("Params", (), {"cluster": ClusterConfig(address="auto")}))
+    monkeypatch.setattr(params, "load", lambda: type("Params", (), {"cluster": ClusterConfig(address="auto")}))
     with pytest.raises(SystemExit):
         repro.main(["autoencoder@vae"])
     assert calls.pop() == ("dvc repro autoencoder@vae", None)
