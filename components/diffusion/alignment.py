@@ -45,7 +45,7 @@ def projector(width: int, data: DataInfo) -> Projector:
     run = data.inputs.get(TEACHER)
     if run is None:
         raise ConfigError(
-            f"align: expected the run of a judge in inputs, NAME/{TEACHER}: runs/..., for a family that has this input; "
+            f"align: expected the run of a judge in inputs, NAME/{TEACHER}: runs/..., of a family that takes one; "
             "found none"
         )
     if (run.data.medium, run.data.shape) != (data.decoded.medium, data.decoded.shape):
