@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from components.nets.autoencoder.codebook import Codebook
 from components.nets.autoencoder.finite_scalars import FiniteScalars
+from components.nets.autoencoder.scales import Scales
 from components.nets.blocks import Downsample2D, ResnetBlock2D, SpatialAttention, Upsample2D, group_norm, norm_groups
 
 
@@ -127,7 +128,7 @@ class AutoencoderKL(nn.Module):
         latent_channels: int,
         widths: Sequence[int],
         layers: int,
-        codebook: Codebook | FiniteScalars | None = None,
+        codebook: Codebook | FiniteScalars | Scales | None = None,
         learn_scale: bool = False,
         groups: int | None = None,
     ):
@@ -151,7 +152,7 @@ class AutoencoderKL(nn.Module):
         return self._decode(self._quantised(latents))
 
     def tokens(self, images: Tensor) -> Tensor:
-        """Numbers of the codes of each place, (B, H / f, W / f) int64; only with a codebook."""
+        """Numbers of the codes of each place, (B, H / f, W / f) int64, or of all scales, (B, N); of a codebook's."""
         return self.codebook.tokens(self.encode(images)[0])
 
     def decode_tokens(self, tokens: Tensor) -> Tensor:
