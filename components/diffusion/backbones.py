@@ -100,7 +100,7 @@ class DiT(Strict):
     depth: int = Field(6, ge=1)  # blocks
     heads: int = Field(4, ge=1)
     context_dim: int = Field(64, ge=1)  # of a text's tokens
-    route: Route | None = None
+    route: Route | None = None  # tokens that bypass blocks in training
 
     @field_validator("patch")
     @classmethod

@@ -111,7 +111,7 @@ class Config(DenoiserConfig):
     times: Times = Times()
     weighting: Weighting = Weighting()
     guide: Guide | None = None
-    align: AlignConfig | None = None
+    align: AlignConfig | None = None  # of a transformer's tokens to a judge's features
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup=50)
 
     @property

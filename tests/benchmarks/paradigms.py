@@ -135,7 +135,7 @@ def stood_on(what: str, seed: int) -> tuple[Family | None, Data]:
     images = digits.data()["train"]
     if what == "pixels":
         return None, images
-    model = token_families.TOKENISER_MODEL if what == "tokens" else digits.demo().autoencoders["vae"].model
+    model = token_families.GRID if what == "tokens" else digits.demo().autoencoders["vae"].model
     vae = quality.made("vae", model, images.info, seed)
     training = TrainingConfig(steps=10**4, batch_size=128, report_every=100)
     vae, _, _ = quality.trained(vae, images, training, seed, FIRST_PART * BUDGET, time.process_time)

@@ -3,6 +3,7 @@ alone, a cascade, unclip. Fit to texts is scored by a CLIP that none of them has
 
     python -m tests.benchmarks.text_systems                  # on captioned digits of 16x16, one seed
     python -m tests.benchmarks.text_systems unclip 1         # one system, another seed
+    python -m tests.benchmarks.text_systems text dit mmdit   # texts alone, by each backbone
     python -m tests.benchmarks.text_systems emoji            # all, on emoji of 32x32: hours of one core
 
 What is measured is kept in .cache/text_systems, with a sheet of samples each.
@@ -30,14 +31,16 @@ SYSTEMS = ("text", "cascade", "unclip")
 BACKBONE = {"widths": [32, 64], "attention": [False, True], "context_dim": 32}
 TEXT = {"conditioning": "text", "backbone": BACKBONE, "text": {"length": 48, "width": 32, "layers": 2, "heads": 4}}
 SOLVER = {"solver": "unipc", "num_inference_steps": 8, "guidance_scale": 2.0, "spacing": "karras"}
-FAMILY = {"text": "latent_diffusion"}
+TRANSFORMER = {"patch": 2, "width": 96, "depth": 4, "heads": 4, "context_dim": 32}
+FAMILY = dict.fromkeys(("text", "dit", "mmdit"), "latent_diffusion")
 MODEL = {
     "text": TEXT,
+    **{name: {**TEXT, "backbone": {"name": name, **TRANSFORMER}} for name in ("dit", "mmdit")},
     "cascade": {"base": TEXT, "up1": TEXT},
     "unclip": {"prior": {"width": 64, "depth": 3}, "decoder": TEXT},
 }
 SETTINGS = {
-    "text": SOLVER,
+    **dict.fromkeys(FAMILY, SOLVER),
     "cascade": {"base": SOLVER, "up1": {**SOLVER, "augmentation": 0.1}},
     "unclip": {"decoder": SOLVER},
 }
