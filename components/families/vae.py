@@ -156,11 +156,11 @@ class Model(Autoencoder):
             loss = loss + weight * terms["adversarial"]
         if config.codebook:
             codebook = self.nets["autoencoder"].codebook
-            if (pull := codebook.commitment(answer.mean)) is not None:
-                terms["commitment"] = pull
-                loss = loss + config.codebook.commitment * pull
-            counts = code_counts(codebook.tokens(answer.mean), codebook.size)
-            figures["perplexity"] = perplexity(counts).float()
+            if answer.commitment is not None:
+                terms["commitment"] = answer.commitment
+                loss = loss + config.codebook.commitment * answer.commitment
+            for name, part in {"": answer.tokens, **codebook.parts(answer.tokens)}.items():
+                figures[f"perplexity{name}"] = perplexity(code_counts(part, codebook.size)).float()
         else:
             terms["kl"] = free_bits_kl(answer.mean, answer.std, config.free_bits)
             loss = loss + config.kl_weight * terms["kl"]

@@ -54,6 +54,10 @@ class Codebook(nn.Module):
         # the codes come with the latents' gradient and this must pull the latents alone
         return (self._scaled(latents) - self.nearest(latents.detach())).square().flatten(1).sum(1).mean()
 
+    def parts(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Tokens that figures tell apart: none."""
+        return {}
+
     def fingerprint(self) -> str:
         """Of what the numbers of codes mean."""
         return hashlib.sha256(self.codes.cpu().numpy().tobytes()).hexdigest()[:32]

@@ -99,14 +99,17 @@ class Decoder(nn.Module):
 
 
 class Reconstruction(NamedTuple):
-    """What a forward gives: images, the posterior's mean and standard deviation, what the decoder was given, and the
-    log-scale (C,) of its density, where it has one."""
+    """What a forward gives: images, the posterior's mean and standard deviation, what the decoder was given, the
+    log-scale (C,) of its density, where it has one, and, where a codebook trains, the numbers of the mean's codes and
+    how far it is from them, if that pulls it."""
 
     images: Tensor
     mean: Tensor
     std: Tensor
     latents: Tensor
     log_scale: Tensor | None = None
+    tokens: Tensor | None = None
+    commitment: Tensor | None = None
 
 
 def spread_of(logvar: Tensor) -> Tensor:
@@ -170,7 +173,10 @@ class AutoencoderKL(nn.Module):
         if change is not None:
             latents = change(latents)
         latents = self._quantised(latents)
-        return Reconstruction(self._decode(latents), mean, std, latents, self.log_scale)
+        told = ()
+        if self.codebook is not None and torch.is_grad_enabled():
+            told = self.codebook.tokens(mean), self.codebook.commitment(mean)
+        return Reconstruction(self._decode(latents), mean, std, latents, self.log_scale, *told)
 
     def _quantised(self, latents: Tensor) -> Tensor:
         return latents if self.codebook is None else self.codebook(latents)

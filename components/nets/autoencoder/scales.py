@@ -60,6 +60,11 @@ class Scales(nn.Module):
         cells = zip([*before, *sums], self.sides, strict=True)
         return torch.cat([_averaged(one, side).flatten(2) for one, side in cells], dim=2).transpose(1, 2)
 
+    def parts(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Of tokens (B, N) those of each grid, by the names that figures of them end in."""
+        split = tokens.split(self.counts, dim=1)
+        return {f"_{side}x{side}": part for side, part in zip(self.sides, split, strict=True)}
+
     def cells(self, mask: Tensor) -> Tensor:
         """Which tokens' cells hold any of a mask (B, 1, H, W): (B, N) booleans."""
         return torch.cat([F.adaptive_max_pool2d(mask, side).flatten(1) > 0 for side in self.sides], dim=1)

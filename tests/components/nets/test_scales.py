@@ -32,6 +32,15 @@ def said(scales: Scales, tokens: torch.Tensor, number: int) -> torch.Tensor:
     return 0.5 * wide + 0.5 * scales.blend[number](wide)
 
 
+def test_figures_tell_the_grids_apart():
+    parts = quantiser().parts(torch.arange(21)[None])
+    assert {name: part[0].tolist() for name, part in parts.items()} == {
+        "_1x1": [0],
+        "_2x2": [1, 2, 3, 4],
+        "_4x4": list(range(5, 21)),
+    }
+
+
 @torch.no_grad()
 def test_each_grid_says_what_the_coarser_ones_left():
     scales, latents = quantiser().eval(), torch.randn(2, 3, 4, 4)
