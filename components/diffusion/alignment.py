@@ -65,8 +65,9 @@ def projector(width: int, data: DataInfo) -> Projector:
 def features(net: Classifier, rows: Tensor, counts: Sequence[int]) -> Tensor:
     """A judge's maps of rows (B, C, H, W) in [-1, 1] but the first, which is close to the pixels, brought to a grid of
     tokens: (B, N, D) in row-major order. Each map has unit length at every place, so that they count alike."""
-    maps = [F.interpolate(one, tuple(counts), mode="bilinear", antialias=True) for one in net.maps(net.seen(rows))[1:]]
-    return torch.cat([F.normalize(one.float(), dim=1) for one in maps], dim=1).flatten(2).transpose(1, 2)
+    maps = (one.float() for one in net.maps(net.seen(rows))[1:])
+    grids = (F.interpolate(one, tuple(counts), mode="bilinear", antialias=True) for one in maps)
+    return torch.cat([F.normalize(one, dim=1) for one in grids], dim=1).flatten(2).transpose(1, 2)
 
 
 def misalignment(projected: Tensor, wanted: Tensor) -> Tensor:

@@ -142,6 +142,7 @@ def test_what_is_read_from_the_folder_draws_as_what_was_trained(project):
     assert torch.isfinite(sampler.preview({})).all()
 
 
+@pytest.mark.slow
 def test_it_reigns_in_the_registry_and_draws_from_there(project, monkeypatch):
     """The registry's copy has the tokeniser in it and needs nothing else."""
     path = project / "metrics/maskgit.json"

@@ -43,6 +43,8 @@ def levered(changes, seed=0, data=LATENTS):
     family, teacher = build("latent_diffusion", seed, judged(data), **changes), build("judge", 5)
     teacher.nets.requires_grad_(False).eval()
     family.receive(TEACHER, teacher)
+    if data is LATENTS:  # the autoencoder of the latents is the data's, whatever the seed
+        family.nets["autoencoder"].load_state_dict(build("latent_diffusion").nets["autoencoder"].state_dict())
     return family
 
 
@@ -204,7 +206,7 @@ def test_a_run_folder_needs_no_teacher_and_guides_others(tmp_path):
 def test_a_teacher_is_asked_for_where_it_is_needed_and_refused_where_it_sees_something_else():
     kind = family_class("latent_diffusion")
     assert TEACHER not in roles_of("latent_diffusion", kind, kind.Config())
-    assert roles_of("latent_diffusion", kind, parse(kind.Config, ALIGN))[TEACHER].needed
+    assert roles_of("latent_diffusion", kind, parse(kind.Config, ALIGN, "model"))[TEACHER].needed
     with pytest.raises(ConfigError, match=r"align: expected the run of a judge in inputs, NAME/teacher: runs/\.\.\."):
         build("latent_diffusion", **ALIGN)
     other = RunInfo(family="judge", config={}, data=IMAGES.model_copy(update={"shape": (1, 8, 8)}))
