@@ -33,7 +33,7 @@ class Latents:
         of them."""
         mean, std = batch.columns["mean"], batch.columns["std"]
         if flips:
-            mirrored = _mirrored(batch, mean)
+            mirrored = per_row(batch.mirrored, mean)
             mean = torch.where(mirrored, batch.columns["mean_flipped"], mean)
             std = torch.where(mirrored, batch.columns["std_flipped"], std)
         return mean + std * batch.draws.normal("posterior", mean.shape[1:])
@@ -65,7 +65,7 @@ class Pixels:
 
     def clean(self, batch: Batch, flips: bool) -> Tensor:
         rows = self.medium.rows(batch.columns)
-        return torch.where(_mirrored(batch, rows), self.medium.mirrored(rows), rows) if flips else rows
+        return torch.where(per_row(batch.mirrored, rows), self.medium.mirrored(rows), rows) if flips else rows
 
     def columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(columns)
@@ -77,8 +77,3 @@ class Pixels:
     def decode(self, images: Tensor) -> Trajectory:
         yield from ()
         return images.clamp(-1, 1)
-
-
-def _mirrored(batch: Batch, like: Tensor) -> Tensor:
-    """Which rows are seen mirrored, (B, 1, ..., 1)."""
-    return per_row(batch.draws.uniform("flip") < 0.5, like)

@@ -7,13 +7,16 @@ import shutil
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import nn
 
 from components.artifacts import run_folder
 from components.data.dataset import Manifest, read_manifest, verify, write_manifest
 from components.data.info import AutoencoderInfo
+from components.data.media import medium
 from components.data.media.tokens import MEDIUM as TOKENS
 from components.errors import ConfigError, DataError, SamplerError
+from components.families.base import Family
 from components.files import whole_folder, write_json
 from components.interchange import text_encoders
 from components.nets.text_encoders import EncoderLayout, FrozenText
@@ -42,6 +45,7 @@ def encode(params: Params, name: str, images: Path, target: Path) -> Manifest:
     info = run.config.data.autoencoder or AutoencoderInfo(
         family=run.config.family, config=run.config.config, data=run.config.data
     )
+    sizes = latent_sizes(facts, run.family, name) if options.crops else None
     source = {"images": facts.source.get("source", "images"), "autoencoder": run.config.provenance.job}
     if options.tokens is not None:
         source["codebook"] = codebook_of(run, name).fingerprint()
@@ -50,7 +54,8 @@ def encode(params: Params, name: str, images: Path, target: Path) -> Manifest:
         cluster = params.cluster
         layout = None if text is None else write_text(folder, text)
         work = (autoencoder, images, folder, options.batch_size, cluster, cluster.storage(ROOT), options.flips, layout)
-        shards, statistics = encoding.encode(*work, None if options.tokens is None else options.tokens.shifts)
+        shifts = None if options.tokens is None else options.tokens.shifts
+        shards, statistics = encoding.encode(*work, shifts, options.crops)
         if options.tokens is not None:
             refuse_unused(statistics, options.tokens.least_usage, name)
         write_json(folder / paths.AUTOENCODER_INFO, info.model_dump(mode="json"))
@@ -58,6 +63,7 @@ def encode(params: Params, name: str, images: Path, target: Path) -> Manifest:
         write_manifest(
             folder,
             shards,
+            sizes,
             medium=facts.medium if options.tokens is None else TOKENS.name,
             value_range=facts.value_range if options.tokens is None else TOKENS.value_range,
             rate=facts.rate,
@@ -67,6 +73,29 @@ def encode(params: Params, name: str, images: Path, target: Path) -> Manifest:
             source=source,
         )
     return read_manifest(target)
+
+
+def latent_sizes(facts: Manifest, family: Family, name: str) -> dict[tuple[int, int], int]:
+    """The sides that latents of each bucket's crops have, and how many shards are its own. Raises DataError of images
+    without crops, and of sizes that the autoencoder cannot take."""
+    if not facts.buckets:
+        raise DataError(f"encode.{name}.crops: images without crops; expected data.crops in params.yaml")
+    net, channels = family.nets["autoencoder"], facts.columns[medium(facts.medium).column].shape[0]
+    device, found = next(net.parameters()).device, {}
+    for bucket in facts.buckets:
+        try:
+            with torch.inference_mode():
+                mean, _ = net.encode(torch.zeros(1, channels, *bucket.size, device=device))
+        except (RuntimeError, ValueError) as error:
+            told = f"{shape_text(bucket.size)} pixels, which the autoencoder cannot take ({error})"
+            raise DataError(f"encode.{name}.crops: data.crops has crops of {told}") from None
+        sides = tuple(mean.shape[2:])
+        if sides in found:
+            raise DataError(
+                f"encode.{name}.crops: two sizes of crops have latents of {shape_text(sides)}; see data.crops"
+            )
+        found[sides] = bucket.shards
+    return found
 
 
 def codebook_of(run: run_folder.Run, name: str) -> nn.Module:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from components import sources
-from components.data.dataset import Dataset, Manifest, Rejected, write_manifest, write_shards
+from components.data.dataset import Dataset, Manifest, Rejected, write_buckets, write_manifest
 from components.data.media import medium
 from components.errors import DataError, InputError
 from components.files import whole_folder
@@ -53,12 +53,14 @@ def _write_split(source: Source, split: str, config: DataConfig, folder: Path, r
     folder.mkdir()
     num_before = len(rejected)
     rows = sources.accepted(source.splits[split](), rejected, config.max_rejected)
-    shards = write_shards(folder, rows, config.rows_per_shard)
-    if not shards:
+    buckets = write_buckets(folder, rows, config.rows_per_shard)
+    if not buckets:
         raise DataError(f"data.source {config.source}: no readable {source.medium} for the {split} split; expected one")
+    sizes = config.sizes
     return write_manifest(
         folder,
-        shards,
+        [shard for part in buckets.values() for shard in part],
+        {sizes[number]: len(part) for number, part in buckets.items()} if sizes else None,
         medium=source.medium,
         value_range=medium(source.medium).value_range,
         rate=source.rate,
@@ -78,6 +80,8 @@ def summary(manifests: dict[str, Manifest], target: Path, notes: Sequence[str] =
         of = medium(manifest.medium)
         shape = shape_text(manifest.columns[of.column].shape)
         lines.append(f"{target / split}: {manifest.count} {of.plural} {shape} in {len(manifest.shards)} shards")
+        if manifest.buckets:
+            lines.append(f"  crops, height x width: {', '.join(counted(Dataset(target / split)))}")
     classes = next(iter(manifests.values())).classes
     if classes:
         lines.append(f"classes ({len(classes)}): {', '.join(classes)}")
@@ -89,6 +93,12 @@ def summary(manifests: dict[str, Manifest], target: Path, notes: Sequence[str] =
         lines.append(f"left out ({len(rejected)}, all in the manifests):")
         lines += [f"  {file.path}: {file.reason}" for file in rejected[:_SHOWN]]
     return "\n".join([*lines, *(f"note: {note}" for note in notes)])
+
+
+def counted(dataset: Dataset) -> Iterator[str]:
+    """Each bucket's size and how many rows it has."""
+    for bucket, rows in zip(dataset.manifest.buckets, dataset.buckets, strict=True):
+        yield f"{shape_text(bucket.size)} of {len(rows)}"
 
 
 def few_of(train: Path, classes: tuple[str, ...]) -> list[str]:

@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from components.sources import DataConfig
 from pipelines import prepare
 from pipelines.support.params import load
 from tests.clones import ROOT, command, make_clone, tiny_params
+from tests.components.sources.helpers import png, write_parquet, write_tar
 
 TEXT = (ROOT / "docs/QUICKSTART.md").read_text()
 
@@ -38,6 +40,9 @@ COMMANDS = re.findall(r"^ {4}(\S.*)$", TEXT[TEXT.index("## 3.") :], re.MULTILINE
 def lay(root, files: str) -> None:
     """Files of these names, each with content of its kind."""
     names = files.split()
+    for name in [name for name in names if name.endswith((".tar", ".parquet"))]:
+        lay_packed(root / name)
+        names.remove(name)
     pictures = [name for name in names if name.endswith(".png")]
     for number, name in enumerate(pictures):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +57,15 @@ def lay(root, files: str) -> None:
         }[name[name.rindex(".") :]]
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
+
+
+def lay_packed(path: Path) -> None:
+    """Two images with captions in one file."""
+    images, texts = [png(10), png(20)], ["a red cat", "a dog"]
+    if path.suffix == ".tar":
+        write_tar(path, {f"{n}.{end}": part[n] for n in (0, 1) for end, part in (("png", images), ("txt", texts))})
+    else:
+        write_parquet(path, {"image": [{"bytes": image, "path": None} for image in images], "text": texts})
 
 
 @pytest.mark.parametrize("files", LAYOUTS)
@@ -78,6 +92,7 @@ FOLDERS = {
     "classes": " ".join(f"{'cat' if number % 2 else 'dog'}/{number}.png" for number in range(60)),
     "captions": " ".join(f"{number}.png" for number in range(60)) + " metadata.jsonl",
     "nothing": " ".join(f"{number}.png" for number in range(60)),
+    "crops and buckets": " ".join(f"{'cat' if number % 2 else 'dog'}/{number}.png" for number in range(60)),
 }
 
 
@@ -104,6 +119,9 @@ MANY = " ".join(f"{n}.png" for n in range(60))
 WRONG = {  # message -> the folder, and keys of params.yaml
     "no such folder": (None, {}),
     "holds no image": ("LICENSE.txt", {}),
+    "names no split": ("train-0.tar more.tar", {}),
+    "cannot be read beyond its first": ("x.tar", {}),
+    "model.crops needs crops": ("a/1.png b/2.png", {"samplers": {"ldm": {"model": {"crops": True}}}}),
     "files to be left out": ("a/1.png a/2.png 3.png", {}),
     "which to other tools is no class": ("train/1.png bus/2.png", {}),
     "and no train/": ("test/a/1.png val/a/2.png", {}),
@@ -120,6 +138,7 @@ WRONG = {  # message -> the folder, and keys of params.yaml
     "unknown key": (MANY, {"data": {"chanels": 3}}),
 }
 EXTRA = {
+    "cannot be read beyond its first": ("x.tar", "no tar"),
     "no such image in the folder": ("m.csv", "file,label\n1.png,a\n2.png,b\n4.png,c\n"),
     "no line has a caption or label": ("m.csv", "file,breed\n1.png,a\n2.png,b\n"),
     "hold a detector's boxes": ("1.txt", "0 0.5 0.5 0.1 0.2"),

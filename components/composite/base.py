@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from components.config import Strict, parse
 from components.data.info import RunInfo
+from components.errors import ConfigError
 from components.families import family_class
-from components.families.base import Family, Phase, Sampler
+from components.families.base import Family, Phase, Sampler, family_name
 from components.sampling.requests import Conditions, Request
 from components.sampling.trajectories import Preview, Trajectory
 
@@ -31,7 +32,11 @@ class Composite(Sampler):
     parts: Mapping[str, Sampler]
 
     def adopt(self, **parts: Sampler) -> None:
-        """Takes the parts' nets, calls and what is known of them as its own."""
+        """Takes the parts' nets, calls and what is known of them as its own. Raises ConfigError of a part that wants
+        rows of another size than the others."""
+        for name, part in parts.items():
+            if part.crops:
+                raise ConfigError(f"{family_name(type(self))}: {name}.crops: all parts train on the same whole images")
         self.parts = parts
         self.nets = nn.ModuleDict(self._each({name: dict(part.nets.items()) for name, part in parts.items()}))
         self.calls = self._each({name: part.calls for name, part in parts.items()})

@@ -21,8 +21,9 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from components.config import Strict
+from components.data.crops import BUCKET, Size, is_of_frames, taken
 from components.data.media import Medium, medium
-from components.data.permutation import global_batch, share
+from components.data.permutation import bucketed_batch, global_batch, share
 from components.data.randomness import Draws
 from components.errors import DataError
 from components.files import sha256, write_json
@@ -48,6 +49,15 @@ class Shard(Strict):
     files: dict[str, ShardFile]  # by column
 
 
+class Bucket(Strict):
+    """Shards, as many as stand behind those of the buckets before, whose crops are of one size. `columns`: what crops
+    are taken from."""
+
+    size: Size
+    shards: int = Field(gt=0)
+    columns: dict[str, Column]
+
+
 class Rejected(Strict):
     """An input file that was left out, and why."""
 
@@ -59,7 +69,7 @@ class Manifest(Strict):
     """What a data set holds. `medium` is that of its rows or, of latents and features, of what they were made from;
     `value_range` is that of its column as stored; `statistics` are facts about the whole set that later stages need,
     such as a latent's mean and spread per channel; `speakers` are named by a column of that name, as classes are by
-    `label`; `rate` is the medium's, of what has time."""
+    `label`; `rate` is the medium's, of what has time; `buckets` of a set with crops have all of its shards."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     medium: str = "image"  # data sets written before there were others do not say it
@@ -72,6 +82,7 @@ class Manifest(Strict):
     statistics: dict[str, tuple[float, ...]] = {}
     source: dict[str, str | int | float] = {}
     rejected: tuple[Rejected, ...] = ()
+    buckets: tuple[Bucket, ...] = ()
     shards: tuple[Shard, ...]
 
 
@@ -88,32 +99,56 @@ def write_shard(folder: Path, number: int, columns: dict[str, np.ndarray]) -> Sh
 
 def write_shards(folder: Path, rows: Iterable[dict[str, np.ndarray]], rows_per_shard: int) -> list[Shard]:
     """Packs single rows (name -> array) into shards; memory holds one shard at a time."""
-    shards: list[Shard] = []
-    pending: list[dict[str, np.ndarray]] = []
+    return [shard for part in write_buckets(folder, rows, rows_per_shard).values() for shard in part]
+
+
+def write_buckets(folder: Path, rows: Iterable[dict[str, np.ndarray]], rows_per_shard: int) -> dict[int, list[Shard]]:
+    """The same of rows in buckets, each shard of one, by their numbers: memory holds one shard of each. Rows that say
+    no bucket are of bucket 0."""
+    shards: dict[int, list[Shard]] = {}
+    pending: dict[int, list[dict[str, np.ndarray]]] = {}
+
+    def write(bucket: int) -> None:
+        number = sum(map(len, shards.values()))
+        shards.setdefault(bucket, []).append(write_shard(folder, number, _stack(pending.pop(bucket))))
+
     for row in rows:
-        pending.append(row)
-        if len(pending) == rows_per_shard:
-            shards.append(write_shard(folder, len(shards), _stack(pending)))
-            pending = []
-    if pending:
-        shards.append(write_shard(folder, len(shards), _stack(pending)))
-    return shards
+        bucket = int(row.get(BUCKET, 0))
+        pending.setdefault(bucket, []).append({name: part for name, part in row.items() if name != BUCKET})
+        if len(pending[bucket]) == rows_per_shard:
+            write(bucket)
+    for bucket in sorted(pending):
+        write(bucket)
+    return dict(sorted(shards.items()))
 
 
 def _stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def write_manifest(folder: Path, shards: list[Shard], **facts) -> Manifest:
+def write_manifest(folder: Path, shards: list[Shard], sizes: Mapping[Size, int] | None = None, **facts) -> Manifest:
     """Completes a data set whose shards are written. `facts` are the Manifest's other fields; columns are read off
-    the first shard."""
-    columns = {}
-    for name, file in shards[0].files.items():
-        array = np.load(folder / file.path, mmap_mode="r")
-        columns[name] = Column(shape=array.shape[1:], dtype=str(array.dtype))
-    manifest = Manifest(count=sum(shard.rows for shard in shards), columns=columns, shards=tuple(shards), **facts)
-    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    the first shard, of what crops are taken from off the first of each bucket. `sizes`: of a set with crops, those of
+    its buckets, with how many of the shards are theirs."""
+    columns = _columns(folder, shards[0], of_frames=False)
+    buckets, first = [], 0
+    for size, count in (sizes or {}).items():
+        buckets.append(Bucket(size=size, shards=count, columns=_columns(folder, shards[first], of_frames=True)))
+        first += count
+    count = sum(shard.rows for shard in shards)
+    manifest = Manifest(count=count, columns=columns, buckets=tuple(buckets), shards=tuple(shards), **facts)
+    unsaid = set() if buckets else {"buckets"}
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json", exclude=unsaid))
     return manifest
+
+
+def _columns(folder: Path, shard: Shard, of_frames: bool) -> dict[str, Column]:
+    found = {}
+    for name, file in shard.files.items():
+        if is_of_frames(name) == of_frames:
+            array = np.load(folder / file.path, mmap_mode="r")
+            found[name] = Column(shape=array.shape[1:], dtype=str(array.dtype))
+    return found
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -178,13 +213,32 @@ class Dataset:
         """Its medium's rows by number, in the order asked: (len(numbers), C, ...) float32 in [-1, 1]."""
         return self.medium.rows(self.take(numbers))
 
+    @property
+    def buckets(self) -> tuple[range, ...]:
+        """The numbers of each bucket's rows; none of a set without crops."""
+        ends = np.cumsum([0, *(bucket.shards for bucket in self.manifest.buckets)])
+        return tuple(range(*map(int, self._starts[[first, last]])) for first, last in pairwise(ends))
+
     def take(self, rows: np.ndarray | Tensor) -> dict[str, Tensor]:
         """Rows by number, in the order asked: column name -> (len(rows), *shape), as stored."""
+        return self._take(np.asarray(rows), self.manifest.columns)
+
+    def crops(self, rows: np.ndarray | Tensor, draws: Draws) -> dict[str, Tensor]:
+        """The same of one bucket's rows, with a crop in the place of each, drawn by its draws, and `crop` telling where
+        it lies. Raises DataError of a set without crops."""
         rows = np.asarray(rows)
+        held = [number for number, inside in enumerate(self.buckets) if rows[0] in inside]
+        if not held:
+            raise DataError(f"{self.folder}: holds no crops; expected data.crops in params.yaml, or encode.NAME.crops")
+        assert all(row in self.buckets[held[0]] for row in rows.tolist()), "rows of several buckets"
+        bucket = self.manifest.buckets[held[0]]
+        found = taken(self._take(rows, bucket.columns), bucket.size, draws)
+        others = {name: column for name, column in self.manifest.columns.items() if name not in found}
+        return self._take(rows, others) | found
+
+    def _take(self, rows: np.ndarray, columns: Mapping[str, Column]) -> dict[str, Tensor]:
         shards = np.searchsorted(self._starts, rows, side="right") - 1
-        found = {
-            name: np.empty((len(rows), *column.shape), column.dtype) for name, column in self.manifest.columns.items()
-        }
+        found = {name: np.empty((len(rows), *column.shape), column.dtype) for name, column in columns.items()}
         for shard in np.unique(shards):
             places = np.flatnonzero(shards == shard)
             for name, values in found.items():
@@ -221,6 +275,11 @@ class Batch:
     step: int = 0  # of training, from 0
     ahead: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
 
+    @property
+    def mirrored(self) -> Tensor:
+        """(B,) bool: the rows that a model with flips sees mirrored."""
+        return self.draws.uniform("flip") < 0.5
+
     def to(self, device: torch.device) -> Batch:
         device = torch.device(device)
         waits = device.type == "cpu"  # towards it, values are read before a copy that nobody waits for has come
@@ -253,12 +312,18 @@ def row_weight(batch_size: int, rank: int, world: int) -> float:
 
 
 def batches(
-    dataset: Dataset, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0, start: int = 0
+    dataset: Dataset,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    seed: int = 0,
+    start: int = 0,
+    crops: bool = False,
 ) -> Iterator[Batch]:
     """The endless stream of training batches from global batch `start` on, as `rank` of `world` sees it.
 
-    `batch_size` is global: batch k holds the same rows, with the same draws, at any world size. Raises DataError if a
-    rank would get no row.
+    `batch_size` is global: batch k holds the same rows, with the same draws, at any world size. With `crops` rows are
+    crops of their frames, those of a batch of one bucket. Raises DataError if a rank would get no row.
     """
     if batch_size < world:
         raise DataError(
@@ -269,6 +334,18 @@ def batches(
     weight = row_weight(batch_size, rank, world)
     step = start
     while True:
-        rows = global_batch(step, batch_size, len(dataset), seed, part)
-        yield Batch(dataset.take(rows), Draws.of(seed, step, places), weight, step)
+        rows, draws = rows_of_batch(dataset, step, batch_size, seed, crops, part), Draws.of(seed, step, places)
+        columns = dataset.crops(rows, draws) if crops else dataset.take(rows)
+        yield Batch(columns, draws, weight, step)
         step += 1
+
+
+def rows_of_batch(
+    dataset: Dataset, step: int, batch_size: int, seed: int, crops: bool = False, part: slice = slice(None)
+) -> Tensor:
+    """The numbers of the rows of global batch `step`, or of its `part`."""
+    buckets = dataset.buckets if crops else ()
+    if len(buckets) < 2:
+        return global_batch(step, batch_size, len(dataset), seed, part)
+    bucket, rows = bucketed_batch(step, batch_size, tuple(map(len, buckets)), seed, part)
+    return rows + buckets[bucket].start

@@ -19,6 +19,7 @@ class DataInfo(Strict):
     speakers: tuple[str, ...] = ()  # of rows that have a column of that name, beside their class
     caption_length: int = 0  # bytes a row; 0 for a set without captions
     flips: bool = False  # whether it holds latents of the mirrored images too
+    crops: tuple[tuple[int, int], ...] = ()  # sizes that crops of it come in, in its own units; none without crops
     statistics: dict[str, tuple[float, ...]] = {}
     autoencoder: AutoencoderInfo | None = None
     text: dict | None = None  # EncoderLayout of nets/text_encoders.py
@@ -58,6 +59,7 @@ def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None, te
         speakers=manifest.speakers,
         caption_length=manifest.columns["caption"].shape[0] if "caption" in manifest.columns else 0,
         flips="mean_flipped" in manifest.columns,
+        crops=tuple(bucket.size for bucket in manifest.buckets),
         statistics=manifest.statistics,
         autoencoder=autoencoder,
         text=text,

@@ -5,7 +5,9 @@ Rackoff 1988, "How to construct pseudorandom permutations") and cycle walking (B
 arbitrary finite domains"), so that a billion rows cost no more than a thousand.
 """
 
+import bisect
 import functools
+import itertools
 
 import torch
 from torch import Tensor
@@ -43,7 +45,39 @@ def global_batch(step: int, batch_size: int, count: int, seed: int, part: slice 
     return _rows(step // steps, steps, batch_size, count, seed, first, last)[step % steps].clone()
 
 
-@functools.lru_cache(maxsize=8)
+def bucketed_batch(
+    step: int, batch_size: int, counts: tuple[int, ...], seed: int, part: slice = slice(None)
+) -> tuple[int, Tensor]:
+    """Global batch `step` of rows that lie in buckets of `counts` rows, no batch in two: its bucket, and its rows'
+    numbers within that as `global_batch` gives them. In an epoch a bucket has as many batches as end in it; which one
+    comes when is the epoch's own permutation."""
+    epoch = _epoch_of(step, batch_size, counts)
+    before, after = (_batches_before(one, batch_size, counts) for one in (epoch, epoch + 1))
+    ends = list(itertools.accumulate(last - first for first, last in zip(before, after, strict=True)))
+    place = int(permute(torch.tensor([step - sum(before)]), ends[-1], hash64("buckets", seed, epoch)))
+    bucket = bisect.bisect_right(ends, place)
+    number = before[bucket] + place - (ends[bucket - 1] if bucket else 0)
+    return bucket, global_batch(number, batch_size, counts[bucket], hash64("bucket", seed, bucket), part)
+
+
+def _batches_before(epoch: int, batch_size: int, counts: tuple[int, ...]) -> list[int]:
+    """How many batches of each bucket there are before an epoch."""
+    return [epoch * count // batch_size for count in counts]
+
+
+def _epoch_of(step: int, batch_size: int, counts: tuple[int, ...]) -> int:
+    """The epoch that a step is in: the last one before which there are no more batches than steps."""
+    total = sum(counts)
+    first = step * batch_size // total  # there are at most epoch * total / batch_size before one
+    last = (step + len(counts) + 1) * batch_size // total + 1  # and at most one a bucket less than that
+
+    def begin(epoch: int) -> int:
+        return sum(_batches_before(epoch, batch_size, counts))
+
+    return first - 1 + bisect.bisect_right(range(first, last + 1), step, key=begin)
+
+
+@functools.lru_cache(maxsize=64)  # of several buckets at once
 def _rows(block: int, steps: int, batch_size: int, count: int, seed: int, first: int, last: int) -> Tensor:
     """The places `first` to `last` of as many batches as make up a block, (steps, last - first) int64."""
     size = steps * batch_size

@@ -73,6 +73,7 @@ class DenoiserConfig(Strict):
     objective: Literal["epsilon", "x0", "v", "flow", "edm"] = "flow"
     schedule: ScheduleConfig = ScheduleConfig()
     flips: bool = False  # train on mirrored images too; latents need encode.flips
+    crops: bool = False  # train on crops that are drawn each time, of every size that the data set has them in
     label_dropout: float = Field(0.1, ge=0, le=1)  # share of rows trained without their class or text, for guidance
 
     @property

@@ -108,6 +108,8 @@ class Family:
     inherits: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by role, the config's keys that a run's own stand in for
     held_out: ClassVar[HeldOutLoss | None] = None  # what `held_out_losses` gives; None: it gives nothing
     checkpoint_figures: ClassVar[tuple[str, ...]] = ()  # names of what `validate` gives without a judge
+    crops: bool = False  # whether it trains on crops, of one size a batch, of a data set that has them
+    whole_batch: ClassVar[bool] = False  # whether a loss compares the rows of a batch, which no parts of it can
     prefers_best: ClassVar[bool] = False  # whether a run is read at its best checkpoint, where it kept one
 
     @property
@@ -205,10 +207,17 @@ class Sampler(Family):
     accepts: frozenset[str] = frozenset()  # what steers it: names of Conditions, and "blend"; may depend on the config
 
     @classmethod
-    def why_not(cls, config: Strict, settings: Strict, inputs: Collection[str] = ()) -> str | None:
+    def why_not(
+        cls, config: Strict, settings: Strict, inputs: Collection[str] = (), latents: bool = False
+    ) -> str | None:
         """Why a model of this config, which keeps a part of the inputs of these roles, cannot sample with these
-        settings: the setting's name, a colon, the reason. None if it can."""
+        settings: the setting's name, a colon, the reason. None if it can. `latents`: whether it works on these."""
         return None
+
+    @classmethod
+    def refusal(cls, config: Strict, settings: Strict, data: DataInfo) -> str | None:
+        """The same of a model of this data."""
+        return cls.why_not(config, settings, data.inputs, data.autoencoder is not None)
 
     def trajectory(self, request: Request) -> Trajectory:
         """The coroutine that makes the rows of a request: (B, C, ...) in [-1, 1]. Raises SamplerError of what the
@@ -216,7 +225,7 @@ class Sampler(Family):
         refuse_unaccepted(
             self.accepts, self.medium.plural, self.row_shape, self.num_classes, request, self.num_speakers, self.sizes
         )
-        if reason := self.why_not(self.config, request.settings, self.data.inputs):
+        if reason := self.refusal(self.config, request.settings, self.data):
             raise SamplerError(reason)
         return self._trajectory(request)
 

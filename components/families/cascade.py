@@ -191,7 +191,9 @@ class Model(Composite):
         }
 
     @classmethod
-    def why_not(cls, config: Config, settings: Settings, inputs: Collection[str] = ()) -> str | None:
+    def why_not(
+        cls, config: Config, settings: Settings, inputs: Collection[str] = (), latents: bool = False
+    ) -> str | None:
         for name in UPS:
             if getattr(config, name) is None and name != UPS[0] and getattr(settings, name) is not None:
                 return f"{name}: this cascade has no such stage; expected settings of {', '.join([BASE, *config.ups])}"

@@ -69,6 +69,7 @@ class Model(Family):
     kept = ("clip",)
     checkpoint_figures = (*NAMES, TRAINING.name)
     prefers_best = True
+    whole_batch = True
 
     def __init__(self, config: Config, data: DataInfo):
         refuse_unless_planar(data.shape, 2 ** (len(config.image.widths) - 1), "clip")

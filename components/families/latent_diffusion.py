@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.conditioning.classes import apart
+from components.conditioning.sizes import refuse_without_crops
 from components.constants import constant
 from components.data.dataset import Batch
 from components.data.info import DataInfo
@@ -41,7 +42,6 @@ from components.diffusion.guidance import (
 from components.diffusion.likelihood import log_density
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS, Noise, Solver
-from components.errors import SamplerError
 from components.families.base import Early, Family, Losses, Phase, Role, Sampler, Tiny, family_name
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume
@@ -68,6 +68,11 @@ class Model(Sampler):
         self.accepts = frozenset({"source", BLEND, *STEERING[config.conditioning], *speaker})
         refuse_unless_described(config, data)
         config.backbone.refuse_unfit(data.shape, family_name(type(self)))
+        self.crops = config.crops
+        if config.crops:
+            refuse_without_crops(family_name(type(self)), data)
+            for size in data.crops:
+                config.backbone.refuse_unfit((data.shape[0], *size), family_name(type(self)))
         self.space = self.space_of(data)
         self.autoencoder = self.space.autoencoder
         denoiser = self.build(config, data)
@@ -116,7 +121,11 @@ class Model(Sampler):
         self.nets[GUIDE].load_state_dict({name: learned[name] for name in self.nets[GUIDE].state_dict()})
 
     @classmethod
-    def why_not(cls, config: Config, settings: Settings, inputs: Collection[str] = ()) -> str | None:
+    def why_not(
+        cls, config: Config, settings: Settings, inputs: Collection[str] = (), latents: bool = False
+    ) -> str | None:
+        if latents and settings.dynamic_threshold is not None:
+            return "dynamic_threshold: latents have no bounds; expected a sampler of the images themselves"
         if settings.guidance == "autoguidance" and config.guide is None and GUIDE not in inputs:
             return (
                 "guidance: autoguidance needs a worse net: a snapshot from early in the training, which model.guide "
@@ -261,11 +270,6 @@ class Model(Sampler):
         _, std = self._moments(clean)
         scaled = -std.double().log().expand_as(clean[:1]).sum()  # from normalised values to those of the rows
         return found + scaled + log_bin_volume(clean[0].numel(), count)
-
-    def trajectory(self, request: Request) -> Trajectory:
-        if self._threshold(request.settings) is not None and self.autoencoder is not None:
-            raise SamplerError("dynamic_threshold: latents have no bounds; expected a sampler of the images themselves")
-        return super().trajectory(request)
 
     def _trajectory(self, request: Request) -> Trajectory:
         settings, source, draws = request.settings, request.conditions.source, Draws.of_seeds(request.seeds)

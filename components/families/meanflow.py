@@ -54,12 +54,14 @@ class Model(AverageStudent):
     Settings = Settings
 
     @classmethod
-    def why_not(cls, config: Config, settings: Settings, inputs: Collection[str] = ()) -> str | None:
+    def why_not(
+        cls, config: Config, settings: Settings, inputs: Collection[str] = (), latents: bool = False
+    ) -> str | None:
         if settings.guidance_interval is not None and config.is_guided:
             middle = float(schedules.build(config.schedule).sigma(torch.tensor(0.5, dtype=torch.float64)))
             if not settings.guidance_interval[0] <= middle <= settings.guidance_interval[1]:
                 return f"guidance_interval: this student learned those around {middle:.3g}"
-        return super().why_not(config, settings, inputs)
+        return super().why_not(config, settings, inputs, latents)
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         """The squared error of the velocity that the net's mean velocity stands for, u + (t - r) du/dt with the

@@ -61,11 +61,13 @@ class Model(Student):
         self.nets[FORMER] = build_denoiser(config, data)
 
     @classmethod
-    def why_not(cls, config: Config, settings: StudentSettings, inputs: Collection[str] = ()) -> str | None:
+    def why_not(
+        cls, config: Config, settings: StudentSettings, inputs: Collection[str] = (), latents: bool = False
+    ) -> str | None:
         if settings.num_inference_steps != config.last_steps:
             found = settings.num_inference_steps
             return f"num_inference_steps: this student was distilled to {config.last_steps}, found {found}"
-        return super().why_not(config, settings, inputs)
+        return super().why_not(config, settings, inputs, latents)
 
     @property
     def usual_settings(self) -> StudentSettings:

@@ -4,7 +4,7 @@ encoders, as pipelines.export imports it from a folder of diffusers."""
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -132,10 +132,6 @@ class Model(LatentDiffusion):
     @classmethod
     def roles(cls, config: Config) -> dict:
         return {}
-
-    @classmethod
-    def why_not(cls, config: Config, settings: Settings, inputs: Collection[str] = ()) -> str | None:
-        return None
 
     def _embedded(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}  # captions are encoded in training

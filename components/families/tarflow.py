@@ -73,7 +73,7 @@ class Model(Sampler):
         return frozenset({"blend", "label"} if self.labelled else {"blend"})
 
     @classmethod
-    def why_not(cls, config: Config, settings: Settings, inputs=()) -> str | None:
+    def why_not(cls, config: Config, settings: Settings, inputs=(), latents=False) -> str | None:
         if settings.guidance_scale != 1 and not (config.classes and config.label_dropout):
             return "guidance_scale: this model was not trained without classes; expected 1"
         return None

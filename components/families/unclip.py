@@ -135,8 +135,10 @@ class Model(Composite):
         }
 
     @classmethod
-    def why_not(cls, config: Config, settings: Settings, inputs: Collection[str] = ()) -> str | None:
-        reason = Diffusion.why_not(config.decoder, settings.decoder)
+    def why_not(
+        cls, config: Config, settings: Settings, inputs: Collection[str] = (), latents: bool = False
+    ) -> str | None:
+        reason = Diffusion.why_not(config.decoder, settings.decoder, latents=latents)
         return reason and f"{DECODER}.{reason}"
 
     def _trajectory(self, request: Request) -> Trajectory:

@@ -107,7 +107,9 @@ class Student(LatentDiffusion):
         return self.received[TEACHER].nets["denoiser"] if TEACHER in self.received else None
 
     @classmethod
-    def why_not(cls, config: StudentConfig, settings: StudentSettings, inputs: Collection[str] = ()) -> str | None:
+    def why_not(
+        cls, config: StudentConfig, settings: StudentSettings, inputs: Collection[str] = (), latents: bool = False
+    ) -> str | None:
         if config.conditioning != "none" and settings.guidance_scale > config.most_guidance:
             return (
                 f"guidance_scale: this student learned scales from 1 to {config.most_guidance:g}, "

@@ -10,14 +10,17 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
+from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
 from components.config import Strict
+from components.data.crops import CropConfig, image_columns
 from components.data.dataset import Rejected
 from components.data.media import Medium, medium, medium_names
+from components.data.media.image import MEDIUM as IMAGES
 from components.data.randomness import hash64
 from components.errors import DataError
 
@@ -29,7 +32,8 @@ _HOPELESS = 100  # rejected files beyond max_rejected after which the rest of a 
 
 Row = dict[str, np.ndarray]
 """The medium's column: a row as its medium stores it; label, speaker: int64 (); caption: uint8 (L,), UTF-8 padded with
-zeros. All but the first where the source has them, the same columns and shapes in every row."""
+zeros; with data.crops those of data/crops.py. All but the first where the source has them, the same columns in every
+row, and, but for frames of crops, the same shapes."""
 
 
 class MovingConfig(Strict):
@@ -53,6 +57,7 @@ class DataConfig(Strict):
     frames: int = Field(default=9, ge=1)  # of film: a row's length, 1 and a multiple of 4
     frame_rate: float = Field(default=8.0, gt=0)  # of film: frames a second
     moving: MovingConfig = MovingConfig()  # moving_digits: what moves, and how
+    crops: CropConfig | None = None  # of images: what crops are taken from, in the sizes of which buckets
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # of a source without a test split of its own
     rows_per_shard: int = Field(default=4096, gt=0)
     max_rejected: int = Field(default=0, ge=0)  # files that may be left out before the stage stops
@@ -95,6 +100,8 @@ class DataConfig(Strict):
             raise ValueError(f"medium: expected one of {', '.join(medium_names())}")
         if self.medium and self.source in _NAMED and self.source != "folder":
             raise ValueError(f"medium: source {self.source} knows its own; expected none")
+        if self.crops is not None and (named := self.medium or _MEDIA.get(self.source, IMAGES.name)) != IMAGES.name:
+            raise ValueError(f"crops: images alone have them, found medium {named}")
         return self
 
     def of(self, usual: str = "") -> tuple[Medium, tuple[int, ...]]:
@@ -108,6 +115,23 @@ class DataConfig(Strict):
     def shape(self) -> tuple[int, ...]:
         """Of a row, channels first."""
         return self.of()[1]
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """That crops come in, the usual one first; none without crops."""
+        return () if self.crops is None else self.crops.sizes(self.shape[1:])
+
+
+def image_row(image: Image.Image, config: DataConfig) -> Row:
+    """The columns of an 8-bit image without transparency."""
+    return image_columns(image, config.shape, config.crops)
+
+
+def file_row(file: Path | BinaryIO, config: DataConfig, of: Medium, shape: tuple[int, ...]) -> Row:
+    """The columns of a file of a medium. Raises DataError with the reason, without the path, if it cannot be read."""
+    if config.crops is None:
+        return {of.column: of.read(file, shape)}
+    return IMAGES.opened(file, lambda image: image_columns(image, shape, config.crops))
 
 
 def _is_side(value: object) -> bool:

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from components.data.media.image import MEDIUM, fitted
-from components.sources import DataConfig, Row, Source, split_rank
+from components.sources import DataConfig, Row, Source, image_row, split_rank
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _LEVELS = 16  # pixels are counts 0..16
@@ -49,4 +48,4 @@ def stratified(labels: np.ndarray, seed: int, fraction: float) -> np.ndarray:
 
 def _rows(pixels: np.ndarray, labels: np.ndarray, config: DataConfig, places: np.ndarray) -> Iterator[Row]:
     for place in places:
-        yield {MEDIUM.column: fitted(Image.fromarray(pixels[place]), config.shape), "label": labels[place]}
+        yield {**image_row(Image.fromarray(pixels[place]), config), "label": labels[place]}

@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from components.data.media.image import MEDIUM, fitted
 from components.errors import DataError
-from components.sources import DataConfig, Row, Source
+from components.sources import DataConfig, Row, Source, image_row
 
 # the publisher's own address; it has no TLS, which the md5 of every file makes up for
 OFFICIAL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -91,4 +90,4 @@ def _rows(files: dict[str, bytes], prefix: str, config: DataConfig) -> Iterator[
     pictures = parse_idx(gzip.decompress(files[f"{prefix}-images-idx3-ubyte.gz"]))
     labels = parse_idx(gzip.decompress(files[f"{prefix}-labels-idx1-ubyte.gz"])).astype(np.int64)
     for picture, label in zip(pictures, labels, strict=True):
-        yield {MEDIUM.column: fitted(Image.fromarray(picture), config.shape), "label": label}
+        yield {**image_row(Image.fromarray(picture), config), "label": label}

@@ -7,22 +7,19 @@ whatever its name, is left out and listed with the reason, as are images that ar
 
 from __future__ import annotations
 
-import collections
 import functools
-import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from components.data.dataset import Rejected
 from components.data.media import Medium
 from components.errors import DataError
-from components.sources import S3, DataConfig, Row, Source, split_rank
-from components.sources.layouts import LAYOUTS, Described, Files, Item, arrange, name_of
+from components.sources import S3, DataConfig, Source, packed
+from components.sources.described import source_of
+from components.sources.layouts import LAYOUTS, Described, Files, Item, arrange
 
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 _SIDE_SUFFIXES = {".txt", ".md", ".rst", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".html", ".log"}
@@ -34,55 +31,29 @@ _PACKED = {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".parquet", ".arrow", "
 def read(folder: Path, config: DataConfig, seed: int) -> Source:
     """Lists the folder; images are decoded as the splits are iterated, in the order of their names.
 
-    A split that the folder gives is kept. Otherwise which split an image is in depends on its name and the seed alone,
-    so added images move no others. Raises DataError if the folder is missing, has no layout that is known, or holds
-    fewer than two images.
+    Raises DataError if the folder is missing, has no layout that is known, or holds fewer than two images.
     """
     files = list_files(folder)
     if not config.source.startswith(S3):
         refuse_linked_folders(folder)
-    of, shape = config.of()
+    of, _ = config.of()
     if not files.images:
         raise DataError(f"{folder}: holds no {of.name}; {LAYOUTS.format(rows=of.plural)}")
+    if config.layout == "auto" and (archives := packed.archives(files)):
+        return packed.read(files, archives, config, seed)
     arranged = arrange(files, config.layout, config.label_key, config.speaker_key)
-    items = [*arranged.train, *(arranged.test or ())]
-    described = {item.name: item for item in items if isinstance(item, Described)}
-    classes = tuple(sorted({item.label for item in described.values() if item.label is not None}))
-    parts = {"train": arranged.train, "test": arranged.test}
-    if parts["test"] is None:
-        labels = {name: item.label for name, item in described.items()}
-        in_test = held_out(set(described), seed, config.test_fraction, folder, labels)
-        parts = {"train": [], "test": []}
-        for item in items:
-            parts["test" if name_of(item) in in_test else "train"].append(item)
-    parts["train"] = [item for item in parts["train"] for _ in range(getattr(item, "repeats", 1))]
-    length = max((len(item.caption.encode()) for item in described.values() if item.caption), default=1)
-    speakers = tuple(sorted({item.speaker for item in described.values() if item.speaker is not None}))
-    decode = functools.partial(
-        _decode, of=of, shape=shape, numbers=tuple(map(_numbered, (classes, speakers))), caption_length=length
-    )
-    where = config.source if config.source.startswith(S3) else folder.as_posix()
-    facts = {"source": where, "seed": seed, "side_files": len(files.side_files)}
-    facts |= {"test_split": "given"} if arranged.test is not None else {"test_fraction": config.test_fraction}
-    facts |= {"unused_validation_images": arranged.unused} if arranged.unused else {}
-    splits = {split: functools.partial(_ordered_map, decode, part) for split, part in parts.items()}
-    has_captions = any(item.caption is not None for item in described.values())
-    told = notes(folder, arranged.unused)
-    return Source(
-        classes=classes,
-        facts=facts,
-        splits=splits,
-        medium=of.name,
-        rate=of.rate,
-        speakers=speakers,
-        captions=has_captions,
-        notes=told,
-    )
+    contents = functools.partial(_contents, of)
+    return source_of(arranged, contents, folder, config, seed, side_files=len(files.side_files))
 
 
-def notes(folder: Path, unused: int) -> tuple[str, ...]:
-    """What a reader of the summary should know of a folder."""
-    return (f"{unused} images of its validation split are in neither: its test split is the test split",) * bool(unused)
+def _contents(of: Medium, items: list[Item]) -> Iterator[tuple[Item, Path | None]]:
+    for item in items:
+        if isinstance(item, Described) and (suffix := item.path.suffix.lower()) in _PACKED:
+            alone = ", or no other files beside" if suffix in packed.SUFFIXES else ""
+            reason = f"an archive or table; expected its {of.plural} unpacked{alone}"
+            yield Rejected(path=item.name, reason=reason), None
+        else:
+            yield item, item.path if isinstance(item, Described) else None
 
 
 def refuse_linked_folders(folder: Path) -> None:
@@ -134,73 +105,3 @@ def _is_side_file(path: Path) -> bool:
 def _printable(name: str) -> str:
     # file names are bytes; those that are not UTF-8 must still go into a manifest
     return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def held_out(
-    names: set[str], seed: int, fraction: float, folder: Path, classes: Mapping[str, str | None] | None = None
-) -> set[str]:
-    """The names whose images make the test split: each with probability `fraction`, but never none and never all, nor
-    all of one of the `classes`, by name. Raises DataError if there are fewer than two."""
-    if len(names) < 2:
-        raise DataError(f"{folder}: found {len(names)} usable images; expected at least two, to train and to test on")
-    ranked = sorted(names, key=lambda name: (split_rank(seed, name), name))
-    num_test = sum(split_rank(seed, name) < fraction for name in names)
-    num_test = min(max(1, num_test), len(ranked) - 1)
-    labels = classes or {}
-    left = collections.Counter(labels.values())
-
-    def is_spared(name: str) -> bool:  # as the last of its class
-        return labels.get(name) is not None and left[labels[name]] < 2
-
-    test = []
-    for name in ranked[:num_test]:
-        if not is_spared(name):
-            test.append(name)
-            left[labels.get(name)] -= 1
-    # where each of those was the only one of its class, the next that is not; or one is not trained on
-    return set(test or [next((name for name in ranked if not is_spared(name)), ranked[0])])
-
-
-def _numbered(names: Iterable[str]) -> dict[str, int]:
-    return {name: number for number, name in enumerate(names)}
-
-
-def _decode(
-    item: Item,
-    of: Medium,
-    shape: tuple[int, ...],
-    numbers: tuple[dict[str, int], dict[str, int]],
-    caption_length: int,
-) -> Row | Rejected:
-    """`numbers`: of the classes and of the speakers, by name."""
-    if isinstance(item, Rejected):
-        return item
-    try:
-        row = {of.column: of.read(item.path, shape)}
-    except DataError as error:
-        packed = item.path.suffix.lower() in _PACKED
-        return Rejected(
-            path=item.name, reason=f"an archive or table; expected its {of.plural} unpacked" if packed else str(error)
-        )
-    for column, known, name in zip(("label", "speaker"), numbers, (item.label, item.speaker), strict=True):
-        if name is not None:
-            row[column] = np.array(known[name], np.int64)
-    if item.caption is not None:
-        row["caption"] = np.frombuffer(item.caption.encode().ljust(caption_length, b"\0"), np.uint8)
-    return row
-
-
-def _ordered_map(function: Callable[[Item], Row | Rejected], items: Iterable[Item]) -> Iterator[Row | Rejected]:
-    """`map` on threads (Pillow decodes without the GIL) that looks only a few items ahead."""
-    Image.init()  # Pillow loads its plugins on first need, which is not safe on several threads
-    waiting = iter(items)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        ahead = collections.deque(pool.submit(function, item) for item in itertools.islice(waiting, 32))
-        try:
-            while ahead:
-                done = ahead.popleft()
-                ahead.extend(pool.submit(function, item) for item in itertools.islice(waiting, 1))
-                yield done.result()
-        finally:
-            for future in ahead:
-                future.cancel()

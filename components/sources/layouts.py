@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -36,10 +36,11 @@ _NUMBERED = re.compile(r"\d+(_.*)?")
 _BOX = re.compile(r"\s*\d+(\s+-?\d+(\.\d+)?){4,}\s*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Described:
     """An image and what its folder says of it. `name` is its path in the folder, printable on any terminal; `repeats`:
-    how many training rows it makes."""
+    how many training rows it makes; `start`, `size`: where in the file `path` it lies, of one in an archive; of one in
+    a table `start` is its row."""
 
     name: str
     path: Path
@@ -47,6 +48,8 @@ class Described:
     caption: str | None = None
     repeats: int = 1
     speaker: str | None = None
+    start: int = 0
+    size: int = 0
 
 
 Item = Described | Rejected
@@ -111,7 +114,7 @@ def arrange(files: Files, layout: Layout, label_key: str, speaker_key: str | Non
         raise DataError(f"{unread[0]}: a table of images in a sub-folder; expected it in {where}; {_WITHOUT}")
     locator = Locator(files.images)
     found = {part.name: _described(part, files, locator, label_key, speaker_key) for part in parts}
-    _refuse_unlike(found, where)
+    refuse_unlike(found, where)
     if list(found) == [""]:
         return Arranged(found[""])
     if "train" not in found:
@@ -127,7 +130,7 @@ def _foreign(files: Files) -> str | None:
     return next((name for name, path in files.side_files.items() if tables.is_foreign(path)), None)
 
 
-def _split_of(name: str) -> str | None:
+def split_of(name: str) -> str | None:
     """train, val or test, if a name is that of a split."""
     if not _SPLIT.fullmatch(name):
         return None
@@ -140,7 +143,7 @@ def _parts(files: Files) -> list[_Part]:
     are no classes' to other tools."""
     base, known = _unwrapped(files, "")
     tops = _tops(files.below(base), base)
-    splits = {top: _split_of(top) for top in tops}
+    splits = {top: split_of(top) for top in tops}
     if tops and all(splits.values()) and not _direct(files.below(base), base):
         parts: dict[str, _Part] = {}
         for top, split in splits.items():
@@ -150,7 +153,7 @@ def _parts(files: Files) -> list[_Part]:
             parts[split] = _Part(split, files.below(inner), inner, own or known)
         return [_checked(part, files.folder) for part in parts.values()]
     whole = _Part("", files.below(base), base, known)
-    given = {_split_of(table.stem): (table, at) for table, at in known}
+    given = {split_of(table.stem): (table, at) for table, at in known}
     if len(known) > 1 and len(given) == len(known) and None not in given:
         return _split_by_tables(whole, given)
     return [_checked(whole, files.folder)]
@@ -187,7 +190,7 @@ def _checked(part: _Part, where: Path) -> _Part:
         names = ", ".join(path.name for path, _ in part.tables)
         raise DataError(f"{where}: found {names}; expected one table of the images, or one a split")
     tops = _tops(part.images, part.base)
-    odd = [top for top in tops if top.lower() in _NO_CLASSES or _split_of(top)]
+    odd = [top for top in tops if top.lower() in _NO_CLASSES or split_of(top)]
     if odd and not part.tables:
         others = [f"{top}/" for top in tops if top not in odd] + ["images"] * bool(_direct(part.images, part.base))
         found = ", ".join(f"{top}/" for top in odd)
@@ -283,18 +286,23 @@ def _sidecars(part: _Part, files: Files) -> dict[str, str]:
         if len(beside) > 1:
             raise DataError(f"{beside[0]}: found {beside[1].name} beside it; expected one text an image")
         if beside:
-            found[name] = next(_lines(beside[0]), "")
+            found[name] = first_line(_text(beside[0]), beside[0])
     return found
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+
+
+def first_line(text: str, where: str | Path) -> str:
+    """The first line of a text that is not blank, or nothing. Raises DataError, naming `where`, of a zero byte, which
+    would end a stored caption."""
     if "\0" in text:
-        raise DataError(f"{path}: expected a caption, found a zero byte")
-    return (line.strip() for line in text.splitlines() if line.strip())
+        raise DataError(f"{where}: expected a caption, found a zero byte")
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def _refuse_boxes(texts: Mapping[str, str], where: Path) -> None:
@@ -317,7 +325,7 @@ def name_of(item: Item) -> str:
     return item.name if isinstance(item, Described) else item.path
 
 
-def _refuse_unlike(found: Mapping[str, list[Item]], where: Path) -> None:
+def refuse_unlike(found: Mapping[str, list[Item]], where: Path) -> None:
     """Raises DataError of splits that share an image, are described in different ways, or whose classes differ."""
     used = {name: items for name, items in found.items() if not (name == "val" and "test" in found)}
     kinds, seen = {}, {}

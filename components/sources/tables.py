@@ -63,7 +63,7 @@ def parse(table: Path, label_key: str, speaker_key: str | None = None) -> Iterat
             raise DataError(
                 f"{where}: expected the image's path under one of {', '.join(FILE_KEYS)}, found {file!r:.80}"
             )
-        yield {"file": file, **_description(content, where, keys)}
+        yield {"file": file, **description(content, where, keys)}
 
 
 def _text(table: Path) -> str:
@@ -120,7 +120,9 @@ def _stylegan_rows(table: Path) -> Iterator[tuple[str, object]]:
         yield where, {"file": pair[0], "label": pair[1]}
 
 
-def _description(content: Mapping[str, object], where: str, keys: Mapping[str, str]) -> Line:
+def description(content: Mapping[str, object], where: str, keys: Mapping[str, str]) -> Line:
+    """What an object with lower-case keys says of an image; `keys`: under which key each of label and speaker stands.
+    Raises DataError, naming `where`, of what cannot be a caption or a name."""
     found = {}
     caption = _first(content, CAPTION_KEYS)
     if caption is not None:

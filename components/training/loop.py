@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -50,6 +50,12 @@ class TrainingConfig(Strict):
     keep: Literal["last", "best"] = "last"  # best: the averages of the checkpoint best by `keep_by`, besides the last
     keep_by: str = "held_out_loss"  # any figure of checkpoint validation
     on_nonfinite: Literal["stop", "skip"] = "stop"  # an update that is not finite: stop the run, or leave it out
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainingConfig:
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate: expected at most a part a row, {self.batch_size}, found {self.accumulate}")
+        return self
 
     def takes_snapshot(self, step: int) -> bool:
         """Whether averages are kept after `step` steps: `ema_snapshots` times in equal parts, the last at the end."""

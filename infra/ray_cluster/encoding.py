@@ -16,8 +16,10 @@ import torch
 
 from components.artifacts.run_folder import load, load_weights
 from components.conditioning.text import EMBEDDED, texts_of_column
+from components.data.crops import CROP, views
 from components.data.dataset import Dataset, Shard, read_manifest, write_shard
 from components.data.media.tokens import MEDIUM as TOKENS
+from components.data.randomness import Draws
 from components.metrics.codes import code_counts, perplexity, usage
 from components.nets.text_encoders import EncoderLayout, FrozenText
 from components.shapes import all_but_channels
@@ -87,12 +89,13 @@ class Encoder:
         batch_size: int,
         flips: bool = False,
         text: tuple[EncoderLayout, Path | Staged] | None = None,
+        crops: int = 0,
     ):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._net = load(local(autoencoder), self._device).family.nets["autoencoder"]
         self._images, self._target, self._batch_size = Dataset(local(images)), target, batch_size
         self._medium = self._images.medium
-        self._flips, self._text = flips, None
+        self._flips, self._crops, self._text = flips, crops, None
         if text is not None:
             self._text = FrozenText(text[0]).eval().to(self._device)
             load_weights(self._text, local(text[1]) / TEXT_WEIGHTS)
@@ -109,10 +112,18 @@ class Encoder:
         rows = self._images.take(self._images.shard_rows(number))
         stored = rows.pop(self._medium.column)
         columns, sums = self._encoded(stored)
+        if self._crops:
+            columns |= views([self._crop(number, view) for view in range(self._crops)])
         others = {name: values.numpy() for name, values in rows.items()}
         texts = {} if self._text is None else {EMBEDDED: self._embeddings(rows["caption"])}
         with self._target.filled_from_disk() as folder:
             return write_shard(folder, number, columns | others | texts), sums
+
+    def _crop(self, number: int, view: int) -> dict[str, np.ndarray]:
+        """Posteriors of a crop of each row of a shard, and where it lies: a function of row and view."""
+        rows = self._images.shard_rows(number)
+        taken = self._images.crops(rows, Draws.of(0, view, torch.from_numpy(rows)))
+        return {**self._columns(taken[self._medium.column]), CROP: taken[CROP].numpy()}
 
     def _encoded(self, stored: torch.Tensor) -> tuple[dict[str, np.ndarray], Moments | CodeCounts]:
         """The new columns of stored rows, and sums over them."""
@@ -186,11 +197,13 @@ def encode(
     flips: bool = False,
     text: EncoderLayout | None = None,
     shifts: int | None = None,
+    crops: int = 0,
 ) -> tuple[list[Shard], dict[str, tuple[float, ...]]]:
     """Writes one shard of posteriors into `target` for every shard of `images`, or of tokens, where `shifts` is told;
     returns the manifest entries in order and the statistics of the whole set. `storage`: s3://bucket/prefix that inputs
     and shards go through, where nodes do not see these folders; `flips`: each row also holds the mirrored image's;
-    `text`: what embeds the captions, its weights in `target` already; `shifts`: see Tokeniser."""
+    `text`: what embeds the captions, its weights in `target` already; `shifts`: see Tokeniser; `crops`: how many of
+    each row it holds beside."""
     num_shards = len(read_manifest(images).shards)
     inputs, made = (autoencoder.resolve(), images.resolve()), Store.open(target.resolve())
     inputs += () if text is None else (target.resolve(),)
@@ -198,7 +211,7 @@ def encode(
         inputs = tuple(stage(folder, storage, cluster.cache_bytes) for folder in inputs)
         made = Store.open(storage) / "encoded" / "-".join(staged.hash[:16] for staged in inputs)
     autoencoder_at, images_at, *text_at = inputs
-    arguments = (autoencoder_at, images_at, made, batch_size, flips, (text, *text_at) if text_at else None)
+    arguments = (autoencoder_at, images_at, made, batch_size, flips, (text, *text_at) if text_at else None, crops)
     kind, sums = (Encoder, Moments) if shifts is None else (Tokeniser, CodeCounts)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of its execution plan otherwise
     ray.data.DataContext.get_current().enable_progress_bars = False

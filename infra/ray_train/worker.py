@@ -14,8 +14,7 @@ import torch
 from accelerate import Accelerator
 from ray.util.queue import Queue
 
-from components.data.dataset import Dataset, batches, row_weight
-from components.data.permutation import global_batch
+from components.data.dataset import Dataset, batches, row_weight, rows_of_batch
 from components.errors import TrainingError
 from components.families.base import START, Family
 from components.metrics.figures import Figures
@@ -43,19 +42,13 @@ def work(settings: dict) -> str | None:
     `settings`: `job`, the `reports` queue, `threads` (0: this node's cores shared), `sharding`, `run` (the run's folder
     in storage), `source` (that of a run to go on from where this one has no state yet)."""
     try:
-        Worker(**settings).train()
+        worker = Worker(**settings)
+        worker.train()
     except NonFiniteError as error:
-        return f"{error}; {_rows_of(settings['job'], error.step)}"
+        return f"{error}; {worker.rows_of(error.step)}"
     except TrainingError as error:
         return str(error)
     return None
-
-
-def _rows_of(job: Job, step: int) -> str:
-    """The rows of a global batch, in words."""
-    rows = global_batch(step, job.training.batch_size, len(Dataset(job.folder(job.data))), job.seed).tolist()
-    more = f" and {len(rows) - ROWS_TOLD} more" if len(rows) > ROWS_TOLD else ""
-    return f"its rows in {job.data}: {', '.join(map(str, rows[:ROWS_TOLD]))}{more}"
 
 
 class Worker:
@@ -93,10 +86,10 @@ class Worker:
         start, dataset = restore(self.device), Dataset(self.job.folder(self.job.data))
         if start is None and self.source is not None:
             start = newest_whole(self.source, self.device)
-        size, seed = self.job.training.batch_size, self.job.seed
+        size, seed, crops = self.job.training.batch_size, self.job.seed, self.family.crops
         if start is None and self.job.input(START) is None:
-            self.family.begin(lambda: next(batches(dataset, size, seed=seed)).to(self.device))
-        stream = batches(dataset, size, self.rank, self.world, seed, start.step if start else 0)
+            self.family.begin(lambda: next(batches(dataset, size, seed=seed, crops=crops)).to(self.device))
+        stream = batches(dataset, size, self.rank, self.world, seed, start.step if start else 0, crops)
         precision = self.automatic_precision(start)
         if self.reporter:
             self.reporter.begin(start.step if start else 0)
@@ -114,6 +107,13 @@ class Worker:
         )
         if state.step < self.job.training.steps:
             self.preemption.wait_for_the_end()
+
+    def rows_of(self, step: int) -> str:
+        """The rows of a global batch, in words."""
+        job, dataset = self.job, Dataset(self.job.folder(self.job.data))
+        rows = rows_of_batch(dataset, step, job.training.batch_size, job.seed, self.family.crops).tolist()
+        more = f" and {len(rows) - ROWS_TOLD} more" if len(rows) > ROWS_TOLD else ""
+        return f"its rows in {job.data}: {', '.join(map(str, rows[:ROWS_TOLD]))}{more}"
 
     def automatic_precision(self, start: State | None) -> Precision:
         """What `precision: auto` is: as the run began, or else bfloat16 where it is the fastest on every worker."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
+HOLD = "x-refused-for"  # between API and proxy: seconds for which all would be refused, and those that one is worth
+LONGEST = 60.0  # seconds that a client is told to wait; OpenAI's own takes a longer one for none
+
 
 class ApiError(Exception):
     """An answer in OpenAI's error schema."""
@@ -18,8 +23,22 @@ class ApiError(Exception):
     ):
         super().__init__(message)
         self.status, self.retry_after = status, retry_after
+        self.hold: tuple[float, float] | None = None  # HOLD, where it goes for all
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
     @property
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        told = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return told if self.hold is None else told | {HOLD: "{:.3f} {:.3f}".format(*self.hold)}
+
+
+def queue_full(seconds: float) -> ApiError:
+    """The refusal of a request that would not be finished in time, with the seconds until there may be room."""
+    whole = max(1, math.ceil(seconds))
+    return ApiError(
+        429,
+        f"the queue is full: this request would not be finished in time; try again in {whole} s",
+        kind="rate_limit_error",
+        code="queue_full",
+        retry_after=whole,
+    )

@@ -1,25 +1,30 @@
-"""What a client is told while no API stands behind Serve's proxy: 503 and Retry-After in the API's schema.
+"""What Serve's proxy answers by itself: 503 and Retry-After in the API's schema while no API stands behind it, and what
+a queue that is full has just told.
 
 The proxy is there from the start to the end of a server, the API only between: before it is up, while it drains, and
 when its replica was lost, the proxy answers by itself, with a line of plain text and statuses that clients do not try
-again. Serve takes these middlewares from RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH (ray_session.py).
+again. Under overload half a core would go into asking the API what it has just said. Serve takes these middlewares from
+RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH (ray_session.py).
 """
 
 from __future__ import annotations
 
-from starlette.datastructures import Headers
+import time
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.serving.api_error import ApiError
+from infra.serving.api_error import HOLD, LONGEST, ApiError, queue_full
 
 RETRY_AFTER = 1  # seconds
 OWN = "/-/"  # paths of the proxy itself, such as /-/healthz
 
 
 def middlewares() -> list[Middleware]:
-    return [Middleware(InSchema)]
+    return [Middleware(InSchema), Middleware(Holding)]
 
 
 class InSchema:
@@ -43,6 +48,58 @@ class InSchema:
                 await send(message)
 
         await self.app(scope, receive, sending)
+
+
+@dataclass
+class Hold:
+    """A refusal that goes for all requests of a path `until` a time; who comes is told to come back at `back`, each
+    `own` seconds after the one before."""
+
+    until: float = 0.0
+    back: float = 0.0
+    own: float = 0.0
+
+    def next(self, now: float) -> float:
+        """Seconds after which the next one may come again."""
+        self.back = min(now + LONGEST, self.back + self.own)
+        return self.back - now
+
+
+class Holding:
+    """ASGI middleware: what the API refused and said to go for all (HOLD), it refuses by itself for that long. Pages of
+    browsers, which need the API's headers of other origins, are always asked for there."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+        self._holds: dict[str, Hold] = {}  # by path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        path, now = scope["path"].rstrip("/"), time.monotonic()
+        hold = self._holds.get(path)
+        if hold is not None and now < hold.until and "origin" not in Headers(scope=scope):
+            error = queue_full(hold.next(now))
+            return await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = self._learnt(path, message)
+            await send(message)
+
+        await self.app(scope, receive, sending)
+
+    def _learnt(self, path: str, start: Message) -> Message:
+        """The start of an answer as the client gets it."""
+        headers = MutableHeaders(raw=list(start["headers"]))
+        if HOLD not in headers:
+            return start
+        now, (seconds, own) = time.monotonic(), map(float, headers[HOLD].split())
+        del headers[HOLD]
+        hold = self._holds.setdefault(path, Hold())
+        hold.until, hold.own = now + seconds, own
+        hold.back = max(hold.back, now + float(headers["retry-after"]))
+        return {**start, "headers": headers.raw}
 
 
 def _is_own(start: Message) -> bool:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import math
 import os
 import re
 import threading
@@ -32,8 +31,8 @@ from components.errors import InputError, SamplerError
 from components.sampling.tasks import DeadlineExceeded, EngineFull, EngineStopped
 from infra.config import ServeConfig, TrackingConfig
 from infra.ray_cluster import closed_session, ray_session
-from infra.serving import admission, autoscaling, http_api, http_guards, serve_metrics
-from infra.serving.api_error import ApiError
+from infra.serving import autoscaling, http_api, http_guards, serve_metrics
+from infra.serving.api_error import LONGEST, ApiError, queue_full
 from infra.serving.model_store import Champions, ModelStore
 from infra.serving.openai_api import Made, SampleRequest, Served, ServedModel, Update, num_steps
 from infra.serving.rollout import Rollout
@@ -45,6 +44,7 @@ RETRY_AFTER = 1  # seconds
 LATE = 5.0  # seconds after an order's own deadline, when its replica is taken for lost
 START = 300.0  # seconds in which a version must be up
 REMEMBERED = 0.1  # seconds for which the only engine's refusal goes for all requests as large, without asking it again
+HELD_BY_PROXIES = 0.25  # seconds for which a full queue of the only engine goes for all, without asking the API
 ONGOING = 10_000  # requests of one API replica: it limits them itself, and health is asked for the same way
 HEALTH = {"health_check_period_s": 1, "health_check_timeout_s": 10}
 # how threads of one forward wait for each other, where the environment says so: libgomp reads the first two, LLVM's and
@@ -114,7 +114,7 @@ class Samplers:
         last = self._refused.get(orders[0].model)
         if last and time.monotonic() < last.until and _size(orders) >= last.size:
             told = last.cause.retry_after + last.cause.seconds  # each comes after the one before
-            last.cause = EngineFull(str(last.cause), min(told, admission.LONGEST), last.cause.seconds)
+            last.cause = EngineFull(str(last.cause), min(told, LONGEST), last.cause.seconds)
             raise api_error_of(last.cause)
 
     @contextlib.contextmanager
@@ -126,6 +126,8 @@ class Samplers:
             if isinstance(cause, EngineFull) and cause.retry_after:
                 until = time.monotonic() + self.remembered
                 self._refused[orders[0].model] = Refusal(until, _size(orders), cause)
+                if cause.for_all and self.remembered and len(self._served) == 1:
+                    error.hold = HELD_BY_PROXIES, cause.seconds
             raise
 
     async def metrics(self, everything: bool) -> str:
@@ -196,14 +198,7 @@ def api_error_of(error: Exception) -> ApiError:
     """What a client may know of a failure behind the API."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, EngineFull | BackPressureError):
-        seconds = max(RETRY_AFTER, math.ceil(getattr(cause, "retry_after", None) or 0))
-        return ApiError(
-            429,
-            f"the queue is full: this request would not be finished in time; try again in {seconds} s",
-            kind="rate_limit_error",
-            code="queue_full",
-            retry_after=seconds,
-        )
+        return queue_full(getattr(cause, "retry_after", None) or 0)
     if isinstance(cause, SamplerError):  # what the sampler cannot do, in a line
         return ApiError(400, str(cause), param=str(cause).partition(":")[0])
     if isinstance(cause, DeadlineExceeded):

@@ -9,6 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from components.config import parse
+from components.data.crops import Size
 from components.data.dataset import MANIFEST, Manifest, read_manifest
 from components.data.info import AutoencoderInfo, DataInfo, RunInfo
 from components.data.media import medium
@@ -47,12 +48,13 @@ def refuse_unfit(params: Params, source: Source) -> None:
         classes=source.classes,
         speakers=source.speakers,
         caption_length=int(source.captions),
+        crops=params.data.sizes,
     )
     found = list(problems(params, info))
     if not found:
         return
     sizes = SIZES if len(shape) == 3 else ()  # that a row of another rank does not have
-    fitting = [size for size in sizes if not any(problems(params, _of_size(info, size)))]
+    fitting = [size for size in sizes if not any(problems(params, _of_size(params, info, size)))]
     size = params.data.image_size
     told = f"data.image_size: {list(size) if isinstance(size, tuple) else size}: " if fitting else ""
     proposed = f"; all models take {', '.join(map(str, fitting))}" if fitting else ""
@@ -107,10 +109,18 @@ def data_of(params: Params, folder: str, info: DataInfo) -> DataInfo | None:
     if params.encode[names[0]].tokens is not None:
         codebook = getattr(family.config, "codebook", None)
         grid = (1, *shape[1:]) if codebook is None else codebook.token_shape(shape)  # encode refuses what has none
-        return info.model_copy(update={"shape": grid, "medium": TOKENS.name, "autoencoder": of})
+        return info.model_copy(update={"shape": grid, "medium": TOKENS.name, "autoencoder": of, "crops": ()})
     moments = {"channel_mean": (0.0,) * shape[0], "channel_std": (1.0,) * shape[0]}
-    flips = params.encode[names[0]].flips
-    return info.model_copy(update={"shape": shape, "statistics": moments, "autoencoder": of, "flips": flips})
+    options = params.encode[names[0]]
+    crops = _smaller(info.crops, info.shape, shape) if options.crops else ()
+    told = {"statistics": moments, "autoencoder": of, "flips": options.flips, "crops": crops}
+    return info.model_copy(update={"shape": shape, **told})
+
+
+def _smaller(crops: tuple[Size, ...], shape: tuple[int, ...], latent_shape: tuple[int, ...]) -> tuple[Size, ...]:
+    """The sides that latents of crops have, as those of whole images have theirs."""
+    by = [side // latent for side, latent in zip(shape[1:], latent_shape[1:], strict=True)]
+    return tuple(tuple(side // part for side, part in zip(size, by, strict=True)) for size in crops)
 
 
 def _build(params: Params, name: str, data: DataInfo, info: DataInfo) -> object:
@@ -130,5 +140,6 @@ def _build(params: Params, name: str, data: DataInfo, info: DataInfo) -> object:
         return kind(config, data.model_copy(update={"inputs": kept}))
 
 
-def _of_size(info: DataInfo, size: int) -> DataInfo:
-    return info.model_copy(update={"shape": (info.shape[0], size, size)})
+def _of_size(params: Params, info: DataInfo, size: int) -> DataInfo:
+    crops = params.data.crops.sizes((size, size)) if info.crops else ()
+    return info.model_copy(update={"shape": (info.shape[0], size, size), "crops": crops})

@@ -23,7 +23,7 @@ from components.families.base import Sampler
 from components.sources import DataConfig
 from components.training.loop import TrainingConfig
 from infra.config import ClusterConfig, ServeConfig, TrackingConfig
-from pipelines.support import inputs
+from pipelines.support import inputs, paths
 
 DEFAULT = Path("params.yaml")
 WHERE = ("cluster", "tracking", "serve")  # blocks that say where, not what; the environment may change them
@@ -86,8 +86,15 @@ class EncodeConfig(Strict):
 
     batch_size: int = Field(256, gt=0)
     flips: bool = False  # the mirrored images, too, for samplers with model.flips
+    crops: int = Field(0, ge=0)  # of each row, drawn once, for samplers with model.crops; 0: the image's middle alone
     text: TextConfig | None = None
     tokens: TokensConfig | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> EncodeConfig:
+        if self.crops and self.tokens is not None:
+            raise ValueError("crops: token samplers learn from tokens.shifts; expected crops: 0 beside tokens")
+        return self
 
 
 class Bound(Strict):
@@ -244,6 +251,8 @@ def _check_family(params: Params, name: str, block: TrainBlock, where: str) -> N
     config = parse(kind.Config, inputs.whole_model(params, name), f"{where}.model")
     if kind.early_nets(config) and not block.training.ema_snapshots:
         raise ConfigError(f"{where}.training.ema_snapshots: expected above 0, because model.guide is a snapshot")
+    if kind.whole_batch:
+        _check_whole_batch(block, where)
     if isinstance(block, SamplerBlock):
         if not issubclass(kind, Sampler):
             raise ConfigError(f"{where}.family: {block.family!r} does not generate images; it cannot be a sampler")
@@ -252,9 +261,27 @@ def _check_family(params: Params, name: str, block: TrainBlock, where: str) -> N
         for number, candidate in enumerate(block.candidates):
             weights, settings = weights_and_settings(candidate)
             chosen = parse(kind.Settings, settings, f"{where}.candidates.{number}")
-            if reason := kind.why_not(config, chosen, params.inputs_of(name)):
+            if reason := kind.why_not(config, chosen, params.inputs_of(name), _on_latents(params, block)):
                 raise ConfigError(f"{where}.candidates.{number}.{reason}")
             _check_weights(weights, block, f"{where}.candidates.{number}")
+
+
+def _check_whole_batch(block: TrainBlock, where: str) -> None:
+    """Raises ConfigError of a training that leaves a loss no rows to compare, or not all of them."""
+    if block.training.accumulate > 1:
+        raise ConfigError(
+            f"{where}.training.accumulate: {block.family} compares all rows of a batch, which parts of it cannot; "
+            f"expected 1, found {block.training.accumulate}; more workers share a batch out"
+        )
+    if block.training.batch_size < 2:
+        raise ConfigError(f"{where}.training.batch_size: {block.family} compares rows; expected at least 2, found 1")
+
+
+def _on_latents(params: Params, block: TrainBlock) -> bool:
+    """Whether a model's data set is one of latents, which a block of `encode` makes."""
+    folder = Path(block.data)
+    made = params.encode.get(folder.name) if folder.parent == paths.DATA else None
+    return made is not None and made.tokens is None
 
 
 def _check_weights(weights: dict, block: TrainBlock, where: str) -> None:

@@ -72,11 +72,11 @@ def trained(
     """The family with the average of its weights, its state, and the seconds that training took: all of its steps, or
     as many as fit into `seconds` of the clock. `save`, `leave`: as of `fit`."""
     family.nets.to(device())
-    family.begin(lambda: next(batches(data, training.batch_size, seed=seed)).to(device()))
+    family.begin(lambda: next(batches(data, training.batch_size, seed=seed, crops=family.crops)).to(device()))
     began = clock()
     state = fit(
         family,
-        (batch.to(device()) for batch in batches(data, training.batch_size, seed=seed)),
+        (batch.to(device()) for batch in batches(data, training.batch_size, seed=seed, crops=family.crops)),
         training,
         start=None,
         wrap=no_wrap,

@@ -32,7 +32,13 @@ def train(root: Path, name: str, family_name: str, model: dict, info: DataInfo, 
     if info.autoencoder is not None:
         run_folder.load_weights(family.nets["autoencoder"], root / "runs/vae/autoencoder.safetensors")
     functions = {"wrap": no_wrap, "report": lambda step, figures: figures, "save": lambda state: None}
-    state = fit(family, batches(Dataset(data), TRAINING.batch_size), TRAINING, start=None, **functions)
+    state = fit(
+        family,
+        batches(Dataset(data), TRAINING.batch_size, crops=family.crops),
+        TRAINING,
+        start=None,
+        **functions,
+    )
     assert all(math.isfinite(value) for report in state.history for value in report.values())
     provenance = run_folder.Provenance(data="d", code="c", job=name, seed=0, step=TRAINING.steps)
     run_folder.write(root / "runs" / name, family_name, family, state, provenance)
@@ -64,7 +70,7 @@ def fitted(job: Job) -> tuple[Family, State]:
     family = job.build()
     state = fit(
         family,
-        batches(Dataset(Path(job.data)), job.training.batch_size, seed=job.seed),
+        batches(Dataset(Path(job.data)), job.training.batch_size, seed=job.seed, crops=family.crops),
         job.training,
         start=None,
         wrap=no_wrap,

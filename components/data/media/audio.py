@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -62,9 +62,9 @@ class AudioMedium(Medium):
     def size(self, shape: tuple[int, ...]) -> str:
         return f"{shape[1] / self.rate:g}s"
 
-    def read(self, path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    def read(self, file: Path | BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
         """The first stream of sound, its channels averaged, resampled; cut or filled with zeros at its end."""
-        return fitted(samples(path, self.rate), shape)
+        return fitted(samples(file, self.rate), shape)
 
     def encode(self, row: Tensor, file_format: str, quality: int = 90) -> bytes:
         """The clip without the zeros that fill its row. `quality` of mp3 and opus: 100 is 128 kbit/s a channel."""
@@ -124,12 +124,10 @@ def fitted(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return row
 
 
-def samples(file: Path | io.BytesIO, rate: float) -> np.ndarray:
+def samples(file: Path | BinaryIO, rate: float) -> np.ndarray:
     """The first stream of sound of a file, one channel, at `rate`: int16 (n,). Raises DataError with the reason."""
     try:
-        with av.open(
-            file if isinstance(file, io.BytesIO) else str(file), options={"format_whitelist": _READ}
-        ) as opened:
+        with av.open(str(file) if isinstance(file, Path) else file, options={"format_whitelist": _READ}) as opened:
             if not opened.streams.audio:
                 raise DataError("holds no sound")
             resampler = av.AudioResampler(format="s16", layout="mono", rate=round(rate))

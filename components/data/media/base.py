@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, BinaryIO, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -78,8 +78,9 @@ class Medium(ABC):
         """A row's extent as a request and a person say it: 64x48, width by height, of an image."""
 
     @abstractmethod
-    def read(self, path: Path, shape: tuple[int, ...]) -> np.ndarray:
-        """A file as a stored row of `shape`. Raises DataError with the reason, without the path, if it cannot be."""
+    def read(self, file: Path | BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
+        """A file, or its content, as a stored row of `shape`. Raises DataError with the reason, without the path, if it
+        cannot be."""
 
     @abstractmethod
     def encode(self, row: Tensor, file_format: str, quality: int = 90) -> bytes:

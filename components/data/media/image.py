@@ -8,9 +8,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ _TURNS = dict(
     )
 )
 _GAP = 1  # pixels between the images of a preview
+T = TypeVar("T")
 _PNG_HEADER = 8 + 25  # bytes of the signature and the chunk IHDR, after which others may stand (W3C PNG, 5.6)
 
 
@@ -65,12 +66,17 @@ class ImageMedium(Medium):
         _, height, width = shape
         return f"{width}x{height}"
 
-    def read(self, path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    def read(self, file: Path | BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
         """The first frame, upright, transparency composited on white, brought to `shape` by `fitted`."""
+        return self.opened(file, lambda image: fitted(image, shape))
+
+    def opened(self, file: Path | BinaryIO, use: Callable[[Image.Image], T]) -> T:
+        """What `use` makes of a file's first frame, 8-bit, upright, on white. Raises DataError with the reason, without
+        the path, if it cannot be."""
         try:
-            with Image.open(path) as opened:
+            with Image.open(file) as opened:
                 image = eight_bit(upright(opened))
-            return fitted(on_white(image), shape)
+            return use(on_white(image))
         except UnidentifiedImageError:
             raise DataError("not an image of any format that Pillow knows") from None
         except Exception as error:  # what Pillow raises of damaged files is of many kinds
@@ -164,8 +170,13 @@ def fitted(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
     aspect, resized (bicubic, antialiased)."""
     channels, height, width = shape
     converted = image.convert("L" if channels == 1 else "RGB")
-    pixels = np.asarray(ImageOps.fit(converted, (width, height), Image.Resampling.BICUBIC))
-    return pixels[None] if channels == 1 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+    return channels_first(ImageOps.fit(converted, (width, height), Image.Resampling.BICUBIC))
+
+
+def channels_first(image: Image.Image) -> np.ndarray:
+    """A grey or RGB image -> (C, H, W) uint8."""
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
 
 
 def upright(image: Image.Image) -> Image.Image:

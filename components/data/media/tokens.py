@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -38,9 +39,9 @@ class TokenMedium(Medium):
     def size(self, shape: tuple[int, ...]) -> str:
         return shape_text(shape[1:])
 
-    def read(self, path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    def read(self, file: Path | BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
         try:
-            return np.load(path, allow_pickle=False).astype(np.uint16, casting="safe").reshape(shape)
+            return np.load(file, allow_pickle=False).astype(np.uint16, casting="safe").reshape(shape)
         except (OSError, TypeError, ValueError) as error:
             raise DataError(str(error)) from None
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -71,17 +71,17 @@ class VideoMedium(Medium):
     def size(self, shape: tuple[int, ...]) -> str:
         return IMAGES.size((shape[0], *shape[2:]))
 
-    def read(self, path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    def read(self, file: Path | BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
         """The frames nearest to 0, 1 / rate, 2 / rate, ... seconds from the first, each upright, on white and brought
         to the shape's sides as an image is."""
         channels, count, *sides = shape
         try:
-            file = path.open("rb")
+            opened_file = file.open("rb") if isinstance(file, Path) else file
         except OSError as error:
             raise DataError(error.strerror or str(error)) from None
-        with file:
+        with opened_file:
             try:
-                with av.open(file, options={"format_whitelist": _READ}) as opened:
+                with av.open(opened_file, options={"format_whitelist": _READ}) as opened:
                     taken = _at_rate(opened, count, Fraction(self.rate))
                     frames = [fitted(_upright(frame), (channels, *sides)) for frame in taken]
             except Exception as error:  # what comes of damaged files is of many kinds

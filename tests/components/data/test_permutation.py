@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.data.permutation import global_batch, permute, share
+from components.data.permutation import bucketed_batch, global_batch, permute, share
 
 KEYS = st.integers(-(2**63), 2**63 - 1)
 
@@ -80,3 +80,49 @@ def test_shares_partition_the_batch_evenly(batch_size, world):
 def test_a_part_of_a_batch_is_drawn_alone(step, batch_size, count, rank):
     part = share(batch_size, rank, 7)
     assert torch.equal(global_batch(step, batch_size, count, 0, part), global_batch(step, batch_size, count, 0)[part])
+
+
+COUNTS = st.lists(st.integers(1, 60), min_size=2, max_size=5).map(tuple)
+
+
+@settings(max_examples=15, deadline=None)
+@given(counts=COUNTS, batch_size=st.integers(1, 20), seed=st.integers(0, 2**31), epochs=st.integers(1, 3))
+def test_every_epoch_has_the_batches_of_each_bucket_that_end_in_it(counts, batch_size, seed, epochs):
+    ends = [sum(epoch * count // batch_size for count in counts) for epoch in range(epochs + 1)]
+    found = [bucketed_batch(step, batch_size, counts, seed) for step in range(ends[-1])]
+    seen = [torch.zeros(count, dtype=torch.int64) for count in counts]
+    for bucket, rows in found:
+        assert len(rows) == batch_size
+        seen[bucket] += torch.bincount(rows, minlength=counts[bucket])
+    for epoch in range(epochs):
+        buckets = [bucket for bucket, _ in found[ends[epoch] : ends[epoch + 1]]]
+        for bucket, count in enumerate(counts):
+            assert buckets.count(bucket) == (epoch + 1) * count // batch_size - epoch * count // batch_size
+    for times in seen:
+        assert epochs - 1 - batch_size // len(times) <= times.min() <= times.max() <= epochs, (
+            "no row is seen twice as often"
+        )
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 2**30), min_size=2, max_size=20).map(tuple),
+    step=st.integers(0, 2**40),
+    batch_size=st.integers(1, 16),
+    data=st.data(),
+)
+def test_a_batch_of_a_bucket_far_on_is_found_at_once_and_shared_out(counts, step, batch_size, data):
+    world = data.draw(st.integers(1, batch_size))
+    bucket, rows = bucketed_batch(step, batch_size, counts, 3)
+    assert 0 <= rows.min() <= rows.max() < counts[bucket]
+    parts = [bucketed_batch(step, batch_size, counts, 3, share(batch_size, rank, world)) for rank in range(world)]
+    assert {part[0] for part in parts} == {bucket}
+    assert torch.equal(torch.cat([part[1] for part in parts]), rows)
+
+
+def test_buckets_come_in_turns_by_their_sizes_and_another_seed_turns_them_otherwise():
+    counts = (300, 100, 200)
+    orders = [[bucketed_batch(step, 4, counts, seed)[0] for step in range(150)] for seed in (0, 1)]
+    assert orders[0] != orders[1]
+    shares = np.array([[order[:75].count(bucket) for bucket in range(3)] for order in orders])
+    assert (abs(shares - [37.5, 12.5, 25]) < 12).all(), "in any part of an epoch, too"

@@ -9,7 +9,7 @@ import pytest
 from components import sources
 from components.data.dataset import Rejected
 from components.errors import DataError
-from components.sources import folder
+from components.sources import described
 from tests.components.sources.helpers import config_of, items_of, picture, rows_of
 
 
@@ -253,14 +253,14 @@ def test_class_names_are_composed(tmp_path):
 def test_the_last_image_of_a_class_is_trained_on(seed, tmp_path):
     names = {f"cat/{number}" for number in range(20)} | {f"{kind}/only" for kind in ("dog", "owl", "ant", "bee")}
     classes = {name: name.split("/")[0] for name in names}
-    held = folder.held_out(names, seed, 0.9, tmp_path, classes)
+    held = described.held_out(names, seed, 0.9, tmp_path, classes)
     assert held and {classes[name] for name in names - held} == set(classes.values())
-    assert held <= folder.held_out(names, seed, 0.9, tmp_path)
+    assert held <= described.held_out(names, seed, 0.9, tmp_path)
 
 
 def test_of_classes_with_one_image_each_one_is_held_out(tmp_path):
     names = {"a/1", "b/1", "c/1"}
-    assert len(folder.held_out(names, 0, 0.9, tmp_path, {name: name[0] for name in names})) == 1
+    assert len(described.held_out(names, 0, 0.9, tmp_path, {name: name[0] for name in names})) == 1
 
 
 def test_links_to_folders_are_refused_where_dvc_would_not_look_behind_them(tmp_path):

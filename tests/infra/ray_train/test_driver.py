@@ -129,7 +129,15 @@ def test_a_loss_that_is_not_finite_is_told_with_the_rows_that_caused_it(images, 
     """Every worker returns what went wrong, so that Ray does not try again what would fail again."""
     job = make_job(images)
     error = NonFiniteError("autoencode/loss", math.nan, 4)
-    monkeypatch.setattr(worker, "Worker", lambda **settings: (_ for _ in ()).throw(error))
+
+    class Broken(worker.Worker):
+        def __init__(self, job):
+            self.job, self.family = job, job.build()
+
+        def train(self) -> None:
+            raise error
+
+    monkeypatch.setattr(worker, "Worker", Broken)
     told = worker.work({"job": job})
     rows = ", ".join(map(str, global_batch(4, 10, 64, 0).tolist()))
     assert told == f"{error}; its rows in {images}: {rows}"

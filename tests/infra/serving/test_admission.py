@@ -6,7 +6,8 @@ import pytest
 
 from components.sampling.tasks import EngineFull, Load, Usage
 from components.sampling.workload import Work
-from infra.serving.admission import LONGEST, Admission
+from infra.serving.admission import Admission
+from infra.serving.api_error import LONGEST
 from infra.serving.openai_api import SampleRequest
 
 
@@ -22,7 +23,7 @@ class Paced:
     def seconds_of(self, works):
         return float(sum(sum(work.rows.values()) for work in works))
 
-    def seconds_to_finish(self, works):
+    def seconds_to_finish(self, works=()):
         return self.backlog + self.seconds_of(works)
 
     def seconds_in_turn(self, works):
@@ -55,6 +56,13 @@ def test_what_can_be_finished_in_time_is_accepted_and_no_more():
     assert refused.value.retry_after == pytest.approx(1.0, abs=0.1)
 
 
+def test_who_comes_to_a_long_queue_is_refused_though_it_could_be_finished_in_time():
+    admission(Paced(backlog=3.0)).refuse_unfinishable(orders())
+    with pytest.raises(EngineFull) as refused:
+        admission(Paced(backlog=5.0)).refuse_unfinishable(orders())
+    assert refused.value.retry_after == pytest.approx(5 - 0.2 * 16, abs=0.1)
+
+
 def test_a_request_whose_own_calls_take_too_long_is_refused():
     admission(Paced(serial=12.0)).refuse_unfinishable(orders())
     with pytest.raises(EngineFull) as refused:
@@ -81,13 +89,22 @@ def test_rows_are_limited_whatever_they_cost():
 
 
 def test_each_who_is_refused_is_told_a_later_time():
-    gate, told = admission(Paced(backlog=8.0)), []
+    gate, told = admission(Paced(backlog=5.2)), []
     for _ in range(40):
         with pytest.raises(EngineFull) as refused:
             gate.refuse_unfinishable(orders(count=2))
         told.append(refused.value.retry_after)
     assert told[:3] == [pytest.approx(seconds, abs=0.1) for seconds in (2, 4, 6)]  # two seconds of work each
     assert told == sorted(told) and told[-1] == LONGEST
+
+
+@pytest.mark.parametrize(
+    "backlog, count, goes", [(3.3, 1, True), (2.0, 7, False)], ids=["a full queue", "a large request"]
+)
+def test_a_refusal_goes_for_all_where_the_queue_is_why(backlog, count, goes):
+    with pytest.raises(EngineFull) as refused:
+        admission(Paced(backlog=backlog)).refuse_unfinishable(orders(count=count))
+    assert refused.value.for_all is goes
 
 
 @pytest.mark.parametrize("cause", [EngineFull("busy", 3.2)])

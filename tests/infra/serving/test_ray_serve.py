@@ -302,6 +302,7 @@ def test_overload_is_refused_and_leaving_makes_room(address, client):
     for stream in streams:
         stream.close()
     wait_for(lambda: load(address)["active"] + load(address)["waiting"] == 0)
+    time.sleep(2 * ray_serve.HELD_BY_PROXIES)
     assert client.images.generate(prompt="one", extra_body=FAST).data[0].b64_json
 
 

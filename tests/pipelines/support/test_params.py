@@ -106,6 +106,48 @@ def test_the_best_checkpoint_needs_a_training_that_keeps_it(content, tmp_path):
     load(path)
 
 
+@pytest.mark.parametrize(
+    ("training", "told"),
+    [
+        ({"accumulate": 2}, "judges.clip.training.accumulate: clip compares all rows of a batch"),
+        ({"batch_size": 1}, "judges.clip.training.batch_size: clip compares rows; expected at least 2, found 1"),
+        ({"accumulate": 9, "batch_size": 8}, "accumulate: expected at most a part a row, 8, found 9"),
+    ],
+)
+def test_what_contrasts_a_batch_needs_it_whole(content, tmp_path, training, told):
+    block = {"family": "clip", "data": "data/images/train"}
+    content["judges"]["clip"] = block | {"training": {"steps": 1, "batch_size": 8, **training}}
+    assert told in refusal(content, tmp_path)
+
+
+def test_latents_have_no_bounds_to_threshold(content, tmp_path):
+    content["samplers"]["ldm"]["candidates"].append({"dynamic_threshold": 0.995})
+    number = len(content["samplers"]["ldm"]["candidates"]) - 1
+    assert f"samplers.ldm.candidates.{number}.dynamic_threshold: latents have no bounds" in refusal(content, tmp_path)
+    content["samplers"]["ldm"]["data"] = "data/images/train"
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    load(path)
+
+
+def test_tokens_have_no_crops(content, tmp_path):
+    content["encode"]["latents"] |= {"crops": 2, "tokens": {}}
+    assert "encode.latents: crops: token samplers learn from tokens.shifts" in refusal(content, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        ({"crops": {"cover": 2}}, "data.crops: frame: expected at least cover (2), found 1.5"),
+        ({"crops": {"cover": 0.5}}, "data.crops.cover"),
+        ({"crops": {}, "source": "moving_digits"}, "data: crops: images alone have them, found medium video"),
+    ],
+)
+def test_crops_that_cannot_be_are_refused(content, tmp_path, block, told):
+    content["data"] |= block
+    assert told in refusal(content, tmp_path)
+
+
 def test_a_sampler_without_candidates_is_refused(content, tmp_path):
     content["samplers"]["cgan"]["candidates"] = []
     assert "samplers.cgan.candidates: empty" in refusal(content, tmp_path)

@@ -1,0 +1,146 @@
+"""WebDataset's tars (Aizman, Maltby and Breuel 2019): files that lie one after another and share a name up to its
+first dot are of one sample: an image, and what its .txt, .json or .cls says of it.
+
+The headers and small texts are read once, images where they lie when their turn comes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from components.data.dataset import Rejected
+from components.errors import DataError
+from components.sources import DataConfig, tables
+from components.sources.layouts import Described, Item, first_line
+
+NAME = "webdataset"
+_KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # the sample's name, and which of its files it is
+_TEXTS, _LABELS, _OBJECTS = ("txt", "text", "caption"), ("cls",), ("json",)
+# what other tools put beside an image: arrays, pickles, numbers
+_OTHERS = {"npy", "npz", "pth", "pt", "pyd", "pickle", "pkl", "ten", "mp", "msg", "cbor", "index", "inx", "id", "cls2"}
+_MOST_TEXT = 1 << 20  # bytes of a caption or object
+
+
+def items(path: Path, name: str, config: DataConfig) -> Iterator[Item]:
+    """The samples of a tar in its order."""
+    num, sample, problem = 0, None, None
+    try:
+        with tarfile.open(path, "r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # it would keep every header
+                match = _KEY.fullmatch(member.name.removeprefix("./"))
+                if not member.isfile() or match is None:
+                    continue
+                if sample is not None and sample.key != match[1]:
+                    yield sample.item(config)
+                    num, sample = num + 1, None
+                sample = sample or _Sample(path, name, match[1])
+                sample.add(match[2].lower(), member, archive)
+            problem = _not_an_end(archive)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        problem = str(error)
+        sample = None  # what it ends within
+    if sample is not None:
+        yield sample.item(config)
+        num += 1
+    if problem is not None:
+        compressed = "" if num else "; expected a tar that is not compressed"
+        yield Rejected(path=name, reason=f"cannot be read beyond its first {num} samples ({problem}){compressed}")
+
+
+def _not_an_end(archive: tarfile.TarFile) -> str | None:
+    """What is wrong with where a tar was read to: tarfile takes a damaged header for the end."""
+    archive.fileobj.seek(archive.offset)
+    block = archive.fileobj.read(tarfile.BLOCKSIZE)
+    return "a damaged header" if block.strip(b"\0") else None
+
+
+class _Sample:
+    """What a tar says of a sample, gathered file by file."""
+
+    def __init__(self, path: Path, archive: str, key: str):
+        self.path, self.key, self.name = path, key, f"{archive}/{key}"
+        self.files: dict[str, tuple[int, int]] = {}  # of what may be the image: start and size, by its ending
+        self.said: dict[str, bytes] = {}
+        self.problem: str | None = None
+
+    def add(self, ending: str, member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
+        kind = ending.rsplit(".", 1)[-1]
+        if ending in self.files or ending in self.said:
+            self.problem = f"has two files .{ending}"
+        if kind in (*_TEXTS, *_LABELS, *_OBJECTS):
+            if member.size > _MOST_TEXT:
+                self.problem = f"its .{ending} has {member.size} bytes, expected at most {_MOST_TEXT}"
+            else:
+                self.said[ending] = archive.extractfile(member).read()
+        elif kind not in _OTHERS:
+            self.files[ending] = (member.offset_data, member.size)
+
+    def item(self, config: DataConfig) -> Item:
+        try:
+            if self.problem is not None:
+                raise DataError(self.problem)
+            if len(self.files) != 1:
+                held = ", ".join((*self.files, *self.said)) or "nothing"
+                raise DataError(f"expected one file that is no text, found {held}")
+            ((start, size),) = self.files.values()
+            return Described(self.name, self.path, **self._description(config), start=start, size=size)
+        except DataError as error:
+            return Rejected(path=self.name, reason=str(error))
+
+    def _description(self, config: DataConfig) -> dict[str, str]:
+        """Caption, label and speaker, where it has them; a .txt and a .cls before an object."""
+        found: dict[str, str] = {}
+        keys = {"label": config.label_key} | ({"speaker": config.speaker_key} if config.speaker_key else {})
+        for ending, content in self.said.items():
+            try:
+                text = content.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                raise DataError(f"its .{ending} is no text in UTF-8") from None
+            if ending in _OBJECTS:
+                found = tables.description(_object(text, ending), f"its .{ending}", keys) | found
+            elif ending in _TEXTS:
+                found["caption"] = first_line(text, f"its .{ending}")
+            elif ending in _LABELS:
+                found["label"] = first_line(text, f"its .{ending}")
+                if not found["label"]:
+                    raise DataError(f"its .{ending} is empty, expected a class")
+        return found
+
+
+def _object(text: str, ending: str) -> dict[str, object]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"its .{ending} is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise DataError(f"its .{ending}: expected an object, found {content!r:.80}")
+    return {str(key).strip().casefold(): value for key, value in content.items()}
+
+
+def contents(part: list[Item]) -> Iterator[tuple[Item, io.BytesIO | None]]:
+    """Each item with its bytes, read where they lie."""
+    opened, file = None, None
+    try:
+        for item in part:
+            if isinstance(item, Rejected):
+                yield item, None
+                continue
+            if opened != item.path:
+                if file is not None:
+                    file.close()
+                opened, file = item.path, item.path.open("rb")
+            file.seek(item.start)
+            data = file.read(item.size)
+            if len(data) < item.size:
+                yield Rejected(path=item.name, reason="its tar breaks off within it"), None
+            else:
+                yield item, io.BytesIO(data)
+    finally:
+        if file is not None:
+            file.close()
