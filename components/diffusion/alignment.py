@@ -3,22 +3,19 @@ tokens after some block, through a small projector, shall point where the featur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.config import Strict, parse
-from components.data.info import DataInfo
+from components.config import Strict
+from components.data.info import DataInfo, RunInfo
 from components.errors import ConfigError
-from components.families import family_class
-from components.families.base import Role
 from components.nets.classifier import Classifier
 
 TEACHER = "teacher"  # the role of the run whose features these are
-ROLE = Role(family="judge", needed=True, kept=True)
 
 
 class AlignConfig(Strict):
@@ -39,9 +36,9 @@ class Projector(nn.Sequential):
         )
 
 
-def projector(width: int, data: DataInfo) -> Projector:
-    """For the features of the teacher that the data set's inputs name. Raises ConfigError without one, and of one that
-    sees other images."""
+def projector(width: int, data: DataInfo, classifier_of: Callable[[RunInfo], Classifier]) -> Projector:
+    """For the features of the teacher that the data set's inputs name; `classifier_of` builds a judge's net. Raises
+    ConfigError without a teacher, and of one that sees other images."""
     run = data.inputs.get(TEACHER)
     if run is None:
         raise ConfigError(
@@ -55,10 +52,8 @@ def projector(width: int, data: DataInfo) -> Projector:
         )
     if len(data.shape) != 3 or len(data.decoded.shape) != 3:
         raise ConfigError(f"align: a {TEACHER} sees planes; expected images, found {data.decoded.medium} rows")
-    kind = family_class(run.family)
     with torch.device("meta"):
-        net = kind(parse(kind.Config, run.config, TEACHER), run.data).nets["classifier"]
-        found = features(net, torch.zeros(1, *data.decoded.shape), (1, 1))
+        found = features(classifier_of(run), torch.zeros(1, *data.decoded.shape), (1, 1))
     return Projector(width, found.shape[2])
 
 

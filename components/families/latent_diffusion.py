@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from components.conditioning.classes import apart
 from components.conditioning.sizes import refuse_without_crops
+from components.config import parse
 from components.constants import constant
 from components.data.dataset import Batch
-from components.data.info import DataInfo
+from components.data.info import DataInfo, RunInfo
 from components.data.randomness import Draws
 from components.diffusion import alignment, likelihood, schedules, weightings
 from components.diffusion.alignment import TEACHER
@@ -42,6 +43,7 @@ from components.diffusion.guidance import (
 from components.diffusion.likelihood import log_density
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS, Noise, Solver
+from components.families import family_class
 from components.families.base import Early, Family, Losses, Phase, Role, Sampler, Tiny, family_name
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume
@@ -101,7 +103,7 @@ class Model(Sampler):
         """The net that is trained, with initial weights."""
         net = build_denoiser(config, data)
         if config.alignment is not None:
-            net.projector = alignment.projector(net.backbone.embedding_dim, data)
+            net.projector = alignment.projector(net.backbone.embedding_dim, data, _classifier_of)
         return net
 
     @classmethod
@@ -111,7 +113,7 @@ class Model(Sampler):
     @classmethod
     def roles(cls, config: Config) -> dict[str, Role]:
         guide = {GUIDE: Role(family="latent_diffusion", kept=True)}
-        return guide if config.alignment is None else {**guide, TEACHER: alignment.ROLE}
+        return guide if config.alignment is None else {**guide, TEACHER: Role(family="judge", needed=True, kept=True)}
 
     def receive(self, role: str, given: Family) -> None:
         if role == TEACHER:
@@ -394,6 +396,12 @@ def _pooled(mask: Tensor, sides: tuple[int, ...]) -> Tensor:
     """A mask (B, 1, ...) brought to fewer cells, each as large as the largest value in it."""
     pool = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}[len(sides)]
     return pool(mask, sides)
+
+
+def _classifier_of(run: RunInfo) -> nn.Module:
+    """A judge's net, with initial weights."""
+    kind = family_class(run.family)
+    return kind(parse(kind.Config, run.config, TEACHER), run.data).nets["classifier"]
 
 
 def _text_of(net: str) -> str:
