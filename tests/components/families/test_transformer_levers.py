@@ -121,10 +121,10 @@ def test_tokens_bypass_in_training_alone_and_only_for_its_steps(kind):
 
 def test_which_tokens_bypass_is_of_row_and_step():
     family = levered(ROUTE)
-    first, again, later = (family._routing(batch_of(step=step), torch.zeros(6, *LATENTS.shape)) for step in (3, 3, 4))
+    first, again, later = (family.routed(batch_of(step=step), torch.zeros(6, *LATENTS.shape)) for step in (3, 3, 4))
     assert torch.equal(first["routed"], again["routed"]) and not torch.equal(first["routed"], later["routed"])
     assert first["routed"].shape == (6, 16) and not torch.equal(first["routed"][0], first["routed"][1])
-    second = family._routing(batch_of(step=3, rank=1, world=2), torch.zeros(3, *LATENTS.shape))
+    second = family.routed(batch_of(step=3, rank=1, world=2), torch.zeros(3, *LATENTS.shape))
     assert torch.equal(second["routed"], first["routed"][3:])
 
 
@@ -212,6 +212,8 @@ def test_a_teacher_is_asked_for_where_it_is_needed_and_refused_where_it_sees_som
     other = RunInfo(family="judge", config={}, data=IMAGES.model_copy(update={"shape": (1, 8, 8)}))
     with pytest.raises(ConfigError, match=r"align: expected a teacher of image rows \(1, 16, 16\), found .*8, 8"):
         build("latent_diffusion", data=LATENTS.model_copy(update={"inputs": {TEACHER: other}}), **ALIGN)
+    with pytest.raises(ConfigError, match="align, backbone.route: levers of latent_diffusion's transformers"):
+        parse(family_class("sdxl").Config, ROUTE, "model")
     with pytest.raises(ConfigError, match="align: expected the run of a judge in inputs"):
         build("video_diffusion", **{**tiny("video_diffusion").config, "align": {"layer": 1}})
 
