@@ -19,6 +19,7 @@ from components.sampling.requests import Request
 from infra.ray_cluster import encoding
 from infra.storage.store import Store
 from pipelines import encode, prepare
+from pipelines.support.fitness import small_buckets
 from pipelines.support.params import load
 from pipelines.train import make_job
 from tests.components.helpers import assert_same, one_exact_thread
@@ -68,6 +69,17 @@ def project(tmp_path_factory):
         train(root, "vae", "vae", VAE, data_info(read_manifest(root / IMAGES)), root / IMAGES)
         encode.main([])
         yield root
+
+
+def test_sizes_with_fewer_images_than_a_batch_are_told(project, monkeypatch):
+    monkeypatch.chdir(project)
+    manifests = {"train": read_manifest(project / IMAGES)}
+    assert small_buckets(load(), manifests) == ()
+    content = params()
+    content["samplers"]["ldm"]["training"] = {**TRAINING["training"], "batch_size": 8}
+    Path("larger.yaml").write_text(yaml.safe_dump(content))
+    (note,) = small_buckets(load(Path("larger.yaml")), manifests)
+    assert note.startswith("sizes of crops with fewer images than a batch of 8 has rows: 8x32 of ")
 
 
 @pytest.mark.parametrize(
