@@ -3,12 +3,15 @@ inverse transform (Siuzdak 2024, Vocos, on the blocks of Liu et al. 2022, ConvNe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components import spectra
+from components.nets.autoencoder.discriminator import PatchDiscriminator
 
 SILENT = -0.95  # a frame whose loudest band is below it, 2 dB above the floor, is silent
 
@@ -82,6 +85,42 @@ class Vocoder(nn.Module):
         loud = (mel.amax(1) > SILENT).float()
         until_last = loud.flip(1).cummax(1).values.flip(1)
         return torch.cat([until_last[:, 1:], loud[:, -1:]], 1).repeat_interleave(self.hop, 1)
+
+
+class SpectraDiscriminator(nn.Module):
+    """Waves (B, L) -> scores (B, N) of the patches of their complex spectra, which have phases to be wrong about, at
+    several resolutions (Jang et al. 2021, UnivNet, section 2.2, of magnitudes). `hops`: samples a frame of each;
+    `width` and `halvings` as of PatchDiscriminator."""
+
+    def __init__(self, hops: Sequence[int], width: int, halvings: int):
+        super().__init__()
+        self.hops = tuple(hops)
+        self.parts = nn.ModuleList(PatchDiscriminator(2, width, halvings) for _ in hops)
+
+    def forward(self, waves: Tensor) -> Tensor:
+        scores = [part(self._seen(waves, hop)) for part, hop in zip(self.parts, self.hops, strict=True)]
+        return torch.cat([score.flatten(1) for score in scores], 1)
+
+    def _seen(self, waves: Tensor, hop: int) -> Tensor:
+        """(B, 2, F - 1, T), magnitudes to the power of 0.3: quiet tones weigh more than they are loud."""
+        spectrum = spectra.stft(waves, hop)[:, :-1]
+        parts = torch.stack([spectrum.real, spectrum.imag], 1)
+        return parts * (parts.square().sum(1, keepdim=True) + 1e-6).pow(-0.35)
+
+
+def resolutions(hop: int) -> tuple[int, ...]:
+    """The hops of spectra that waves are compared by: whole ones fit where `hop` does."""
+    return tuple(length for length in (hop // 4, hop // 2, hop) if length and hop % length == 0)
+
+
+def apart(waves: Tensor, others: Tensor, hop: int) -> Tensor:
+    """The mean distance of waves' (B, L) decibels at several resolutions, half of their span being 1 (Yamamoto et al.
+    2020, section 2.2)."""
+    told = [
+        spectra.compressed(spectra.stft(waves, length).abs()) - spectra.compressed(spectra.stft(others, length).abs())
+        for length in resolutions(hop)
+    ]
+    return torch.stack([difference.abs().mean() for difference in told]).mean()
 
 
 def _spread(rate: float, frequencies: int, bands: int) -> Tensor:

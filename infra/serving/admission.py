@@ -17,11 +17,11 @@ from components.sampling.workload import Kinds, Work
 from infra.serving.api_error import LONGEST
 from infra.serving.openai_api import SampleRequest, num_steps
 
-# shares of the time that is left, for estimates are no promises: for all that the engine holds, since a longer queue
-# makes no more images, and for a request's own turn
-HELD, TURN = 0.5, 0.8
+# shares of the time that is left: for what the engine holds already, since a longer queue makes no more images and all
+# wait longer; for that and the request; for its own turn. Estimates are no promises
+BEFORE, HELD, TURN = 0.2, 0.5, 0.8
 STEPS = "num_inference_steps"
-NEARLY = 0.9  # of the time for all that the engine holds: from there on next to nothing is accepted
+NEARLY = 0.9  # of the time for what the engine holds: from there on next to nothing is accepted
 
 
 class Admission:
@@ -49,8 +49,9 @@ class Admission:
         if not held:
             self._turned_away.clear()
             return
-        left = self.seconds_left(orders[0])
+        left, before = self.seconds_left(orders[0]), self.engine.seconds_to_finish()
         late = max(
+            before - BEFORE * left,
             self.engine.seconds_to_finish(works) - HELD * left,
             self.engine.seconds_in_turn(works) - TURN * left,
         )
@@ -65,7 +66,7 @@ class Admission:
         ahead = sum(seconds for _, seconds in self._turned_away)
         retry_after = min(LONGEST, max(1.0, late + ahead))
         self._turned_away.append((now + retry_after, own))
-        for_all = is_crowded or self.engine.seconds_to_finish() > NEARLY * HELD * left
+        for_all = is_crowded or before > NEARLY * BEFORE * left
         raise EngineFull(f"it would be {late:.1f} s late", retry_after, own, for_all)
 
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from infra.config import ServeConfig
 from infra.serving import events, model_routes, speech, uploads, video_routes
+from infra.serving.answer_headers import of_answer
 from infra.serving.api_error import ApiError
 from infra.serving.http_guards import Guard, Held, key_of
 from infra.serving.openai_api import (
@@ -35,7 +35,6 @@ from infra.serving.openai_api import (
     SourceImage,
     VariationRequest,
     find,
-    ignored,
     invalid,
     orders,
 )
@@ -44,12 +43,12 @@ from infra.serving.video_jobs import JobStore, Worker
 PAGES = Path(__file__).with_name("pages")
 FILES = {path.name: path for path in sorted(PAGES.glob("*.*")) if path.suffix in (".js", ".css")}
 KINDS = {".js": "text/javascript", ".css": "text/css"}
-MAX_NAMED = 20  # ignored fields that a header lists
 POLICY = (
     "default-src 'none'",
     "style-src 'self'",
     "script-src 'self'",
     "img-src data: blob:",
+    "media-src data:",
     "connect-src 'self' data:",
     "form-action 'none'",
     "base-uri 'none'",
@@ -96,9 +95,7 @@ def _make_images(app: FastAPI, backend: Backend, config: ServeConfig, held: Held
         raw: Request, request: ImageRequest, model: ServedModel, event: str, source: SourceImage | None = None
     ) -> Response:
         wanted = orders(request, model, config, source)
-        headers = {"x-model": model.id}
-        if names := ignored(request, model):
-            headers["x-ignored"] = ", ".join(quote(name[:40]) for name in names[:MAX_NAMED])
+        headers = of_answer(request, model)
         with contextlib.ExitStack() as answered:
             answered.enter_context(held.by(key_of(raw), len(wanted)))
             if request.stream:

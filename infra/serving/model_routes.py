@@ -95,6 +95,7 @@ def describe(model: ServedModel, config: ServeConfig) -> dict[str, Any]:
         "own_sizes": list(model.own_sizes),
         "sizes": config.sizes,
         "classes": model.classes,
+        "voices": model.voices,
         "accepts": model.accepts,
         "texts": model.condition("prompt") == "prompt",
         "guided": model.condition("negative_prompt") is not None,

@@ -10,7 +10,7 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,6 +29,7 @@ MAX_SEED = 2**53 - 1  # what every JSON parser reads exactly
 RANDOM_SEED = -1  # as other servers' clients ask for any
 MAX_RESIZED = 2048  # pixels of a side
 AS_CLASS = {"prompt": "label", "negative_prompt": "negative_label"}
+UNUSED = ("n", "stream", "partial_images", "queue_updates")  # where a request makes one thing and is answered at once
 ALIASES = {"sampler": "solver"}  # names that other servers give to our settings
 
 
@@ -66,6 +67,11 @@ class ServedModel(Strict):
     def classes(self) -> tuple[str, ...]:
         """That a prompt may name; none where prompts are texts or mean nothing."""
         return self.run.data.classes if "label" in self.accepts else ()
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """Speakers that a request may name."""
+        return self.run.data.speakers if "speaker" in self.accepts else ()
 
     def condition(self, field: Literal["prompt", "negative_prompt", "instead_of"]) -> str | None:
         """The condition that a request's text means to the sampler: the text itself or a class. None if nothing."""
@@ -197,6 +203,7 @@ class ImageRequest(BaseModel):
     these fields; those that it does not have are ignored, as is everything else, and a header says so."""
 
     model_config = ConfigDict(extra="allow")
+    unused: ClassVar[tuple[str, ...]] = ()  # fields that mean nothing on its route
 
     model: str | None = None
     n: int | None = Field(1, ge=1)
@@ -279,7 +286,7 @@ def order_basics(
         "settings": _settings(request, model, limits),
         **_steering(request, model, limits, prompt_name),
         "group": uuid.uuid4().hex,
-        "size": _size(request.size, model, limits),
+        "size": None if "size" in request.unused else _size(request.size, model, limits),
     }
 
 
@@ -302,9 +309,12 @@ def ignored(request: ImageRequest, model: ServedModel) -> list[str]:
     """Fields of a request that say nothing to the model."""
     named = [ALIASES.get(name, name) for name, value in request.model_extra.items() if value is not None]
     found = [name for name in named if name not in model.kind.Settings.model_fields]
+    given = request.model_fields_set
+    found += [name for name in request.unused if name in given and getattr(request, name) is not None]
+    fields = type(request).model_fields
     for field in ("prompt", "negative_prompt", "instead_of"):
         if getattr(request, field, None) and model.condition(field) is None:
-            found.append(field)
+            found.append(fields[field].alias or field)
     return found
 
 

@@ -17,9 +17,11 @@ from components.data.media.audio import MEDIUM, samples
 from components.errors import SamplerError
 from infra.config import ServeConfig
 from infra.serving import events
+from infra.serving.answer_headers import of_answer
 from infra.serving.api_error import ApiError
 from infra.serving.http_guards import Held, key_of
 from infra.serving.openai_api import (
+    UNUSED,
     Backend,
     PromptedRequest,
     SampleRequest,
@@ -41,6 +43,7 @@ class SpeechRequest(PromptedRequest):
     may stand beside, and `seed`."""
 
     model_config = ConfigDict(extra="allow")
+    unused = (*UNUSED, "size", "output_format", "output_compression", "metadata")
 
     prompt: str = Field(alias="input")
     voice: str | dict[str, Any] | None = None
@@ -54,7 +57,8 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig, held: Held) -> None
         file_format = request.response_format or "mp3"
         order = order_of(request, model, config)
         mime = (PCM | dict(MEDIUM.formats))[file_format]
-        headers = {"x-model": model.id, "x-sample-rate": str(round(model.medium.rate))}
+        unheard = ["voice"] if request.voice and not model.voices else []
+        headers = of_answer(request, model, unheard) | {"x-sample-rate": str(round(model.medium.rate))}
         with contextlib.ExitStack() as answered:
             answered.enter_context(held.by(key_of(raw), 1))
             if file_format in STREAMED and model.kind.streams:
@@ -85,12 +89,12 @@ def order_of(request: SpeechRequest, model: ServedModel, config: ServeConfig) ->
 def _speaker(voice: str | dict[str, Any] | None, model: ServedModel) -> int | None:
     """The speaker that a voice names; voices of models without speakers mean nothing."""
     name = voice.get("id") if isinstance(voice, dict) else voice
-    if not name or "speaker" not in model.accepts:
+    if not name or not model.voices:
         return None
     try:
-        return class_of(str(name), model.run.data.speakers)
+        return class_of(str(name), model.voices)
     except SamplerError:
-        known = ", ".join(model.run.data.speakers)
+        known = ", ".join(model.voices)
         raise ApiError(
             400, f"voice: no {str(name)[:80]!r} here; expected one of {known}", param="voice", code="unknown_voice"
         ) from None

@@ -21,9 +21,11 @@ from components.data.media.image import fitted, on_white
 from components.data.media.video import FACTOR
 from components.data.media.video import MEDIUM as VIDEOS
 from infra.config import ServeConfig
+from infra.serving.answer_headers import of_answer
 from infra.serving.api_error import ApiError
 from infra.serving.http_guards import key_of
 from infra.serving.openai_api import (
+    UNUSED,
     Backend,
     PromptedRequest,
     SampleRequest,
@@ -45,6 +47,8 @@ REFERENCE = "input_reference"  # the picture that a film begins with
 class VideoRequest(PromptedRequest):
     """`POST /v1/videos`, as JSON or as a form with a file `input_reference`. `seconds` may be any length that the model
     makes; its settings (num_inference_steps, frames, ...) may stand beside."""
+
+    unused = (*UNUSED, "response_format")
 
     seconds: str | float | None = None
     output_format: Literal[tuple(VIDEOS.formats)] | None = "mp4"
@@ -77,7 +81,7 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, wo
         )
         await asyncio.to_thread(store.add, job)
         worker.start()
-        return JSONResponse(job.card(), headers={"x-model": model.id})
+        return JSONResponse(job.card(), headers=of_answer(request, model))
 
     @app.get("/v1/videos")
     async def listed(raw: Request, after: str = "", limit: int = 20, order: Literal["asc", "desc"] = "desc") -> dict:

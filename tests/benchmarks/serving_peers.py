@@ -17,6 +17,7 @@ from starlette.requests import Request
 
 from components.artifacts import run_folder
 from components.data.media.image import MEDIUM
+from components.families.base import Sampler, family_name
 from components.training.ema import copy_of
 from components.training.loop import State
 from infra.config import ClusterConfig, ServeConfig
@@ -132,13 +133,13 @@ class Batched:
         return answer(await self.make(await request.json()))
 
 
-def write_untrained(folder: Path) -> None:
-    """The demo's sampler with initial weights, as a run folder."""
-    family = untrained()
+def write_untrained(folder: Path, family: Sampler | None = None) -> None:
+    """A sampler with initial weights, by default the demo's, as a run folder."""
+    family = family or untrained()
     average = copy_of(family.nets)
     provenance = run_folder.Provenance(data="none", code="none", job="none", seed=0, step=0)
     state = State(step=0, nets=average, optimizers={}, average=average)
-    run_folder.write(folder, "latent_diffusion", family, state, provenance)
+    run_folder.write(folder, family_name(type(family)), family, state, provenance)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 // Films: a job each, polled until it is made. They come as GIFs, which loop as images do.
+import {checked, dataUrl} from "./fetching.js";
 import * as gallery from "./gallery.js";
 
-export const PATH = "v1/videos";
+export const PATH = "v1/videos", PLURAL = "films", SAVED = "gif";
 const POLL_EVERY = 400;  // milliseconds
 
 export function body(asked, number) {
@@ -9,24 +10,11 @@ export function body(asked, number) {
   return {...fields, seed: asked.seed + number, output_format: "gif"};
 }
 
-async function checked(path, options) {
-  const response = await fetch(path, options);
-  if (response.ok) return response;
-  const error = new Error((await response.json()).error.message);
-  error.status = response.status;
-  throw error;
-}
-
 async function source(path, options) {
-  const blob = await (await checked(path, options)).blob();
-  return new Promise((resolve) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result);
-    reader.readAsDataURL(blob);
-  });
+  return dataUrl(await (await checked(path, options)).blob());
 }
 
-async function one(asked, figure, headers, signal, facts) {
+async function one(asked, figure, headers, signal, {facts}) {
   const sent = {method: "POST", headers: {...headers, "Content-Type": "application/json"}, signal, body: JSON.stringify(asked)};
   let job = await (await checked(PATH, sent)).json();
   const path = `${PATH}/${job.id}`, text = `${asked.prompt} · ${job.seed}`;
@@ -42,13 +30,13 @@ async function one(asked, figure, headers, signal, facts) {
     }
     if (job.status === "failed") throw new Error(job.error.message);
     const film = await source(`${path}/content`, {headers, signal});
-    gallery.show(figure, {source: film, text, file: `${job.seed}.gif`, settings: facts});
+    gallery.show(figure, {source: film, text, file: `${job.seed}.${SAVED}`, settings: facts});
   } catch (error) {
     if (error.name === "AbortError") fetch(path, {method: "DELETE", headers});  // nobody waits for it any longer
     throw error;
   }
 }
 
-export async function make(asked, made, headers, signal, facts) {
-  await Promise.all(made.map((figure, number) => one(body(asked, number), figure, headers, signal, facts)));
+export async function make(asked, made, headers, signal, told) {
+  await Promise.all(made.map((figure, number) => one(body(asked, number), figure, headers, signal, told)));
 }

@@ -1,4 +1,4 @@
-// The images that were made: shown, enlarged, and kept in the browser's own database over a reload.
+// The images and clips that were made: shown, enlarged or played, and kept in the browser's own database over a reload.
 import {$, element} from "./dom.js";
 
 const KEPT = 200;  // images
@@ -73,13 +73,29 @@ function finish(figure, item) {
   figure.classList.remove("busy");
   note(figure, item.text);
   figure.item = item;
-  const enlarge = element("button", null, {type: "button"});
-  enlarge.setAttribute("aria-label", `Enlarge ${item.text}`);
-  enlarge.addEventListener("click", () => view(figure));
-  figure.querySelector(".frame").append(enlarge);
-  const save = element("a", "Save", {href: item.source, download: item.file});
+  const button = element("button", null, {type: "button"});
+  button.setAttribute("aria-label", `${item.sound ? "Play" : "Enlarge"} ${item.text}`);
+  button.addEventListener("click", item.sound ? player(figure, item) : () => view(figure));
+  figure.querySelector(".frame").append(button);
+  const save = element("a", "Save", {href: item.sound || item.source, download: item.file});
   save.setAttribute("aria-label", `Save ${item.text}`);
   figure.querySelector("figcaption").append(save);
+}
+
+// adds what plays a clip; returns what its picture does when it is clicked
+function player(figure, item) {
+  const audio = element("audio", null, {controls: true, src: item.sound}), frame = figure.querySelector(".frame");
+  audio.setAttribute("aria-label", item.text);
+  frame.classList.add("sound");
+  frame.after(audio);
+  audio.addEventListener("play", () => {
+    for (const other of document.querySelectorAll("audio")) if (other !== audio) other.pause();
+  });
+  return () => {
+    if (!audio.paused) return audio.pause();
+    audio.currentTime = 0;
+    audio.play();
+  };
 }
 
 export function show(figure, item) {
@@ -99,7 +115,7 @@ function view(figure) {
 
 function step(sibling) {
   let figure = viewed[sibling];
-  while (figure && !figure.item) figure = figure[sibling];
+  while (figure && (!figure.item || figure.item.sound)) figure = figure[sibling];
   if (figure) view(figure);
 }
 

@@ -1,11 +1,14 @@
 import {$, element} from "./dom.js";
 import * as edit from "./edit.js";
+import {checked} from "./fetching.js";
 import * as films from "./films.js";
 import * as gallery from "./gallery.js";
+import * as sounds from "./sounds.js";
 
 const LABELS = {num_inference_steps: "Steps", guidance_scale: "Guidance", solver: "Solver", spacing: "Spacing"};  // others fold away
 const GUIDANCE_SHOWN = 8;  // the slider's end; the API takes more
 const TO_FOLD = matchMedia("(max-width: 60rem)");
+const MEDIA = {video: films, audio: sounds};  // images are what the rest of this file makes
 let champion, running = null;
 
 function shown(value) {
@@ -61,10 +64,13 @@ function markClass() {
 
 async function load() {
   champion = await (await fetch("champion")).json();
-  champion.films = champion.medium === "video";
-  champion.edits &&= !champion.films;  // films are only drawn here
-  document.documentElement.style.setProperty("--aspect", champion.size.replace("x", " / "));
-  $("title").textContent = `${champion.name} version ${champion.version}, ${champion.size} pixels`;
+  champion.made = MEDIA[champion.medium];
+  champion.edits &&= !champion.made;  // films and sounds are only drawn here
+  const sounding = champion.made === sounds, plural = champion.made?.PLURAL || "images";
+  document.documentElement.dataset.medium = champion.medium;
+  document.documentElement.style.setProperty("--aspect", sounding ? "5 / 2" : champion.size.replace("x", " / "));
+  $("title").textContent = `${champion.name} version ${champion.version}, ${sounding ? `up to ${champion.size}` : `${champion.size} pixels`}`;
+  $("n-name").textContent = plural[0].toUpperCase() + plural.slice(1);
   for (const name of champion.classes) {
     const button = element("button", name, {type: "button"});
     button.addEventListener("click", () => { $("prompt").value = name; markClass(); });
@@ -72,6 +78,8 @@ async function load() {
   }
   $("classes").hidden = !champion.classes.length;
   $("prompt").value = champion.classes[0] || "an image";
+  for (const name of champion.voices) $("voice").append(element("option", name, {value: name}));
+  $("voice-field").hidden = !champion.voices.length;
   $("negative-field").hidden = !champion.guided;
   $("upload-field").hidden = !champion.edits;
   for (const size of champion.own_sizes) $("size").append(element("option", size, {value: size}));
@@ -97,6 +105,7 @@ function wanted() {
   const seed = $("seed").value === "" ? -1 : Number($("seed").value);
   body.seed = seed === -1 ? Math.floor(Math.random() * 2 ** 31) : seed;
   if (!$("size-field").hidden) body.size = $("size").value;
+  if ($("voice").value) body.voice = $("voice").value;
   if ($("negative").value.trim()) body.negative_prompt = $("negative").value;
   for (const input of document.querySelectorAll("[data-setting]")) {
     const [name, ...blocks] = input.dataset.setting.split(".").reverse();
@@ -107,10 +116,11 @@ function wanted() {
 }
 
 function curl(body) {
-  const quoted = JSON.stringify(champion.films ? films.body(body, 0) : body).replaceAll("'", "'\\''");
+  const made = champion.made, asked = made ? made.body(body, 0) : body;
+  const quoted = JSON.stringify(asked).replaceAll("'", "'\\''"), saved = made === sounds ? ` -o ${asked.seed}.${made.SAVED}` : "";
   const key = $("key").value ? " -H \"Authorization: Bearer $API_KEY\"" : "";
-  const path = champion.films ? films.PATH : "v1/images/generations";
-  return `curl -s ${location.origin}/${path} -H 'Content-Type: application/json'${key} -d '${quoted}'`;
+  const path = made ? made.PATH : "v1/images/generations";
+  return `curl -s ${location.origin}/${path} -H 'Content-Type: application/json'${key}${saved} -d '${quoted}'`;
 }
 
 function frames(body) {
@@ -174,20 +184,22 @@ async function request(body) {
   return ["v1/images/edits", form, {}];
 }
 
-async function generate(body, made) {
-  if (champion.films) {
-    return films.make(body, made, keyed({}), running.signal, facts(body)).catch((error) => {
-      if (error.status === 401) askForKey();
-      throw error;
-    });
-  }
+async function images(body, made) {
   const [path, sent, headers] = await request(body);
-  const response = await fetch(path, {method: "POST", headers: keyed(headers), signal: running.signal, body: sent});
-  if (response.status === 401) askForKey();
-  if (!response.ok) throw new Error((await response.json()).error.message);
+  const response = await checked(path, {method: "POST", headers: keyed(headers), signal: running.signal, body: sent});
   for await (const event of events(response)) {
     if (event.error) throw new Error(event.error.message);
     show(body, made, event);
+  }
+}
+
+async function generate(body, made) {
+  const told = {facts: facts(body), seconds: parseFloat(champion.size)};  // a clip's size is its longest length
+  try {
+    await (champion.made ? champion.made.make(body, made, keyed({}), running.signal, told) : images(body, made));
+  } catch (error) {
+    if (error.status === 401) askForKey();
+    throw error;
   }
 }
 
@@ -198,7 +210,7 @@ $("controls").addEventListener("submit", async (submitted) => {
   $("generate").disabled = true;
   $("cancel").disabled = false;
   $("error").textContent = "";
-  const plural = champion.films ? "films" : "images";
+  const plural = champion.made?.PLURAL || "images";
   $("status").textContent = `Making ${plural}`;
   const body = wanted(), made = frames(body), edits = edit.chosen();
   try {

@@ -37,6 +37,21 @@ def test_a_vocoder_keeps_what_it_hears_and_ends_where_a_clip_ends():
     assert abs(int(family.medium.num_values(found)[1]) - 2000) <= 256 and not found[1, 0, 2300:].any()
 
 
+def test_phases_of_the_nets_own_learn_from_spectra_and_the_discriminator():
+    family = build("vocoder", adversarial={"width": 4, "halvings": 1})
+    batch, net = next(iter_batches(Rows(SOUND, 4).columns)), family.nets["autoencoder"]
+    found = family.loss(net, batch)
+    for term in ("waves", "adversarial"):
+        (gradient,) = torch.autograd.grad(found[term], net.head.weight, retain_graph=True)
+        assert gradient[net.frequencies :].abs().sum() > 0, "the phases'"
+    scores = family.discriminator_loss(family.nets["discriminator"], batch)
+    assert scores["loss"] > 0
+    late = build("vocoder", adversarial={"width": 4, "halvings": 1, "start": 1})
+    assert late.discriminator_loss(late.nets["discriminator"], batch)["loss"] == 0
+    rows = family.medium.rows(Rows(SOUND, 4).columns)
+    torch.testing.assert_close(family.reconstruct(rows[1:2]), family.reconstruct(rows)[1:2])
+
+
 def test_clips_of_broken_hops_are_told_with_a_length_that_fits():
     kind = family_class("vocoder")
     with pytest.raises(SamplerError, match=r"whole hops of 128 samples, found 6000 .*data.seconds: 0.752 has them"):

@@ -56,6 +56,13 @@ def test_what_can_be_finished_in_time_is_accepted_and_no_more():
     assert refused.value.retry_after == pytest.approx(1.0, abs=0.1)
 
 
+def test_who_comes_to_a_long_queue_is_refused_though_it_could_be_finished_in_time():
+    admission(Paced(backlog=3.0)).refuse_unfinishable(orders())
+    with pytest.raises(EngineFull) as refused:
+        admission(Paced(backlog=5.0)).refuse_unfinishable(orders())
+    assert refused.value.retry_after == pytest.approx(5 - 0.2 * 16, abs=0.1)
+
+
 def test_a_request_whose_own_calls_take_too_long_is_refused():
     admission(Paced(serial=12.0)).refuse_unfinishable(orders())
     with pytest.raises(EngineFull) as refused:
@@ -82,7 +89,7 @@ def test_rows_are_limited_whatever_they_cost():
 
 
 def test_each_who_is_refused_is_told_a_later_time():
-    gate, told = admission(Paced(backlog=8.0)), []
+    gate, told = admission(Paced(backlog=5.2)), []
     for _ in range(40):
         with pytest.raises(EngineFull) as refused:
             gate.refuse_unfinishable(orders(count=2))
@@ -92,7 +99,7 @@ def test_each_who_is_refused_is_told_a_later_time():
 
 
 @pytest.mark.parametrize(
-    "backlog, count, goes", [(7.5, 1, True), (3.0, 6, False)], ids=["a full queue", "a large request"]
+    "backlog, count, goes", [(3.3, 1, True), (2.0, 7, False)], ids=["a full queue", "a large request"]
 )
 def test_a_refusal_goes_for_all_where_the_queue_is_why(backlog, count, goes):
     with pytest.raises(EngineFull) as refused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 
@@ -14,6 +15,7 @@ from components.data.media.audio import lengths, samples
 from components.sampling.requests import Conditions, Request
 from infra.config import ServeConfig
 from infra.serving.speech import wav_header
+from tests.infra.chromium import EXECUTABLE, Page
 from tests.infra.local import LocalBackend, ask, client, free_port, serving
 from tests.infra.serving.test_text_systems import write
 
@@ -76,6 +78,46 @@ def test_what_cannot_be_met_is_named(served, asked, param):
     with pytest.raises(openai.BadRequestError) as refused:
         client(served[1]).audio.speech.create(model="latent-foundry", **asked)
     assert refused.value.param == param
+
+
+def test_what_says_nothing_is_told(served):
+    answer = client(served[1]).audio.speech.create(
+        model="latent-foundry",
+        input="two",
+        voice="ann",
+        speed=2.0,
+        instructions="softly",
+        extra_body={"n": 3, "size": "4x4", "temperature": 0.8},
+    )
+    assert set(answer.response.headers["x-ignored"].split(", ")) == {"speed", "instructions", "n", "size"}
+
+
+@pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium here")
+def test_the_page_plays_clips(served, tmp_path):
+    page = Page(served[1], tmp_path / "profile")
+    try:
+        page.wait_for("document.querySelectorAll('#classes button').length == 3")
+        voices = page.evaluate("[...document.querySelectorAll('#voice option')].map((one) => one.value).join(' ')")
+        assert voices.split(" ") == ["", "ann", "bob"]
+        page.evaluate(
+            "document.querySelectorAll('#classes button')[2].click(), $voice = document.getElementById('voice')"
+        )
+        page.evaluate("$voice.value = 'bob', document.getElementById('seed').value = 5")
+        page.evaluate("document.getElementById('n').value = 2, document.getElementById('generate').click()")
+        page.wait_for("document.querySelectorAll('#gallery figure:not(.busy) audio').length == 2")
+        page.wait_for("[...document.querySelectorAll('audio')].every((one) => one.readyState > 0)")
+        source = page.evaluate("document.querySelector('#gallery figure audio').src")
+        found = samples(io.BytesIO(base64.b64decode(source.removeprefix("data:audio/wav;base64,"))), 8000)
+        assert np.abs(found.astype(int) - expected(served[0], 2, 1, 5)).max() <= 1
+        assert page.evaluate("document.querySelector('#gallery img').naturalWidth") > 0
+        assert page.evaluate("document.querySelector('figcaption span').textContent") == "two · bob · 5"
+        curl = page.evaluate("document.getElementById('curl').textContent")
+        assert "/v1/audio/speech" in curl and '"voice":"bob"' in curl and "-o 5.wav" in curl
+        assert "clips made" in page.evaluate("document.getElementById('status').textContent") and page.problems == []
+        page.visit(served[1] + "/")  # they are kept over a reload
+        page.wait_for("document.querySelectorAll('#gallery audio').length == 2")
+    finally:
+        page.close()
 
 
 def test_pictures_are_not_made_of_sound(served):
