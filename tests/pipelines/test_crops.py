@@ -71,15 +71,17 @@ def project(tmp_path_factory):
         yield root
 
 
-def test_sizes_with_fewer_images_than_a_batch_are_told(project, monkeypatch):
+@pytest.mark.parametrize("more", [0, 1])
+def test_sizes_with_fewer_images_than_a_batch_are_told(project, more, monkeypatch):
     monkeypatch.chdir(project)
-    manifests = {"train": read_manifest(project / IMAGES)}
-    assert small_buckets(load(), manifests) == ()
-    content = params()
-    content["samplers"]["ldm"]["training"] = {**TRAINING["training"], "batch_size": 8}
-    Path("larger.yaml").write_text(yaml.safe_dump(content))
-    (note,) = small_buckets(load(Path("larger.yaml")), manifests)
-    assert note.startswith("sizes of crops with fewer images than a batch of 8 has rows: 8x32 of ")
+    dataset, content = Dataset(project / IMAGES), params()
+    batch_size = min(map(len, dataset.buckets)) + more
+    for block in content["samplers"].values():
+        block["training"] = {**TRAINING["training"], "batch_size": batch_size}
+    Path("other.yaml").write_text(yaml.safe_dump(content))
+    notes = small_buckets(load(Path("other.yaml")), {"train": dataset.manifest})
+    assert len(notes) == more
+    assert all(note.startswith(f"sizes of crops with fewer images than a batch of {batch_size}") for note in notes)
 
 
 @pytest.mark.parametrize(
