@@ -263,10 +263,12 @@ def measure(
 
 
 def likelihood_figures(sampler: Sampler, measurement: Measurement) -> Figures:
-    """The bits per dimension of held-out and of training rows, evenly spread; none of a sampler without likelihood."""
-    if sampler.likelihood is None:
+    """The bits per dimension of held-out and of training rows, evenly spread; none of a sampler without likelihood, nor
+    of latents unless they are asked for."""
+    likelihood, config = sampler.likelihood, measurement.config
+    if likelihood is None or (likelihood.latents and not config.latent_likelihood):
         return {}
-    wanted = min(measurement.config.likelihood_rows, sampler.likelihood.most_rows or math.inf)
+    wanted = min(config.likelihood_rows, likelihood.most_rows or math.inf)
     count = min(wanted, len(measurement.test), len(measurement.train))
 
     def rows(dataset: Dataset) -> tuple[Tensor, Tensor | None]:
@@ -275,7 +277,7 @@ def likelihood_figures(sampler: Sampler, measurement: Measurement) -> Figures:
         told = told_of(columns)
         return dataset.medium.rows(columns).to(device), None if told is None else told.to(device)
 
-    return bits_figures(sampler.likelihood, rows(measurement.test), rows(measurement.train))
+    return bits_figures(likelihood, rows(measurement.test), rows(measurement.train))
 
 
 def _sample_grid(task: SampleTask, ready: tuple[Sampler, Strict], measurement: Measurement) -> Tensor:
