@@ -40,7 +40,7 @@ class Config(Strict):
     width: int = Field(32, ge=1)  # channels of the stream
     middle: int = Field(16, ge=1)  # channels between, within a block
     latent_channels: int = Field(4, ge=1)  # of a block
-    kl_warmup: int = Field(100, ge=0)  # steps over which latents come to cost what they do, so that some are learnt
+    kl_warmup: int = Field(150, ge=0)  # steps over which latents come to cost what they do, so that some are learnt
     mixtures: int = Field(3, ge=1)  # logistics of a pixel
     classes: bool = True  # whether the density is one given the class, where the data have some
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, betas=(0.9, 0.9), warmup=50, schedule="cosine")

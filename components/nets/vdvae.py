@@ -62,10 +62,12 @@ class TopDownBlock(nn.Module):
         super().__init__()
         self.width, self.latent_channels = width, latent_channels
         self.prior = Bottleneck(width, middle, 2 * latent_channels + width, kernel, gain=0.0)
-        self.posterior = Bottleneck(2 * width, middle, 2 * latent_channels, kernel, gain=0.3)
+        self.posterior = Bottleneck(2 * width, middle, 2 * latent_channels, kernel, gain=1.0)
         self.enter = nn.Conv2d(latent_channels, width, 1)
         self.residual = Bottleneck(width, middle, width, kernel, gain)
         nn.init.normal_(self.enter.weight, 0.0, gain / math.sqrt(latent_channels))
+        with torch.no_grad():  # little noise at first: under much, a short training learns to do without latents
+            self.posterior.convs[-1].bias[latent_channels:] = -2.0
 
     def forward(self, x: Tensor, noise: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Latent | None]:
         """The stream after the block; latents from the posterior where the encoder's `seen` (B, width, H, W) is there,

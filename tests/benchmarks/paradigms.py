@@ -71,7 +71,7 @@ MODELS = {
         {"widths": [32, 64], "reconstruction": "logistic", "kl_weight": 1.0, "density": {}},
         500,
     ),
-    "vdvae": Entry("autoencoder", "vdvae", {"blocks": [1, 4, 3, 2]}, 600),
+    "vdvae": Entry("autoencoder", "vdvae", {"blocks": [1, 4, 3, 2]}, 650),
     "realnvp": Entry("flow", "realnvp", {"scales": 2, "width": 32, "blocks": 1}, 600),
     "glow": Entry("flow", "glow", {"scales": 3, "steps": 6, "width": 64}, 900),
     "tarflow": Entry("flow", "tarflow", {"width": 64, "flows": 4, "layers": 2}, 500),

@@ -68,8 +68,8 @@ def toy(name: str) -> tuple[Sampler, torch.Tensor]:
     if name == "vdvae":  # near the prior, or a few weights are nearly all of the mean
         with torch.no_grad():
             for block in family.nets["vdvae"].levels[0]:
-                for parameter in block.posterior.convs[-1].parameters():
-                    parameter.mul_(0.3)
+                block.posterior.convs[-1].weight.mul_(0.3)
+                block.posterior.convs[-1].bias.mul_(0.1)
     family.nets.eval()
     return family, every_image(shape, values)
 
