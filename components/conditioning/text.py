@@ -127,3 +127,11 @@ class TextConditioner(nn.Module):
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
         return {"context": self.text(tokens)}
+
+
+class JoinedTexts(TextConditioner):
+    """Two encoders beside each other, by channel (Podell et al. 2024, section 2.1): `text`, trained along, and one that
+    is not, whose tokens of the same places come ready as `known` (B, L, W)."""
+
+    def forward(self, tokens: Tensor, known: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"context": torch.cat([self.text(tokens).to(known.dtype), known], dim=2)}

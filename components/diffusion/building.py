@@ -26,7 +26,7 @@ def build_denoiser(
     config: DenoiserConfig, data: DataInfo, further: nn.Module | None = None, given_channels: int = 0
 ) -> Denoiser:
     """A net with initial weights. `further`: see Denoiser; `given_channels`: that it puts beside those of the rows."""
-    conditioner = _conditioner(config, data)
+    conditioner = conditioner_of(config, data, config.backbone.context_dim)
     given = {"given_channels": given_channels} if given_channels else {}
     backbone = config.backbone.build(data.shape, conditioner.rows, **given)
     return Denoiser(conditioner, backbone, config.tells_uncertainty, config.numbers, further)
@@ -59,8 +59,10 @@ def refuse_unalike(
                 raise ConfigError(f"{where}: expected a run with the same {name}, found another")
 
 
-def _conditioner(config: DenoiserConfig, data: DataInfo) -> ClassConditioner | TextConditioner:
-    text, context_dim = config.text, config.backbone.context_dim
+def conditioner_of(config: DenoiserConfig, data: DataInfo, context_dim: int) -> ClassConditioner | TextConditioner:
+    """What turns classes or texts into a backbone's inputs, with initial weights; a text's tokens are `context_dim`
+    wide."""
+    text = config.text
     if config.conditioning != "text":
         num_classes = len(data.classes) if config.conditioning == "class" else 0
         num_speakers = len(data.speakers) if config.conditioning in SPEAKERS else 0

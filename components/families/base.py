@@ -106,6 +106,7 @@ class Family:
     pretrained: tuple[str, ...] = ()  # nets that are never trained here; kept, but not averaged
     libraries: tuple[str, ...] = ()  # beyond torch, that own a part of its nets
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
+    added: tuple[str, ...] = ()  # kept nets that a run to start from may lack: they begin with initial weights
     received: Mapping[str, Family | nn.Module] = {}  # inputs by role, frozen, on the device of the nets
     inherits: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by role, the config's keys that a run's own stand in for
     held_out: ClassVar[HeldOutLoss | None] = None  # what `held_out_losses` gives; None: it gives nothing

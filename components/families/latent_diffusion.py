@@ -42,15 +42,15 @@ from components.diffusion.guidance import (
 from components.diffusion.likelihood import log_density
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS, Noise, Solver
-from components.errors import ConfigError
+from components.errors import ConfigError, SamplerError
 from components.families.base import Early, Losses, Phase, Role, Sampler, Tiny, family_name
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume
 from components.metrics.held_out import DENOISING, NUM_LEVELS
-from components.sampling.blends import drawn, lerp
+from components.sampling.blends import between, drawn, lerp
 from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call, Preview, Trajectory
-from components.shapes import per_channel, per_row
+from components.shapes import per_channel, per_row, shape_text
 from components.spaces import Latents, Pixels
 
 GUIDE = "guide"  # the net that autoguidance leads away from: an early average, or another run's (Karras et al. 2024a)
@@ -66,7 +66,8 @@ class Model(Sampler):
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data
         speaker = SPEAKERS.get(config.conditioning, ()) if data.speakers else ()
-        self.accepts = frozenset({"source", BLEND, *STEERING[config.conditioning], *speaker})
+        size = ("size",) if config.crops else ()
+        self.accepts = frozenset({"source", BLEND, *STEERING[config.conditioning], *speaker, *size})
         refuse_unless_described(config, data)
         config.backbone.refuse_unfit(data.shape, family_name(type(self)))
         self.crops = config.crops
@@ -89,7 +90,7 @@ class Model(Sampler):
         self.kept = ("denoiser", *self.pretrained, *self.early)
         self.calls = {**self.space.calls, **self.text_inputs.nets}
         for name, net in {"denoiser": denoiser, **copies, **guides}.items():
-            self.calls |= {name: net.denoise, _text_of(name): net.conditioner.text} if self.texts else {name: net}
+            self.calls |= {name: net.denoise, text_of(name): net.conditioner.text} if self.texts else {name: net}
         self.schedule = schedules.build(config.schedule)
         self.preconditioner = Preconditioner(config.objective, self.schedule)
         self.phases = (Phase("denoise", "denoiser", self.loss, config.optimizer),)
@@ -128,12 +129,19 @@ class Model(Sampler):
         return None
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
+        return self._loss_at(self._sigma(self.times(batch.draws).double()), net, batch, self._told(batch))
+
+    def _told(self, batch: Batch) -> Condition:
+        """What steers the net in training, by its inputs."""
+        condition = self._training_condition(batch, self.config.label_dropout)
+        return {**condition, **self._training_further(batch, self.config.flips)}
+
+    def _loss_at(self, sigma: Tensor, net: nn.Module, batch: Batch, told: Condition) -> Losses:
+        """Of a net at noise levels (B,)."""
         draws, kind = batch.draws, self.config.weighting.name
         clean = self.normalise(self.space.clean(batch, self.config.flips))
-        sigma = self._sigma(self.times(draws).double())
         inputs, wanted = self._question(clean, draws.normal("noise", clean.shape[1:]), sigma)
-        inputs |= self._training_condition(batch, self.config.label_dropout)
-        inputs |= self._training_further(batch, self.config.flips)
+        inputs |= told
         if kind == "uniform":
             return {"loss": (net(**inputs) - wanted).square().mean()}
         answer, u = net(**inputs, uncertain=True) if kind == "learned" else (net(**inputs), None)
@@ -171,7 +179,7 @@ class Model(Sampler):
         for number, sigma in enumerate(self._sigma(self.config.times.quantiles(shares)).tolist()):
             sigmas = torch.full_like(draws.keys, sigma, dtype=torch.float64)
             inputs, wanted = self._question(clean, draws.normal(f"noise {number}", clean.shape[1:]), sigmas)
-            errors.append((self.nets["denoiser"](**inputs, **told) - wanted).square().flatten(1).mean(1))
+            errors.append((self.nets[self.phases[0].net](**inputs, **told) - wanted).square().flatten(1).mean(1))
         return torch.stack(errors, dim=1)
 
     def training_columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -269,9 +277,19 @@ class Model(Sampler):
 
         return (yield from finish((yield from solve(solver, denoise, preview))))
 
+    @property
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        crops = map(self.space.drawn, self.data.crops if "size" in self.accepts else ())
+        return tuple(dict.fromkeys([self.row_shape[1:], *crops]))
+
     def _shape(self, request: Request) -> tuple[int, ...]:
-        """Of the rows or latents that a request asks for."""
-        return self.data.shape
+        """Of the rows or latents that a request asks for. Raises SamplerError of an edit at another size."""
+        usual, size = self.row_shape[1:], request.conditions.size
+        if size is None or (sides := tuple(size[0].tolist())) == usual:
+            return self.data.shape
+        if request.conditions.source is not None:
+            raise SamplerError(f"size: an image is edited at its own, {shape_text(usual)}")
+        return (self.data.shape[0], *next(cells for cells in self.data.crops if self.space.drawn(cells) == sides))
 
     def _guidance(self, settings: Settings) -> Guidance:
         worse = GUIDE if settings.guidance == "autoguidance" else None
@@ -316,17 +334,19 @@ class Model(Sampler):
         alone = guidance.scale == 1 or alike or guidance.guide is not None
         groups = asked if alone else [*asked, against]
         tokens = yield from self.text_inputs.asked([text for group in groups for text in group])
-        given = {"tokens": tokens.to(request.seeds.device)}
-        own = (yield Call(_text_of("denoiser"), given)).chunk(len(groups))
-        towards = own[0] if other is None else lerp(*own[:2], request.blend.share)
+        tokens = tokens.to(request.seeds.device)
+        own = yield from self._heard("denoiser", tokens, len(groups))
+        towards = own[0] if other is None else between(*own[:2], request.blend.share)
         if guidance.scale == 1 or alike:
-            away = towards
-        elif guidance.guide is None:
-            away = own[-1]
-        else:
-            worse = (yield Call(_text_of(guidance.guide), given)).chunk(len(groups))
-            away = worse[0] if other is None else lerp(*worse, request.blend.share)
-        return {"context": towards}, {"context": away}
+            return towards, towards
+        if guidance.guide is None:
+            return towards, own[-1]
+        worse = yield from self._heard(guidance.guide, tokens, len(groups))
+        return towards, worse[0] if other is None else between(*worse, request.blend.share)
+
+    def _heard(self, net: str, tokens: Tensor, groups: int) -> Generator[Call, Tensor, list[Condition]]:
+        """What steers a net by as many groups of texts."""
+        return [{"context": part} for part in (yield Call(text_of(net), {"tokens": tokens})).chunk(groups)]
 
     def _decode(self, latents: Tensor) -> Trajectory:
         return self.space.decode(self.denormalise(latents))
@@ -379,7 +399,7 @@ def _build_guide(config: Config, data: DataInfo, run: RunInfo) -> Denoiser:
     return build_denoiser(other, data)
 
 
-def _text_of(net: str) -> str:
+def text_of(net: str) -> str:
     """The name of the call to a net's text encoder."""
     return f"{net}_text"
 

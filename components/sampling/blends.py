@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,11 @@ def slerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
 def lerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
     """Points (B, ...) on the lines between two sets of points, `share` (B,) of the way."""
     return torch.lerp(one, other, per_row(share.to(one.dtype), one))
+
+
+def between(one: Mapping[str, Tensor], other: Mapping[str, Tensor], share: Tensor) -> dict[str, Tensor]:
+    """The same of all that two conditions say, by name."""
+    return {name: lerp(one[name], other[name], share) for name in one}
 
 
 def drawn(request: Request, draw: Callable[[Draws], Tensor]) -> Tensor:

@@ -17,6 +17,7 @@ from components.data.media.tokens import MEDIUM as TOKENS
 from components.errors import DataError, InputError
 from components.families import family_class
 from components.families.base import Autoencoder
+from components.shapes import shape_text
 from components.sources import Source
 from pipelines.support import inputs, paths
 from pipelines.support.inputs import AUTOENCODER
@@ -71,6 +72,22 @@ def too_few(params: Params, manifests: dict[str, Manifest]) -> tuple[str, ...]:
         f"on, because evaluate.neighbours is {params.evaluate.neighbours}: more images, a larger data.test_fraction or "
         "fewer neighbours",
     )
+
+
+def small_buckets(params: Params, manifests: dict[str, Manifest]) -> tuple[str, ...]:
+    """A note on sizes of crops with fewer training images than a batch has rows, which hold some of them twice."""
+    train, first, notes = manifests["train"], 0, []
+    wanting = [
+        block for block in params.samplers.values() if isinstance(block.model, dict) and block.model.get("crops")
+    ]
+    most = max((block.training.batch_size for block in wanting), default=0)
+    for bucket in train.buckets:
+        last = first + bucket.shards
+        count, first = sum(shard.rows for shard in train.shards[first:last]), last
+        if count < most:
+            notes.append(f"{shape_text(bucket.size)} of {count}")
+    found = ", ".join(notes)
+    return (f"sizes of crops with fewer images than a batch of {most} has rows: {found}",) if notes else ()
 
 
 def refuse_unmeasurable(params: Params) -> None:

@@ -38,6 +38,8 @@ from pipelines.support.inputs import CLIP
 from pipelines.support.params import Params
 
 MOMENTS = "moments.safetensors"
+# of how to measure, what the figures depend on; weights' paths do not, their hashes stand for them
+_OF_PROTOCOL = {"num_samples", "batch_size", "neighbours", "neighbour_images", "resamples", "seed", "likelihood_rows"}
 _TIMED = 4  # batches behind a time, the first to warm up, where many workers sample and none is alone
 
 
@@ -135,7 +137,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
         row_shape=test.row_shape,
         versions=library_versions(*extractors.extractor.libraries),
         revision=REVISION,
-        **config.model_dump(exclude={"extractor", "search", "snapshot_samples", "real_draws", "lpips", "clip_score"}),
+        **config.model_dump(include=_OF_PROTOCOL),
         **perceived_by,
     )
     return Measurement(
