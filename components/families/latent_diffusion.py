@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
 import torch
@@ -49,7 +50,7 @@ from components.families.base import Early, Family, Losses, Phase, Role, Sampler
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume
 from components.metrics.held_out import DENOISING, NUM_LEVELS
-from components.sampling.blends import between, lerp, slerp
+from components.sampling.blends import between, drawn, lerp
 from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call, Preview, Trajectory
 from components.shapes import per_channel, per_row, shape_text
@@ -226,38 +227,49 @@ class Model(Levers, Sampler):
 
     @property
     def likelihood(self) -> Likelihood | None:
-        """Of pixels that are steered by classes or by nothing; latents have one that says nothing of images."""
-        if self.autoencoder is not None or self.texts:
+        """Of pixels, or of latents as such, that are steered by classes or by nothing."""
+        if self.texts:
             return None
+        if self.autoencoder is not None:
+            latents = math.prod(self.data.shape)
+            return Likelihood("estimate", "none", self._log_density_of_latents, latents=latents, most_rows=100)
         return Likelihood("estimate", "uniform", self._log_probability, most_rows=100)
 
     def _log_probability(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
-        count, steered = levels(self.medium), self.conditional and label is not None
-        label = label if steered else torch.full_like(draws.keys, self.null)
-        label = self.nets["denoiser"].conditioner.together(*apart(label))
+        count = levels(self.medium)
         clean = self.normalise(dequantised(rows, draws, count))
+        found = self._log_density(clean, label, draws)
+        _, std = self._moments(clean)
+        scaled = -std.double().log().expand_as(clean[:1]).sum()  # from normalised values to those of the rows
+        return found + scaled + log_bin_volume(clean[0].numel(), count)
+
+    def _log_density_of_latents(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
+        """Of draws from the posteriors of rows, as training sees them: normalised."""
+        mean, std = self.nets["autoencoder"].encode(rows)
+        return self._log_density(self.normalise(mean + std * draws.normal("posterior", self.data.shape)), label, draws)
+
+    def _log_density(self, clean: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
+        """(B,) in nats, of normalised rows or latents."""
+        label = label if self.conditional and label is not None else torch.full_like(draws.keys, self.null)
+        label = self.nets["denoiser"].conditioner.together(*apart(label))
         signs = 2 * (draws.uniform("probe", self.data.shape) < 0.5).float() - 1
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
             inputs = self.preconditioner.question(x, sigma) | {"label": label.clone()}
             return self.preconditioner.denoised(x, sigma, self.nets["denoiser"](**inputs))
 
-        found = log_density(
-            denoise, clean, signs, likelihood.levels(self.schedule.sigma(torch.ones(1, dtype=torch.float64)).item())
-        )
-        _, std = self._moments(clean)
-        scaled = -std.double().log().expand_as(clean[:1]).sum()  # from normalised values to those of the rows
-        return found + scaled + log_bin_volume(clean[0].numel(), count)
+        largest = self.schedule.sigma(torch.ones(1, dtype=torch.float64)).item()
+        return log_density(denoise, clean, signs, likelihood.levels(largest))
 
     def _trajectory(self, request: Request) -> Trajectory:
-        settings, source, draws = request.settings, request.conditions.source, Draws.of_seeds(request.seeds)
+        settings, source = request.settings, request.conditions.source
         sigmas = self.sigmas(settings, 1.0 if source is None else source.strength)
         shape = self._shape(request)
-        noise = draws.normal("start", shape)
-        if request.blend is not None and request.blend.seeds is not None:
-            other = Draws.of_seeds(request.blend.seeds).normal("start", shape)
-            noise = slerp(noise, other, request.blend.share)
-        start = sigmas[0] * noise
+
+        def noise(name: int | str) -> Tensor:
+            return drawn(request, lambda draws: draws.normal(name, shape))
+
+        start = sigmas[0] * noise("start")
         denoise = yield from self._denoise(request, self._guidance(settings), sigmas)
         if (quantile := self._threshold(settings)) is not None:
             denoise = thresholded(denoise, quantile, self.normalise, self.denormalise)
@@ -269,7 +281,7 @@ class Model(Levers, Sampler):
                 # a latent is redrawn with any pixel of its cell
                 denoise = keeping(denoise, known, _pooled(source.mask, self.data.shape[1:]))
                 finish = functools.partial(self._paste, source.images, source.mask)
-        solver = self._solver(settings)(start, sigmas, lambda step: draws.normal(step, shape))
+        solver = self._solver(settings)(start, sigmas, noise)
 
         def preview(x0: Tensor, sigma: float) -> Preview:
             return Preview((sigmas.index(sigma) + 1) / (len(sigmas) - 1), lambda: finish(x0))

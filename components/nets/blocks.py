@@ -247,3 +247,13 @@ class Transformer2DModel(nn.Module):
 def _tokens(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H*W, C)."""
     return x.flatten(2).transpose(1, 2)
+
+
+def embedded(embedding: nn.Embedding, label: Tensor) -> Tensor:
+    """The embedding of classes (B,) int64, or of points between them, (B, num_classes) weights."""
+    return label @ embedding.weight if label.is_floating_point() else embedding(label)
+
+
+def class_weights(label: Tensor, num_classes: int) -> Tensor:
+    """Classes (B,) int64, or points between them, (B, num_classes) weights, as such weights."""
+    return label if label.is_floating_point() else F.one_hot(label, num_classes).float()

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from components.nets.blocks import TimestepEmbedding, sinusoidal_embedding
+from components.nets.blocks import TimestepEmbedding, embedded, sinusoidal_embedding
 from components.nets.joint_transformer import JointTransformer
 from components.nets.rotary import GRID_BASE, grid_places
 from components.nets.routing import Route, those_through
 from components.nets.transformer import Transformer
-from components.nets.unet import embedded
 
 LEVEL_WIDTH = 256  # of a noise level's embedding, as published
 
