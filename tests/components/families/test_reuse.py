@@ -135,8 +135,12 @@ def test_what_is_reused_is_of_an_evaluation_nearby():
 
 @pytest.mark.parametrize(
     "backbone",
-    [{"widths": (8,), "attention": (True,), "heads": 2, "context_dim": 8}, {**DEEP_DIT, "depth": 2}],
-    ids=["unet", "dit"],
+    [
+        {"widths": (8,), "attention": (True,), "heads": 2, "context_dim": 8},
+        {**DEEP_DIT, "depth": 2},
+        {**DEEP_DIT, "name": "mmdit"},
+    ],
+    ids=["unet", "dit", "mmdit"],
 )
 def test_a_net_without_a_deep_part_is_refused(backbone):
     made = build("latent_diffusion", data=LATENTS, backbone=backbone)
