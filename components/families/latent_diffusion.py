@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
 import torch
@@ -18,12 +19,13 @@ from components.constants import constant
 from components.data.dataset import Batch
 from components.data.info import DataInfo, RunInfo
 from components.data.randomness import Draws
-from components.diffusion import likelihood, schedules, weightings
+from components.diffusion import alignment, likelihood, schedules, weightings
+from components.diffusion.alignment import TEACHER
 from components.diffusion.building import (
     SPEAKERS,
     STEERING,
     build_denoiser,
-    refuse_unalike,
+    build_guide,
     refuse_unless_described,
     text_inputs_of,
 )
@@ -38,15 +40,17 @@ from components.diffusion.guidance import (
     solve,
     thresholded,
 )
+from components.diffusion.levers import Levers
 from components.diffusion.likelihood import log_density
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS, Noise, Solver
-from components.errors import ConfigError, SamplerError
-from components.families.base import Early, Losses, Phase, Role, Sampler, Tiny, family_name
+from components.errors import SamplerError
+from components.families import family_class
+from components.families.base import Early, Family, Losses, Phase, Role, Sampler, Tiny, family_name
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume
 from components.metrics.held_out import DENOISING, NUM_LEVELS
-from components.sampling.blends import between, lerp, slerp
+from components.sampling.blends import between, drawn, lerp
 from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call, Preview, Trajectory
 from components.shapes import per_channel, per_row, shape_text
@@ -55,7 +59,7 @@ from components.spaces import Latents, Pixels
 GUIDE = "guide"  # the net that autoguidance leads away from: an early average, or another run's (Karras et al. 2024a)
 
 
-class Model(Sampler):
+class Model(Levers, Sampler):
     Config = Config
     Settings = Settings
     kept = ("denoiser", "autoencoder")
@@ -82,7 +86,7 @@ class Model(Sampler):
         self.libraries = self.text_inputs.libraries
         self.early = self.early_nets(config)
         copies = {name: copy.deepcopy(denoiser) for name in self.early}
-        guides = {name: _build_guide(config, data, run) for name, run in data.inputs.items() if name == GUIDE}
+        guides = {name: build_guide(config, data, run) for name, run in data.inputs.items() if name == GUIDE}
         fixed = {**self.space.nets, **self.text_inputs.nets, **guides}
         self.nets = nn.ModuleDict({"denoiser": denoiser, **fixed, **copies})
         self.pretrained = tuple(fixed)
@@ -100,7 +104,10 @@ class Model(Sampler):
 
     def build(self, config: Config, data: DataInfo) -> Denoiser:
         """The net that is trained, with initial weights."""
-        return build_denoiser(config, data)
+        net = build_denoiser(config, data)
+        if config.alignment is not None:
+            net.projector = alignment.projector(net.backbone.embedding_dim, data, _classifier_of)
+        return net
 
     @classmethod
     def early_nets(cls, config: Config) -> dict[str, Early]:
@@ -108,11 +115,15 @@ class Model(Sampler):
 
     @classmethod
     def roles(cls, config: Config) -> dict[str, Role]:
-        return {GUIDE: Role(family="latent_diffusion", kept=True)}
+        guide = {GUIDE: Role(family="latent_diffusion", kept=True)}
+        return guide if config.alignment is None else {**guide, TEACHER: Role(family="judge", needed=True, kept=True)}
 
-    def receive(self, role: str, given: Model) -> None:
+    def receive(self, role: str, given: Family) -> None:
+        if role == TEACHER:
+            return super().receive(role, given)
         assert role == GUIDE, f"latent_diffusion takes no {role}"
-        self.nets[GUIDE].load_state_dict(given.nets["denoiser"].state_dict())
+        learned = given.nets["denoiser"].state_dict()
+        self.nets[GUIDE].load_state_dict({name: learned[name] for name in self.nets[GUIDE].state_dict()})
 
     @classmethod
     def why_not(
@@ -137,14 +148,15 @@ class Model(Sampler):
 
     def _loss_at(self, sigma: Tensor, net: nn.Module, batch: Batch, told: Condition) -> Losses:
         """Of a net at noise levels (B,)."""
-        draws, kind = batch.draws, self.config.weighting.name
-        clean = self.normalise(self.space.clean(batch, self.config.flips))
-        inputs, wanted = self._question(clean, draws.normal("noise", clean.shape[1:]), sigma)
-        inputs |= told
-        if kind == "uniform":
-            return {"loss": (net(**inputs) - wanted).square().mean()}
-        answer, u = net(**inputs, uncertain=True) if kind == "learned" else (net(**inputs), None)
-        return self._weighted((answer - wanted).square().flatten(1).mean(1), sigma, u)
+        rows = self.space.clean(batch, self.config.flips)
+        clean = self.normalise(rows)
+        inputs, wanted = self._question(clean, batch.draws.normal("noise", clean.shape[1:]), sigma)
+        answer, u, projected = self.answered(net, inputs | told | self.routed(batch, clean), batch.step)
+        if self.config.weighting.name == "uniform":
+            losses = {"loss": (answer - wanted).square().mean()}
+        else:
+            losses = self._weighted((answer - wanted).square().flatten(1).mean(1), sigma, u)
+        return self.aligned(losses, projected, rows)
 
     def _weighted(self, error: Tensor, sigma: Tensor, u: Tensor | None) -> Losses:
         """Of rows' errors (B,) at noise levels (B,); `u`: the logarithms of those that the net expects, if it does."""
@@ -215,38 +227,49 @@ class Model(Sampler):
 
     @property
     def likelihood(self) -> Likelihood | None:
-        """Of pixels that are steered by classes or by nothing; latents have one that says nothing of images."""
-        if self.autoencoder is not None or self.texts:
+        """Of pixels, or of latents as such, that are steered by classes or by nothing."""
+        if self.texts:
             return None
+        if self.autoencoder is not None:
+            latents = math.prod(self.data.shape)
+            return Likelihood("estimate", "none", self._log_density_of_latents, latents=latents, most_rows=100)
         return Likelihood("estimate", "uniform", self._log_probability, most_rows=100)
 
     def _log_probability(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
-        count, steered = levels(self.medium), self.conditional and label is not None
-        label = label if steered else torch.full_like(draws.keys, self.null)
-        label = self.nets["denoiser"].conditioner.together(*apart(label))
+        count = levels(self.medium)
         clean = self.normalise(dequantised(rows, draws, count))
+        found = self._log_density(clean, label, draws)
+        _, std = self._moments(clean)
+        scaled = -std.double().log().expand_as(clean[:1]).sum()  # from normalised values to those of the rows
+        return found + scaled + log_bin_volume(clean[0].numel(), count)
+
+    def _log_density_of_latents(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
+        """Of draws from the posteriors of rows, as training sees them: normalised."""
+        mean, std = self.nets["autoencoder"].encode(rows)
+        return self._log_density(self.normalise(mean + std * draws.normal("posterior", self.data.shape)), label, draws)
+
+    def _log_density(self, clean: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
+        """(B,) in nats, of normalised rows or latents."""
+        label = label if self.conditional and label is not None else torch.full_like(draws.keys, self.null)
+        label = self.nets["denoiser"].conditioner.together(*apart(label))
         signs = 2 * (draws.uniform("probe", self.data.shape) < 0.5).float() - 1
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
             inputs = self.preconditioner.question(x, sigma) | {"label": label.clone()}
             return self.preconditioner.denoised(x, sigma, self.nets["denoiser"](**inputs))
 
-        found = log_density(
-            denoise, clean, signs, likelihood.levels(self.schedule.sigma(torch.ones(1, dtype=torch.float64)).item())
-        )
-        _, std = self._moments(clean)
-        scaled = -std.double().log().expand_as(clean[:1]).sum()  # from normalised values to those of the rows
-        return found + scaled + log_bin_volume(clean[0].numel(), count)
+        largest = self.schedule.sigma(torch.ones(1, dtype=torch.float64)).item()
+        return log_density(denoise, clean, signs, likelihood.levels(largest))
 
     def _trajectory(self, request: Request) -> Trajectory:
-        settings, source, draws = request.settings, request.conditions.source, Draws.of_seeds(request.seeds)
+        settings, source = request.settings, request.conditions.source
         sigmas = self.sigmas(settings, 1.0 if source is None else source.strength)
         shape = self._shape(request)
-        noise = draws.normal("start", shape)
-        if request.blend is not None and request.blend.seeds is not None:
-            other = Draws.of_seeds(request.blend.seeds).normal("start", shape)
-            noise = slerp(noise, other, request.blend.share)
-        start = sigmas[0] * noise
+
+        def noise(name: int | str) -> Tensor:
+            return drawn(request, lambda draws: draws.normal(name, shape))
+
+        start = sigmas[0] * noise("start")
         denoise = yield from self._denoise(request, self._guidance(settings), sigmas)
         if (quantile := self._threshold(settings)) is not None:
             denoise = thresholded(denoise, quantile, self.normalise, self.denormalise)
@@ -258,7 +281,7 @@ class Model(Sampler):
                 # a latent is redrawn with any pixel of its cell
                 denoise = keeping(denoise, known, _pooled(source.mask, self.data.shape[1:]))
                 finish = functools.partial(self._paste, source.images, source.mask)
-        solver = self._solver(settings)(start, sigmas, lambda step: draws.normal(step, shape))
+        solver = self._solver(settings)(start, sigmas, noise)
 
         def preview(x0: Tensor, sigma: float) -> Preview:
             return Preview((sigmas.index(sigma) + 1) / (len(sigmas) - 1), lambda: finish(x0))
@@ -375,16 +398,10 @@ def _pooled(mask: Tensor, sides: tuple[int, ...]) -> Tensor:
     return pool(mask, sides)
 
 
-def _build_guide(config: Config, data: DataInfo, run: RunInfo) -> Denoiser:
-    """The net of another run, to be compared with this one's answer by answer. Raises ConfigError unless both answer
-    the same question about the same data."""
-    if config.guide is not None:
-        raise ConfigError("latent_diffusion: guide: expected model.guide or an input of this role, found both")
-    other = parse(Config, run.config, GUIDE)
-    refuse_unalike(
-        "latent_diffusion: guide", (config, data), (other, run.data), ("objective", "schedule", "conditioning")
-    )
-    return build_denoiser(other, data)
+def _classifier_of(run: RunInfo) -> nn.Module:
+    """A judge's net, with initial weights."""
+    kind = family_class(run.family)
+    return kind(parse(kind.Config, run.config, TEACHER), run.data).nets["classifier"]
 
 
 def text_of(net: str) -> str:

@@ -60,6 +60,9 @@ class Config(diffusion.Config):
     def _has_own_text(self) -> Config:
         if self.text.encoder != "own":
             raise ValueError("text.encoder: the other encoder is the CLIP of inputs; expected own")
+        nets = (self.backbone, *([] if self.refiner is None else [self.refiner.backbone]))
+        if self.align is not None or any(getattr(net, "route", None) is not None for net in nets):
+            raise ValueError("align, backbone.route: levers of latent_diffusion's transformers; expected neither")
         return self
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -87,6 +87,7 @@ class Config(Strict):
     flips: bool = False
     label_dropout: float = Field(0.1, ge=0, le=1)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, weight_decay=0.01, warmup=500)
+    alignment: ClassVar[None] = None  # these nets have no tokens that go through blocks alike
 
     @field_validator("adapters")
     @classmethod

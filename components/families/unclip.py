@@ -163,18 +163,21 @@ class Model(Composite):
         parts = {name: part.split(rows) for name, part in answer.items()}
         told = {group: {name: part[number] for name, part in parts.items()} for number, group in enumerate(groups)}
         if asked.image is None:
-            found = yield from self._drawn(request, told["prompt"], told["nothing"])
+            found = yield from self._drawn(request.seeds, request, told["prompt"], told["nothing"])
         else:
             found = yield Call(named(CLIP, "image"), {"images": asked.image})
             if asked.instead_of is not None:
                 way = F.normalize(told["prompt"]["pooled"] - told["before"]["pooled"], dim=1)
                 found = slerp(found, way, torch.full_like(found[:, 0], request.settings.text_difference))
-        if "other" in told:
-            found = slerp(found, (yield from self._drawn(request, told["other"], told["nothing"])), request.blend.share)
+        blend = request.blend
+        if "other" in told or (blend is not None and blend.seeds is not None and asked.image is None):
+            seeds = request.seeds if blend.seeds is None else blend.seeds
+            other = told.get("other", told["prompt"])
+            found = slerp(found, (yield from self._drawn(seeds, request, other, told["nothing"])), blend.share)
         return F.normalize(found, dim=1)
 
-    def _drawn(self, request: Request, told: Mapping[str, Tensor], nothing: Mapping[str, Tensor]):
-        drawn = self.parts[PRIOR].draw(request.seeds, request.settings.prior, told, nothing)
+    def _drawn(self, seeds: Tensor, request: Request, told: Mapping[str, Tensor], nothing: Mapping[str, Tensor]):
+        drawn = self.parts[PRIOR].draw(seeds, request.settings.prior, told, nothing)
         return (yield from prefixed(PRIOR, drawn, shows=False))
 
     def held_out_losses(self, columns: Mapping[str, Tensor], draws: Draws) -> Tensor:

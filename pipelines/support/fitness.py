@@ -124,7 +124,8 @@ def data_of(params: Params, folder: str, info: DataInfo) -> DataInfo | None:
     shape = family.latent_shape
     of = AutoencoderInfo(family=block.family, config=family.config.model_dump(mode="json"), data=info)
     if params.encode[names[0]].tokens is not None:
-        grid = (1, *shape[1:])
+        codebook = getattr(family.config, "codebook", None)
+        grid = (1, *shape[1:]) if codebook is None else codebook.token_shape(shape)  # encode refuses what has none
         return info.model_copy(update={"shape": grid, "medium": TOKENS.name, "autoencoder": of, "crops": ()})
     moments = {"channel_mean": (0.0,) * shape[0], "channel_std": (1.0,) * shape[0]}
     options = params.encode[names[0]]

@@ -3,6 +3,7 @@ alone, a cascade, unclip, a small Stable Diffusion XL. Fit to texts is scored by
 
     python -m tests.benchmarks.text_systems                  # on captioned digits of 16x16, one seed
     python -m tests.benchmarks.text_systems unclip 1         # one system, another seed
+    python -m tests.benchmarks.text_systems text dit mmdit   # texts alone, by each backbone
     python -m tests.benchmarks.text_systems emoji            # all, on emoji of 32x32: hours of one core
 
 What is measured is kept in .cache/text_systems, with a sheet of samples each.
@@ -31,15 +32,17 @@ STANDS_ON_CLIP = ("unclip", "sdxl")
 BACKBONE = {"widths": [32, 64], "attention": [False, True], "context_dim": 32}
 TEXT = {"conditioning": "text", "backbone": BACKBONE, "text": {"length": 48, "width": 32, "layers": 2, "heads": 4}}
 SOLVER = {"solver": "unipc", "num_inference_steps": 8, "guidance_scale": 2.0, "spacing": "karras"}
-FAMILY = {"text": "latent_diffusion"}
+TRANSFORMER = {"patch": 2, "width": 96, "depth": 4, "heads": 4, "context_dim": 32}
+FAMILY = dict.fromkeys(("text", "dit", "mmdit"), "latent_diffusion")
 MODEL = {
     "text": TEXT,
+    **{name: {**TEXT, "backbone": {"name": name, **TRANSFORMER}} for name in ("dit", "mmdit")},
     "cascade": {"base": TEXT, "up1": TEXT},
     "unclip": {"prior": {"width": 64, "depth": 3}, "decoder": TEXT},
     "sdxl": {**TEXT, "backbone": {**BACKBONE, "context_dim": 64}},  # both encoders beside each other
 }
 SETTINGS = {
-    "text": SOLVER,
+    **dict.fromkeys(FAMILY, SOLVER),
     "cascade": {"base": SOLVER, "up1": {**SOLVER, "augmentation": 0.1}},
     "unclip": {"decoder": SOLVER},
     "sdxl": SOLVER,
