@@ -33,6 +33,7 @@ STUDENTS: dict[str, tuple[str, dict, int]] = {  # family, changes of its model, 
     "meanflow": ("meanflow", GUIDED, 180),
     "progressive": ("progressive", {**GUIDED, "first_steps": 8, "round_steps": 70}, 210),
     "progressive_at_once": ("progressive", {**GUIDED, "first_steps": 2, "ratio": 4}, 110),
+    "dmd2": ("dmd2", {**GUIDED, "num_score_steps": 2, "adversarial": {}}, 110),
 }
 REUSES = {"reuse_2": 2, "reuse_3": 3}  # of the teacher, which trains no further
 
