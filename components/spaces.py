@@ -19,7 +19,7 @@ class Latents:
     """The space of an autoencoder's latents, with their mean and spread by channel: the data set's, unless told."""
 
     def __init__(self, data: DataInfo, moments: tuple[Sequence[float], Sequence[float]] | None = None):
-        kind = family_class(data.autoencoder.family)
+        self.shape, kind = data.shape, family_class(data.autoencoder.family)
         self.autoencoder = kind(kind.Config(**data.autoencoder.config), data.autoencoder.data)
         self.nets = {"autoencoder": self.autoencoder.nets["autoencoder"]}
         self.calls = {"encoder": self._posterior_mean, **self.autoencoder.calls}
@@ -42,6 +42,11 @@ class Latents:
         """Columns of the medium's rows as a latent data set has them."""
         mean, std = self.nets["autoencoder"].encode(self.autoencoder.medium.rows(columns))
         return {**columns, "mean": mean, "std": std}
+
+    def drawn(self, sides: tuple[int, ...]) -> tuple[int, ...]:
+        """Sides of what latents of these decode to."""
+        whole, stored = self.autoencoder.data.shape[1:], self.shape[1:]
+        return tuple(side * pixels // cells for side, pixels, cells in zip(sides, whole, stored, strict=True))
 
     def encode(self, images: Tensor) -> Trajectory:
         """Rows (B, C, ...) in [-1, 1] into the space."""
@@ -69,6 +74,9 @@ class Pixels:
 
     def columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(columns)
+
+    def drawn(self, sides: tuple[int, ...]) -> tuple[int, ...]:
+        return sides
 
     def encode(self, images: Tensor) -> Trajectory:
         yield from ()

@@ -1,6 +1,7 @@
 """Models to and from other tools' formats:
 
 python -m pipelines.export ldm --to diffusers out/       runs/ldm as a folder that diffusers loads
+python -m pipelines.export tuned --to lora out/          the adapters of runs/tuned as files of LoRA weights
 python -m pipelines.export sd --from FOLDER              a diffusers folder of Stable Diffusion as runs/sd
 """
 
@@ -10,13 +11,13 @@ import argparse
 from pathlib import Path
 
 from components.artifacts import run_folder
-from components.errors import SamplerError
-from components.files import sha256_folder
-from components.interchange import from_diffusers, to_diffusers
+from components.errors import ConfigError, SamplerError
+from components.files import sha256, sha256_folder
+from components.interchange import from_diffusers, lora, to_diffusers
 from components.training.loop import State
 from pipelines.support import cli, code_closure, paths
 
-FORMATS = {"diffusers": to_diffusers.export}
+FORMATS = {"diffusers": to_diffusers.export, "lora": lora.export}
 
 
 def export(name: str, form: str, target: Path) -> None:
@@ -27,18 +28,30 @@ def export(name: str, form: str, target: Path) -> None:
     print(f"{folder} as {form}: {target}")
 
 
-def import_(name: str, source: Path, refiner: Path | None) -> None:
+def import_(name: str, source: Path, refiner: Path | None, adapters: dict[str, Path]) -> None:
     """Raises SamplerError of a folder that our nets cannot compute, or that holds a pickle."""
     target = paths.RUNS / name
     _refuse_unless_new(target)
-    family = from_diffusers.read(source, refiner)
+    family = from_diffusers.read(source, refiner, adapters)
     folders = [folder for folder in (source, refiner) if folder is not None]
-    content = "-".join(sha256_folder(folder, "**/*.safetensors")[:32] for folder in folders)
+    content = "-".join(
+        [sha256_folder(folder, "**/*.safetensors")[:32] for folder in folders]
+        + [(sha256_folder(path, "*.safetensors") if path.is_dir() else sha256(path))[:32] for path in adapters.values()]
+    )
     code = code_closure.code_hash(code_closure.of_training("stable_diffusion"))
     provenance = run_folder.Provenance(data=content, code=code, job=content, seed=0, step=0)
     average = {net: family.nets[net].state_dict() for net in family.kept if net not in family.pretrained}
     run_folder.write(target, "stable_diffusion", family, State(0, {}, {}, average), provenance)
-    print(f"{' with '.join(map(str, folders))}: {target}")
+    print(f"{' with '.join(map(str, [*folders, *adapters.values()]))}: {target}")
+
+
+def _adapters(asked: list[str]) -> dict[str, Path]:
+    """NAME=FILE of each. Raises ConfigError of what is none."""
+    parts = [one.partition("=") for one in asked]
+    for name, _, path in parts:
+        if not (name and path):
+            raise ConfigError(f"--adapter: expected NAME=FILE, found {name!r}")
+    return {name: Path(path) for name, _, path in parts}
 
 
 def _refuse_unless_new(target: Path) -> None:
@@ -54,13 +67,20 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--to", nargs=2, metavar=("FORMAT", "FOLDER"), help=f"write it as {', '.join(FORMATS)}")
     parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="make it from a folder of diffusers")
     parser.add_argument("--refiner", type=Path, metavar="FOLDER", help="with --from: XL's second stage")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="with --from: LoRA weights to ask for by name",
+    )
     asked = parser.parse_args(argv)
     if (asked.to is None) == (asked.source is None):
         parser.error("expected either --to or --from")
-    if asked.refiner is not None and asked.source is None:
-        parser.error("--refiner goes with --from")
+    if (asked.refiner is not None or asked.adapter) and asked.source is None:
+        parser.error("--refiner and --adapter go with --from")
     if asked.to is None:
-        return import_(asked.name, asked.source, asked.refiner)
+        return import_(asked.name, asked.source, asked.refiner, _adapters(asked.adapter))
     form, folder = asked.to
     if form not in FORMATS:
         parser.error(f"--to: expected {', '.join(FORMATS)}, found {form}")

@@ -18,7 +18,7 @@ from components.sources import DataConfig, Source
 from infra.storage import object_manifest
 from infra.storage.buckets import mirror_prefix
 from pipelines.support.cli import run
-from pipelines.support.fitness import refuse_unfit, too_few
+from pipelines.support.fitness import refuse_unfit, small_buckets, too_few
 from pipelines.support.params import load
 
 TARGET = Path("data/images")
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
     source = open_source(params.data, params.seed, CACHE)
     refuse_unfit(params, source)
     manifests = prepare(source, params.data, TARGET)
-    print(summary(manifests, TARGET, (*source.notes, *too_few(params, manifests))))
+    print(summary(manifests, TARGET, (*source.notes, *too_few(params, manifests), *small_buckets(params, manifests))))
 
 
 if __name__ == "__main__":

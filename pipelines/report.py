@@ -28,6 +28,7 @@ from pipelines.support.report_pictures import (
     autoencoder_pictures,
     champion_film,
     champion_walks,
+    champion_ways,
     class_rows,
     played,
     real_grid,
@@ -130,7 +131,7 @@ def of_champion(promoted: dict, test: Dataset) -> Context:
         "played": played(test, champion, promoted["settings"]),
         "pictures": {name: data_uri(png) for name, png in pictures.items() if png},
         "film": champion_film(champion, promoted["settings"]),
-        "walks": champion_walks(champion, promoted["settings"]),
+        "walks": champion_walks(champion, promoted["settings"]) + champion_ways(champion, test),
     }
 
 

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.errors import SamplerError
-from components.nets.unet import embedded
+from components.nets.blocks import class_weights, embedded
+from components.sampling.blends import lerp
+from components.sampling.requests import Blend
 
 
 def class_of(prompt: str, classes: Sequence[str]) -> int:
@@ -71,6 +73,19 @@ def apart(told: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     return tuple(told.unbind(1))
 
 
+def blended_label(label: Tensor, blend: Blend | None, num_classes: int) -> Tensor:
+    """Classes (B,) int64 and, on the way to a blend's, weights (B, num_classes) of points between: what `embedded`
+    takes."""
+    if blend is None or blend.label is None:
+        return label
+    return label_between(label, blend.label, blend.share, num_classes)
+
+
+def label_between(label: Tensor, other: Tensor, share: Tensor, num_classes: int) -> Tensor:
+    """Weights (B, num_classes) of points between classes (B,) and others, `share` (B,) of the way."""
+    return lerp(class_weights(label, num_classes), class_weights(other, num_classes), share)
+
+
 class ClassConditioner(nn.Module):
     """Tells a backbone a class as a label for it to embed and, with a `context_dim`, as one token to attend to.
 
@@ -100,4 +115,4 @@ class ClassConditioner(nn.Module):
 
     def weights(self, label: Tensor) -> Tensor:
         """A label as weights (B, rows)."""
-        return label if label.is_floating_point() else F.one_hot(label, self.rows).float()
+        return class_weights(label, self.rows)

@@ -105,15 +105,18 @@ class Embeddings:
 
 
 class Projection(nn.Module):
-    """Embeddings (B, L, W) of a frozen encoder -> (B, L, context_dim): the part of it that is trained."""
+    """Embeddings (B, L, W) of a frozen encoder -> (B, L, context_dim): the part of it that is trained. With
+    `hides_padding` rows of zeros, which T5's padding is, stay such."""
 
-    def __init__(self, width: int, context_dim: int):
+    def __init__(self, width: int, context_dim: int, hides_padding: bool = False):
         super().__init__()
+        self.hides_padding = hides_padding
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, context_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.project(self.norm(tokens))
+        context = self.project(self.norm(tokens))
+        return context * tokens.any(dim=2, keepdim=True) if self.hides_padding else context
 
 
 class TextConditioner(nn.Module):
@@ -127,3 +130,11 @@ class TextConditioner(nn.Module):
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
         return {"context": self.text(tokens)}
+
+
+class JoinedTexts(TextConditioner):
+    """Two encoders beside each other, by channel (Podell et al. 2024, section 2.1): `text`, trained along, and one that
+    is not, whose tokens of the same places come ready as `known` (B, L, W)."""
+
+    def forward(self, tokens: Tensor, known: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"context": torch.cat([self.text(tokens).to(known.dtype), known], dim=2)}

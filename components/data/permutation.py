@@ -52,12 +52,26 @@ def bucketed_batch(
     numbers within that as `global_batch` gives them. In an epoch a bucket has as many batches as end in it; which one
     comes when is the epoch's own permutation."""
     epoch = _epoch_of(step, batch_size, counts)
-    before, after = (_batches_before(one, batch_size, counts) for one in (epoch, epoch + 1))
-    ends = list(itertools.accumulate(last - first for first, last in zip(before, after, strict=True)))
-    place = int(permute(torch.tensor([step - sum(before)]), ends[-1], hash64("buckets", seed, epoch)))
+    before, ends = _turns(epoch, batch_size, counts)
+    turn, key = step - sum(before), hash64("buckets", seed, epoch)
+    place = _places(turn // _AT_ONCE, ends[-1], key)[turn % _AT_ONCE]
     bucket = bisect.bisect_right(ends, place)
     number = before[bucket] + place - (ends[bucket - 1] if bucket else 0)
     return bucket, global_batch(number, batch_size, counts[bucket], hash64("bucket", seed, bucket), part)
+
+
+@functools.lru_cache(maxsize=64)
+def _places(block: int, count: int, key: int) -> list[int]:
+    """Where a permutation of range(count) sends _AT_ONCE numbers, or as many as there are."""
+    first = block * _AT_ONCE
+    return permute(torch.arange(first, min(first + _AT_ONCE, count)), count, key).tolist()
+
+
+@functools.lru_cache(maxsize=64)
+def _turns(epoch: int, batch_size: int, counts: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """How many batches of each bucket there are before an epoch, and where those of each end among the epoch's own."""
+    before, after = (_batches_before(one, batch_size, counts) for one in (epoch, epoch + 1))
+    return before, list(itertools.accumulate(last - first for first, last in zip(before, after, strict=True)))
 
 
 def _batches_before(epoch: int, batch_size: int, counts: tuple[int, ...]) -> list[int]:

@@ -9,8 +9,8 @@ from torch import nn
 from components.conditioning.classes import ClassConditioner
 from components.conditioning.text import Bytes, Embeddings, Projection, TextConditioner
 from components.config import parse
-from components.data.info import DataInfo
-from components.diffusion.config import DenoiserConfig
+from components.data.info import DataInfo, RunInfo
+from components.diffusion.config import Config, DenoiserConfig
 from components.diffusion.denoiser import Denoiser
 from components.errors import ConfigError, DataError
 from components.nets.byte_transformer import TextEncoder
@@ -26,10 +26,22 @@ def build_denoiser(
     config: DenoiserConfig, data: DataInfo, further: nn.Module | None = None, given_channels: int = 0
 ) -> Denoiser:
     """A net with initial weights. `further`: see Denoiser; `given_channels`: that it puts beside those of the rows."""
-    conditioner = _conditioner(config, data)
+    conditioner = conditioner_of(config, data, config.backbone.context_dim)
     given = {"given_channels": given_channels} if given_channels else {}
     backbone = config.backbone.build(data.shape, conditioner.rows, **given)
     return Denoiser(conditioner, backbone, config.tells_uncertainty, config.numbers, further)
+
+
+def build_guide(config: Config, data: DataInfo, run: RunInfo) -> Denoiser:
+    """The net of another run, to be compared with this one's answer by answer. Raises ConfigError unless both answer
+    the same question about the same data."""
+    if config.guide is not None:
+        raise ConfigError("latent_diffusion: guide: expected model.guide or an input of this role, found both")
+    other = parse(Config, run.config, "guide")
+    refuse_unalike(
+        "latent_diffusion: guide", (config, data), (other, run.data), ("objective", "schedule", "conditioning")
+    )
+    return build_denoiser(other, data)
 
 
 def refuse_unless_described(config: DenoiserConfig, data: DataInfo) -> None:
@@ -59,15 +71,17 @@ def refuse_unalike(
                 raise ConfigError(f"{where}: expected a run with the same {name}, found another")
 
 
-def _conditioner(config: DenoiserConfig, data: DataInfo) -> ClassConditioner | TextConditioner:
-    text, context_dim = config.text, config.backbone.context_dim
+def conditioner_of(config: DenoiserConfig, data: DataInfo, context_dim: int) -> ClassConditioner | TextConditioner:
+    """What turns classes or texts into a backbone's inputs, with initial weights; a text's tokens are `context_dim`
+    wide."""
+    text, hides = config.text, config.backbone.hides_padding
     if config.conditioning != "text":
         num_classes = len(data.classes) if config.conditioning == "class" else 0
         num_speakers = len(data.speakers) if config.conditioning in SPEAKERS else 0
         return ClassConditioner(num_classes, config.backbone.class_dim, num_speakers)
     if text.encoder == "pretrained":
-        return TextConditioner(Projection(_layout(data).width, context_dim))
-    return TextConditioner(TextEncoder(text.length, text.width, text.layers, text.heads, context_dim))
+        return TextConditioner(Projection(_layout(data).width, context_dim, hides))
+    return TextConditioner(TextEncoder(text.length, text.width, text.layers, text.heads, context_dim, hides))
 
 
 def text_inputs_of(config: DenoiserConfig, data: DataInfo) -> Bytes | Embeddings:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from components.config import Strict
+from components.diffusion.alignment import AlignConfig
 from components.diffusion.backbones import Backbone, UNet
 from components.diffusion.schedules import ScheduleConfig
 from components.diffusion.solvers import SOLVERS
@@ -81,6 +82,11 @@ class DenoiserConfig(Strict):
         return False
 
     @property
+    def alignment(self) -> AlignConfig | None:
+        """How the net's tokens learn from another run's features, if they do."""
+        return None
+
+    @property
     def numbers(self) -> tuple[str, ...]:
         """What the net is told beside the noise level, by input."""
         return ()
@@ -106,11 +112,34 @@ class Config(DenoiserConfig):
     times: Times = Times()
     weighting: Weighting = Weighting()
     guide: Guide | None = None
+    align: AlignConfig | None = None  # of a transformer's tokens to a judge's features
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup=50)
 
     @property
     def tells_uncertainty(self) -> bool:
         return self.weighting.name == "learned"
+
+    @property
+    def alignment(self) -> AlignConfig | None:
+        return self.align
+
+    @model_validator(mode="after")
+    def _has_the_layer(self) -> Config:
+        if self.align is None:
+            return self
+        layer, blocks, route = self.align.layer, self.backbone.blocks, getattr(self.backbone, "route", None)
+        if layer > blocks:
+            raise ValueError(
+                f"align.layer: expected at most as many blocks as the backbone has ({blocks}), found {layer}"
+                if blocks
+                else f"align: the resolutions of a {self.backbone.name} differ; expected backbone dit or mmdit"
+            )
+        if route is not None and route.blocks[0] < layer < route.blocks[1]:
+            raise ValueError(
+                f"align.layer: tokens bypass blocks {route.blocks[0]} to {route.blocks[1]} (backbone.route); expected "
+                f"at most {route.blocks[0]}, or {route.blocks[1]} and more, found {layer}"
+            )
+        return self
 
 
 def refuse_bad_interval(interval: tuple[float, float] | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from components.nets.blocks import TimestepEmbedding, sinusoidal_embedding
+from components.nets.blocks import TimestepEmbedding, sinusoidal_embedding, with_zero_gradient
 
 # of a number's sinusoidal embedding: its width, the largest angle, and the longest period. Small angles, since mean
 # velocities are learned from derivatives in them (Lu and Song 2025)
@@ -50,7 +50,9 @@ class Denoiser(nn.Module):
     the logarithm (B,) of the error that it expects. `numbers`: inputs (B,) in [0, 1] by which the net is told more than
     the noise level.
 
-    x (B, C, ...), level (B,) in [0, 1000] or, of films, (B, T) -> x's shape.
+    x (B, C, ...), level (B,) in [0, 1000] or, of films, (B, T) -> x's shape. In training alone `uncertain` asks for the
+    error besides, `tap` for what `projector` makes of the tokens after so many blocks, the last that is answered then;
+    `routed` numbers of tokens are the backbone's.
     """
 
     def __init__(
@@ -67,15 +69,31 @@ class Denoiser(nn.Module):
         self.further = further
         self.uncertainty = Uncertainty() if uncertainty else None
         self.numbers = nn.ModuleDict({name: NumberEmbedding(backbone.embedding_dim) for name in numbers})
+        self.projector: nn.Module | None = None
 
-    def forward(self, x: Tensor, level: Tensor, uncertain: bool = False, **given: Tensor):
+    def forward(
+        self,
+        x: Tensor,
+        level: Tensor,
+        uncertain: bool = False,
+        tap: int = 0,
+        routed: Tensor | None = None,
+        **given: Tensor,
+    ) -> Tensor | tuple[Tensor, ...]:
         names = (*self.numbers, *(() if self.further is None else self.further.names))
         passed = {name: given.pop(name) for name in names}
         condition = given if self.conditioner is None else self.conditioner(**given)
-        answer = self.denoise(x, level, **condition, **passed)
-        return (answer, self.uncertainty(level if level.ndim == 1 else level.amax(1))) if uncertain else answer
+        training = ({"tap": tap} if tap else {}) | ({} if routed is None else {"routed": routed})
+        found = self.denoise(x, level, **condition, **passed, **training)
+        answer, tokens = found if tap else (found, None)
+        if self.projector is not None and not tap:
+            answer = with_zero_gradient(answer, *self.projector.parameters())
+        if not uncertain and not tap:
+            return answer
+        told = (self.uncertainty(level if level.ndim == 1 else level.amax(1)),) if uncertain else ()
+        return (answer, *told, *((self.projector(tokens),) if tap else ()))
 
-    def denoise(self, x: Tensor, level: Tensor, **condition: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, level: Tensor, **condition: Tensor | int) -> Tensor | tuple[Tensor, Tensor]:
         """With the condition made once for all steps."""
         told = [embedding(condition.pop(name)) for name, embedding in self.numbers.items()]
         if told:

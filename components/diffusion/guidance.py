@@ -85,8 +85,8 @@ class Preconditioner:
 
     def guided(self, towards: Condition, away: Condition, guidance: Guidance) -> Denoise:
         """Guidance away from what the condition `away` gives (classifier-free: Ho and Salimans 2022, equation 6, with
-        scale = 1 + w; both questions share one call), or from what another net gives. Equal conditions cost no second
-        row."""
+        scale = 1 + w; both questions share one call), or from what another net gives, to whom `away` says the same as
+        `towards` in its own terms. Equal conditions cost no second row."""
         if guidance.guide is None and all(torch.equal(towards[name], away[name]) for name in towards):
             guidance = replace(guidance, scale=1.0)
         both = {name: torch.cat([towards[name], away[name]]) for name in towards}
@@ -98,10 +98,23 @@ class Preconditioner:
                 better, worse = (yield from self.ask(self.net, torch.cat([x, x]), sigma, both)).chunk(2)
             else:
                 better = yield from self.ask(self.net, x, sigma, towards)
-                worse = yield from self.ask(guidance.guide, x, sigma, towards)
+                worse = yield from self.ask(guidance.guide, x, sigma, away)
             return self.denoised(x, sigma, guidance.combine(better, worse))
 
         return denoise
+
+
+def relay(base: Denoise, refine: Denoise, preconditioner: Preconditioner, share: float) -> Denoise:
+    """`base` until `share` of the times is done, then `refine` (experts by noise level: Balaji et al. 2022, section
+    4.1)."""
+    cut = round(NUM_TRAIN_TIMESTEPS * (1 - share))
+
+    def denoise(x: Tensor, sigma: float) -> Generator[Call, Tensor, Tensor]:
+        level = float(preconditioner.level(torch.tensor([sigma], dtype=torch.float64)))
+        # times come back from sigma a little off
+        return (yield from (base if level > cut - 1e-6 else refine)(x, sigma))
+
+    return denoise
 
 
 def solve(

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from components.data.dataset import Dataset
-from components.families.base import Autoencoder, Sampler
+from components.families.base import Sampler, Told
 from components.sampling.requests import Blend, Request
 from components.sampling.trajectories import Call, drive
-from components.shapes import per_row
 
 
 def rows_by_class(dataset: Dataset, columns: int) -> list[Tensor]:
@@ -24,13 +23,15 @@ def rows_by_class(dataset: Dataset, columns: int) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def interpolations(autoencoder: Autoencoder, starts: Tensor, ends: Tensor, steps: int) -> Tensor:
-    """Decoded points of the straight lines between the latents of starts (N, C, ...) and ends: (N * steps, C, ...),
-    line after line; the first and last of each are plain reconstructions."""
-    net = autoencoder.nets["autoencoder"]
-    first, last = (net.encode(rows)[0].repeat_interleave(steps, 0) for rows in (starts, ends))
-    places = torch.linspace(0, 1, steps).repeat(len(starts))
-    return autoencoder.bounded(net.decode(torch.lerp(first, last, per_row(places, first))))
+def interpolations(sampler: Sampler, starts: Told, ends: Told, steps: int) -> Tensor | None:
+    """Ways from N real rows to N others, (N * steps, C, ...), way after way; the first and last of each are what comes
+    back of the rows. None of a sampler that finds no latents of rows."""
+    sampler.nets.eval()
+    many = [
+        (rows.repeat_interleave(steps, 0), None if label is None else label.repeat_interleave(steps))
+        for rows, label in (starts, ends)
+    ]
+    return sampler.between(*many, torch.linspace(0, 1, steps).repeat(len(starts[0])))
 
 
 @torch.inference_mode()

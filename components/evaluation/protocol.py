@@ -43,6 +43,7 @@ class EvaluateConfig(Strict):
     resamples: int = Field(200, ge=20)  # of the bootstrap behind each interval
     seed: int = 0
     likelihood_rows: int = Field(500, ge=2)  # held-out, and as many of the training set, whose likelihood is measured
+    latent_likelihood: bool = False  # whether diffusion on latents tells its density of them, at some seconds a sampler
     lpips: str = ""  # a file of AlexNet's weights as torchvision ships it; empty: LPIPS diversity is not measured
     clip_score: str = ""  # a CLIP folder or hub name; empty: that of inputs' evaluate/clip, or the fit is not measured
     search: SearchConfig = SearchConfig()

@@ -24,10 +24,12 @@ from components.likelihood.contract import Likelihood, bits_per_value
 from components.metrics.figures import Figures
 from components.metrics.held_out import HeldOutLoss
 from components.metrics.reconstruction import reconstruction_figures
-from components.sampling.requests import Conditions, Request, refuse_unaccepted
+from components.sampling.blends import drawn, lerp
+from components.sampling.requests import BLEND, Conditions, Request, refuse_unaccepted
 from components.sampling.trajectories import Call, Trajectory, drive
 from components.training.optimizers import OptimizerConfig
 
+Told = tuple[Tensor, Tensor | None]  # rows and their classes
 Losses = dict[str, Tensor]  # "loss" is what is minimised; the other scalars are its terms and figures for the curves
 
 
@@ -104,6 +106,7 @@ class Family:
     pretrained: tuple[str, ...] = ()  # nets that are never trained here; kept, but not averaged
     libraries: tuple[str, ...] = ()  # beyond torch, that own a part of its nets
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
+    added: tuple[str, ...] = ()  # kept nets that a run to start from may lack: they begin with initial weights
     received: Mapping[str, Family | nn.Module] = {}  # inputs by role, frozen, on the device of the nets
     inherits: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by role, the config's keys that a run's own stand in for
     held_out: ClassVar[HeldOutLoss | None] = None  # what `held_out_losses` gives; None: it gives nothing
@@ -245,6 +248,11 @@ class Sampler(Family):
         found = self.likelihood.log_probability(rows, told_of(columns), draws)
         return bits_per_value(found, self.likelihood.values_of(rows))[:, None]
 
+    def between(self, starts: Told, ends: Told, share: Tensor) -> Tensor | None:
+        """Rows (B, C, ...) in [-1, 1] between real ones, `share` (B,) of the way through the latents of both; None of a
+        sampler that finds no latents of rows. `starts`, `ends`: such rows and their classes (B,), or None."""
+        return None
+
     def figures(self, rows: Tensor, real: Tensor) -> Figures:
         """Figures of a candidate that this family alone has, beside those of all samplers. `rows`: (N, C, ...) that it
         has made, `real`: (M, C, ...) held-out ones, both in [-1, 1]."""
@@ -318,6 +326,7 @@ class Autoencoder(Sampler):
 
     Settings = NoSettings
     kept = ("autoencoder",)
+    accepts = frozenset({BLEND})
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -335,7 +344,12 @@ class Autoencoder(Sampler):
 
     def _trajectory(self, request: Request) -> Trajectory:
         """Decodes draws from the prior, the autoencoder as a generator of its own."""
-        return (yield from self.decode(Draws.of_seeds(request.seeds).normal("latent", self.latent_shape)))
+        return (yield from self.decode(drawn(request, lambda draws: draws.normal("latent", self.latent_shape))))
+
+    def between(self, starts: Told, ends: Told, share: Tensor) -> Tensor:
+        net = self.nets["autoencoder"]
+        first, last = (net.encode(rows)[0] for rows, _ in (starts, ends))
+        return self.bounded(net.decode(lerp(first, last, share)))
 
     @torch.inference_mode()
     def reconstruct(self, rows: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from components.data.dataset import Batch
 from components.data.info import DataInfo
-from components.families.base import Family, Losses, Phase, Tiny
+from components.families.base import Family, Losses, Phase, Tiny, Told
 from components.gan import big
 from components.gan.base import GAN, detached
 from components.gan.networks import doubled_side, residual_generator
@@ -19,6 +19,7 @@ from components.metrics.figures import Definition, Figures, named
 from components.metrics.probe import PROBE_ACCURACY, probe_accuracy
 from components.nets.gan.critic import CriticInputs
 from components.nets.gan.joint import Encoder, JointCritic
+from components.sampling.blends import lerp
 from components.sampling.requests import Request
 from components.training.optimizers import OptimizerConfig
 
@@ -106,7 +107,13 @@ class Model(GAN):
     def reconstruct(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) through encoder and generator, in [-1, 1]."""
         self.nets.eval()
-        codes = self.nets["encoder"](images)
+        return self._decoded(self.nets["encoder"](images))
+
+    def between(self, starts: Told, ends: Told, share: Tensor) -> Tensor:
+        codes = lerp(*(self.nets["encoder"](rows) for rows, _ in (starts, ends)), share)
+        return self._decoded(codes)
+
+    def _decoded(self, codes: Tensor) -> Tensor:
         return self.calls["generator"](codes, torch.full((len(codes),), WHOLE, device=codes.device))
 
     def validate(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from components.conditioning.near_duplicates import NearDuplicates
 from components.conditioning.text import cut_tokens_of, tokens_of_column
-from components.config import Strict
+from components.config import Strict, parse
 from components.data.dataset import Batch
 from components.data.info import DataInfo
 from components.errors import DataError
@@ -30,6 +30,7 @@ from components.shapes import refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
 from components.training.worker_rows import of_all_workers
 
+ROLE = "clip"  # by which `inputs` gives it to those that keep it
 _AT_ONCE = 256  # rows embedded in validation
 
 
@@ -126,6 +127,19 @@ class Model(Family):
     ) -> Figures:
         known = self.retrieval(train)
         return self.retrieval(held_out) | named(TRAINING.figure(known[BOTH[1].name].value))
+
+
+def kept_clip(data: DataInfo, who: str) -> Model:
+    """The CLIP that `inputs` gives a family of this name to keep. Raises DataError of none, of data without captions,
+    and of one that sees other images than the data's."""
+    run = data.inputs.get(ROLE)
+    if run is None:
+        raise DataError(f"{who}: expected the run of a CLIP in inputs, NAME/{ROLE}: runs/..., found none")
+    if not data.caption_length:
+        raise DataError(f"{who}: expected images with captions, found none")
+    if run.data.shape != data.decoded.shape:
+        raise DataError(f"{who}: expected a CLIP of images {data.decoded.shape}, found one of {run.data.shape}")
+    return Model(parse(Config, run.config, ROLE), run.data)
 
 
 TINY = Tiny(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
 import torch
@@ -18,12 +19,13 @@ from components.constants import constant
 from components.data.dataset import Batch
 from components.data.info import DataInfo, RunInfo
 from components.data.randomness import Draws
-from components.diffusion import likelihood, schedules, weightings
+from components.diffusion import alignment, likelihood, schedules, weightings
+from components.diffusion.alignment import TEACHER
 from components.diffusion.building import (
     SPEAKERS,
     STEERING,
     build_denoiser,
-    refuse_unalike,
+    build_guide,
     refuse_unless_described,
     text_inputs_of,
 )
@@ -38,24 +40,26 @@ from components.diffusion.guidance import (
     solve,
     thresholded,
 )
+from components.diffusion.levers import Levers
 from components.diffusion.likelihood import log_density
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS, Noise, Solver
-from components.errors import ConfigError
-from components.families.base import Early, Losses, Phase, Role, Sampler, Tiny, family_name
+from components.errors import SamplerError
+from components.families import family_class
+from components.families.base import Early, Family, Losses, Phase, Role, Sampler, Tiny, family_name
 from components.likelihood.contract import Likelihood
 from components.likelihood.dequantise import dequantised, levels, log_bin_volume
 from components.metrics.held_out import DENOISING, NUM_LEVELS
-from components.sampling.blends import lerp, slerp
+from components.sampling.blends import between, drawn, lerp
 from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call, Preview, Trajectory
-from components.shapes import per_channel, per_row
+from components.shapes import per_channel, per_row, shape_text
 from components.spaces import Latents, Pixels
 
 GUIDE = "guide"  # the net that autoguidance leads away from: an early average, or another run's (Karras et al. 2024a)
 
 
-class Model(Sampler):
+class Model(Levers, Sampler):
     Config = Config
     Settings = Settings
     kept = ("denoiser", "autoencoder")
@@ -65,7 +69,8 @@ class Model(Sampler):
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data
         speaker = SPEAKERS.get(config.conditioning, ()) if data.speakers else ()
-        self.accepts = frozenset({"source", BLEND, *STEERING[config.conditioning], *speaker})
+        size = ("size",) if config.crops else ()
+        self.accepts = frozenset({"source", BLEND, *STEERING[config.conditioning], *speaker, *size})
         refuse_unless_described(config, data)
         config.backbone.refuse_unfit(data.shape, family_name(type(self)))
         self.crops = config.crops
@@ -81,14 +86,14 @@ class Model(Sampler):
         self.libraries = self.text_inputs.libraries
         self.early = self.early_nets(config)
         copies = {name: copy.deepcopy(denoiser) for name in self.early}
-        guides = {name: _build_guide(config, data, run) for name, run in data.inputs.items() if name == GUIDE}
+        guides = {name: build_guide(config, data, run) for name, run in data.inputs.items() if name == GUIDE}
         fixed = {**self.space.nets, **self.text_inputs.nets, **guides}
         self.nets = nn.ModuleDict({"denoiser": denoiser, **fixed, **copies})
         self.pretrained = tuple(fixed)
         self.kept = ("denoiser", *self.pretrained, *self.early)
         self.calls = {**self.space.calls, **self.text_inputs.nets}
         for name, net in {"denoiser": denoiser, **copies, **guides}.items():
-            self.calls |= {name: net.denoise, _text_of(name): net.conditioner.text} if self.texts else {name: net}
+            self.calls |= {name: net.denoise, text_of(name): net.conditioner.text} if self.texts else {name: net}
         self.schedule = schedules.build(config.schedule)
         self.preconditioner = Preconditioner(config.objective, self.schedule)
         self.phases = (Phase("denoise", "denoiser", self.loss, config.optimizer),)
@@ -99,7 +104,10 @@ class Model(Sampler):
 
     def build(self, config: Config, data: DataInfo) -> Denoiser:
         """The net that is trained, with initial weights."""
-        return build_denoiser(config, data)
+        net = build_denoiser(config, data)
+        if config.alignment is not None:
+            net.projector = alignment.projector(net.backbone.embedding_dim, data, _classifier_of)
+        return net
 
     @classmethod
     def early_nets(cls, config: Config) -> dict[str, Early]:
@@ -107,11 +115,15 @@ class Model(Sampler):
 
     @classmethod
     def roles(cls, config: Config) -> dict[str, Role]:
-        return {GUIDE: Role(family="latent_diffusion", kept=True)}
+        guide = {GUIDE: Role(family="latent_diffusion", kept=True)}
+        return guide if config.alignment is None else {**guide, TEACHER: Role(family="judge", needed=True, kept=True)}
 
-    def receive(self, role: str, given: Model) -> None:
+    def receive(self, role: str, given: Family) -> None:
+        if role == TEACHER:
+            return super().receive(role, given)
         assert role == GUIDE, f"latent_diffusion takes no {role}"
-        self.nets[GUIDE].load_state_dict(given.nets["denoiser"].state_dict())
+        learned = given.nets["denoiser"].state_dict()
+        self.nets[GUIDE].load_state_dict({name: learned[name] for name in self.nets[GUIDE].state_dict()})
 
     @classmethod
     def why_not(
@@ -127,16 +139,24 @@ class Model(Sampler):
         return None
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
-        draws, kind = batch.draws, self.config.weighting.name
-        clean = self.normalise(self.space.clean(batch, self.config.flips))
-        sigma = self._sigma(self.times(draws).double())
-        inputs, wanted = self._question(clean, draws.normal("noise", clean.shape[1:]), sigma)
-        inputs |= self._training_condition(batch, self.config.label_dropout)
-        inputs |= self._training_further(batch, self.config.flips)
-        if kind == "uniform":
-            return {"loss": (net(**inputs) - wanted).square().mean()}
-        answer, u = net(**inputs, uncertain=True) if kind == "learned" else (net(**inputs), None)
-        return self._weighted((answer - wanted).square().flatten(1).mean(1), sigma, u)
+        return self._loss_at(self._sigma(self.times(batch.draws).double()), net, batch, self._told(batch))
+
+    def _told(self, batch: Batch) -> Condition:
+        """What steers the net in training, by its inputs."""
+        condition = self._training_condition(batch, self.config.label_dropout)
+        return {**condition, **self._training_further(batch, self.config.flips)}
+
+    def _loss_at(self, sigma: Tensor, net: nn.Module, batch: Batch, told: Condition) -> Losses:
+        """Of a net at noise levels (B,)."""
+        rows = self.space.clean(batch, self.config.flips)
+        clean = self.normalise(rows)
+        inputs, wanted = self._question(clean, batch.draws.normal("noise", clean.shape[1:]), sigma)
+        answer, u, projected = self.answered(net, inputs | told | self.routed(batch, clean), batch.step)
+        if self.config.weighting.name == "uniform":
+            losses = {"loss": (answer - wanted).square().mean()}
+        else:
+            losses = self._weighted((answer - wanted).square().flatten(1).mean(1), sigma, u)
+        return self.aligned(losses, projected, rows)
 
     def _weighted(self, error: Tensor, sigma: Tensor, u: Tensor | None) -> Losses:
         """Of rows' errors (B,) at noise levels (B,); `u`: the logarithms of those that the net expects, if it does."""
@@ -170,7 +190,7 @@ class Model(Sampler):
         for number, sigma in enumerate(self._sigma(self.config.times.quantiles(shares)).tolist()):
             sigmas = torch.full_like(draws.keys, sigma, dtype=torch.float64)
             inputs, wanted = self._question(clean, draws.normal(f"noise {number}", clean.shape[1:]), sigmas)
-            errors.append((self.nets["denoiser"](**inputs, **told) - wanted).square().flatten(1).mean(1))
+            errors.append((self.nets[self.phases[0].net](**inputs, **told) - wanted).square().flatten(1).mean(1))
         return torch.stack(errors, dim=1)
 
     def training_columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -207,38 +227,49 @@ class Model(Sampler):
 
     @property
     def likelihood(self) -> Likelihood | None:
-        """Of pixels that are steered by classes or by nothing; latents have one that says nothing of images."""
-        if self.autoencoder is not None or self.texts:
+        """Of pixels, or of latents as such, that are steered by classes or by nothing."""
+        if self.texts:
             return None
+        if self.autoencoder is not None:
+            latents = math.prod(self.data.shape)
+            return Likelihood("estimate", "none", self._log_density_of_latents, latents=latents, most_rows=100)
         return Likelihood("estimate", "uniform", self._log_probability, most_rows=100)
 
     def _log_probability(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
-        count, steered = levels(self.medium), self.conditional and label is not None
-        label = label if steered else torch.full_like(draws.keys, self.null)
-        label = self.nets["denoiser"].conditioner.together(*apart(label))
+        count = levels(self.medium)
         clean = self.normalise(dequantised(rows, draws, count))
+        found = self._log_density(clean, label, draws)
+        _, std = self._moments(clean)
+        scaled = -std.double().log().expand_as(clean[:1]).sum()  # from normalised values to those of the rows
+        return found + scaled + log_bin_volume(clean[0].numel(), count)
+
+    def _log_density_of_latents(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
+        """Of draws from the posteriors of rows, as training sees them: normalised."""
+        mean, std = self.nets["autoencoder"].encode(rows)
+        return self._log_density(self.normalise(mean + std * draws.normal("posterior", self.data.shape)), label, draws)
+
+    def _log_density(self, clean: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
+        """(B,) in nats, of normalised rows or latents."""
+        label = label if self.conditional and label is not None else torch.full_like(draws.keys, self.null)
+        label = self.nets["denoiser"].conditioner.together(*apart(label))
         signs = 2 * (draws.uniform("probe", self.data.shape) < 0.5).float() - 1
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
             inputs = self.preconditioner.question(x, sigma) | {"label": label.clone()}
             return self.preconditioner.denoised(x, sigma, self.nets["denoiser"](**inputs))
 
-        found = log_density(
-            denoise, clean, signs, likelihood.levels(self.schedule.sigma(torch.ones(1, dtype=torch.float64)).item())
-        )
-        _, std = self._moments(clean)
-        scaled = -std.double().log().expand_as(clean[:1]).sum()  # from normalised values to those of the rows
-        return found + scaled + log_bin_volume(clean[0].numel(), count)
+        largest = self.schedule.sigma(torch.ones(1, dtype=torch.float64)).item()
+        return log_density(denoise, clean, signs, likelihood.levels(largest))
 
     def _trajectory(self, request: Request) -> Trajectory:
-        settings, source, draws = request.settings, request.conditions.source, Draws.of_seeds(request.seeds)
+        settings, source = request.settings, request.conditions.source
         sigmas = self.sigmas(settings, 1.0 if source is None else source.strength)
         shape = self._shape(request)
-        noise = draws.normal("start", shape)
-        if request.blend is not None and request.blend.seeds is not None:
-            other = Draws.of_seeds(request.blend.seeds).normal("start", shape)
-            noise = slerp(noise, other, request.blend.share)
-        start = sigmas[0] * noise
+
+        def noise(name: int | str) -> Tensor:
+            return drawn(request, lambda draws: draws.normal(name, shape))
+
+        start = sigmas[0] * noise("start")
         denoise = yield from self._denoise(request, self._guidance(settings), sigmas)
         if (quantile := self._threshold(settings)) is not None:
             denoise = thresholded(denoise, quantile, self.normalise, self.denormalise)
@@ -250,16 +281,26 @@ class Model(Sampler):
                 # a latent is redrawn with any pixel of its cell
                 denoise = keeping(denoise, known, _pooled(source.mask, self.data.shape[1:]))
                 finish = functools.partial(self._paste, source.images, source.mask)
-        solver = self._solver(settings)(start, sigmas, lambda step: draws.normal(step, shape))
+        solver = self._solver(settings)(start, sigmas, noise)
 
         def preview(x0: Tensor, sigma: float) -> Preview:
             return Preview((sigmas.index(sigma) + 1) / (len(sigmas) - 1), lambda: finish(x0))
 
         return (yield from finish((yield from solve(solver, denoise, preview))))
 
+    @property
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        crops = map(self.space.drawn, self.data.crops if "size" in self.accepts else ())
+        return tuple(dict.fromkeys([self.row_shape[1:], *crops]))
+
     def _shape(self, request: Request) -> tuple[int, ...]:
-        """Of the rows or latents that a request asks for."""
-        return self.data.shape
+        """Of the rows or latents that a request asks for. Raises SamplerError of an edit at another size."""
+        usual, size = self.row_shape[1:], request.conditions.size
+        if size is None or (sides := tuple(size[0].tolist())) == usual:
+            return self.data.shape
+        if request.conditions.source is not None:
+            raise SamplerError(f"size: an image is edited at its own, {shape_text(usual)}")
+        return (self.data.shape[0], *next(cells for cells in self.data.crops if self.space.drawn(cells) == sides))
 
     def _guidance(self, settings: Settings) -> Guidance:
         worse = GUIDE if settings.guidance == "autoguidance" else None
@@ -304,17 +345,19 @@ class Model(Sampler):
         alone = guidance.scale == 1 or alike or guidance.guide is not None
         groups = asked if alone else [*asked, against]
         tokens = yield from self.text_inputs.asked([text for group in groups for text in group])
-        given = {"tokens": tokens.to(request.seeds.device)}
-        own = (yield Call(_text_of("denoiser"), given)).chunk(len(groups))
-        towards = own[0] if other is None else lerp(*own[:2], request.blend.share)
+        tokens = tokens.to(request.seeds.device)
+        own = yield from self._heard("denoiser", tokens, len(groups))
+        towards = own[0] if other is None else between(*own[:2], request.blend.share)
         if guidance.scale == 1 or alike:
-            away = towards
-        elif guidance.guide is None:
-            away = own[-1]
-        else:
-            worse = (yield Call(_text_of(guidance.guide), given)).chunk(len(groups))
-            away = worse[0] if other is None else lerp(*worse, request.blend.share)
-        return {"context": towards}, {"context": away}
+            return towards, towards
+        if guidance.guide is None:
+            return towards, own[-1]
+        worse = yield from self._heard(guidance.guide, tokens, len(groups))
+        return towards, worse[0] if other is None else between(*worse, request.blend.share)
+
+    def _heard(self, net: str, tokens: Tensor, groups: int) -> Generator[Call, Tensor, list[Condition]]:
+        """What steers a net by as many groups of texts."""
+        return [{"context": part} for part in (yield Call(text_of(net), {"tokens": tokens})).chunk(groups)]
 
     def _decode(self, latents: Tensor) -> Trajectory:
         return self.space.decode(self.denormalise(latents))
@@ -355,19 +398,13 @@ def _pooled(mask: Tensor, sides: tuple[int, ...]) -> Tensor:
     return pool(mask, sides)
 
 
-def _build_guide(config: Config, data: DataInfo, run: RunInfo) -> Denoiser:
-    """The net of another run, to be compared with this one's answer by answer. Raises ConfigError unless both answer
-    the same question about the same data."""
-    if config.guide is not None:
-        raise ConfigError("latent_diffusion: guide: expected model.guide or an input of this role, found both")
-    other = parse(Config, run.config, GUIDE)
-    refuse_unalike(
-        "latent_diffusion: guide", (config, data), (other, run.data), ("objective", "schedule", "conditioning")
-    )
-    return build_denoiser(other, data)
+def _classifier_of(run: RunInfo) -> nn.Module:
+    """A judge's net, with initial weights."""
+    kind = family_class(run.family)
+    return kind(parse(kind.Config, run.config, TEACHER), run.data).nets["classifier"]
 
 
-def _text_of(net: str) -> str:
+def text_of(net: str) -> str:
     """The name of the call to a net's text encoder."""
     return f"{net}_text"
 

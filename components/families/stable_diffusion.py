@@ -4,26 +4,30 @@ encoders, as pipelines.export imports it from a folder of diffusers."""
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from components.conditioning.size_embedding import POOLED, SIZES, SizeSettings, rows_of
+from components.conditioning.sizes import told_sizes
 from components.conditioning.text import texts_of_column
 from components.config import Strict
+from components.data.crops import RAW_SIZE
 from components.data.dataset import Batch
 from components.data.info import DataInfo
 from components.diffusion import config as diffusion
 from components.diffusion import schedules
 from components.diffusion.building import STEERING
 from components.diffusion.denoiser import Denoiser
-from components.diffusion.guidance import Condition, Denoise, Guidance, Preconditioner
-from components.errors import DataError
+from components.diffusion.guidance import Condition, Denoise, Guidance, Preconditioner, relay
+from components.errors import ConfigError, DataError
 from components.families.base import Family, Phase, Tiny
 from components.families.latent_diffusion import Model as LatentDiffusion
+from components.nets.low_rank import Adapted, Adapter, AdapterConfig
 from components.nets.text_encoders import LIBRARIES, Encoded, EncoderLayout, TextEncoders
 from components.nets.unet import UNet2DConditionModel
 from components.sampling.blends import lerp
@@ -33,6 +37,7 @@ from components.shapes import per_row
 from components.spaces import Latents
 from components.training.optimizers import OptimizerConfig
 
+NO_ADAPTER = "none"
 AESTHETIC = 6.0, 2.5  # the scores that the refiner is told of what is wanted and what not (its authors' defaults)
 
 
@@ -73,6 +78,8 @@ class Config(Strict):
     latent_mean: tuple[float, ...]  # by channel; what the U-Nets see has none of it and unit spread
     latent_std: tuple[float, ...]
     zeros_for_nothing: bool = False  # no negative prompt is zeros, and not the empty text
+    # of the first U-Net, by name: where there are some, they are what is trained (components/nets/low_rank.py)
+    adapters: dict[str, AdapterConfig] = {}
 
     # of fine-tuning, as in diffusion/config.py
     times: diffusion.Times = diffusion.Times(density="uniform")
@@ -80,6 +87,15 @@ class Config(Strict):
     flips: bool = False
     label_dropout: float = Field(0.1, ge=0, le=1)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, weight_decay=0.01, warmup=500)
+    alignment: ClassVar[None] = None  # these nets have no tokens that go through blocks alike
+
+    @field_validator("adapters")
+    @classmethod
+    def _has_names(cls, adapters: dict[str, AdapterConfig]) -> dict[str, AdapterConfig]:
+        for name in adapters:
+            if not name.replace("_", "").isalnum() or name == NO_ADAPTER:
+                raise ValueError(f"a name is letters, digits and _, and not {NO_ADAPTER}; found {name!r}")
+        return adapters
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
@@ -90,14 +106,17 @@ class Config(Strict):
         return self
 
 
-class Settings(diffusion.Settings):
-    """`refiner_start`: the share of the schedule's times after which the refiner takes over; 1: never."""
+class Settings(SizeSettings, diffusion.Settings):
+    """`refiner_start`: the share of the schedule's times after which the refiner takes over; 1: never. `adapter`: which
+    of the model's is on, or none; left out it is the only one that there is. `adapter_scale`: how much of it."""
 
     solver: Literal[tuple(diffusion.SOLVERS)] = "dpmpp_2m"
     num_inference_steps: int = Field(25, ge=1, le=1000)
     guidance_scale: float = Field(7.5, ge=0, le=50)
     guidance: Literal["classifier_free"] = "classifier_free"
     refiner_start: float = Field(0.8, gt=0, le=1)
+    adapter: str | None = None
+    adapter_scale: float = Field(1.0, ge=-10, le=10)
 
 
 class Model(LatentDiffusion):
@@ -116,13 +135,20 @@ class Model(LatentDiffusion):
         denoisers = {"denoiser": config.backbone.build(data.shape[0])}
         if config.refiner is not None:
             denoisers["refiner"] = config.refiner.build(data.shape[0])
-        self.nets = nn.ModuleDict({**denoisers, "text": text, **self.space.nets})
+        adapters = {name: _adapter(denoisers["denoiser"], name, one) for name, one in config.adapters.items()}
+        self.added = tuple(map(adapter_net, adapters))
+        own = dict(zip(self.added, adapters.values(), strict=True))
+        self.nets = nn.ModuleDict({**denoisers, "text": text, **self.space.nets, **own})
         self.kept = tuple(self.nets)
-        self.pretrained = tuple(name for name in self.nets if name != "denoiser")
+        moving = self.added or ("denoiser",)
+        self.pretrained = tuple(name for name in self.nets if name not in moving)
         self.calls = {**self.space.calls, **denoisers, "text": text}
+        if adapters:
+            self.calls["denoiser"] = Adapted(denoisers["denoiser"], adapters)
         self.schedule = schedules.build(config.schedule)
         self.preconditioner = Preconditioner(config.objective, self.schedule)
-        self.phases = (Phase("denoise", "denoiser", self.loss, config.optimizer),)
+        phases = {"denoise": "denoiser"} if not adapters else dict(zip(self.added, self.added, strict=True))
+        self.phases = tuple(Phase(name, net, self.loss, config.optimizer) for name, net in phases.items())
 
     @classmethod
     def early_nets(cls, config: Config) -> dict:
@@ -131,6 +157,17 @@ class Model(LatentDiffusion):
     @classmethod
     def roles(cls, config: Config) -> dict:
         return {}
+
+    @classmethod
+    def why_not(
+        cls, config: Config, settings: Settings, inputs: Collection[str] = (), latents: bool = False
+    ) -> str | None:
+        unheard = [name for name in SizeSettings.model_fields if getattr(settings, name) not in (None, (0, 0))]
+        if unheard and config.backbone.added is None:
+            return f"{unheard[0]}: these U-Nets are told no sizes; expected Stable Diffusion XL"
+        if settings.adapter not in (None, NO_ADAPTER, *config.adapters):
+            return f"adapter: expected one of {', '.join([*config.adapters, NO_ADAPTER])}, found {settings.adapter!r}"
+        return super().why_not(config, settings, inputs, latents)
 
     def _embedded(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}  # captions are encoded in training
@@ -145,7 +182,14 @@ class Model(LatentDiffusion):
         found = net.encoded(kept)
         if self.config.zeros_for_nothing:
             found = Encoded(*(part.masked_fill(per_row(dropped, part), 0) for part in found))
-        return self._condition(found, self.config.backbone, None)
+        return self._condition(found, self.config.backbone, self._trained_sizes(batch))
+
+    def _trained_sizes(self, batch: Batch) -> Tensor:
+        """What the net is told of a batch's rows: their own files and cuts, where the data know them."""
+        sides = rows_of(self.row_shape[1:], batch.draws.keys)
+        if RAW_SIZE not in batch.columns:
+            return torch.cat([sides, torch.zeros_like(sides), sides], dim=1)  # whole, uncropped
+        return torch.cat([*told_sizes(batch, self.config.flips), sides], dim=1)
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         prompts = texts_of_column(columns["caption"][:4]) if "caption" in columns else ("",) * 4
@@ -165,39 +209,53 @@ class Model(LatentDiffusion):
             wanted = Encoded(*(lerp(*pair, request.blend.share) for pair in ends))
         if against is None and self.config.zeros_for_nothing:
             unwanted = Encoded(*map(torch.zeros_like, unwanted))
-        base = self.preconditioner.guided(*self._conditions_of(wanted, unwanted, self.config.backbone), guidance)
-        if self.config.refiner is None or request.settings.refiner_start == 1:
+        settings = request.settings
+        adapted = self._adapted(settings, request.seeds)
+        conditions = self._conditions_of(wanted, unwanted, self.config.backbone, settings)
+        base = self.preconditioner.guided(*({**told, **adapted} for told in conditions), guidance)
+        if self.config.refiner is None or settings.refiner_start == 1:
             return base
-        conditions = self._conditions_of(wanted, unwanted, self.config.refiner)
+        conditions = self._conditions_of(wanted, unwanted, self.config.refiner, settings)
         refine = replace(self.preconditioner, net="refiner").guided(*conditions, guidance)
-        return self._relay(base, refine, request.settings.refiner_start)
+        return relay(base, refine, self.preconditioner, settings.refiner_start)
 
-    def _relay(self, base: Denoise, refine: Denoise, share: float) -> Denoise:
-        """`refine` below the level where `share` of the times is done (Balaji et al. 2022, section 4.1)."""
-        cut = round(schedules.NUM_TRAIN_TIMESTEPS * (1 - share))
+    def _adapted(self, settings: Settings, seeds: Tensor) -> Condition:
+        """Which adapter is on, as rows of the U-Net's calls: nothing of a model that has none."""
+        names = tuple(self.config.adapters)
+        if not names:
+            return {}
+        chosen = settings.adapter or (names[0] if len(names) == 1 else NO_ADAPTER)
+        number = 0 if chosen == NO_ADAPTER else 1 + names.index(chosen)
+        strength = torch.full(seeds.shape, settings.adapter_scale, device=seeds.device)
+        return {"adapter": torch.full_like(seeds, number), "strength": strength}
 
-        def denoise(x: Tensor, sigma: float) -> Generator[Call, Tensor, Tensor]:
-            level = float(self.preconditioner.level(torch.tensor([sigma], dtype=torch.float64)))
-            # times come back from sigma a little off
-            return (yield from (base if level > cut - 1e-6 else refine)(x, sigma))
-
-        return denoise
-
-    def _conditions_of(self, wanted: Encoded, unwanted: Encoded, layout: UNetLayout) -> tuple[Condition, Condition]:
+    def _conditions_of(
+        self, wanted: Encoded, unwanted: Encoded, layout: UNetLayout, settings: Settings
+    ) -> tuple[Condition, Condition]:
         """Positive and negative conditioning of a U-Net."""
-        score = AESTHETIC if layout.added and layout.added[1] == 5 else (None, None)
+        sides, scores = self.row_shape[1:], zip(AESTHETIC, strict=True)
+        last = scores if layout.added and layout.added[1] == 5 else (sides, sides)
+        told = zip((wanted, unwanted), settings.told(sides), last, strict=True)
         return tuple(
-            self._condition(text, layout, aesthetic) for text, aesthetic in zip((wanted, unwanted), score, strict=True)
+            self._condition(text, layout, rows_of((*sizes, *more), text.context)) for text, sizes, more in told
         )
 
-    def _condition(self, text: Encoded, layout: UNetLayout, aesthetic: float | None) -> Condition:
+    def _condition(self, text: Encoded, layout: UNetLayout, sizes: Tensor) -> Condition:
+        """`sizes` (B, 5 or 6): of the file, of the cut, and what is wanted, a size or a score."""
         context = text.context[:, :, -layout.context_dim :]  # the refiner attends to the last encoder alone
-        if layout.added is None:
-            return {"context": context}
-        _, height, width = self.row_shape
-        last = (height, width) if aesthetic is None else (aesthetic,)
-        sizes = context.new_tensor([height, width, 0, 0, *last]).expand(len(context), -1)  # whole, uncropped
-        return {"context": context, "pooled": text.pooled, "sizes": sizes}
+        return {"context": context} if layout.added is None else {"context": context, POOLED: text.pooled, SIZES: sizes}
+
+
+def adapter_net(name: str) -> str:
+    """The net of an adapter."""
+    return f"adapter_{name}"
+
+
+def _adapter(net: Denoiser, name: str, config: AdapterConfig) -> Adapter:
+    try:
+        return Adapter(net, config)
+    except ValueError as error:
+        raise ConfigError(f"stable_diffusion: adapters.{name}.{error}") from None
 
 
 # -- the tiny configuration ------------------------------------------------------------------------------------------

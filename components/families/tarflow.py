@@ -8,19 +8,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from components.conditioning.classes import blended_label, label_between
 from components.config import Strict
 from components.data.dataset import Batch
 from components.data.info import DataInfo
 from components.data.randomness import Draws
 from components.errors import SamplerError
-from components.families.base import Losses, Phase, Sampler, Tiny
+from components.families.base import Losses, Phase, Sampler, Tiny, Told
 from components.likelihood.contract import Likelihood, bits_per_value
-from components.likelihood.dequantise import dequantised, levels, log_bin_volume, on_grid
+from components.likelihood.dequantise import centred, dequantised, levels, log_bin_volume, on_grid
 from components.metrics.held_out import BITS
+from components.nets.blocks import class_weights
 from components.nets.flows.autoregressive import NextToken, TarFlow
-from components.sampling.blends import slerp
+from components.sampling.blends import drawn, slerp
 from components.sampling.requests import Request
-from components.sampling.trajectories import Call, Trajectory
+from components.sampling.trajectories import Call, Trajectory, drive
 from components.shapes import refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
 
@@ -105,11 +107,13 @@ class Model(Sampler):
     # -- sampling -----------------------------------------------------------------------------------------------------
 
     def _trajectory(self, request: Request) -> Trajectory:
-        net = self.nets["tarflow"]
-        label = self._label(request)
-        tokens, invert = self._latents(request), self._by_token if request.settings.jacobi is None else self._by_jacobi
+        return (yield from self._inverted(self._latents(request), self._label(request), request.settings))
+
+    def _inverted(self, tokens: Tensor, label: Tensor | None, settings: Settings) -> Trajectory:
+        """Rows in [-1, 1] of latents (B, T, D)."""
+        net, invert = self.nets["tarflow"], self._by_token if settings.jacobi is None else self._by_jacobi
         for number in reversed(range(len(net.flows))):
-            tokens = yield from invert(f"{number}", tokens, label, request.settings)
+            tokens = yield from invert(f"{number}", tokens, label, settings)
             tokens = tokens.flip(1) if number else tokens
         rows = net.rows(tokens)
         if self.config.noise:
@@ -117,19 +121,24 @@ class Model(Sampler):
             return rows.clamp(-1, 1)
         return on_grid(rows, self.levels)
 
+    def between(self, starts: Told, ends: Told, share: Tensor) -> Tensor:
+        net, labelled = self.nets["tarflow"], self.labelled
+        first, last = (
+            net.encode(centred(rows, self.levels), told if labelled else None)[0] for rows, told in (starts, ends)
+        )
+        label = label_between(starts[1], ends[1], share, self.null + 1) if labelled else None
+        return drive(self._inverted(slerp(first, last, share), label, self.Settings()), self.calls)
+
     def _label(self, request: Request) -> Tensor | None:
         if not self.labelled:
             return None
-        label = request.conditions.label
-        return torch.full_like(request.seeds, self.null) if label is None else label
+        label, blend = request.conditions.label, request.blend
+        label = torch.full_like(request.seeds, self.null) if label is None else label
+        return blended_label(label, blend, self.null + 1)
 
     def _latents(self, request: Request) -> Tensor:
-        net = self.nets["tarflow"]
-        latents = Draws.of_seeds(request.seeds).normal("z", (net.length, net.dim))
-        if request.blend is not None and request.blend.seeds is not None:
-            other = Draws.of_seeds(request.blend.seeds).normal("z", (net.length, net.dim))
-            latents = slerp(latents, other, request.blend.share)
-        return request.settings.temperature * latents
+        shape = self.nets["tarflow"].length, self.nets["tarflow"].dim
+        return request.settings.temperature * drawn(request, lambda draws: draws.normal("z", shape))
 
     def _by_token(self, flow: str, latents: Tensor, label: Tensor | None, settings: Settings) -> Trajectory:
         """Undoes a flow token by token: T calls of one token a row."""
@@ -171,7 +180,10 @@ class Model(Sampler):
         if not guided:
             return inputs
         twice = {name: torch.cat([values, values]) for name, values in inputs.items()}
-        return twice | {"label": torch.cat([label, torch.full_like(label, self.null)])}
+        nothing = torch.full((len(label),), self.null, device=label.device)
+        if label.is_floating_point():
+            nothing = class_weights(nothing, self.null + 1)
+        return twice | {"label": torch.cat([label, nothing])}
 
 
 def _guided(numbers: Tensor, scale: Tensor | float, guided: bool) -> Tensor:

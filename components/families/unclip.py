@@ -21,7 +21,7 @@ from components.composite.base import Composite, named, prefixed
 from components.composite.embedding_prior import Prior
 from components.conditioning.embedding import EMBEDDING, ImageEmbedding, scaled
 from components.conditioning.text import texts_of_column
-from components.config import Strict, parse
+from components.config import Strict
 from components.data.dataset import Batch
 from components.data.info import DataInfo, RunInfo
 from components.data.randomness import Draws
@@ -29,7 +29,6 @@ from components.diffusion import config as diffusion
 from components.diffusion.building import build_denoiser
 from components.diffusion.denoiser import Denoiser
 from components.diffusion.guidance import Condition, Guidance
-from components.errors import DataError
 from components.families import clip as clip_family
 from components.families.base import Early, Family, Judge, Losses, Role, Tiny
 from components.families.latent_diffusion import Model as Diffusion
@@ -41,7 +40,7 @@ from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call, Trajectory, drive
 from components.training.optimizers import OptimizerConfig
 
-CLIP, PRIOR, DECODER = "clip", "prior", "decoder"
+CLIP, PRIOR, DECODER = clip_family.ROLE, "prior", "decoder"
 _SHOWN = 20  # images of a preview
 
 
@@ -115,7 +114,7 @@ class Model(Composite):
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data
-        clip = _clip_of(data)
+        clip = clip_family.kept_clip(data, "unclip")
         own = data.model_copy(update={"inputs": {}})
         parts = {PRIOR: Prior(config.prior, own, clip), DECODER: Decoder(config.decoder, own, clip)}
         self.adopt(**{CLIP: clip, **parts})
@@ -164,18 +163,21 @@ class Model(Composite):
         parts = {name: part.split(rows) for name, part in answer.items()}
         told = {group: {name: part[number] for name, part in parts.items()} for number, group in enumerate(groups)}
         if asked.image is None:
-            found = yield from self._drawn(request, told["prompt"], told["nothing"])
+            found = yield from self._drawn(request.seeds, request, told["prompt"], told["nothing"])
         else:
             found = yield Call(named(CLIP, "image"), {"images": asked.image})
             if asked.instead_of is not None:
                 way = F.normalize(told["prompt"]["pooled"] - told["before"]["pooled"], dim=1)
                 found = slerp(found, way, torch.full_like(found[:, 0], request.settings.text_difference))
-        if "other" in told:
-            found = slerp(found, (yield from self._drawn(request, told["other"], told["nothing"])), request.blend.share)
+        blend = request.blend
+        if "other" in told or (blend is not None and blend.seeds is not None and asked.image is None):
+            seeds = request.seeds if blend.seeds is None else blend.seeds
+            other = told.get("other", told["prompt"])
+            found = slerp(found, (yield from self._drawn(seeds, request, other, told["nothing"])), blend.share)
         return F.normalize(found, dim=1)
 
-    def _drawn(self, request: Request, told: Mapping[str, Tensor], nothing: Mapping[str, Tensor]):
-        drawn = self.parts[PRIOR].draw(request.seeds, request.settings.prior, told, nothing)
+    def _drawn(self, seeds: Tensor, request: Request, told: Mapping[str, Tensor], nothing: Mapping[str, Tensor]):
+        drawn = self.parts[PRIOR].draw(seeds, request.settings.prior, told, nothing)
         return (yield from prefixed(PRIOR, drawn, shows=False))
 
     def held_out_losses(self, columns: Mapping[str, Tensor], draws: Draws) -> Tensor:
@@ -196,18 +198,6 @@ class Model(Composite):
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
         prompts = texts_of_column(columns["caption"][:_SHOWN, : self.parts[PRIOR].length])
         return self.sample(Request(torch.arange(len(prompts)), self.Settings(), Conditions(prompt=prompts)))
-
-
-def _clip_of(data: DataInfo) -> clip_family.Model:
-    """The CLIP of an input. Raises DataError of one that sees other images than the data's."""
-    run = data.inputs.get(CLIP)
-    if run is None:
-        raise DataError("unclip: expected the run of a CLIP in inputs, NAME/clip: runs/..., found none")
-    if not data.caption_length:
-        raise DataError("unclip: expected images with captions, found none")
-    if run.data.shape != data.decoded.shape:
-        raise DataError(f"unclip: expected a CLIP of images {data.decoded.shape}, found one of {run.data.shape}")
-    return clip_family.Model(parse(clip_family.Config, run.config, CLIP), run.data)
 
 
 # -- the tiny configuration ------------------------------------------------------------------------------------------

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, Tag, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from components.autoencoding.adversarial import AdversarialConfig, adaptive_weight, hinge
+from components.autoencoding.codebooks import CodebookKind, FiniteScalarsConfig
 from components.autoencoding.equivariance import EquivarianceConfig, draw
 from components.autoencoding.perceptual import DISTANCES, PerceptualConfig
 from components.autoencoding.variational import (
@@ -22,7 +23,7 @@ from components.autoencoding.variational import (
     posterior_log_density,
     standard_log_density,
 )
-from components.config import Strict, named_block
+from components.config import Strict
 from components.data.dataset import Batch
 from components.data.info import DataInfo
 from components.data.randomness import Draws
@@ -34,9 +35,7 @@ from components.likelihood.logistics import logistic_log_probability
 from components.metrics.codes import code_counts, perplexity
 from components.metrics.held_out import BITS
 from components.nets.autoencoder import AutoencoderKL
-from components.nets.autoencoder.codebook import Codebook
 from components.nets.autoencoder.discriminator import PatchDiscriminator
-from components.nets.autoencoder.finite_scalars import FiniteScalars
 from components.nets.autoencoder.kl import Reconstruction
 from components.nets.blocks import norm_groups
 from components.sampling.blends import lerp, slerp
@@ -46,35 +45,6 @@ from components.shapes import refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
 
 IMPORTANCE_SAMPLES = 16  # latents of a row behind its likelihood's bound
-
-
-class CodebookConfig(Strict):
-    """Of vector quantisation in the place of the Gaussian posterior; see nets/autoencoder/codebook.py."""
-
-    name: Literal["ema"] = "ema"
-    size: int = Field(512, ge=2)
-    decay: float = Field(0.99, gt=0, lt=1)
-    commitment: float = Field(0.25, gt=0)  # weight of the encoder's distance to its codes
-    restart_below: float = Field(0.03, ge=0)  # uses a batch
-    normalised: bool = False  # latents and codes have unit length
-
-    def build(self, channels: int) -> Codebook:
-        return Codebook(self.size, channels, self.decay, self.restart_below, self.normalised)
-
-
-class FiniteScalarsConfig(Strict):
-    """Of finite scalar quantisation; see nets/autoencoder/finite_scalars.py."""
-
-    name: Literal["fsq"]
-    levels: tuple[Annotated[int, Field(ge=3)], ...] = Field((8, 6, 5), min_length=1)  # of each latent channel
-
-    def build(self, channels: int) -> FiniteScalars:
-        return FiniteScalars(self.levels)
-
-
-CodebookKind = Annotated[
-    Annotated[CodebookConfig, Tag("ema")] | Annotated[FiniteScalarsConfig, Tag("fsq")], named_block("ema")
-]
 
 
 class Config(Strict):
@@ -122,6 +92,8 @@ class Model(Autoencoder):
         self.config, self.data = config, data
         self.factor = 2 ** (len(config.widths) - 1)
         refuse_unless_planar(data.shape, self.factor, "vae")
+        if config.codebook:
+            config.codebook.token_shape(self.latent_shape)  # refuses latents that its grids do not fit
         codebook = config.codebook.build(config.latent_channels) if config.codebook else None
         has_scale = config.reconstruction == "logistic"
         self.held_out = BITS if has_scale else None
@@ -184,11 +156,11 @@ class Model(Autoencoder):
             loss = loss + weight * terms["adversarial"]
         if config.codebook:
             codebook = self.nets["autoencoder"].codebook
-            if (pull := codebook.commitment(answer.mean)) is not None:
-                terms["commitment"] = pull
-                loss = loss + config.codebook.commitment * pull
-            counts = code_counts(codebook.tokens(answer.mean), codebook.size)
-            figures["perplexity"] = perplexity(counts).float()
+            if answer.commitment is not None:
+                terms["commitment"] = answer.commitment
+                loss = loss + config.codebook.commitment * answer.commitment
+            for name, part in {"": answer.tokens, **codebook.parts(answer.tokens)}.items():
+                figures[f"perplexity{name}"] = perplexity(code_counts(part, codebook.size)).float()
         else:
             terms["kl"] = free_bits_kl(answer.mean, answer.std, config.free_bits)
             loss = loss + config.kl_weight * terms["kl"]

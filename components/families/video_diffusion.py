@@ -76,8 +76,8 @@ class Model(latent_diffusion.Model):
         known = self.preconditioner.known(clean[:, :, :1])
         inputs = {name: beginning(inputs[name], known[name], told) for name in inputs}
         inputs |= self._training_condition(batch, self.config.label_dropout)
-        learned = self.config.weighting.name == "learned"
-        answer, u = net(**inputs, uncertain=True) if learned else (net(**inputs), None)
+        inputs |= self.routed(batch, clean)
+        answer, u, _ = self.answered(net, inputs, batch.step)
         error = beginning((answer - wanted).square(), torch.zeros_like(wanted[:, :, :1]), told)
         error = error.flatten(1).mean(1) * (count / (count - told.float()))  # a frame that is told is not asked for
         if self.config.weighting.name == "uniform":

@@ -176,6 +176,11 @@ class Student(LatentDiffusion):
     def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge | None) -> Figures:
         return {} if judge is None else step_figures(self, held_out, judge)
 
+    @property
+    def likelihood(self) -> None:
+        """None: its answers are not those of an ordinary differential equation."""
+        return None
+
     # -- sampling -----------------------------------------------------------------------------------------------------
 
     def sigmas(self, settings: StudentSettings, strength: float = 1.0) -> list[float]:

@@ -8,16 +8,17 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
+from components.conditioning.classes import blended_label, label_between
 from components.config import Strict
 from components.data.dataset import Batch
 from components.data.info import DataInfo
 from components.data.randomness import Draws
-from components.families.base import Losses, Phase, Sampler, family_name
+from components.families.base import Losses, Phase, Sampler, Told, family_name
 from components.likelihood.contract import Likelihood, bits_per_value
-from components.likelihood.dequantise import dequantised, levels, log_bin_volume, on_grid
+from components.likelihood.dequantise import centred, dequantised, levels, log_bin_volume, on_grid
 from components.metrics.held_out import BITS
 from components.nets.flows.multiscale import MultiscaleFlow
-from components.sampling.blends import slerp
+from components.sampling.blends import drawn, slerp
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call, Trajectory
 from components.shapes import refuse_unless_planar
@@ -92,18 +93,22 @@ class Flow(Sampler):
     def _trajectory(self, request: Request) -> Trajectory:
         inputs: dict[str, Any] = self._latents(request)
         if self.labelled:
-            inputs["label"] = request.conditions.label
+            inputs["label"] = blended_label(request.conditions.label, request.blend, self.num_classes)
         values = yield Call("flow", inputs)
         return on_grid(values, self.levels)
+
+    def between(self, starts: Told, ends: Told, share: Tensor) -> Tensor:
+        net, labelled = self.nets["flow"], self.labelled
+        found = [net.encode(centred(rows, self.levels), told if labelled else None)[0] for rows, told in (starts, ends)]
+        ways = {f"z{number}": slerp(*pair, share) for number, pair in enumerate(zip(*found, strict=True))}
+        label = label_between(starts[1], ends[1], share, self.num_classes) if labelled else None
+        return on_grid(net.sample(label, **ways), self.levels)
 
     def _latents(self, request: Request) -> dict[str, Tensor]:
         """Standard Gaussian latents of each scale at the temperature, on the way to the blend's."""
         shapes = {f"z{number}": shape for number, shape in enumerate(self.nets["flow"].latent_shapes)}
-        latents = {name: Draws.of_seeds(request.seeds).normal(name, shape) for name, shape in shapes.items()}
-        if request.blend is not None and request.blend.seeds is not None:
-            ends = Draws.of_seeds(request.blend.seeds)
-            latents = {
-                name: slerp(values, ends.normal(name, shapes[name]), request.blend.share)
-                for name, values in latents.items()
-            }
-        return {name: request.settings.temperature * values for name, values in latents.items()}
+        return {
+            name: request.settings.temperature
+            * drawn(request, lambda draws, name=name, shape=shape: draws.normal(name, shape))
+            for name, shape in shapes.items()
+        }

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from components.conditioning.classes import blended_label
 from components.config import Strict
 from components.data.dataset import Batch
 from components.data.info import DataInfo
@@ -21,7 +22,8 @@ from components.gan.validation import validate
 from components.metrics.figures import Figures
 from components.nets.gan.critic import CriticInputs
 from components.nets.gan.layers import spectral_normalise
-from components.sampling.requests import Request
+from components.sampling.blends import slerp
+from components.sampling.requests import BLEND, Request
 from components.sampling.trajectories import Call, Trajectory
 
 
@@ -60,7 +62,7 @@ class GAN(Sampler):
 
     @property
     def accepts(self) -> frozenset[str]:
-        return frozenset({"label"} if self.conditional else ())
+        return frozenset({BLEND, "label"} if self.conditional else {BLEND})
 
     def networks(self) -> dict[str, nn.Module]:
         """New networks by name: `generator` and `discriminator`, and what else the family trains."""
@@ -160,12 +162,17 @@ class GAN(Sampler):
     # -- sampling -----------------------------------------------------------------------------------------------------
 
     def sampling_inputs(self, request: Request) -> dict[str, Tensor]:
-        """Generator inputs of a request's rows."""
-        return self.generator_inputs(Draws.of_seeds(request.seeds), "sample", self.requested_condition(request))
+        """Generator inputs of a request's rows; a blend's seeds lie along the arc between two draws."""
+        found = self.generator_inputs(Draws.of_seeds(request.seeds), "sample", self.requested_condition(request))
+        blend = request.blend
+        if blend is None or blend.seeds is None:
+            return found
+        others = self.generator_inputs(Draws.of_seeds(blend.seeds), "sample", {})
+        return found | {name: slerp(found[name], other, blend.share) for name, other in others.items()}
 
     def requested_condition(self, request: Request) -> dict[str, Tensor]:
         label = request.conditions.label
-        return {} if label is None else {"label": label}
+        return {} if label is None else {"label": blended_label(label, request.blend, self.num_classes)}
 
     def _trajectory(self, request: Request) -> Trajectory:
         return (yield Call("generator", self.sampling_inputs(request)))

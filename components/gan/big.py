@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from components.config import Strict
-from components.data.randomness import Draws
 from components.gan.base import GAN
 from components.gan.config import ResidualConfig
 from components.gan.losses import LossName
 from components.gan.standing_statistics import WHOLE, StandingStatistics, truncated_normal
+from components.sampling.blends import drawn
 from components.sampling.requests import Request
 from components.training.optimizers import OptimizerConfig
 
@@ -48,5 +48,5 @@ def standing_statistics(gan: GAN) -> StandingStatistics:
 def truncated_inputs(gan: GAN, request: Request) -> dict[str, Tensor]:
     """Inputs of `standing_statistics` for a request's rows, z within the truncation that it asks for."""
     truncation = torch.full((len(request.seeds),), request.settings.truncation, device=request.seeds.device)
-    z = truncated_normal(Draws.of_seeds(request.seeds), "sample", gan.config.latent_dim, truncation)
+    z = drawn(request, lambda draws: truncated_normal(draws, "sample", gan.config.latent_dim, truncation))
     return {"z": z, "truncation": truncation, **gan.requested_condition(request)}

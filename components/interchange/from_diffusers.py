@@ -16,8 +16,9 @@ from components.config import parse
 from components.data.info import AutoencoderInfo, DataInfo
 from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS
 from components.errors import SamplerError
-from components.families.stable_diffusion import Config
+from components.families.stable_diffusion import Config, adapter_net
 from components.families.stable_diffusion import Model as StableDiffusion
+from components.interchange import lora
 from components.interchange.folders import read_json, read_weights, refuse_pickles
 from components.interchange.text_encoders import layout_and_weights, numbered
 from components.interchange.to_diffusers import BETAS, WEIGHTS
@@ -101,8 +102,9 @@ class Part(NamedTuple):
                 raise self.refuse(f"{name}: expected {value!r}, found {self.config[name]!r}")
 
 
-def read(folder: Path, refiner: Path | None = None) -> StableDiffusion:
-    """The model of a folder; `refiner`: a folder of Stable Diffusion XL's second stage.
+def read(folder: Path, refiner: Path | None = None, adapters: Mapping[str, Path] = {}) -> StableDiffusion:
+    """The model of a folder; `refiner`: a folder of Stable Diffusion XL's second stage; `adapters`: files of LoRA
+    weights, by the names that requests shall know them by.
 
     Raises SamplerError, one line, of what is missing, damaged, a pickle, or beyond our networks."""
     index = _index(folder, PIPELINES)
@@ -121,9 +123,13 @@ def read(folder: Path, refiner: Path | None = None) -> StableDiffusion:
     }
     if refiner is not None:
         described["refiner"] = _refiner(refiner, folder, is_xl)
+    adapted = {name: lora.read(path) for name, path in adapters.items()}
+    described["adapters"] = {name: adapter.model_dump() for name, (adapter, _) in adapted.items()}
     config, info = parse(Config, described, str(folder)), _autoencoder(vae, side)
     channels = info.config["latent_channels"]
     family = StableDiffusion(config, DataInfo(shape=(channels, side, side), autoencoder=info))
+    for name, (_, weights) in adapted.items():
+        _load_adapter(family.nets[adapter_net(name)], weights, adapters[name])
     _load(family.nets["denoiser"].backbone, unet)
     _load(family.nets["autoencoder"], vae)
     family.nets["text"].load_state_dict(text_weights)
@@ -277,6 +283,14 @@ def _load(net: nn.Module, part: Part) -> None:
         net.load_state_dict(weights)
     except RuntimeError as error:
         raise part.refuse(f"not this network's weights ({' '.join(str(error).split())[:200]})") from None
+
+
+def _load_adapter(net: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Raises SamplerError unless the weights are those of an adapter of this U-Net."""
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SamplerError(f"{path}: adapts another U-Net ({' '.join(str(error).split())[:200]})") from None
 
 
 def _renamed(name: str) -> str:

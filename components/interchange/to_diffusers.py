@@ -30,6 +30,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 EMBEDDINGS = "class_embeddings.safetensors"
 SIZE_IDS, SIZE_WIDTH = 6, 2  # the six numbers of an image's size and crop that the pipeline adds, unused here
 ABSENT = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder", "feature_extractor")
+_NO_PLACE = "diffusers has no place for it"
 BETAS = {  # by our schedule's name; values as in components/diffusion/schedules.py
     "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
     "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
@@ -43,6 +44,8 @@ def export(run: Run, target: Path) -> None:
 
     Raises SamplerError of what diffusers' networks, schedulers or pipeline cannot express."""
     family = run.family
+    if run.config.family == "sdxl":
+        raise SamplerError(f"{run.folder}: what reads its texts as bytes was trained here; {_NO_PLACE}")
     if type(family) is not LatentDiffusion:
         raise SamplerError(
             f"{run.folder}: a {run.config.family}; expected latent_diffusion, the family that diffusers has"
@@ -86,7 +89,7 @@ def refuse_unless_expressible(family: LatentDiffusion, where: str) -> None:
     if autoencoder is None:
         raise SamplerError(f"{where}: works on pixels; diffusers' latent pipelines expect an autoencoder")
     if family.texts:
-        raise SamplerError(f"{where}: what makes its texts a context was trained here; diffusers has no place for it")
+        raise SamplerError(f"{where}: what makes its texts a context was trained here; {_NO_PLACE}")
     if autoencoder.config.codebook:
         raise SamplerError(f"{where}: its autoencoder has a codebook; expected one with a Gaussian posterior")
     if autoencoder.config.reconstruction == "bce":

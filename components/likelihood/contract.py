@@ -16,6 +16,9 @@ from components.metrics.likelihood import (
     BITS_GAP,
     BITS_PER_DIM,
     BITS_PER_DIM_TRAIN,
+    BITS_PER_LATENT,
+    BITS_PER_LATENT_GAP,
+    BITS_PER_LATENT_TRAIN,
     BITS_PER_TOKEN,
     BITS_PER_TOKEN_GAP,
     BITS_PER_TOKEN_TRAIN,
@@ -37,6 +40,8 @@ class Likelihood:
                       log-probabilities (B,) in nats of the stored values, summed over a row
     tokens:           how many a row has, where it is their likelihood and not the values': what is lost on the way to
                       tokens counts for nothing, so that it says no bits per dimension
+    latents:          how many numbers a row's latent has, where it is the density of latents: of continuous numbers,
+                      which says bits a latent's number and none of pixels
     num_values:       how many values each of some rows has, (B,), where it is not all; the others have probability 1
     most_rows:        what is affordable to measure, where a row takes many evaluations of the net
     """
@@ -45,12 +50,13 @@ class Likelihood:
     dequantisation: Literal["none", "uniform"]
     log_probability: Callable[[Tensor, Tensor | None, Draws], Tensor]
     tokens: int = 0
+    latents: int = 0
     num_values: Callable[[Tensor], Tensor] | None = None
     most_rows: int | None = None
 
     def values_of(self, rows: Tensor) -> int | Tensor:
-        """How many values, or tokens, of each row its bits are spread over."""
-        return self.tokens or (rows[0].numel() if self.num_values is None else self.num_values(rows))
+        """How many values, tokens or latents of each row its bits are spread over."""
+        return self.tokens or self.latents or (rows[0].numel() if self.num_values is None else self.num_values(rows))
 
 
 def bits_per_value(nats: Tensor, num_values: int | Tensor) -> Tensor:
@@ -60,13 +66,14 @@ def bits_per_value(nats: Tensor, num_values: int | Tensor) -> Tensor:
 
 @torch.inference_mode()
 def bits_figures(likelihood: Likelihood, held_out: Rows, train: Rows) -> Figures:
-    """bits_per_dim or bits_per_token of held-out rows and of training rows with 95% intervals, and the gap between."""
+    """bits_per_dim, bits_per_token or bits_per_latent of held-out rows and of training rows with 95% intervals, and the
+    gap between."""
     bits, train_bits = (_bits(likelihood, *rows) for rows in (held_out, train))
-    of_values, of_tokens = (
-        (BITS_PER_DIM, BITS_PER_DIM_TRAIN, BITS_GAP),
-        (BITS_PER_TOKEN, BITS_PER_TOKEN_TRAIN, BITS_PER_TOKEN_GAP),
-    )
-    found, trained, gap = of_tokens if likelihood.tokens else of_values
+    found, trained, gap = BITS_PER_DIM, BITS_PER_DIM_TRAIN, BITS_GAP
+    if likelihood.tokens:
+        found, trained, gap = BITS_PER_TOKEN, BITS_PER_TOKEN_TRAIN, BITS_PER_TOKEN_GAP
+    elif likelihood.latents:
+        found, trained, gap = BITS_PER_LATENT, BITS_PER_LATENT_TRAIN, BITS_PER_LATENT_GAP
     return named(
         bits_per_dim_figure(found, bits),
         bits_per_dim_figure(trained, train_bits),

@@ -30,6 +30,11 @@ def indices(rows: Tensor, count: int) -> Tensor:
     return ((rows + 1) * ((count - 1) / 2)).round()
 
 
+def centred(rows: Tensor, count: int) -> Tensor:
+    """Rows in [-1, 1] on a grid of `count` values as the middles of their bins: what `on_grid` undoes."""
+    return 2 * (indices(rows, count) + 0.5) / count - 1
+
+
 def on_grid(values: Tensor, count: int) -> Tensor:
     """Values among bins of width 2 / count -> rows in [-1, 1] that are stored as the bin which a value lies in.
     Rounding is left to whoever stores them."""

@@ -108,3 +108,18 @@ def draw(
         value = indices(value.clamp(-1, 1), levels) * (2 / (levels - 1)) - 1
         values = torch.cat([values[:, :channel], value[:, None], values[:, channel + 1 :]], 1)
     return values
+
+
+def draw_rows(numbers: Tensor, uniform: Tensor, levels: int, mixtures: int, temperature: float) -> Tensor:
+    """Rows (B, C, H, W) whose pixels are drawn each by itself, as `draw` does. `numbers`: (B, num_outputs, H, W);
+    `uniform`: (B, K + C, H, W) in (0, 1)."""
+    places = [part.flatten(2).transpose(1, 2).flatten(0, 1) for part in (numbers, uniform)]  # a pixel a row
+    drawn = draw(*places, levels, mixtures, temperature)
+    return drawn.unflatten(0, (len(numbers), -1)).transpose(1, 2).unflatten(2, numbers.shape[2:])
+
+
+@torch.no_grad()
+def start_scales(bias: Tensor, channels: int, mixtures: int, log_scale: float = -2.0) -> None:
+    """Sets what is added to a net's numbers (num_outputs,) so that log-scales begin about `log_scale` and not, much
+    wider than pixels spread, about 0."""
+    bias[mixtures:].view(mixtures, -1)[:, channels : 2 * channels] = log_scale

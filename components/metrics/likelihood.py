@@ -51,6 +51,24 @@ BITS_PER_TOKEN, BITS_PER_TOKEN_TRAIN, BITS_PER_TOKEN_GAP = (
         (BITS_GAP, "held-out less training bits per token: what was memorised rather than learnt"),
     )
 )
+BITS_PER_LATENT, BITS_PER_LATENT_TRAIN, BITS_PER_LATENT_GAP = (
+    definition.model_copy(
+        update={
+            "name": definition.name.replace("per_dim", "per_latent").replace("bits_gap", "bits_per_latent_gap"),
+            "label": definition.label.replace("bits/dim", "bits/latent"),
+            "explanation": explanation,
+        }
+    )
+    for definition, explanation in (
+        (
+            BITS_PER_DIM,
+            "negative log2-density of held-out rows' latents at unit variance, a number of them; comparable between "
+            "models on the latents of one autoencoder alone, and of no pixel",
+        ),
+        (BITS_PER_DIM_TRAIN, BITS_PER_DIM_TRAIN.explanation),
+        (BITS_GAP, "held-out less training bits per latent: what was memorised rather than learnt"),
+    )
+)
 
 
 def bits_per_dim_figure(definition: Definition, bits: Tensor) -> Figure:

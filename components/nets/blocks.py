@@ -110,13 +110,14 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim or channels, channels, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """`mask`: as of dot_product_attention."""
         context = x if context is None else context
         q, k, v = (
             projected.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N or M, C / heads)
             for projected in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        return self.to_out[0](dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.to_out[0](dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
 
     def of_one(self, token: Tensor) -> Tensor:
         """What every query gets from a context of one token (B, 1, D): (B, 1, C), whatever the query. The softmax over
@@ -246,3 +247,13 @@ class Transformer2DModel(nn.Module):
 def _tokens(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H*W, C)."""
     return x.flatten(2).transpose(1, 2)
+
+
+def embedded(embedding: nn.Embedding, label: Tensor) -> Tensor:
+    """The embedding of classes (B,) int64, or of points between them, (B, num_classes) weights."""
+    return label @ embedding.weight if label.is_floating_point() else embedding(label)
+
+
+def class_weights(label: Tensor, num_classes: int) -> Tensor:
+    """Classes (B,) int64, or points between them, (B, num_classes) weights, as such weights."""
+    return label if label.is_floating_point() else F.one_hot(label, num_classes).float()

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from components.nets.blocks import TimestepEmbedding, sinusoidal_embedding
+from components.nets.blocks import TimestepEmbedding, embedded, sinusoidal_embedding
+from components.nets.joint_transformer import JointTransformer
 from components.nets.rotary import GRID_BASE, grid_places
+from components.nets.routing import Route, those_through
 from components.nets.transformer import Transformer
-from components.nets.unet import embedded
 
 LEVEL_WIDTH = 256  # of a noise level's embedding, as published
 
@@ -50,7 +51,10 @@ class DiT(nn.Module):
     The level may be one for each place on the first axis, (B, s): frames of a film at noise levels of their own.
     Level, class and what is `added` (B, embedding_dim) to their embedding modulate every block (adaLN-zero); a context
     is attended to, where there is a `context_dim`. `patch`: the side of a token, in cells, or its sides; `num_classes`
-    counts the rows of the class embedding, 0 leaves it out; `given_channels`: as of the U-Net."""
+    counts the rows of the class embedding, 0 leaves it out; `given_channels`: as of the U-Net.
+
+    `route`: share of tokens and the span of blocks, first and last, which those bypass that `routed`, (B, N) numbers,
+    says; `tap`: (answer, tokens (B, N, width) after so many blocks) is answered."""
 
     def __init__(
         self,
@@ -63,15 +67,16 @@ class DiT(nn.Module):
         num_classes: int = 0,
         context_dim: int = 0,
         given_channels: int = 0,
+        route: tuple[float, int, int] | None = None,
     ):
         super().__init__()
-        self.patch, self.embedding_dim = patch_sides(patch, rank), width
+        self.patch, self.embedding_dim, self.route = patch_sides(patch, rank), width, route
         cells = math.prod(self.patch)
         values = channels * cells
         self.embed = nn.Linear((channels + given_channels) * cells, width)
         self.level = TimestepEmbedding(LEVEL_WIDTH, width)
         self.class_embedding = nn.Embedding(num_classes, width) if num_classes else None
-        self.trunk = Transformer(width, depth, heads, condition_dim=width, context_dim=context_dim, base=GRID_BASE)
+        self.trunk = self._trunk(width, depth, heads, context_dim)
         self.head = nn.Linear(width, values)
         nn.init.normal_(self.level.linear_1.weight, std=0.02)
         nn.init.normal_(self.level.linear_2.weight, std=0.02)
@@ -83,6 +88,13 @@ class DiT(nn.Module):
 
         self.channels = channels
 
+    def _trunk(self, width: int, depth: int, heads: int, context_dim: int) -> nn.Module:
+        return Transformer(width, depth, heads, condition_dim=width, context_dim=context_dim, base=GRID_BASE)
+
+    def counts(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Of tokens along each axis of rows (C, s, ...)."""
+        return tuple(length // side for length, side in zip(shape[1:], self.patch, strict=True))
+
     def forward(
         self,
         x: Tensor,
@@ -90,13 +102,29 @@ class DiT(nn.Module):
         context: Tensor | None = None,
         label: Tensor | None = None,
         added: Tensor | None = None,
-    ) -> Tensor:
+        routed: Tensor | None = None,
+        tap: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         condition = self.level(sinusoidal_embedding(level.flatten(), LEVEL_WIDTH)).unflatten(0, level.shape)
         of_class = None if self.class_embedding is None else embedded(self.class_embedding, label)
         for told in (of_class, added):
             if told is not None:
                 condition = condition + (told if level.ndim == 1 else told[:, None])
-        counts = [length // side for length, side in zip(x.shape[2:], self.patch, strict=True)]
-        places = grid_places(counts, x.device)
-        tokens = self.trunk(self.embed(patches(x, self.patch)), places, condition, context)
-        return unpatched(self.head(tokens), self.patch, torch.Size((len(x), self.channels, *x.shape[2:])))
+        told = (self.embed(patches(x, self.patch)), grid_places(self.counts(x.shape[1:]), x.device), condition, context)
+        tokens, tapped = self.trunk.routed(*told, self._route(routed), tap)
+        answer = unpatched(self.head(tokens), self.patch, torch.Size((len(x), self.channels, *x.shape[2:])))
+        return (answer, tapped) if tap else answer
+
+    def _route(self, numbers: Tensor | None) -> Route | None:
+        if numbers is None:
+            return None
+        share, first, last = self.route
+        return Route(first, last, those_through(numbers, share))
+
+
+class MMDiT(DiT):
+    """The same with a context whose rows share one attention with the image's, each kind with weights of its own
+    (Esser et al. 2024, section 4). A row of zeros is no row; the mean of the others goes into what modulates."""
+
+    def _trunk(self, width: int, depth: int, heads: int, context_dim: int) -> nn.Module:
+        return JointTransformer(width, depth, heads, context_dim)

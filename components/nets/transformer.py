@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from components.nets.blocks import dot_product_attention
 from components.nets.rotary import SEQUENCE_BASE, rotary_angles, rotate
+from components.nets.routing import Passage, Route, of_tokens
 
 EPS = 1e-6
 
@@ -67,16 +68,16 @@ class Attention(nn.Module):
     """Multi-head attention of (B, N, width) over itself, or over a context (B, M, context_dim).
 
     Queries and keys are normalised (Dehghani et al. 2023, section 2): in bfloat16 their products overflow the softmax
-    otherwise. Positions turn those of self-attention alone."""
+    otherwise. Positions turn those of self-attention alone. Without `answers` there are keys and values alone."""
 
-    def __init__(self, width: int, heads: int, context_dim: int | None = None):
+    def __init__(self, width: int, heads: int, context_dim: int | None = None, answers: bool = True):
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_q = nn.Linear(width, width, bias=False) if answers else None
         self.to_k = nn.Linear(context_dim or width, width, bias=False)
         self.to_v = nn.Linear(context_dim or width, width, bias=False)
-        self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
-        self.to_out = nn.Linear(width, width, bias=False)
+        self.norm_q, self.norm_k = RMSNorm(width // heads) if answers else None, RMSNorm(width // heads)
+        self.to_out = nn.Linear(width, width, bias=False) if answers else None
 
     def forward(
         self,
@@ -94,14 +95,15 @@ class Attention(nn.Module):
             k, v = kept[0].exchange(kept[1], k, v)
         return self.to_out(dot_product_attention(q, k, v, mask, causal).transpose(1, 2).flatten(2))
 
-    def projected(self, x: Tensor, context: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, heads, N, d) of x, keys and values (B, heads, M, d) of the context."""
-        q, k, v = (
-            values.unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for values in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
-        q, k = self.norm_q(q), self.norm_k(k)
+    def projected(self, x: Tensor, context: Tensor, angles: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Queries (B, heads, N, d) of x, if it has any, keys and values (B, heads, M, d) of the context."""
+        q = None if self.to_q is None else self.norm_q(self._split(self.to_q(x)))
+        k, v = self._split(self.to_k(context)), self._split(self.to_v(context))
+        k = self.norm_k(k)
         return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
+
+    def _split(self, values: Tensor) -> Tensor:
+        return values.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class SwiGLU(nn.Module):
@@ -231,6 +233,28 @@ class Transformer(nn.Module):
             attention |= {"mask": kept.mask(x.shape[1]), "causal": False}
         for layer, block in enumerate(self.blocks):
             x = block(x, condition, context, **attention, kept=None if kept is None else (kept, layer))
+        return self._ended(x, condition)
+
+    def routed(
+        self,
+        x: Tensor,
+        places: Tensor,
+        condition: Tensor,
+        context: Tensor | None = None,
+        route: Route | None = None,
+        tap: int = 0,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`forward` of a net that looks both ways, in training: some tokens may bypass some blocks (`route`), and the
+        tokens after `tap` blocks come second."""
+        angles = rotary_angles(places, self.head_dim, self.base)
+        way = Passage((angles, *(() if route is None else of_tokens(condition, x.shape[1]))), route, tap)
+        for number, block in enumerate(self.blocks):
+            x = way.before(number, x)
+            angles, *of_each = way.beside
+            x = way.after(number, block(x, *(of_each or [condition]), context, angles=angles))
+        return self._ended(x, condition), way.tapped
+
+    def _ended(self, x: Tensor, condition: Tensor | None) -> Tensor:
         x = self.norm(x)
         return x if self.modulation is None else modulated(x, *self.modulation(condition, x.shape[1]))
 

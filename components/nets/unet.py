@@ -16,6 +16,7 @@ from components.nets.blocks import (
     TimestepEmbedding,
     Transformer2DModel,
     Upsample2D,
+    embedded,
     group_norm,
     norm_groups,
     sinusoidal_embedding,
@@ -193,8 +194,3 @@ class UNet2DConditionModel(nn.Module):
         for block in self.up_blocks:
             x = block(x, skips, temb, context)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
-
-
-def embedded(embedding: nn.Embedding, label: Tensor) -> Tensor:
-    """The embedding of classes (B,) int64, or of points between them, (B, num_classes) weights."""
-    return label @ embedding.weight if label.is_floating_point() else embedding(label)

@@ -1,11 +1,15 @@
-"""Ways between two sets of points, a share of the way a row."""
+"""Ways between two sets of points, a share of the way a row, and between the draws of two seeds."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.data.randomness import Draws
+from components.sampling.requests import Request
 from components.shapes import per_row
 
 
@@ -21,3 +25,16 @@ def slerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
 def lerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
     """Points (B, ...) on the lines between two sets of points, `share` (B,) of the way."""
     return torch.lerp(one, other, per_row(share.to(one.dtype), one))
+
+
+def between(one: Mapping[str, Tensor], other: Mapping[str, Tensor], share: Tensor) -> dict[str, Tensor]:
+    """The same of all that two conditions say, by name."""
+    return {name: lerp(one[name], other[name], share) for name in one}
+
+
+def drawn(request: Request, draw: Callable[[Draws], Tensor]) -> Tensor:
+    """Standard normal numbers (B, ...) that `draw` makes of a request's seeds, on the arcs to those of its blend's."""
+    blend, found = request.blend, draw(Draws.of_seeds(request.seeds))
+    if blend is None or blend.seeds is None:
+        return found
+    return slerp(found, draw(Draws.of_seeds(blend.seeds)), blend.share)

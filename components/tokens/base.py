@@ -21,6 +21,7 @@ from components.families import family_class
 from components.families.base import Sampler, family_name
 from components.likelihood.contract import Likelihood
 from components.metrics.held_out import HeldOutLoss
+from components.nets.autoencoder.scales import Scales
 from components.nets.byte_transformer import VOCABULARY as NUM_BYTES
 from components.nets.token_transformer import TokenTransformer
 from components.sampling.requests import Conditions, Request, Source
@@ -52,7 +53,7 @@ class TokenConfig(Strict):
 
 
 class TokenSampler(Sampler):
-    """Subclasses have a `Net` and make `phases` of a loss."""
+    """Subclasses have a `Net`, or make one by `_net`, and `phases` of a loss."""
 
     Net: ClassVar[type[TokenTransformer]]
     kept = ("transformer", "autoencoder")
@@ -71,9 +72,14 @@ class TokenSampler(Sampler):
         classes = len(data.classes) if config.conditioning == "class" else 0
         self.null = classes
         conditions, prefix = (NUM_BYTES, config.text_length) if texts else (classes + 1, 1)
-        net = self.Net(self.vocabulary, conditions, prefix, self.sides, config.width, config.depth, config.heads)
+        net = self._net(codes.codebook, conditions, prefix)
         self.nets = nn.ModuleDict({"transformer": net, "autoencoder": codes})
         self.calls = {"tokeniser": codes.tokens, "decoder": codes.decode_tokens}
+
+    def _net(self, codebook: nn.Module, conditions: int, prefix: int) -> nn.Module:
+        """The transformer, told `prefix` ids of `conditions` ones before the tokens."""
+        layout = self.config.width, self.config.depth, self.config.heads
+        return self.Net(self.vocabulary, conditions, prefix, self.sides, *layout)
 
     @property
     def accepts(self) -> frozenset[str]:
@@ -133,10 +139,17 @@ class TokenSampler(Sampler):
         redrawn = torch.ones_like(tokens, dtype=torch.bool)
         if source.mask is not None:
             # a token is drawn anew with any pixel of its cell
-            redrawn = F.adaptive_max_pool2d(source.mask, self.sides).flatten(1) > 0
+            redrawn = self._cells(source.mask)
         order = draws.uniform("redrawn", (self.count,)).masked_fill(~redrawn, torch.inf).argsort(dim=1, stable=True)
         wanted = torch.ceil(source.strength * redrawn.sum(1, keepdim=True)).long()
         return tokens.masked_fill(order.argsort(1) < wanted, self.vocabulary)
+
+    def _cells(self, mask: Tensor) -> Tensor:
+        """Which tokens' cells hold any of a mask (B, 1, H, W): (B, N) booleans."""
+        codebook = self.nets["autoencoder"].codebook
+        if isinstance(codebook, Scales):
+            return codebook.cells(mask)
+        return F.adaptive_max_pool2d(mask, self.sides).flatten(1) > 0
 
     def finish(self, tokens: Tensor, source: Source | None) -> Trajectory:
         """The images of tokens (B, N), with a source's own pixels where its mask is 0."""

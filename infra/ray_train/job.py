@@ -105,8 +105,10 @@ class Job:
         start = self.input(START)
         received = {net for role in self.info.inputs for net in family.nets_of_input(role)}
         for net in family.pretrained if start is None else family.kept:
-            if net not in received:
-                run_folder.load_weights(family.nets[net], (start or self.folder(self.data)) / f"{net}.safetensors")
+            path = (start or self.folder(self.data)) / f"{net}.safetensors"
+            is_new = start is not None and net in family.added and not path.is_file()
+            if net not in received and not is_new:
+                run_folder.load_weights(family.nets[net], path)
         for role, expected in kind.roles(self.config).items():
             path = self.input(role)
             if path is not None:

@@ -17,6 +17,7 @@ from components.data.media.tokens import MEDIUM as TOKENS
 from components.errors import DataError, InputError
 from components.families import family_class
 from components.families.base import Autoencoder
+from components.shapes import shape_text
 from components.sources import Source
 from pipelines.support import inputs, paths
 from pipelines.support.inputs import AUTOENCODER
@@ -73,6 +74,22 @@ def too_few(params: Params, manifests: dict[str, Manifest]) -> tuple[str, ...]:
     )
 
 
+def small_buckets(params: Params, manifests: dict[str, Manifest]) -> tuple[str, ...]:
+    """A note on sizes of crops with fewer training images than a batch has rows, which hold some of them twice."""
+    train, first, notes = manifests["train"], 0, []
+    wanting = [
+        block for block in params.samplers.values() if isinstance(block.model, dict) and block.model.get("crops")
+    ]
+    most = max((block.training.batch_size for block in wanting), default=0)
+    for bucket in train.buckets:
+        last = first + bucket.shards
+        count, first = sum(shard.rows for shard in train.shards[first:last]), last
+        if count < most:
+            notes.append(f"{shape_text(bucket.size)} of {count}")
+    found = ", ".join(notes)
+    return (f"sizes of crops with fewer images than a batch of {most} has rows: {found}",) if notes else ()
+
+
 def refuse_unmeasurable(params: Params) -> None:
     """Raises DataError of a test split that nothing could be measured on in the end, before hours of training."""
     if (paths.TEST_IMAGES / MANIFEST).is_file():
@@ -107,7 +124,8 @@ def data_of(params: Params, folder: str, info: DataInfo) -> DataInfo | None:
     shape = family.latent_shape
     of = AutoencoderInfo(family=block.family, config=family.config.model_dump(mode="json"), data=info)
     if params.encode[names[0]].tokens is not None:
-        grid = (1, *shape[1:])
+        codebook = getattr(family.config, "codebook", None)
+        grid = (1, *shape[1:]) if codebook is None else codebook.token_shape(shape)  # encode refuses what has none
         return info.model_copy(update={"shape": grid, "medium": TOKENS.name, "autoencoder": of, "crops": ()})
     moments = {"channel_mean": (0.0,) * shape[0], "channel_std": (1.0,) * shape[0]}
     options = params.encode[names[0]]

@@ -38,6 +38,8 @@ from pipelines.support.inputs import CLIP
 from pipelines.support.params import Params
 
 MOMENTS = "moments.safetensors"
+# of how to measure, what the figures depend on; weights' paths do not, their hashes stand for them
+_OF_PROTOCOL = {"num_samples", "batch_size", "neighbours", "neighbour_images", "resamples", "seed", "likelihood_rows"}
 _TIMED = 4  # batches behind a time, the first to warm up, where many workers sample and none is alone
 
 
@@ -135,7 +137,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
         row_shape=test.row_shape,
         versions=library_versions(*extractors.extractor.libraries),
         revision=REVISION,
-        **config.model_dump(exclude={"extractor", "search", "snapshot_samples", "real_draws", "lpips", "clip_score"}),
+        **config.model_dump(include=_OF_PROTOCOL),
         **perceived_by,
     )
     return Measurement(
@@ -263,10 +265,12 @@ def measure(
 
 
 def likelihood_figures(sampler: Sampler, measurement: Measurement) -> Figures:
-    """The bits per dimension of held-out and of training rows, evenly spread; none of a sampler without likelihood."""
-    if sampler.likelihood is None:
+    """The bits per dimension of held-out and of training rows, evenly spread; none of a sampler without likelihood, nor
+    of latents unless they are asked for."""
+    likelihood, config = sampler.likelihood, measurement.config
+    if likelihood is None or (likelihood.latents and not config.latent_likelihood):
         return {}
-    wanted = min(measurement.config.likelihood_rows, sampler.likelihood.most_rows or math.inf)
+    wanted = min(config.likelihood_rows, likelihood.most_rows or math.inf)
     count = min(wanted, len(measurement.test), len(measurement.train))
 
     def rows(dataset: Dataset) -> tuple[Tensor, Tensor | None]:
@@ -275,7 +279,7 @@ def likelihood_figures(sampler: Sampler, measurement: Measurement) -> Figures:
         told = told_of(columns)
         return dataset.medium.rows(columns).to(device), None if told is None else told.to(device)
 
-    return bits_figures(sampler.likelihood, rows(measurement.test), rows(measurement.train))
+    return bits_figures(likelihood, rows(measurement.test), rows(measurement.train))
 
 
 def _sample_grid(task: SampleTask, ready: tuple[Sampler, Strict], measurement: Measurement) -> Tensor:

@@ -25,6 +25,7 @@ from pipelines.support.autoencoders import load_autoencoder
 from pipelines.support.metrics_files import read_autoencoder
 
 Context = dict
+IMAGES = "held-out images"  # what a champion's ways are between, besides what a request can say
 _COLUMNS = 10  # images in a row of pictures
 _PAIRS = 5  # interpolations shown
 _STEPS = 10  # images of one interpolation
@@ -103,18 +104,32 @@ def autoencoder_pictures(name: str, dataset: Dataset) -> Context:
     """An autoencoder's reconstructions and interpolations of held-out images, and the figures of `reconstruct`."""
     autoencoder = load_autoencoder(paths.RUNS / name)
     measured = read_autoencoder(name)
-    firsts = [rows[0] for rows in rows_by_class(dataset, 1) if len(rows)]
-    shown = torch.stack(firsts)[:_COLUMNS] if firsts else torch.arange(min(len(dataset), _COLUMNS))
+    shown = _one_of_each(dataset)
     images, medium = dataset.rows(shown), dataset.medium
-    pairs = images[: 2 * (len(images) // 2)].unflatten(0, (-1, 2))[:_PAIRS]
     return {
         "name": name,
         "reconstructions": _uri(medium, torch.cat([images, autoencoder.reconstruct(images)]), len(images)),
-        "interpolations": _uri(medium, interpolations(autoencoder, pairs[:, 0], pairs[:, 1], _STEPS), _STEPS)
-        if len(pairs)
-        else None,
+        "interpolations": _between_images(dataset, autoencoder, shown),
         "measured": measured,
     }
+
+
+def _one_of_each(dataset: Dataset) -> torch.Tensor:
+    """The numbers of the first row of each of the first classes; of the first rows where there are no classes."""
+    firsts = [rows[0] for rows in rows_by_class(dataset, 1) if len(rows)]
+    return torch.stack(firsts)[:_COLUMNS] if firsts else torch.arange(min(len(dataset), _COLUMNS))
+
+
+def _between_images(dataset: Dataset, sampler: Sampler, shown: torch.Tensor) -> str | None:
+    """Ways between pairs of these rows; None of fewer than two, or of a sampler that finds no latents of rows."""
+    count = 2 * min(_PAIRS, len(shown) // 2)
+    if not count:
+        return None
+    columns = dataset.take(shown[:count])
+    rows, label = dataset.medium.rows(columns), columns.get("label")
+    ends = [(rows[place::2], None if label is None else label[place::2]) for place in (0, 1)]
+    found = interpolations(sampler, *ends, _STEPS)
+    return None if found is None else _uri(dataset.medium, found, _STEPS)
 
 
 def champion_film(champion: Sampler, settings: dict) -> Context | None:
@@ -150,3 +165,9 @@ def champion_walks(champion: Sampler, settings: dict) -> list[Context]:
         {"between": name, "picture": _uri(champion.medium, walks(champion, first, to, _STEPS), _STEPS)}
         for name, to in last.items()
     ]
+
+
+def champion_ways(champion: Sampler, dataset: Dataset) -> list[Context]:
+    """The ways between real, held-out images of a champion that finds their latents."""
+    picture = _between_images(dataset, champion, _one_of_each(dataset))
+    return [] if picture is None else [{"between": IMAGES, "picture": picture}]

@@ -11,7 +11,7 @@ import sys
 
 from tests.benchmarks import paradigms
 
-MODELS = ("realnvp", "glow", "tarflow", "pixelcnn", "vae", "ddpm")
+MODELS = ("realnvp", "glow", "tarflow", "pixelcnn", "vae", "vdvae", "ddpm")
 
 
 def main(argv: list[str] | None = None) -> None:

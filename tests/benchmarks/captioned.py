@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from components.conditioning.near_duplicates import NearDuplicates
+from components.data.crops import CropConfig
 from components.data.dataset import spread
 from components.families.base import Family
 from components.families.clip import Model as CLIP
@@ -36,16 +37,14 @@ def emoji(size: int) -> dict[str, Data]:
                 if one.isfile():
                     (EMOJI / Path(one.name).name).write_bytes(archive.extractfile(one).read())
         assert json.loads((EMOJI / "captions.jsonl").read_text().splitlines()[0])["caption"]
-    config = DataConfig(
-        source="folder", path=EMOJI, label_key="group", image_size=size, channels=3, test_fraction=0.1, max_rejected=9
-    )
-    return quality.read(config)
+    named = {"path": EMOJI, "label_key": "group", "max_rejected": 9, "crops": CropConfig()}
+    return quality.read(DataConfig(source="folder", image_size=size, channels=3, test_fraction=0.1, **named))
 
 
 @functools.cache
 def captioned_digits(size: int = 16) -> dict[str, Data]:
     """The demo's digits, each said to be the digit that it is."""
-    return quality.read(DataConfig(source="digits", image_size=size, caption=CAPTION))
+    return quality.read(DataConfig(source="digits", image_size=size, caption=CAPTION, crops=CropConfig()))
 
 
 def trained_clip(

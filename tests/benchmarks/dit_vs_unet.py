@@ -1,8 +1,11 @@
 """A transformer against the U-Net as the backbone of the demo's latent diffusion: equal CPU seconds of training on one
-thread, held-out denoising loss and distance, three seeds. Each with AdamW and with Muon.
+thread, held-out denoising loss and distance, three seeds. The transformer also with each lever of its training by
+itself: tokens that bypass blocks, with and without dense steps at the end, and tokens aligned to what a judge sees that
+learned without labels, or one of labels, another than the one that measures. A teacher's own training is not counted.
 
-    python -m tests.benchmarks.dit_vs_unet              # all, three seeds: some forty minutes of one core
-    python -m tests.benchmarks.dit_vs_unet 0 dit        # one seed of one
+    python -m tests.benchmarks.dit_vs_unet              # two backbones, three seeds: some twenty minutes of one core
+    python -m tests.benchmarks.dit_vs_unet levers       # the transformer plain and with each lever: some fifty
+    python -m tests.benchmarks.dit_vs_unet 0 dit_align  # one seed of one
 
 What is measured is kept in .cache/dit_vs_unet, with a sheet of samples each.
 """
@@ -12,9 +15,12 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from dataclasses import replace
 
 import torch
 
+from components.data.info import RunInfo
+from components.diffusion.alignment import TEACHER
 from components.evaluation.held_out import HeldOutRows
 from components.families.base import Family
 from components.metrics.figures import values
@@ -26,6 +32,9 @@ from tests.benchmarks.rates import Data
 FOLDER = digits.ROOT / ".cache" / "dit_vs_unet"
 SECONDS = 180.0  # of CPU, for each net
 DIT = {"name": "dit", "patch": 1, "width": 128, "depth": 6, "heads": 4}
+ROUTE = {"share": 0.5, "blocks": [1, 5]}
+DENSE_FROM = 1200  # steps, some two thirds of those that SECONDS hold on two cores of an AMD EPYC
+ALIGN = {"layer": 2, "weight": 0.5}
 SETTINGS = {"solver": "dpmpp_2m", "num_inference_steps": 15, "guidance_scale": 1.5}
 ADAMW = {"learning_rate": 1e-3, "schedule": "constant", "warmup": 50}
 MUON = {**ADAMW, "name": "muon", "weight_decay": 0.01}
@@ -34,7 +43,12 @@ VARIANTS = {  # changes of the demo's model; the rate stays, so that no schedule
     "dit": {"backbone": DIT, "optimizer": ADAMW},
     "unet_muon": {"optimizer": MUON},
     "dit_muon": {"backbone": DIT, "optimizer": MUON},
+    "dit_route": {"backbone": {**DIT, "route": ROUTE}, "optimizer": ADAMW},
+    "dit_route_then_dense": {"backbone": {**DIT, "route": {**ROUTE, "steps": DENSE_FROM}}, "optimizer": ADAMW},
+    "dit_align": {"backbone": DIT, "align": ALIGN, "optimizer": ADAMW},
+    "dit_align_labels": {"backbone": DIT, "align": ALIGN, "optimizer": ADAMW},
 }
+LEVERS = [name for name in VARIANTS if name.startswith(("dit_route", "dit_align"))]
 
 
 @functools.cache
@@ -45,10 +59,32 @@ def latents(seed: int) -> tuple[Family, Data, Data]:
     return vae, quality.encoded(vae, train), digits.data()["test"]
 
 
+@functools.cache
+def teacher(labelled: bool) -> Family:
+    """A judge that measures nothing here; without labels it tells which way round an image is, and how it looks."""
+    train, key = digits.data()["train"], "judges.judge"
+    info = train.info if labelled else train.info.model_copy(update={"classes": ()})
+    data = Data(info, train.columns)
+    judge, _, _ = digits.trained(key, digits.made(key, data, 100), data, 100)
+    return judge
+
+
+def made(variant: str, train: Data, seed: int) -> Family:
+    """A net with its initial weights and, where it is aligned, its teacher."""
+    if "align" not in VARIANTS[variant]:
+        return digits.made("samplers.ldm", train, seed, VARIANTS[variant])
+    judge = teacher("labels" in variant)
+    run = RunInfo(family="judge", config=judge.config.model_dump(mode="json"), data=judge.data)
+    told = replace(train, info=train.info.model_copy(update={"inputs": {TEACHER: run}}))
+    sampler = digits.made("samplers.ldm", told, seed, VARIANTS[variant])
+    sampler.receive(TEACHER, judge)
+    return sampler
+
+
 def measure(variant: str, seed: int) -> dict:
     """Figures of one net after SECONDS of CPU."""
     vae, train, test = latents(seed)
-    sampler = digits.made("samplers.ldm", train, seed, VARIANTS[variant])
+    sampler = made(variant, train, seed)
     training = TrainingConfig(steps=100_000, batch_size=128, precision="float32", report_every=100)
     sampler, state, _ = quality.trained(sampler, train, training, seed, SECONDS, time.process_time)
     quality.with_autoencoder(sampler, vae)
@@ -69,7 +105,8 @@ def table(variants: list[str], seeds: list[int]) -> dict[str, dict]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    variants, seeds = digits.asked(argv, ["unet", "dit"])
+    words = [name for word in argv or [] for name in (["dit", *LEVERS] if word == "levers" else [word])]
+    variants, seeds = digits.asked(words, ["unet", "dit"])
     what = f"Fréchet distance of {{best}}, mean of {len(seeds)} seed(s), {SECONDS:.0f} CPU seconds each"
     digits.tell("dit_vs_unet", table(variants, seeds), what, "the transformer within the U-Net's seeds")
 

@@ -13,15 +13,16 @@ import sys
 
 from tests.benchmarks import digits
 from tests.benchmarks.common import emit
-from tests.benchmarks.dit_vs_unet import VARIANTS, table
+from tests.benchmarks.dit_vs_unet import table
+
+NETS = ("unet", "dit")
 
 
 def main(argv: list[str] | None = None) -> None:
-    _, seeds = digits.asked(argv, VARIANTS)
-    found = table(list(VARIANTS), seeds)
-    ratios = {
-        net: round(found[f"{net}_muon"]["held_out_loss"] / found[net]["held_out_loss"], 3) for net in ("unet", "dit")
-    }
+    variants = [*NETS, *(f"{net}_muon" for net in NETS)]
+    _, seeds = digits.asked(argv, variants)
+    found = table(variants, seeds)
+    ratios = {net: round(found[f"{net}_muon"]["held_out_loss"] / found[net]["held_out_loss"], 3) for net in NETS}
     what = "held-out loss with Muon / with AdamW, transformer, equal CPU seconds"
     emit("muon", ratios["dit"], what, "below 1 on every seed, or said to be no gain", ratios=ratios, table=found)
 

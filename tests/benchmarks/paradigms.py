@@ -3,6 +3,7 @@ the table in docs/PARADIGMS.md is made of.
 
     python -m tests.benchmarks.paradigms                  # every model, three seeds: some three hours of one core
     python -m tests.benchmarks.paradigms 0 glow pixelcnn  # one seed of those
+    python -m tests.benchmarks.paradigms --table [FOLDER] # that table, of what is measured by now
 
 What is measured is kept in .cache/paradigms, with a sheet of samples for each model. An autoencoder or tokeniser takes
 a third of its model's seconds.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,6 +28,7 @@ from components.training.loop import TrainingConfig
 from components.training.metric_averages import NonFiniteError
 from tests.benchmarks import digits, gan_digits_table, quality, token_families
 from tests.benchmarks.common import as_a_worker
+from tests.benchmarks.paradigms_table import markdown
 from tests.benchmarks.rates import Data
 
 FOLDER = digits.ROOT / ".cache" / "paradigms"
@@ -68,6 +71,7 @@ MODELS = {
         {"widths": [32, 64], "reconstruction": "logistic", "kl_weight": 1.0, "density": {}},
         500,
     ),
+    "vdvae": Entry("autoencoder", "vdvae", {"blocks": [1, 4, 3, 2]}, 650),
     "realnvp": Entry("flow", "realnvp", {"scales": 2, "width": 32, "blocks": 1}, 600),
     "glow": Entry("flow", "glow", {"scales": 3, "steps": 6, "width": 64}, 900),
     "tarflow": Entry("flow", "tarflow", {"width": 64, "flows": 4, "layers": 2}, 500),
@@ -135,7 +139,7 @@ def stood_on(what: str, seed: int) -> tuple[Family | None, Data]:
     images = digits.data()["train"]
     if what == "pixels":
         return None, images
-    model = token_families.TOKENISER_MODEL if what == "tokens" else digits.demo().autoencoders["vae"].model
+    model = token_families.GRID if what == "tokens" else digits.demo().autoencoders["vae"].model
     vae = quality.made("vae", model, images.info, seed)
     training = TrainingConfig(steps=10**4, batch_size=128, report_every=100)
     vae, _, _ = quality.trained(vae, images, training, seed, FIRST_PART * BUDGET, time.process_time)
@@ -143,8 +147,10 @@ def stood_on(what: str, seed: int) -> tuple[Family | None, Data]:
 
 
 def bits(family: Family) -> dict[str, float]:
-    """Bits per dimension, or a token, of held-out and of training images, evenly spread; none without a likelihood."""
-    return {} if family.likelihood is None else digits.bits(family, family.likelihood.most_rows or ROWS)
+    """Bits per dimension, or a token, of held-out and of training images, evenly spread; none without a likelihood of
+    them."""
+    likelihood = family.likelihood
+    return {} if likelihood is None or likelihood.latents else digits.bits(family, likelihood.most_rows or ROWS)
 
 
 def probe(family: Family) -> dict[str, float]:
@@ -170,6 +176,10 @@ def cpu_ms(sampler: Sampler, settings: Strict, size: int) -> float:
 
 
 def main(argv: list[str] | None = None, names: tuple[str, ...] = tuple(MODELS), title: str = "paradigms") -> None:
+    if argv and argv[0] == "--table":
+        folder = Path(argv[1]) if argv[1:] else FOLDER
+        print(markdown({name: MODELS[name].paradigm for name in names}, digits.SEEDS, folder))
+        return
     as_a_worker()
     torch.set_num_threads(1)  # CPU seconds are what is shared out
     asked, seeds = digits.asked(argv, names)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from components import sources
 from components.config import Strict
+from components.data.crops import BUCKET, is_of_frames
 from components.data.dataset import Rejected, batches
 from components.data.info import AutoencoderInfo, DataInfo
 from components.data.media.image import MEDIUM
@@ -48,7 +49,11 @@ def read(config: DataConfig, seed: int = 0) -> dict[str, Data]:
         columns = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
         if "caption" in columns:
             info = info.model_copy(update={"caption_length": columns["caption"].shape[1]})
-        found[split] = Data(info, columns)
+        frames = {name: columns.pop(name) for name in [*columns] if is_of_frames(name)}
+        columns.pop(BUCKET, None)
+        if frames:
+            info = info.model_copy(update={"crops": (info.shape[1:],)})
+        found[split] = Data(info, columns, frames)
     return found
 
 

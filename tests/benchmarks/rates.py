@@ -8,14 +8,16 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from components.data.crops import taken
 from components.data.dataset import Dataset, batches
 from components.data.info import DataInfo
+from components.data.randomness import Draws
 from components.families.base import Family
 from components.training.loop import TrainingConfig, Wrap, fit
 from tests.components.helpers import no_wrap
@@ -37,12 +39,21 @@ class Data:
 
     info: DataInfo
     columns: dict[str, Tensor]
+    frames: dict[str, Tensor] = field(default_factory=dict)  # what crops are taken from, all of one bucket
 
     def __len__(self) -> int:
         return len(self.columns["label"])
 
+    @property
+    def buckets(self) -> tuple[range, ...]:
+        return (range(len(self)),)
+
     def take(self, rows: Tensor) -> dict[str, Tensor]:
         return {name: values[rows] for name, values in self.columns.items()}
+
+    def crops(self, rows: Tensor, draws: Draws) -> dict[str, Tensor]:
+        frames = {name: values[rows] for name, values in self.frames.items()}
+        return self.take(rows) | taken(frames, self.info.shape[1:], draws)
 
 
 def noise(info: DataInfo, count: int, seed: int = 0) -> Data:

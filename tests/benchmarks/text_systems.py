@@ -1,8 +1,9 @@
 """The text-to-image systems side by side, each trained from scratch in pixels on the same captions: diffusion of texts
-alone, a cascade, unclip. Fit to texts is scored by a CLIP that none of them has seen.
+alone, a cascade, unclip, a small Stable Diffusion XL. Fit to texts is scored by a CLIP that none of them has seen.
 
     python -m tests.benchmarks.text_systems                  # on captioned digits of 16x16, one seed
     python -m tests.benchmarks.text_systems unclip 1         # one system, another seed
+    python -m tests.benchmarks.text_systems text dit mmdit   # texts alone, by each backbone
     python -m tests.benchmarks.text_systems emoji            # all, on emoji of 32x32: hours of one core
 
 What is measured is kept in .cache/text_systems, with a sheet of samples each.
@@ -26,20 +27,25 @@ from tests.benchmarks.common import as_a_worker, emit
 from tests.benchmarks.rates import Data
 
 FOLDER = digits.ROOT / ".cache" / "text_systems"
-SYSTEMS = ("text", "cascade", "unclip")
+SYSTEMS = ("text", "cascade", "unclip", "sdxl")
+STANDS_ON_CLIP = ("unclip", "sdxl")
 BACKBONE = {"widths": [32, 64], "attention": [False, True], "context_dim": 32}
 TEXT = {"conditioning": "text", "backbone": BACKBONE, "text": {"length": 48, "width": 32, "layers": 2, "heads": 4}}
 SOLVER = {"solver": "unipc", "num_inference_steps": 8, "guidance_scale": 2.0, "spacing": "karras"}
-FAMILY = {"text": "latent_diffusion"}
+TRANSFORMER = {"patch": 2, "width": 96, "depth": 4, "heads": 4, "context_dim": 32}
+FAMILY = dict.fromkeys(("text", "dit", "mmdit"), "latent_diffusion")
 MODEL = {
     "text": TEXT,
+    **{name: {**TEXT, "backbone": {"name": name, **TRANSFORMER}} for name in ("dit", "mmdit")},
     "cascade": {"base": TEXT, "up1": TEXT},
     "unclip": {"prior": {"width": 64, "depth": 3}, "decoder": TEXT},
+    "sdxl": {**TEXT, "backbone": {**BACKBONE, "context_dim": 64}},  # both encoders beside each other
 }
 SETTINGS = {
-    "text": SOLVER,
+    **dict.fromkeys(FAMILY, SOLVER),
     "cascade": {"base": SOLVER, "up1": {**SOLVER, "augmentation": 0.1}},
     "unclip": {"decoder": SOLVER},
+    "sdxl": SOLVER,
 }
 CLIP = {"dim": 32, "image": {"widths": [16, 32, 64]}, "text": {"length": 48, "width": 32, "layers": 2, "heads": 4}}
 # of a data set: its rows, the CLIP's training and the systems', and how many samples are measured
@@ -59,15 +65,15 @@ def clip(of: str, seed: int):
 def trained(of: str, system: str, seed: int) -> tuple[Sampler, float]:
     data, steps = SETS[of][0]()["train"], SETS[of][2]
     info: DataInfo = data.info
-    if system == "unclip":
+    if system in STANDS_ON_CLIP:
         config = clip(of, seed).config.model_dump(mode="json")
         info = info.model_copy(update={"inputs": {"clip": RunInfo(family="clip", config=config, data=info)}})
     family = quality.made(FAMILY.get(system, system), MODEL[system], info, seed)
-    if system == "unclip":
+    if system in STANDS_ON_CLIP:
         family.receive("clip", clip(of, seed))
     began = time.process_time()
     training = TrainingConfig(steps=steps, batch_size=64, precision="float32", report_every=100)
-    family, _, _ = quality.trained(family, Data(info, data.columns), training, seed)
+    family, _, _ = quality.trained(family, Data(info, data.columns, data.frames), training, seed)
     return family, time.process_time() - began
 
 

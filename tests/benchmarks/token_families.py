@@ -27,17 +27,15 @@ from tests.benchmarks.rates import Data
 FOLDER = digits.ROOT / ".cache" / "token_families"
 ROWS = 297  # behind a likelihood
 BUDGET, TOKENISER = 300.0, 75.0  # CPU seconds of the whole and of the tokeniser
-TOKENISER_MODEL = {
-    "latent_channels": 4,
-    "widths": [32, 64, 64],
-    "codebook": {"name": "fsq", "levels": [5, 5, 5, 5]},
-}
+GRID = {"latent_channels": 4, "widths": [32, 64, 64], "codebook": {"name": "fsq", "levels": [5, 5, 5, 5]}}
+SCALES = {**GRID, "codebook": {"name": "scales", "sides": [1, 2, 3, 4], "size": 256}}
+TOKENISERS = {"gpt": GRID, "maskgit": GRID, "var": SCALES}
 TRANSFORMER = {"width": 128, "depth": 4, "heads": 4}
 DRAWS = [{"guidance_scale": scale, "top_p": share} for scale in (1.5, 3.0) for share in (0.9, 1.0)]
 MASKED = [{"guidance_scale": scale, "choice_temperature": heat} for scale in (1.5, 3.0) for heat in (1.0, 4.5)]
-SETTINGS = {"gpt": DRAWS, "maskgit": MASKED}
+SETTINGS = {"gpt": DRAWS, "maskgit": MASKED, "var": DRAWS}
 # as many steps as a core makes in the budget; the rate's schedule ends with the last
-STEPS = {"tokeniser": 550, "gpt": 2200, "maskgit": 2200, "latent_diffusion": 1}
+STEPS = {"tokeniser": 550, "gpt": 2200, "maskgit": 2200, "var": 1400, "latent_diffusion": 1}
 
 
 def budgeted(family: Family, data: Data, steps: int, batch_size: int, seed: int, seconds: float) -> tuple[Family, dict]:
@@ -47,11 +45,16 @@ def budgeted(family: Family, data: Data, steps: int, batch_size: int, seed: int,
     return family, {"steps": state.step, "cpu_seconds": round(took)}
 
 
+def tokeniser(name: str, seed: int) -> tuple[Family, Data, dict]:
+    return _tokeniser(TOKENISERS[name]["codebook"]["name"], seed)
+
+
 @functools.cache
-def tokeniser(seed: int) -> tuple[Family, Data, dict]:
+def _tokeniser(codebook: str, seed: int) -> tuple[Family, Data, dict]:
     """The tokeniser, the training set's tokens and those of the images moved by a pixel, and figures of both."""
     data = digits.data()
-    vae = quality.made("vae", TOKENISER_MODEL, data["train"].info, seed)
+    model = next(model for model in TOKENISERS.values() if model["codebook"]["name"] == codebook)
+    vae = quality.made("vae", model, data["train"].info, seed)
     vae, told = budgeted(vae, data["train"], STEPS["tokeniser"], 128, seed, TOKENISER)
     images = quality.MEDIUM.to_floats(data["test"].columns["image"])
     features = digits.yardstick().judge.nets["classifier"].features
@@ -65,7 +68,7 @@ def tokeniser(seed: int) -> tuple[Family, Data, dict]:
 
 def of_tokens(name: str, seed: int) -> dict:
     """One token family, under each of its settings: all figures of the best, each setting's distance."""
-    vae, tokens, told = tokeniser(seed)
+    vae, tokens, told = tokeniser(name, seed)
     sampler = quality.made(name, TRANSFORMER, tokens.info, seed)
     left = BUDGET - told["cpu_seconds"]
     sampler, trained = budgeted(sampler, tokens, STEPS[name], 128, seed, left)

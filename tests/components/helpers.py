@@ -101,6 +101,9 @@ class Rows:
             rows[torch.arange(data.shape[-1]).expand_as(rows) >= ends[:, None, None]] = 0
         if data.speakers:
             self.columns["speaker"] = torch.arange(count) // 2 % len(data.speakers)
+        if data.crops:  # files larger than the rows, more or less of which is cut off at each side
+            raw = torch.randint(10, 40, (count, 2), generator=generator)
+            self.columns |= {"raw_size": raw, "crop": torch.randint(0, 5, (count, 4), generator=generator)}
         if data.caption_length:
             texts = [CAPTIONS[row % len(CAPTIONS)].encode().ljust(data.caption_length, b"\0") for row in range(count)]
             self.columns["caption"] = torch.tensor([list(text) for text in texts], dtype=torch.uint8)

@@ -19,6 +19,7 @@ from components.sampling.requests import Request
 from infra.ray_cluster import encoding
 from infra.storage.store import Store
 from pipelines import encode, prepare
+from pipelines.support.fitness import small_buckets
 from pipelines.support.params import load
 from pipelines.train import make_job
 from tests.components.helpers import assert_same, one_exact_thread
@@ -68,6 +69,19 @@ def project(tmp_path_factory):
         train(root, "vae", "vae", VAE, data_info(read_manifest(root / IMAGES)), root / IMAGES)
         encode.main([])
         yield root
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_sizes_with_fewer_images_than_a_batch_are_told(project, more, monkeypatch):
+    monkeypatch.chdir(project)
+    dataset, content = Dataset(project / IMAGES), params()
+    batch_size = min(map(len, dataset.buckets)) + more
+    for block in content["samplers"].values():
+        block["training"] = {**TRAINING["training"], "batch_size": batch_size}
+    Path("other.yaml").write_text(yaml.safe_dump(content))
+    notes = small_buckets(load(Path("other.yaml")), {"train": dataset.manifest})
+    assert len(notes) == more
+    assert all(note.startswith(f"sizes of crops with fewer images than a batch of {batch_size}") for note in notes)
 
 
 @pytest.mark.parametrize(

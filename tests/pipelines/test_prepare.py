@@ -11,6 +11,7 @@ from components.errors import DataError
 from components.files import sha256_folder
 from components.sources import DataConfig
 from pipelines.prepare import open_source, prepare, summary
+from tests.components.sources.helpers import png, write_tar
 
 
 def make_folder(root: Path, count: int = 12) -> Path:
@@ -112,6 +113,19 @@ def test_a_bucket_is_mirrored_and_read_as_a_folder(tmp_path, monkeypatch):
     ((uri, folder), again) = asked
     assert uri == "s3://bucket/set" and folder.parent == tmp_path / "cache" and again == (uri, folder)
     assert manifests["train"].source["source"] == uri and manifests["train"].classes == ("a", "b")
+
+
+def test_tars_in_a_bucket_are_read_as_tars_here(tmp_path, s3):
+    for number in range(2):
+        files = {f"{n}.{end}": part for n in range(4) for end, part in (("png", png(9 * n)), ("txt", f"text {n}"))}
+        path = write_tar(tmp_path / f"{number}.tar", files | ({} if number else {"x.txt": "no image"}))
+        s3.upload_file(str(path), "bucket", f"set/{number}.tar")
+    config = DataConfig(source="s3://bucket/set", image_size=8, max_rejected=1, test_fraction=0.4)
+    manifests, target = run(config, tmp_path)
+    assert sum(manifest.count for manifest in manifests.values()) == 8
+    assert [file.path for manifest in manifests.values() for file in manifest.rejected] == ["0.tar/x"]
+    assert manifests["train"].source["source"] == "s3://bucket/set" and "caption" in manifests["train"].columns
+    assert "0.tar/x: expected one file that is no text, found txt" in summary(manifests, target)
 
 
 def test_colour_has_three_channels(tmp_path):

@@ -49,7 +49,8 @@ def test_every_model_of_a_preset_fits_its_data(path):
     params = load(path)
     data, described = params.data, {"classes": ("a", "b", "c"), "caption_length": 60}
     of, shape = data.of()
-    images = DataInfo(shape=shape, medium=of.name, rate=of.rate, **described)
+    crops = () if data.crops is None else data.crops.sizes(shape[1:])
+    images = DataInfo(shape=shape, medium=of.name, rate=of.rate, crops=crops, **described)
     sets = {"data/images/train": images}
     for name, options in params.encode.items():
         block = params.autoencoders[params.inputs_of(name)["autoencoder"].name]
@@ -58,6 +59,9 @@ def test_every_model_of_a_preset_fits_its_data(path):
         of = AutoencoderInfo(family=block.family, config=block.model, data=images)
         ones = dict.fromkeys(("channel_mean", "channel_std"), (1.0,) * vae.latent_shape[0])
         made = {"shape": vae.latent_shape, "statistics": ones, "medium": images.medium, "rate": images.rate}
+        if options.crops:
+            cells = shape[1] // vae.latent_shape[1]
+            made["crops"] = tuple((height // cells, width // cells) for height, width in crops)
         if options.tokens is not None:
             made = {"shape": (1, *vae.latent_shape[1:]), "medium": "tokens"}
         sets[f"data/{name}"] = DataInfo(**made, autoencoder=of, **described)

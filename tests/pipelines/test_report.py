@@ -141,9 +141,10 @@ def test_the_autoencoder_shows_its_figures_and_the_champion_the_ways_between_its
         report.main([])
 
 
-def test_a_champion_that_knows_no_way_between_samples_shows_none(project):
+def test_a_champion_without_classes_shows_ways_between_seeds_alone(project):
     promote_candidate(project, "dcgan", 0)
-    assert "Between seeds" not in page(project)
+    content = page(project)
+    assert "Between seeds" in content and "Between classes" not in content and "Between held-out" not in content
 
 
 def test_a_collapsed_candidate_is_called_so_in_its_row(project):

@@ -8,7 +8,10 @@ import io
 import json
 from pathlib import Path
 
+import mlflow
+import numpy as np
 import openai
+import pandas
 import pytest
 import torch
 import yaml
@@ -17,10 +20,13 @@ from PIL import Image
 from components.artifacts import run_folder
 from components.data.dataset import Dataset, read_manifest
 from components.data.info import data_info
+from components.data.media.image import MEDIUM
+from components.sampling.requests import Conditions, Request
 from infra.config import ServeConfig
 from infra.ray_cluster import encoding
 from infra.storage.store import Store
-from pipelines import encode, evaluate, prepare, reference
+from infra.tracking.registry import CHAMPION
+from pipelines import encode, evaluate, prepare, promote, reference
 from pipelines.support.params import load
 from pipelines.support.report_pictures import champion_film, champion_walks
 from tests.components.helpers import one_exact_thread
@@ -30,6 +36,7 @@ from tests.pipelines.in_process import train, train_stage
 TRAINING = {"training": {"steps": 4, "batch_size": 8, "report_every": 2, "save_every": 4}}
 SMALL = {"width": 16, "depth": 1, "heads": 2}
 CANDIDATES = {"gpt": {"guidance_scale": 2.0, "top_p": 0.9}, "maskgit": {"num_inference_steps": 3}}
+MODEL = "latent-foundry"
 PARAMS = {
     "data": {"source": "digits", "image_size": 16},
     "autoencoders": {
@@ -55,6 +62,7 @@ PARAMS = {
         "real_draws": 2,
         "likelihood_rows": 20,
     },
+    "promote": {"refuse_collapsed": False},  # what four steps have trained draws next to nothing
 }
 
 
@@ -132,3 +140,25 @@ def test_what_is_read_from_the_folder_draws_as_what_was_trained(project):
     sampler = run_folder.load(project / "runs/gpt").family
     assert sampler.medium.name == "image" and sampler.row_shape == (1, 16, 16)
     assert torch.isfinite(sampler.preview({})).all()
+
+
+@pytest.mark.slow
+def test_it_reigns_in_the_registry_and_draws_from_there(project, monkeypatch):
+    """The registry's copy has the tokeniser in it and needs nothing else."""
+    path = project / "metrics/maskgit.json"
+    content = json.loads(path.read_text())
+    content["details"][0]["candidates"][0]["figures"]["frechet_distance"] = 1e9  # so that gpt wins
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr(promote, "ROOT", project)
+    promote.main([])
+    name = json.loads((project / "promoted.json").read_text())["sampler"]
+    assert name == "gpt"
+    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+    model = mlflow.pyfunc.load_model(f"models:/{MODEL}@{CHAMPION}")
+    sampler = run_folder.load(project / f"runs/{name}").family
+    rows = pandas.DataFrame({"seed": [3, 4], "label": [2, 7]})
+    for changes in ({}, {"temperature": 0.5}):
+        settings = sampler.Settings(**{**CANDIDATES[name], **changes})
+        made = sampler.sample(Request(torch.tensor([3, 4]), settings, Conditions(label=torch.tensor([2, 7]))))
+        wanted = MEDIUM.to_stored(made).permute(0, 2, 3, 1).numpy()
+        assert np.array_equal(model.predict(rows, params=changes or None), wanted)

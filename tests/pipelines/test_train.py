@@ -284,3 +284,20 @@ def test_a_teacher_that_does_not_fit_is_named():
         make_job(asked, "samplers.student")
     with pytest.raises(ConfigError, match=r"samplers\.student\.model\.objective: "):
         make_job(with_student("shortcut", objective="v"), "samplers.student")
+
+
+def test_an_aligned_transformer_is_handed_its_teacher_and_needs_it_no_more():
+    backbone = {"name": "dit", "patch": 4, "width": 16, "depth": 2, "heads": 2}
+    model = {"pixels": {"backbone": backbone, "align": {"layer": 1}}}
+    with pytest.raises(ConfigError, match=r"inputs: expected pixels/teacher: runs/\.\.\., which pixels needs"):
+        params({}, model)
+    with pytest.raises(SamplerError, match="pixels/teacher: runs/vae: expected a run of a judge, found one of vae"):
+        params({"pixels/teacher": "runs/vae"}, model)
+    asked = params({"pixels/teacher": "runs/judge"}, model)
+    job = make_job(asked, "samplers.pixels")
+    assert [(given.role, Path(given.path).name) for given in job.inputs] == [("teacher", "judge")]
+    run = train_stage(asked, "samplers.pixels")
+    assert run.config.data.inputs["teacher"].family == "judge"
+    shutil.rmtree(paths.RUNS / "judge")
+    again = run_folder.load(paths.RUNS / "pixels").family
+    assert again.sample(Request(torch.tensor([1]), again.Settings(num_inference_steps=2))).isfinite().all()

@@ -31,7 +31,7 @@ class Codebook(nn.Module):
         if self.training and torch.is_grad_enabled():
             with torch.autocast(latents.device.type, enabled=False):
                 places = self._places(latents)
-                self._follow(places, self._chosen(places))
+                self.follow(places, self._chosen(places))
         latents = self._scaled(latents)
         return latents + (self.nearest(latents) - latents).detach()
 
@@ -54,6 +54,10 @@ class Codebook(nn.Module):
         # the codes come with the latents' gradient and this must pull the latents alone
         return (self._scaled(latents) - self.nearest(latents.detach())).square().flatten(1).sum(1).mean()
 
+    def parts(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Tokens that figures tell apart: none."""
+        return {}
+
     def fingerprint(self) -> str:
         """Of what the numbers of codes mean."""
         return hashlib.sha256(self.codes.cpu().numpy().tobytes()).hexdigest()[:32]
@@ -69,7 +73,8 @@ class Codebook(nn.Module):
         return torch.cdist(places, self.codes).argmin(1)
 
     @torch.no_grad()
-    def _follow(self, places: Tensor, chosen: Tensor) -> None:
+    def follow(self, places: Tensor, chosen: Tensor) -> None:
+        """Moves the codes towards the places (N, C) for which they were `chosen`, (N,), over all workers."""
         picked = nn.functional.one_hot(chosen, len(self.codes)).to(places.dtype)  # (N, size)
         counts, sums = picked.sum(0), picked.T @ places
         # evenly spread over the batch, the same in every process

@@ -60,6 +60,10 @@ class FiniteScalars(nn.Module):
     def commitment(self, latents: Tensor) -> None:
         """No latent is pulled to its code."""
 
+    def parts(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Tokens that figures tell apart: none."""
+        return {}
+
     def fingerprint(self) -> str:
         """Of what the numbers of codes mean."""
         return hashlib.sha256(repr(("fsq", self.levels)).encode()).hexdigest()[:32]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from components.nets.autoencoder.codebook import Codebook
 from components.nets.autoencoder.finite_scalars import FiniteScalars
+from components.nets.autoencoder.scales import Scales
 from components.nets.blocks import Downsample2D, ResnetBlock2D, SpatialAttention, Upsample2D, group_norm, norm_groups
 
 
@@ -98,14 +99,17 @@ class Decoder(nn.Module):
 
 
 class Reconstruction(NamedTuple):
-    """What a forward gives: images, the posterior's mean and standard deviation, what the decoder was given, and the
-    log-scale (C,) of its density, where it has one."""
+    """What a forward gives: images, the posterior's mean and standard deviation, what the decoder was given, the
+    log-scale (C,) of its density, where it has one, and, where a codebook trains, the numbers of the mean's codes and
+    how far it is from them, if that pulls it."""
 
     images: Tensor
     mean: Tensor
     std: Tensor
     latents: Tensor
     log_scale: Tensor | None = None
+    tokens: Tensor | None = None
+    commitment: Tensor | None = None
 
 
 def spread_of(logvar: Tensor) -> Tensor:
@@ -127,7 +131,7 @@ class AutoencoderKL(nn.Module):
         latent_channels: int,
         widths: Sequence[int],
         layers: int,
-        codebook: Codebook | FiniteScalars | None = None,
+        codebook: Codebook | FiniteScalars | Scales | None = None,
         learn_scale: bool = False,
         groups: int | None = None,
     ):
@@ -151,7 +155,7 @@ class AutoencoderKL(nn.Module):
         return self._decode(self._quantised(latents))
 
     def tokens(self, images: Tensor) -> Tensor:
-        """Numbers of the codes of each place, (B, H / f, W / f) int64; only with a codebook."""
+        """Numbers of the codes of each place, (B, H / f, W / f) int64, or of all scales, (B, N); of a codebook's."""
         return self.codebook.tokens(self.encode(images)[0])
 
     def decode_tokens(self, tokens: Tensor) -> Tensor:
@@ -169,7 +173,10 @@ class AutoencoderKL(nn.Module):
         if change is not None:
             latents = change(latents)
         latents = self._quantised(latents)
-        return Reconstruction(self._decode(latents), mean, std, latents, self.log_scale)
+        told = ()
+        if self.codebook is not None and torch.is_grad_enabled():
+            told = self.codebook.tokens(mean), self.codebook.commitment(mean)
+        return Reconstruction(self._decode(latents), mean, std, latents, self.log_scale, *told)
 
     def _quantised(self, latents: Tensor) -> Tensor:
         return latents if self.codebook is None else self.codebook(latents)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.nets.blocks import embedded
 from components.nets.flows.layers import standard_log_density
 from components.nets.rotary import GRID_BASE, grid_places
 from components.nets.transformer import Kept, Transformer
@@ -17,8 +18,8 @@ from components.nets.transformer import Kept, Transformer
 class AutoregressiveFlow(nn.Module):
     """Affine in each token, by a scale and a shift that are read off the class and the tokens before it.
 
-    Tokens are (B, T, D); `label` (B,) int64 or None, where `num_classes` counts the one for no class. It begins as the
-    identity."""
+    Tokens are (B, T, D); `label` is (B,) int64, weights (B, num_classes) of points between classes, the one for no
+    class counted, or None. It begins as the identity."""
 
     def __init__(self, sides: tuple[int, int], dim: int, width: int, layers: int, heads: int, num_classes: int):
         super().__init__()
@@ -40,7 +41,7 @@ class AutoregressiveFlow(nn.Module):
 
     def _numbers(self, before: Tensor, places: Tensor, label: Tensor | None, kept: Kept | None = None):
         if self.label is not None:
-            before = before + self.label(label)[:, None]
+            before = before + embedded(self.label, label)[:, None]
         log_scale, shift = self.leave(self.transformer(before, places, kept=kept)).float().chunk(2, dim=2)
         return log_scale, shift
 

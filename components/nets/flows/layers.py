@@ -1,7 +1,8 @@
 """Layers of normalizing flows on feature maps (B, C, H, W).
 
 `forward(x, label)` -> the layer's output and, a row, the logarithm of the absolute determinant of its Jacobian (B,);
-`inverse(y, label)` -> x. Everything is a function of a row alone.
+`inverse(y, label)` -> x. Everything is a function of a row alone. Labels are (B,) int64, or weights (B, num_classes) of
+what lies between classes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.nets.blocks import embedded
 from components.shapes import per_channel
 
 _SHIFT = 2.0  # of a scale's logit: scales begin near 0.88 (Kingma and Dhariwal 2018, released code)
@@ -105,7 +107,7 @@ class CouplingNet(nn.Module):
     def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
         h = self.first(x)
         if self.label is not None:
-            h = h + self.label(label)[:, :, None, None]
+            h = h + embedded(self.label, label)[:, :, None, None]
         for block in self.blocks:
             h = block(h)
         return self.last(F.relu(self.middle(F.relu(h))))

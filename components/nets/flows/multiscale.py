@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from components.nets.blocks import embedded
 from components.nets.flows.layers import ActNorm, Invertible, standard_log_density
 
 
@@ -29,7 +30,7 @@ class GaussianPrior(nn.Module):
         if self.conv is not None:
             found = found + self.conv(context)
         if self.label is not None:
-            found = found + self.label(label)[:, :, None, None]
+            found = found + embedded(self.label, label)[:, :, None, None]
         if self.constant is not None:
             found = found + self.constant[:, None, None]
         mean, log_std = found.expand(-1, -1, *like.shape[2:]).chunk(2, dim=1)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.nets.blocks import class_weights
 from components.nets.gan.layers import doublings
 
 
 class Generator(nn.Module):
     """z (B, latent_dim) -> images (B, C, size, size) in [-1, 1], by transposed convolutions from 4x4 up. With classes,
-    the label (B,) joins z as a one-hot vector (Mirza and Osindero 2014)."""
+    the label (B,), or weights of some, joins z as a one-hot vector (Mirza and Osindero 2014)."""
 
     def __init__(self, channels: int, size: int, latent_dim: int, width: int, num_classes: int = 0):
         super().__init__()
@@ -38,7 +38,7 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         if self.num_classes:
-            z = torch.cat([z, F.one_hot(label, self.num_classes).to(z)], dim=1)
+            z = torch.cat([z, class_weights(label, self.num_classes).to(z)], dim=1)
         return self.layers(z)
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.nets.blocks import embedded
 from components.nets.gan.layers import doublings
 from components.nets.gan.stylegan2 import enlarge, reduce
 
@@ -83,7 +84,7 @@ class Generator(Sizes):
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         if self.embedding is not None:
-            z = torch.cat([z, self.embedding(label)], dim=1)
+            z = torch.cat([z, embedded(self.embedding, label)], dim=1)
         x = self.blocks[0](self.basis * self.mix(z)[:, :, None, None])
         for across, blocks in zip(self.across, self.blocks[1:], strict=True):
             x = blocks(enlarge(across(x)))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.nets.blocks import class_weights, embedded
 from components.nets.gan.layers import ConditionalBatchNorm, SelfAttention, doublings
 
 MOST_WIDTHS = 8  # channels stop doubling at this multiple of `width`
@@ -103,8 +104,8 @@ class Generator(nn.Module):
         if not self.num_classes:
             return []
         if self.embedding is not None:
-            return [self.embedding(label)]
-        return [F.one_hot(label, self.num_classes).to(self.to_image.bias)]
+            return [embedded(self.embedding, label)]
+        return [class_weights(label, self.num_classes).to(self.to_image.bias)]
 
 
 def part_sizes(total: int, parts: int) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.nets.blocks import embedded
 from components.nets.gan.layers import doublings
 
 _SLOPE = 0.2
@@ -98,7 +99,7 @@ class Mapping(nn.Module):
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         x = unit_moment(z)
         if self.embedding is not None:
-            x = torch.cat([x, unit_moment(self.embedding(label))], dim=1)
+            x = torch.cat([x, unit_moment(embedded(self.embedding, label))], dim=1)
         for layer in self.layers:
             x = activate(layer(x))
         if self.training and self.layers[0].weight.requires_grad:  # it follows the weights, so it rests while they do

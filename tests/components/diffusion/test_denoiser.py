@@ -5,15 +5,19 @@ import torch
 
 from components.conditioning.classes import ClassConditioner
 from components.config import parse
-from components.diffusion.backbones import DiT, UNet
+from components.diffusion.backbones import DiT, MMDiT, UNet
 from components.diffusion.config import Config
 from components.diffusion.denoiser import Denoiser
 from components.errors import ConfigError, SamplerError
 
-BACKBONES = [UNet(widths=(8, 16), heads=2, context_dim=8), DiT(name="dit", width=16, depth=1, heads=2)]
+BACKBONES = [
+    UNet(widths=(8, 16), heads=2, context_dim=8),
+    DiT(name="dit", width=16, depth=1, heads=2),
+    MMDiT(name="mmdit", width=16, depth=1, heads=2),
+]
 
 
-@pytest.mark.parametrize("backbone", BACKBONES, ids=["unet", "dit"])
+@pytest.mark.parametrize("backbone", BACKBONES, ids=lambda backbone: backbone.name)
 @torch.inference_mode()
 def test_class_and_level_reach_the_backbone(backbone):
     conditioner = ClassConditioner(3, backbone.class_dim)

@@ -10,6 +10,7 @@ import torch
 from components.data.randomness import Draws
 from components.diffusion.likelihood import levels, log_density
 from components.diffusion.schedules import SIGMA_MIN
+from tests.components.families.test_diffusion_options import DESCRIBED, TEXT
 from tests.components.helpers import IMAGES, build
 
 
@@ -39,7 +40,25 @@ def test_the_trace_of_a_mixing_net_is_right_on_average():
     assert ends.mean().item() == pytest.approx(none[0].item(), abs=1e-6)
 
 
-def test_pixel_diffusion_tells_an_estimate_and_latent_diffusion_none():
+def test_latent_diffusion_tells_a_density_of_latents():
+    """Of a net that begins with an answer of zero: of the noise that is expected then."""
+    family = build("latent_diffusion")
+    likelihood = family.likelihood
+    assert (likelihood.kind, likelihood.dequantisation, likelihood.latents) == ("estimate", "none", 128)
+    rows = 0.5 * torch.randn(3, *IMAGES.shape, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        found = likelihood.log_probability(rows, torch.tensor([0, 1, 2]), Draws.of_seeds(torch.arange(3)))
+    bits = -found / (likelihood.values_of(rows) * math.log(2))
+    assert bits.min() > 0 and bits.max() < 8
+    assert build("latent_diffusion", data=DESCRIBED, **TEXT).likelihood is None
+
+
+@pytest.mark.parametrize("name", ["consistency", "shortcut", "meanflow", "progressive"])
+def test_students_have_no_likelihood(name):
+    assert build(name, data=IMAGES).likelihood is None
+
+
+def test_pixel_diffusion_tells_an_estimate():
     family = build("latent_diffusion", data=IMAGES)
     likelihood = family.likelihood
     assert (likelihood.kind, likelihood.dequantisation) == ("estimate", "uniform")
@@ -51,4 +70,3 @@ def test_pixel_diffusion_tells_an_estimate_and_latent_diffusion_none():
     assert found.isfinite().all() and alone.item() == pytest.approx(found[1].item(), rel=1e-4)
     bits = -found / (256 * math.log(2))
     assert bits.min() > 5 and bits.max() < 15, "an untrained net: noise of a few bits more than are stored"
-    assert build("latent_diffusion").likelihood is None

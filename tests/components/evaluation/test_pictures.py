@@ -7,9 +7,8 @@ import torch
 
 from components.data.dataset import Dataset
 from components.evaluation.pictures import film_strip, interpolations, rows_by_class, walks
-from components.families.vae import Model as VAE
 from components.sampling.requests import Conditions, Request
-from tests.components.helpers import build, tiny, tiny_data
+from tests.components.helpers import Rows, build, tiny_data
 from tests.pipelines.measured import write_images
 
 
@@ -19,25 +18,31 @@ def dataset(tmp_path):
     return Dataset(tmp_path / "set")
 
 
-@pytest.fixture
-def vae():
-    torch.manual_seed(0)
-    config, data = tiny("vae").config, tiny_data("vae")
-    family = VAE(VAE.Config(**config), data)
-    family.nets.eval()
-    return family
-
-
 def test_rows_by_class_are_the_first_of_each(dataset):
     assert [rows.tolist() for rows in rows_by_class(dataset, 3)] == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
 
 
-def test_interpolations_end_in_the_reconstructions(vae, dataset):
-    starts, ends = dataset.rows(torch.arange(2)), dataset.rows(torch.arange(2, 4))
-    found = interpolations(vae, starts, ends, 5).unflatten(0, (2, 5))
-    torch.testing.assert_close(found[:, 0], vae.reconstruct(starts))
-    torch.testing.assert_close(found[:, -1], vae.reconstruct(ends))
-    assert not torch.allclose(found[:, 2], found[:, 0])
+@pytest.mark.parametrize("name", ["bigbigan", "glow", "realnvp", "tarflow", "vae", "vdvae"])
+def test_interpolations_end_in_what_comes_back_of_real_rows(name):
+    """Of a flow the rows themselves; they depend on no other row."""
+    sampler, columns = build(name), Rows(tiny_data(name), 4).columns
+    rows, label = sampler.medium.rows(columns), columns["label"]
+    starts, ends = (rows[:2], label[:2]), (rows[2:], label[2:])
+    found = interpolations(sampler, starts, ends, 3).unflatten(0, (2, 3))
+    assert found.abs().max() <= 1
+    assert (found[:, 1] - found[:, 0]).abs().max() > 1e-4 and (found[:, 1] - found[:, 2]).abs().max() > 1e-4
+    back = interpolations(sampler, ends, starts, 3).unflatten(0, (2, 3))
+    torch.testing.assert_close(back.flip(1), found, rtol=0, atol=1e-4)
+    if name in ("vae", "bigbigan"):
+        torch.testing.assert_close(found[:, 0], sampler.reconstruct(starts[0]), rtol=0, atol=1e-4)
+    if name in ("glow", "realnvp", "tarflow"):
+        torch.testing.assert_close(found[:, [0, 2]], torch.stack([starts[0], ends[0]], 1), rtol=0, atol=1e-3)
+
+
+def test_a_sampler_without_latents_of_rows_shows_no_interpolations():
+    sampler = build("dcgan")
+    rows = torch.zeros(1, *sampler.row_shape), None
+    assert interpolations(sampler, rows, rows, 3) is None
 
 
 def test_walks_go_from_the_first_samples_to_the_last():

@@ -27,6 +27,7 @@ OPTIONS = {
     "equivariance": {"equivariance": {"share": 1.0}},
     "codebook": {"codebook": {"size": 8}},
     "finite scalars": {"codebook": {"name": "fsq", "levels": [3, 4]}},
+    "scales": {"codebook": {"name": "scales", "sides": [1, 3, 8], "size": 8}},
     "bce": {"perceptual": {}, "adversarial": {"width": 4}, "reconstruction": "bce"},
     "all": {
         "perceptual": {},
@@ -41,6 +42,7 @@ TERMS = {
     "equivariance": {"reconstruction", "kl"},
     "codebook": {"reconstruction", "commitment"},
     "finite scalars": {"reconstruction"},
+    "scales": {"reconstruction", "commitment"},
     "bce": {"reconstruction", "kl", "perceptual", "adversarial"},
     "all": {"reconstruction", "commitment", "perceptual", "adversarial"},
 }

@@ -8,9 +8,12 @@ import torch
 from components.artifacts import run_folder
 from components.config import parse
 from components.errors import ConfigError
+from components.evaluation.pictures import walks
 from components.families import family_class
+from components.sampling.requests import BLEND
 from components.sampling.trajectories import drive
 from tests.components.families.contract import SAMPLERS, fast, request
+from tests.components.helpers import build
 
 pytestmark = pytest.mark.usefixtures("exact")
 
@@ -37,6 +40,21 @@ def test_co_batched_equals_alone(name, folders):
     for place, seed in enumerate([5, 6, 7]):
         alone = sampler.sample(request(sampler, [seed], **fast(name)))
         assert torch.allclose(alone[0], together[place], atol=1e-4)
+
+
+BLENDING = [name for name in SAMPLERS if BLEND in build(name).accepts]
+
+
+@pytest.mark.parametrize("name", BLENDING)
+def test_a_blend_goes_from_one_row_to_the_other(name, folders):
+    """Of another seed, and class where there are classes."""
+    sampler = run_folder.load(folders[name][0]).family
+    first, last = (request(sampler, seeds, **fast(name)) for seeds in ([3, 4], [7, 8]))
+    found = walks(sampler, first, last, 3).unflatten(0, (2, 3))
+    assert torch.allclose(found[:, 0], sampler.sample(first), atol=1e-4)
+    assert torch.allclose(found[:, -1], sampler.sample(last), atol=1e-4)
+    assert (found[:, 1] - found[:, 0]).abs().max() > 1e-5
+    assert (found[:, 1] - found[:, 2]).abs().max() > 1e-5
 
 
 class RowsFirst:

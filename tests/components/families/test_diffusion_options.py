@@ -36,6 +36,7 @@ pytestmark = pytest.mark.usefixtures("exact")
 TEXT = {"conditioning": "text", "text": {"length": 16, "width": 8, "layers": 1, "heads": 2}}
 DESCRIBED = LATENTS.model_copy(update={"caption_length": CAPTION_LENGTH})
 DIT = {"backbone": {"name": "dit", "width": 16, "depth": 2, "heads": 2, "context_dim": 8, "patch": 2}}
+MMDIT = {"backbone": {**DIT["backbone"], "name": "mmdit"}}
 VARIANTS = {  # changes of the tiny config, and the data
     "plain": ({}, LATENTS),
     "pixels": ({}, IMAGES),
@@ -56,6 +57,8 @@ VARIANTS = {  # changes of the tiny config, and the data
     "transformer": (DIT, LATENTS),
     "transformer on pixels, muon": ({**DIT, "optimizer": {"name": "muon", "weight_decay": 0.1}}, IMAGES),
     "transformer of texts, guide": ({**DIT, **TEXT, "guide": {"at": 0.5}}, DESCRIBED),
+    "text beside the image, guide": ({**MMDIT, **TEXT, "guide": {"at": 0.5}}, DESCRIBED),
+    "class beside the image": (MMDIT, LATENTS),
     "text, guide": ({**TEXT, "guide": {"at": 0.5}}, DESCRIBED),
 }
 CONFIG = TrainingConfig(steps=4, batch_size=6, report_every=2, save_every=2, ema_snapshots=4)

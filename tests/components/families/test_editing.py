@@ -241,7 +241,8 @@ def test_what_cannot_be_edited_is_refused(sampler, images):
         gan = build("dcgan")
         gan.sample(Request(SEEDS, gan.Settings(), Conditions(source=Source(images, 0.5))))
     with pytest.raises(SamplerError, match="no way between two seeds"):
-        gan.sample(Request(SEEDS, gan.Settings(), blend=Blend(SEEDS, torch.zeros(2))))
+        pixels = build("pixelcnn")
+        pixels.sample(Request(SEEDS, pixels.Settings(), Conditions(label=LABELS), Blend(SEEDS, torch.zeros(2))))
     with pytest.raises(SamplerError, match="blend: prompt: this sampler takes no texts"):
         sampler.sample(Request(SEEDS, settings, blend=Blend(None, torch.zeros(2), prompt=("a", "b"))))
     with pytest.raises(SamplerError, match="blend: label: expected one for each of 2 seeds, found 1"):

@@ -143,11 +143,11 @@ def test_the_pace_of_time_is_its_derivative():
     assert torch.allclose(family.pace(place), slope)
 
 
-@pytest.mark.parametrize("backbone", ["unet", "dit"])
+@pytest.mark.parametrize("backbone", ["unet", "dit", "mmdit"])
 def test_forward_mode_agrees_with_differences_of_a_net(backbone):
     """Attention, norms and embeddings have a forward mode; a difference of float32 tells as much as it can."""
     shape = {"unet": {"widths": (8, 16), "heads": 2, "context_dim": 8}}
-    shape["dit"] = {"name": "dit", "width": 16, "depth": 2, "heads": 2, "patch": 4}
+    shape |= {name: {"name": name, "width": 16, "depth": 2, "heads": 2, "patch": 4} for name in ("dit", "mmdit")}
     family = build("meanflow", data=IMAGES, backbone=shape[backbone])
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -20,7 +20,6 @@ from components.nets.flows.layers import (
     Logit,
     Squeeze,
 )
-from components.sampling.requests import Blend, Request
 from tests.components.helpers import IMAGES, build, stream
 
 FLOWS = ["glow", "realnvp"]
@@ -133,21 +132,3 @@ def test_dequantised_values_come_back_as_what_is_stored():
     assert values.min() > -1 and values.max() < 1
     assert torch.equal(images.to_stored(on_grid(values, 256)), stored)
     assert torch.equal(indices(images.to_floats(stored), 256), stored.float())
-
-
-@pytest.mark.parametrize("name", FLOWS)
-def test_a_blend_goes_from_one_image_to_the_other(name):
-    sampler = build(name)
-    shaken(sampler.nets["flow"], 0.05)
-    label = torch.tensor([1])
-
-    def drawn(seed: int, share: float | None = None) -> torch.Tensor:
-        blend = None if share is None else Blend(torch.tensor([9]), torch.tensor([share]))
-        conditions = Request(torch.tensor([seed]), sampler.Settings()).conditions
-        return sampler.sample(
-            Request(torch.tensor([seed]), sampler.Settings(), type(conditions)(label=label), blend=blend)
-        )
-
-    assert torch.allclose(drawn(4, 0.0), drawn(4), atol=1e-5)
-    assert torch.allclose(drawn(4, 1.0), drawn(9), atol=1e-5)
-    assert not torch.allclose(drawn(4, 0.5), drawn(4), atol=1e-3)

@@ -146,6 +146,7 @@ def test_folder_says_how_to_use_it_and_holds_no_pickle(tmp_path):
         ({"conditioning": "text", "text": {"width": 8}}, "what makes its texts a context was trained here"),
         ({"widths": (32, 48), "norm_groups": 32}, "norms of .*32 groups in one net; diffusers has one"),
         ({"backbone": {"name": "dit", "width": 16, "heads": 2}}, "its backbone is a dit.*expected unet"),
+        ({"backbone": {"name": "mmdit", "width": 16, "heads": 2}}, "its backbone is a mmdit.*expected unet"),
         ({"images": IMAGES.model_copy(update={"shape": (1, 28, 28)})}, "28 pixels"),
         ({"images": IMAGES.model_copy(update={"classes": tuple(map(str, range(128)))})}, "129 classes"),
     ],

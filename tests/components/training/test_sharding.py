@@ -1,5 +1,5 @@
-"""FSDP2 on two processes over gloo: a net spread over both trains to the weights of one that is whole, and is stored
-and continued whole."""
+"""Two processes over gloo: a net that both hold, and one spread over them by FSDP2, train to the weights that a single
+process comes to; what was spread is stored and continued whole."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ import torch
 
 from components.training import sharding
 from components.training.loop import TrainingConfig, fit
+from tests.components.helpers import assert_same
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS = 4
 MOMENTS = {"adam": "exp_avg", "muon": "momentum"}  # what each optimizer keeps of the gradient
 
 
-def pair_of(rank: int, world: int, start, spread: bool, optimizer: str):
-    """Trains the toy family of test_training_options on this rank's rows of each batch."""
+def pair_of(rank: int, world: int, start, spread: bool, optimizer: str, wrapped=lambda net: net):
+    """Trains the toy family of test_training_options on this rank's rows of each batch. `wrapped`: puts a net that is
+    not spread behind data parallelism."""
     from tests.components.training.test_options import ADAM, Mean, stream
 
     family, config = Mean(), ADAM.model_copy(update={"name": optimizer})
@@ -39,7 +41,7 @@ def pair_of(rank: int, world: int, start, spread: bool, optimizer: str):
             from torch.distributed.device_mesh import init_device_mesh
 
             sharding.shard(net, optimizer, init_device_mesh("cpu", (world,)))
-        return net, optimizer
+        return net if spread else wrapped(net), optimizer
 
     saved = []
     config = TrainingConfig(
@@ -59,6 +61,7 @@ def pair_of(rank: int, world: int, start, spread: bool, optimizer: str):
 
 def on_one_of_two(rank: int, folder: str) -> None:
     import torch.distributed as distributed
+    from torch.nn.parallel import DistributedDataParallel
 
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     torch.set_num_threads(1)
@@ -69,13 +72,18 @@ def on_one_of_two(rank: int, folder: str) -> None:
             assert sharding.is_spread(weight)
             assert weight.to_local().numel() < weight.numel(), "each holds a part"
             _, continued, _ = pair_of(rank, 2, saved[0], True, optimizer)
+            _, shared, _ = pair_of(rank, 2, None, False, optimizer, DistributedDataParallel)
+            (own,) = shared.nets.values()
+            every: list = [None, None]
+            distributed.all_gather_object(every, {key: value.clone() for key, value in own.items()})
+            assert_same(*every)  # each worker moves its own copy, to the same bits
             if rank == 0:
-                torch.save([vars(state), vars(continued)], Path(folder) / f"{optimizer}.pt")
+                torch.save([vars(state), vars(continued), vars(shared)], Path(folder) / f"{optimizer}.pt")
     finally:
         distributed.destroy_process_group()
 
 
-def test_a_net_spread_over_two_workers_trains_as_a_whole_one(tmp_path):
+def test_two_workers_train_a_net_as_one_does_whether_each_holds_it_or_a_part(tmp_path):
     here = "tests.components.training.test_sharding"
     script = f"import sys; from {here} import *; on_one_of_two(int(sys.argv[1]), sys.argv[2])"
     workers = [
@@ -88,9 +96,9 @@ def test_a_net_spread_over_two_workers_trains_as_a_whole_one(tmp_path):
         _, errors = worker.communicate(timeout=120)
         assert worker.returncode == 0, errors[-3000:]
     for optimizer, moments in MOMENTS.items():
-        spread, continued = torch.load(tmp_path / f"{optimizer}.pt", weights_only=True)
+        spread, continued, shared = torch.load(tmp_path / f"{optimizer}.pt", weights_only=True)
         _, whole, _ = pair_of(0, 1, None, False, optimizer)
-        for state in (spread, continued):
+        for state in (spread, continued, shared):
             assert state["step"] == STEPS
             for key, value in whole.nets["net"].items():
                 assert torch.allclose(state["nets"]["net"][key], value, atol=1e-6), key

@@ -80,6 +80,28 @@ def test_a_cascade_makes_the_size_of_any_stage(served):
     assert not any(name.startswith("up2.") for name in told["settings_schema"])
 
 
+@pytest.mark.parametrize("served", ["sdxl"], indirect=True)
+def test_sdxl_is_asked_for_sizes_and_crops(served):
+    sampler, address = served
+
+    def made(size: str = "auto", **more) -> np.ndarray:
+        extra = {"seed": 3, **more}
+        return pixels(client(address).images.generate(prompt="a dog", size=size, extra_body=extra))
+
+    def own(size: tuple[int, int] | None = None, **more) -> np.ndarray:
+        settings = sampler.Settings(**fast("sdxl"), **more)
+        conditions = Conditions(prompt=("a dog",), size=None if size is None else torch.tensor([size]))
+        return MEDIUM.to_stored(sampler.sample(Request(torch.tensor([3]), settings, conditions)))[0, 0].numpy()
+
+    told = {"original_size": [40, 30], "crops_coords_top_left": [4, 0], "negative_original_size": [8, 8]}
+    asked = made(**told, refiner_start=1.0)
+    assert np.abs(asked - own(**told, refiner_start=1.0)).max() <= 1
+    assert not np.array_equal(asked, made()) and np.abs(made() - own()).max() <= 1
+    assert np.abs(made("16x8") - own((8, 16))).max() <= 1
+    with pytest.raises(openai.BadRequestError, match="refiner_start: the refiner knows the last 0.4 of the way alone"):
+        made(refiner_start=0.1)
+
+
 @pytest.mark.parametrize("served", ["unclip"], indirect=True)
 def test_unclip_shows_images_anew_and_leads_them_from_text_to_text(served):
     sampler, address = served

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from components.config import Strict
 from components.diffusion import config as diffusion
 from components.families import latent_diffusion
-from components.nets.blocks import sinusoidal_embedding
-from components.nets.unet import embedded
+from components.nets.blocks import embedded, sinusoidal_embedding
 
 
 class Net(nn.Module):
