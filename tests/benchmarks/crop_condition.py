@@ -1,7 +1,7 @@
 """What it brings to tell a net where its training images were cut: SDXL from scratch against diffusion of the same text
 that is told nothing, both on random crops of digits, and where an object goes that is asked for elsewhere.
 
-    python -m tests.benchmarks.crop_condition      # one seed: some four CPU minutes
+    python -m tests.benchmarks.crop_condition      # one seed: some seven CPU minutes
     python -m tests.benchmarks.crop_condition 1    # another one
 
 Distances are to held-out images cut in their middle, which is what the told net is asked for. What is measured is kept
@@ -30,7 +30,7 @@ from tests.benchmarks.rates import Data
 FOLDER = digits.ROOT / ".cache" / "crop_condition"
 SIDE, COVER = 16, 1.5
 ENDS = round(SIDE * COVER) - SIDE  # pixels that a crop may begin at, from 0 on
-STEPS, BATCH, COUNT = 300, 64, 300
+STEPS, BATCH, COUNT = 600, 64, 300
 TEXT = {"length": 16, "width": 16, "layers": 2, "heads": 4}
 CLIP = {"dim": 16, "image": {"widths": [8, 16, 32]}, "text": TEXT}
 UNET = {"widths": [24, 48], "attention": [False, True]}
