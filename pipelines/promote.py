@@ -325,6 +325,8 @@ def describe(promoted: dict[str, Any], champion: Candidate, report: Path) -> str
     """The champion and its figures, for a terminal."""
     model = f"{promoted['model']} v{promoted['version']}"
     lines = [f"champion: {promoted['sampler']} ({settings_text(promoted['settings'])}), registered as {model}"]
+    learned = run_folder.read_config(Path(promoted["run_folder"])).provenance.inputs
+    lines += [f"{role + ':':<9} {run}" for role, run in learned.items()]
     for name, figure in champion.figures.items():
         around = "  ({:.4g} to {:.4g})".format(*figure.interval) if figure.interval else ""
         lines.append(f"  {name:<20} {figure.value:.4g}{around}")

@@ -18,6 +18,7 @@ from components.data.dataset import Dataset, verify
 from components.errors import InputError
 from components.evaluation.pictures import data_uri
 from components.evaluation.protocol import Protocol
+from components.few_step.base import TEACHER
 from components.files import write_whole
 from infra.tracking import runs
 from pipelines.support import cli, lineage, paths, sample_pictures
@@ -33,7 +34,7 @@ from pipelines.support.report_pictures import (
     played,
     real_grid,
 )
-from pipelines.support.report_plots import held_out_losses, quality_against_time, quality_over_time, training_curves
+from pipelines.support.report_plots import held_out_losses, quality_against_cost, quality_over_time, training_curves
 from pipelines.support.report_tables import bound_text, bounds_of, candidate_rows, deciding, grouped, meets
 from pipelines.support.report_words import duration, figure, interval, number
 
@@ -76,6 +77,16 @@ def _origin(promoted: dict, config: run_folder.RunConfig) -> dict[str, str]:
     }
 
 
+def teachers(params: Params, promoted: dict) -> dict[str, str]:
+    """By sampler, the name of the run that taught it, of those that were taught."""
+    folders = {name: paths.RUNS / name for name in params.samplers}
+    if promoted["version"] is not None and promoted["sampler"] not in folders:
+        folders[promoted["sampler"]] = Path(promoted["run_folder"])
+    learned = {name: run_folder.read_config(folder).provenance.inputs for name, folder in folders.items()}
+    # where it lay, and its hash
+    return {name: Path(found[TEACHER].split()[0]).name for name, found in learned.items() if TEACHER in found}
+
+
 def gather(params: Params) -> Context:
     """Everything that the page shows. Raises InputError naming what is missing."""
     promoted = read_json(paths.PROMOTED, "promote")
@@ -86,7 +97,8 @@ def gather(params: Params) -> Context:
     test, num_train = Dataset(paths.TEST_IMAGES), len(Dataset(paths.TRAIN_IMAGES))
     # a champion of earlier trainings may be of a sampler that is there no more; what is known of the data is the same
     measured = metrics.get(promoted["sampler"], next(iter(metrics.values())))
-    rows, bounds = candidate_rows(metrics, promoted, policy.metric), bounds_of(promoted, policy)
+    rows = candidate_rows(metrics, promoted, policy.metric, teachers(params, promoted))
+    bounds = bounds_of(promoted, policy)
     reigning = next((row for row in rows if row["champion"]), None)
     if reigning is None and promoted["version"] is not None:
         raise InputError(f"{paths.PROMOTED}: candidate {promoted['candidate']} was not measured; promote again")
@@ -101,7 +113,7 @@ def gather(params: Params) -> Context:
         "groups": grouped(rows, measured.known),
         "bounds": bounds,
         "rows": rows,
-        "plot": quality_against_time(rows, measured.known, policy.metric),
+        "trade_offs": quality_against_cost(rows, measured.known, policy.metric),
         "real": real_grid(test),
         **of_champion(promoted, test),
         "autoencoders": [autoencoder_pictures(name, test) for name in params.autoencoders],

@@ -4,6 +4,7 @@ A backbone answers `net(x, level, context, label, added)` with x's shape: x (B, 
 context (B, M, context_dim) or None, label (B,) or None, and what is added to the embedding of level and label,
 (B, net.embedding_dim) or None. Built with `given_channels`, it is told as many channels of x besides those that it
 answers about. One of `blocks` takes, in training, `routed` numbers of its tokens and `tap`, as nets/dit.py says.
+One that says `reuses` takes `deep` and `tells_deep`, as nets/unet.py has them.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ class UNet(Strict):
     def attends(self) -> bool:
         """Whether a context reaches every place."""
         return any(self.attention)
+
+    @property
+    def reuses(self) -> bool:
+        """Whether it has a deep part, whose features neighbouring evaluations can share."""
+        return len(self.widths) > 1
 
     @property
     def class_dim(self) -> int:
@@ -139,6 +145,10 @@ class DiT(Strict):
         return True
 
     @property
+    def reuses(self) -> bool:
+        return self.depth > 2
+
+    @property
     def class_dim(self) -> int:
         return 0
 
@@ -173,6 +183,10 @@ class MMDiT(DiT):
     @property
     def class_dim(self) -> int:
         return self.context_dim
+
+    @property
+    def reuses(self) -> bool:
+        return False  # blocks in the middle move the text along
 
     @property
     def hides_padding(self) -> bool:

@@ -150,7 +150,9 @@ def refuse_bad_interval(interval: tuple[float, float] | None) -> None:
 
 class Settings(Strict):
     """How to sample. `spacing`: `schedule` visits equally spaced times, `karras` the levels of Karras et al. 2022.
-    `guidance`: away from no class or text (or negative ones), or from the model's own early snapshot."""
+    `guidance`: away from no class or text (or negative ones), or from the model's own early snapshot. `reuse`: the
+    net's deep features are computed at every so manyth evaluation and stand for those between
+    (components/diffusion/reuse.py); 1: at each."""
 
     solver: Literal[tuple(SOLVERS)] = "ddim"
     num_inference_steps: int = Field(20, ge=1, le=1000)
@@ -160,6 +162,7 @@ class Settings(Strict):
     guidance_interval: tuple[float, float] | None = None  # noise levels sigma: above the first, up to the second
     guidance_rescale: float = Field(0.0, ge=0, le=1)  # share of the result; Lin et al. 2024 use 0.7
     dynamic_threshold: float | None = Field(None, gt=0, le=1)  # of images themselves: a quantile, 0.995 as published
+    reuse: int = Field(1, ge=1, le=16)  # evaluations that share the net's deep features
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:

@@ -48,7 +48,7 @@ class Denoiser(nn.Module):
     they are the backbone's own. `further` takes those that class or text leave over, its `names`, such as a smaller
     image: (x, condition) -> both as the backbone takes them. With `uncertainty` the net can tell, beside its answer,
     the logarithm (B,) of the error that it expects. `numbers`: inputs (B,) in [0, 1] by which the net is told more than
-    the noise level.
+    the noise level. `deep`, `tells_deep`: see the backbones.
 
     x (B, C, ...), level (B,) in [0, 1000] or, of films, (B, T) -> x's shape. In training alone `uncertain` asks for the
     error besides, `tap` for what `projector` makes of the tokens after so many blocks, the last that is answered then;
@@ -78,13 +78,15 @@ class Denoiser(nn.Module):
         uncertain: bool = False,
         tap: int = 0,
         routed: Tensor | None = None,
+        deep: Tensor | None = None,
+        tells_deep: bool = False,
         **given: Tensor,
     ) -> Tensor | tuple[Tensor, ...]:
         names = (*self.numbers, *(() if self.further is None else self.further.names))
         passed = {name: given.pop(name) for name in names}
         condition = given if self.conditioner is None else self.conditioner(**given)
         training = ({"tap": tap} if tap else {}) | ({} if routed is None else {"routed": routed})
-        found = self.denoise(x, level, **condition, **passed, **training)
+        found = self.denoise(x, level, deep, tells_deep, **condition, **passed, **training)
         answer, tokens = found if tap else (found, None)
         if self.projector is not None and not tap:
             answer = with_zero_gradient(answer, *self.projector.parameters())
@@ -93,11 +95,15 @@ class Denoiser(nn.Module):
         told = (self.uncertainty(level if level.ndim == 1 else level.amax(1)),) if uncertain else ()
         return (answer, *told, *((self.projector(tokens),) if tap else ()))
 
-    def denoise(self, x: Tensor, level: Tensor, **condition: Tensor | int) -> Tensor | tuple[Tensor, Tensor]:
+    def denoise(
+        self, x: Tensor, level: Tensor, deep: Tensor | None = None, tells_deep: bool = False, **condition: Tensor | int
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """With the condition made once for all steps."""
         told = [embedding(condition.pop(name)) for name, embedding in self.numbers.items()]
         if told:
             condition["added"] = torch.stack(told).sum(0)
         if self.further is not None:
             x, condition = self.further(x, condition)
+        if tells_deep or deep is not None:
+            return self.backbone(x, level, **condition, deep=deep, tells_deep=tells_deep)
         return self.backbone(x, level, **condition)

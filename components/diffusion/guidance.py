@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from components.diffusion.objectives import OBJECTIVES
+from components.diffusion.reuse import Reuse
 from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS, Schedule
 from components.diffusion.solvers import Solver
 from components.sampling.trajectories import Call, Preview, Trajectory, offering
@@ -61,10 +63,6 @@ class Preconditioner:
         """The number that tells the net the noise level: time in [0, NUM_TRAIN_TIMESTEPS - 1]."""
         return self.schedule.time(sigma) * (NUM_TRAIN_TIMESTEPS - 1)
 
-    def ask(self, net: str, x: Tensor, sigma: float, condition: Condition) -> Generator[Call, Tensor, Tensor]:
-        """A net's own answer for x (B, C, ...)."""
-        return (yield Call(net, self.question(x, sigma) | condition))
-
     def question(self, x: Tensor, sigma: float) -> dict[str, Tensor]:
         """What a net is asked about x (B, C, ...), but for what steers it."""
         sigmas = torch.full((len(x),), sigma, device=x.device, dtype=torch.float64)
@@ -81,24 +79,28 @@ class Preconditioner:
 
     def call(self, x: Tensor, sigma: float, condition: Condition) -> Generator[Call, Tensor, Tensor]:
         """One evaluation: x (B, C, ...) under a condition of B rows -> x0 (B, C, ...)."""
-        return self.denoised(x, sigma, (yield from self.ask(self.net, x, sigma, condition)))
+        return self.denoised(x, sigma, (yield Call(self.net, self.question(x, sigma) | condition)))
 
-    def guided(self, towards: Condition, away: Condition, guidance: Guidance) -> Denoise:
+    def guided(self, towards: Condition, away: Condition, guidance: Guidance, every: int = 1) -> Denoise:
         """Guidance away from what the condition `away` gives (classifier-free: Ho and Salimans 2022, equation 6, with
         scale = 1 + w; both questions share one call), or from what another net gives, to whom `away` says the same as
-        `towards` in its own terms. Equal conditions cost no second row."""
+        `towards` in its own terms. Equal conditions cost no second row. `every`: of Reuse, one for all evaluations."""
         if guidance.guide is None and all(torch.equal(towards[name], away[name]) for name in towards):
             guidance = replace(guidance, scale=1.0)
         both = {name: torch.cat([towards[name], away[name]]) for name in towards}
+        reuse = Reuse(every)
 
-        def denoise(x: Tensor, sigma: float) -> Generator[Call, Tensor, Tensor]:
+        def ask(net: str, x: Tensor, sigma: float, condition: Condition) -> Generator[Call, Any, Tensor]:
+            return (yield from reuse.ask(net, self.question(x, sigma) | condition))
+
+        def denoise(x: Tensor, sigma: float) -> Generator[Call, Any, Tensor]:
             if not guidance.applies(sigma):
-                return (yield from self.call(x, sigma, towards))
+                return self.denoised(x, sigma, (yield from ask(self.net, x, sigma, towards)))
             if guidance.guide is None:
-                better, worse = (yield from self.ask(self.net, torch.cat([x, x]), sigma, both)).chunk(2)
+                better, worse = (yield from ask(self.net, torch.cat([x, x]), sigma, both)).chunk(2)
             else:
-                better = yield from self.ask(self.net, x, sigma, towards)
-                worse = yield from self.ask(guidance.guide, x, sigma, away)
+                better = yield from ask(self.net, x, sigma, towards)
+                worse = yield from ask(guidance.guide, x, sigma, away)
             return self.denoised(x, sigma, guidance.combine(better, worse))
 
         return denoise

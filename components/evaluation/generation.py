@@ -56,7 +56,7 @@ PARAMETERS = Definition(
     name="parameters",
     label="parameters",
     group="cost",
-    explanation="weights of all its networks, of an autoencoder's that it decodes with, too",
+    explanation="weights of all networks that it keeps, of an autoencoder's that it decodes with, too",
     kind="count",
     better="lower",
 )
@@ -201,7 +201,7 @@ def cost_figures(sampler: Sampler, settings: Strict, ms: float, seed: int, capti
         MS_PER_IMAGE.figure(ms),
         MS_SINGLE.figure(ms_single(sampler, settings, seed, captions)),
         NETWORK_EVALUATIONS.figure(network_evaluations(sampler, settings, captions)),
-        PARAMETERS.figure(sum(weights.numel() for weights in sampler.nets.parameters())),
+        PARAMETERS.figure(sum(weights.numel() for net in sampler.kept for weights in sampler.nets[net].parameters())),
     )
 
 

@@ -21,7 +21,8 @@ _PADDING = 0.06  # of an axis' length, on either side of its values
 
 @dataclass(frozen=True)
 class Point:
-    """`name` is shown on hover, `mark` beside the point. Points of one `group` share a colour."""
+    """`name` is shown on hover, `mark` beside the point. Points of one `group` share a colour, those of one `path` a
+    line."""
 
     x: float
     y: float
@@ -29,6 +30,7 @@ class Point:
     name: str
     mark: str = ""
     ringed: bool = False
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ def trade_off(
     steps = "".join(f"H{x}V{y}" for x, y in front[1:])
     parts.append(f'<path class="front" d="M{front[0][0]} {front[0][1]}{steps}"/>')
     groups = list(dict.fromkeys(point.group for point in points))
+    parts += _paths(points, groups, frame)
     places = [frame.at(point.x, point.y) for point in points]
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in places]
     for point, (x, y) in zip(points, places, strict=True):
@@ -173,6 +176,17 @@ def trade_off(
         parts.append(f'<g tabindex="0"><title>{escape(point.name)}</title>{ring}{dot}</g>')
         parts += _mark(point.mark, x, y, frame, taken)
     return frame.drawing(parts, f"{y_label} against {x_label}")
+
+
+def _paths(points: Sequence[Point], groups: Sequence[str], frame: Frame) -> list[str]:
+    """The lines through the points of a path, by rising x."""
+    parts = []
+    for path in dict.fromkeys(point.path for point in points if point.path):
+        along = sorted((point for point in points if point.path == path), key=lambda point: point.x)
+        places = " ".join("{},{}".format(*frame.at(point.x, point.y)) for point in along)
+        colour = COLOURS[groups.index(along[0].group) % len(COLOURS)]
+        parts.append(f'<polyline class="path" stroke="{colour}" points="{places}"/>')
+    return parts
 
 
 def _mark(mark: str, x: float, y: float, frame: Frame, taken: list[Box]) -> list[str]:

@@ -19,7 +19,7 @@ from components.constants import constant
 from components.data.dataset import Batch
 from components.data.info import DataInfo, RunInfo
 from components.data.randomness import Draws
-from components.diffusion import alignment, likelihood, schedules, weightings
+from components.diffusion import alignment, likelihood, reuse, schedules, weightings
 from components.diffusion.alignment import TEACHER
 from components.diffusion.building import (
     SPEAKERS,
@@ -93,7 +93,8 @@ class Model(Levers, Sampler):
         self.kept = ("denoiser", *self.pretrained, *self.early)
         self.calls = {**self.space.calls, **self.text_inputs.nets}
         for name, net in {"denoiser": denoiser, **copies, **guides}.items():
-            self.calls |= {name: net.denoise, text_of(name): net.conditioner.text} if self.texts else {name: net}
+            self.calls |= reuse.calls(name, net.denoise if self.texts else net)
+            self.calls |= {text_of(name): net.conditioner.text} if self.texts else {}
         self.schedule = schedules.build(config.schedule)
         self.preconditioner = Preconditioner(config.objective, self.schedule)
         self.phases = (Phase("denoise", "denoiser", self.loss, config.optimizer),)
@@ -136,7 +137,7 @@ class Model(Levers, Sampler):
                 "guidance: autoguidance needs a worse net: a snapshot from early in the training, which model.guide "
                 "keeps, or a run that inputs names as NAME/guide"
             )
-        return None
+        return reuse.why_not(config.backbone, settings.reuse)
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         return self._loss_at(self._sigma(self.times(batch.draws).double()), net, batch, self._told(batch))
@@ -317,7 +318,7 @@ class Model(Levers, Sampler):
     ) -> Generator[Call, Tensor, Denoise]:
         """What answers a request's solver, which visits these noise levels."""
         towards, away = yield from self._conditions(request, guidance)
-        return self.preconditioner.guided(towards, away, guidance)
+        return self.preconditioner.guided(towards, away, guidance, request.settings.reuse)
 
     def _conditions(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, tuple[Condition, Condition]]:
         """What to go towards, and what the worse answer is asked about."""

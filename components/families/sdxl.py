@@ -25,6 +25,7 @@ from components.config import Strict
 from components.data.dataset import Batch
 from components.data.info import DataInfo, RunInfo
 from components.diffusion import config as diffusion
+from components.diffusion import reuse
 from components.diffusion.backbones import Backbone, UNet
 from components.diffusion.building import conditioner_of
 from components.diffusion.denoiser import Denoiser
@@ -91,7 +92,8 @@ class Model(Diffusion):
         self.calls = {**self.calls, CLIP: clip.texts}
         if config.refiner is not None:
             config.refiner.backbone.refuse_unfit(data.shape, "sdxl")
-            self.nets[REFINER] = self.calls[REFINER] = self._build_refiner(config, data)
+            self.nets[REFINER] = self._build_refiner(config, data)
+            self.calls |= reuse.calls(REFINER, self.nets[REFINER])
             self.kept = (*self.kept, REFINER)
             self.phases = (*self.phases, Phase("refine", REFINER, self.refine, config.refiner.optimizer))
 
@@ -186,13 +188,14 @@ class Model(Diffusion):
         self, request: Request, guidance: Guidance, sigmas: Sequence[float]
     ) -> Generator[Call, Tensor, Denoise]:
         conditions = yield from self._conditions(request, guidance)
-        base = self.preconditioner.guided(*conditions, guidance)
+        every = request.settings.reuse
+        base = self.preconditioner.guided(*conditions, guidance, every)
         refiner, start = self.config.refiner, request.settings.refiner_start
         if refiner is None or start == 1:
             return base
         width = self.clip.config.text.width
         alone = [{**told, "context": told["context"][:, :, -width:]} for told in conditions]
-        refine = replace(self.preconditioner, net=REFINER).guided(*alone, replace(guidance, guide=None))
+        refine = replace(self.preconditioner, net=REFINER).guided(*alone, replace(guidance, guide=None), every)
         return relay(base, refine, self.preconditioner, 1 - refiner.share if start is None else start)
 
 

@@ -20,7 +20,7 @@ from components.data.crops import RAW_SIZE
 from components.data.dataset import Batch
 from components.data.info import DataInfo
 from components.diffusion import config as diffusion
-from components.diffusion import schedules
+from components.diffusion import reuse, schedules
 from components.diffusion.building import STEERING
 from components.diffusion.denoiser import Denoiser
 from components.diffusion.guidance import Condition, Denoise, Guidance, Preconditioner, relay
@@ -60,6 +60,10 @@ class UNetLayout(Strict):
         """Of texts and, where it has room for them, sizes, which come in the backbone's own terms."""
         layout = self.model_dump(exclude={"name", "norm_groups"})
         return Denoiser(None, UNet2DConditionModel(channels, groups=self.norm_groups, **layout))
+
+    @property
+    def reuses(self) -> bool:
+        return len(self.widths) > 1
 
     @model_validator(mode="after")
     def _fits(self) -> UNetLayout:
@@ -142,9 +146,10 @@ class Model(LatentDiffusion):
         self.kept = tuple(self.nets)
         moving = self.added or ("denoiser",)
         self.pretrained = tuple(name for name in self.nets if name not in moving)
-        self.calls = {**self.space.calls, **denoisers, "text": text}
-        if adapters:
-            self.calls["denoiser"] = Adapted(denoisers["denoiser"], adapters)
+        self.calls = {**self.space.calls, "text": text}
+        asked = {**denoisers, "denoiser": Adapted(denoisers["denoiser"], adapters)} if adapters else denoisers
+        for name, net in asked.items():
+            self.calls |= reuse.calls(name, net)
         self.schedule = schedules.build(config.schedule)
         self.preconditioner = Preconditioner(config.objective, self.schedule)
         phases = {"denoise": "denoiser"} if not adapters else dict(zip(self.added, self.added, strict=True))
@@ -212,11 +217,11 @@ class Model(LatentDiffusion):
         settings = request.settings
         adapted = self._adapted(settings, request.seeds)
         conditions = self._conditions_of(wanted, unwanted, self.config.backbone, settings)
-        base = self.preconditioner.guided(*({**told, **adapted} for told in conditions), guidance)
+        base = self.preconditioner.guided(*({**told, **adapted} for told in conditions), guidance, settings.reuse)
         if self.config.refiner is None or settings.refiner_start == 1:
             return base
         conditions = self._conditions_of(wanted, unwanted, self.config.refiner, settings)
-        refine = replace(self.preconditioner, net="refiner").guided(*conditions, guidance)
+        refine = replace(self.preconditioner, net="refiner").guided(*conditions, guidance, settings.reuse)
         return relay(base, refine, self.preconditioner, settings.refiner_start)
 
     def _adapted(self, settings: Settings, seeds: Tensor) -> Condition:

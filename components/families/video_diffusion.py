@@ -131,7 +131,7 @@ class Model(latent_diffusion.Model):
             known = self.normalise((yield from self.space.encode(first[:, :, None])))
             preconditioner = replace(preconditioner, first=known)
         towards, away = yield from self._conditions(request, guidance)
-        return preconditioner.guided(towards, away, guidance)
+        return preconditioner.guided(towards, away, guidance, request.settings.reuse)
 
 
 def shift(frames: int) -> float:

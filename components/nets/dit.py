@@ -51,7 +51,8 @@ class DiT(nn.Module):
     The level may be one for each place on the first axis, (B, s): frames of a film at noise levels of their own.
     Level, class and what is `added` (B, embedding_dim) to their embedding modulate every block (adaLN-zero); a context
     is attended to, where there is a `context_dim`. `patch`: the side of a token, in cells, or its sides; `num_classes`
-    counts the rows of the class embedding, 0 leaves it out; `given_channels`: as of the U-Net.
+    counts the rows of the class embedding, 0 leaves it out; `given_channels`: as of the U-Net, and so are `deep`
+    (B, N, width), of the middle half of the blocks, and `tells_deep`.
 
     `route`: share of tokens and the span of blocks, first and last, which those bypass that `routed`, (B, N) numbers,
     says; `tap`: (answer, tokens (B, N, width) after so many blocks) is answered."""
@@ -71,6 +72,7 @@ class DiT(nn.Module):
     ):
         super().__init__()
         self.patch, self.embedding_dim, self.route = patch_sides(patch, rank), width, route
+        self.deep_channels = width
         cells = math.prod(self.patch)
         values = channels * cells
         self.embed = nn.Linear((channels + given_channels) * cells, width)
@@ -104,6 +106,8 @@ class DiT(nn.Module):
         added: Tensor | None = None,
         routed: Tensor | None = None,
         tap: int = 0,
+        deep: Tensor | None = None,
+        tells_deep: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         condition = self.level(sinusoidal_embedding(level.flatten(), LEVEL_WIDTH)).unflatten(0, level.shape)
         of_class = None if self.class_embedding is None else embedded(self.class_embedding, label)
@@ -111,9 +115,12 @@ class DiT(nn.Module):
             if told is not None:
                 condition = condition + (told if level.ndim == 1 else told[:, None])
         told = (self.embed(patches(x, self.patch)), grid_places(self.counts(x.shape[1:]), x.device), condition, context)
-        tokens, tapped = self.trunk.routed(*told, self._route(routed), tap)
+        if tells_deep or deep is not None:
+            tokens, beside = self.trunk.reusing(*told, deep)
+        else:
+            tokens, beside = self.trunk.routed(*told, self._route(routed), tap)
         answer = unpatched(self.head(tokens), self.patch, torch.Size((len(x), self.channels, *x.shape[2:])))
-        return (answer, tapped) if tap else answer
+        return (answer, beside) if tap or tells_deep else answer
 
     def _route(self, numbers: Tensor | None) -> Route | None:
         if numbers is None:

@@ -235,6 +235,32 @@ class Transformer(nn.Module):
             x = block(x, condition, context, **attention, kept=None if kept is None else (kept, layer))
         return self._ended(x, condition)
 
+    def reusing(
+        self,
+        x: Tensor,
+        places: Tensor,
+        condition: Tensor | None = None,
+        context: Tensor | None = None,
+        deep: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As forward, and what the middle half of the blocks adds to the tokens (B, N, width), which is `deep` where
+        that is given, of an evaluation nearby: those blocks are then left out (Chen et al. 2024, Delta-DiT)."""
+        attention = {"angles": rotary_angles(places, self.head_dim, self.base), "causal": self.causal}
+        first = max(1, len(self.blocks) // 4)
+        last = max(first, len(self.blocks) - first)
+        for block in self.blocks[:first]:
+            x = block(x, condition, context, **attention)
+        before = x
+        if deep is None:
+            for block in self.blocks[first:last]:
+                x = block(x, condition, context, **attention)
+            deep = x - before
+        else:
+            x = before + deep
+        for block in self.blocks[last:]:
+            x = block(x, condition, context, **attention)
+        return self._ended(x, condition), deep
+
     def routed(
         self,
         x: Tensor,

@@ -44,14 +44,14 @@ class DownBlock(nn.Module):
         self.attentions = _attentions(channels[1:], attends)
         self.downsamplers = nn.ModuleList([Downsample2D(channels[-1], padding=1)]) if downsample else None
 
-    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor, downsample: bool = True) -> tuple[Tensor, list[Tensor]]:
         skips = []
         for layer, resnet in enumerate(self.resnets):
             x = resnet(x, temb)
             if self.attentions is not None:
                 x = self.attentions[layer](x, context)
             skips.append(x)
-        if self.downsamplers is not None:
+        if self.downsamplers is not None and downsample:
             x = self.downsamplers[0](x)
             skips.append(x)
         return x, skips
@@ -123,6 +123,9 @@ class UNet2DConditionModel(nn.Module):
     transformer blocks a layer, may differ by resolution; the middle goes by the last. `added` makes room for a pooled
     text and sizes: AddedEmbedding's first three arguments. `groups` is the most that a norm has, by default what
     norm_groups says of the widths. `given_channels`: of x that stand before the answer's, such as an image to go by.
+
+    `deep` (B, C, H, W): what all resolutions but the finest make of x, of an evaluation nearby; they are then left out
+    (Ma et al. 2024, section 3.2). With `tells_deep` it is answered beside.
     """
 
     def __init__(
@@ -149,6 +152,7 @@ class UNet2DConditionModel(nn.Module):
         self.class_embedding = nn.Embedding(num_classes, temb) if num_classes else None
         self.add_embedding = AddedEmbedding(*added, temb) if added else None
         last = len(widths) - 1
+        self.deep_channels = widths[min(1, last)]
         heads = [heads] * len(widths) if isinstance(heads, int) else heads
         depth = [depth] * len(widths) if isinstance(depth, int) else depth
         attends = [Attends(heads[level], context_dim, depth[level], linear, groups) for level in range(len(widths))]
@@ -177,7 +181,9 @@ class UNet2DConditionModel(nn.Module):
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
         added: Tensor | None = None,
-    ) -> Tensor:
+        deep: Tensor | None = None,
+        tells_deep: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         temb = self.time_embedding(sinusoidal_embedding(level, self.embedding_width))
         if self.class_embedding is not None:
             temb = temb + embedded(self.class_embedding, label)
@@ -187,10 +193,21 @@ class UNet2DConditionModel(nn.Module):
             temb = temb + added
         x = self.conv_in(x)
         skips = [x]
-        for block in self.down_blocks:
+        x, kept = self.down_blocks[0](x, temb, context, downsample=deep is None)
+        skips += kept
+        finest = len(self.up_blocks[-1].resnets)  # takes as many
+        if deep is None:
+            deep = self._deep(x, skips[finest:], temb, context)
+        x = self.up_blocks[-1](deep, skips[:finest], temb, context)
+        answer = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return (answer, deep) if tells_deep else answer
+
+    def _deep(self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor) -> Tensor:
+        """What comes up to the finest resolution from those below."""
+        for block in self.down_blocks[1:]:
             x, kept = block(x, temb, context)
             skips += kept
         x = self.mid_block(x, temb, context)
-        for block in self.up_blocks:
+        for block in self.up_blocks[:-1]:
             x = block(x, skips, temb, context)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return x

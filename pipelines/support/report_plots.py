@@ -1,14 +1,15 @@
-"""The plots of the report: quality against time, held-out losses, curves of trainings."""
+"""The plots of the report: quality against cost, held-out losses, curves of trainings."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 from markupsafe import Markup
 
 from components.artifacts import run_folder
 from components.errors import InputError
+from components.evaluation.generation import NETWORK_EVALUATIONS
 from components.evaluation.plots import COLOURS, Line, Point, curves, trade_off
 from components.families import family_class
 from components.metrics import intervals
@@ -21,34 +22,58 @@ from pipelines.support.report_words import figure
 
 Context = dict[str, Any]
 History = list[dict[str, float]]
+STEPS = "num_inference_steps"
 
 
-def quality_against_time(rows: list[Context], known: Known, metric: str) -> Context | None:
-    """A plot of the metric against the first figure that is a time, and its legend; None where nobody has both."""
+def quality_against_cost(rows: list[Context], known: Known, metric: str) -> list[Context]:
+    """A plot of the metric against the first figure that is a time, which depends on the machine, and one against
+    network evaluations, which do not; those that somebody has both figures of."""
     defined = definitions(row["figures"] for row in rows)
-    time = next((one for one in defined.values() if one.kind == "time" and one.name != metric), None)
-    rows = [row for row in rows if time is not None and {metric, time.name} <= row["figures"].keys()]
-    if time is None or not rows:
+    costs = [one for one in defined.values() if one.name != metric]
+    times = [one for one in costs if one.kind == "time"][:1]
+    found = (
+        _quality_against(one, [row for row in rows if {metric, one.name} <= row["figures"].keys()], known, metric)
+        for one in [*times, *(one for one in costs if one.name == NETWORK_EVALUATIONS.name)]
+    )
+    return [plot for plot in found if plot is not None]
+
+
+def _quality_against(cost: Definition, rows: list[Context], known: Known, metric: str) -> Context | None:
+    """A plot and its legend. Candidates of a sampler that differ in their number of steps alone are joined."""
+    if not rows:
         return None
-    order = {sampler: place for place, sampler in enumerate(dict.fromkeys(row["sampler"] for row in rows))}
-    x, y = time.name, metric
-    points = [
-        Point(
-            x=row["figures"][x].value,
-            y=row["figures"][y].value,
+    quality, joined = rows[0]["figures"][metric].definition, Counter(map(_but_for_steps, rows))
+    points = []
+    for row in rows:
+        path, steps = _but_for_steps(row), row["candidate"].settings.get(STEPS)
+        is_joined = steps is not None and joined[path] > 1
+        told = (row["figures"][name] for name in (metric, cost.name))
+        point = Point(
+            x=row["figures"][cost.name].value,
+            y=row["figures"][metric].value,
             group=row["sampler"],
             name=f"{row['name']} ({row['settings']}): "
-            + ", ".join(f"{row['figures'][one].definition.label} {figure(row['figures'][one])}" for one in (y, x)),
-            mark=row["name"],
+            + ", ".join(f"{one.definition.label} {figure(one)}" for one in told),
+            mark=f"{steps} step{'s' * (steps > 1)}" if is_joined else row["name"],
             ringed=row["champion"],
+            path=path if is_joined else "",
         )
-        for row in rows
-    ]
+        points.append(point)
     level = next(((one.figures[metric].value, one.label) for one in known.sets if metric in one.figures), None)
-    higher_is_better = defined[metric].better == "higher"
-    svg = trade_off(points, axis_label(time), axis_label(defined[metric]), level, higher_is_better)
-    legend = [(sampler, COLOURS[place % len(COLOURS)]) for sampler, place in order.items()]
-    return {"svg": Markup(svg), "legend": legend, "x": time, "y": defined[metric], "rising": higher_is_better}
+    higher_is_better = quality.better == "higher"
+    svg = trade_off(points, axis_label(cost), axis_label(quality), level, higher_is_better)
+    taught = {row["sampler"]: row["taught"] for row in rows}
+    legend = [
+        (f"{sampler}, taught by {teacher}" if teacher else sampler, COLOURS[place % len(COLOURS)])
+        for place, (sampler, teacher) in enumerate(taught.items())
+    ]
+    return {"svg": Markup(svg), "legend": legend, "rising": higher_is_better}
+
+
+def _but_for_steps(row: Context) -> str:
+    """A candidate's sampler and its settings without the number of steps."""
+    settings = {name: value for name, value in row["candidate"].settings.items() if name != STEPS}
+    return f"{row['sampler']} {sorted(settings.items())}"
 
 
 def axis_label(definition: Definition) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from components.evaluation.pictures import data_uri
@@ -21,9 +22,11 @@ GROUPS = ("distances", "fidelity and diversity", "labels", "likelihood", "cost")
 _WIDEST = 6  # columns of a table
 
 
-def candidate_rows(metrics: dict[str, SamplerMetrics], promoted: dict, metric: str) -> list[Context]:
+def candidate_rows(
+    metrics: dict[str, SamplerMetrics], promoted: dict, metric: str, teachers: Mapping[str, str]
+) -> list[Context]:
     """Every candidate of every sampler, and a champion of an earlier training, best first; those without the metric
-    last."""
+    last. `teachers`: by sampler, the run that taught it."""
     candidates = [candidate for measured in metrics.values() for candidate in measured.candidates]
     rows = []
     for candidate in candidates:
@@ -36,6 +39,7 @@ def candidate_rows(metrics: dict[str, SamplerMetrics], promoted: dict, metric: s
     judged = promoted.get("objections", {})
     for row in rows:
         row["objections"] = judged.get(row["candidate"].name)
+        row["taught"] = teachers.get(row["sampler"], "")
     return sorted(rows, key=lambda row: cost(row["candidate"], metric) if metric in row["figures"] else math.inf)
 
 

@@ -119,10 +119,29 @@ def test_it_shows_the_champion_every_candidate_floor_noise_and_lineage(project):
         assert expected in text
     for expected in ("data/images/train", "0123456789abcdef.dir", "d" * 64, "c" * 64, "nought"):
         assert expected in text
-    assert len(re.findall(r"<title>(?:ldm|dcgan) #\d \(", content)) == 3  # on hover, one a candidate
+    assert len(re.findall(r"<title>(?:ldm|dcgan) #\d \(", content)) == 2 * 3  # on hover, one a candidate and a plot
     assert re.search(r'<tr class="reigning"><th>ldm #1', content)
     first, second = content.index("Images that the champion made"), content.index('id="candidates"')
     assert first < second
+
+
+def test_a_student_is_told_with_its_teacher_and_its_steps_are_joined(project):
+    path = project / "runs/ldm/config.json"
+    config = json.loads(path.read_text())
+    config["provenance"]["inputs"] = {"teacher": f"runs/big {'a' * 64}"}
+    write_json(path, config)
+    metrics = json.loads((project / "metrics/ldm.json").read_text())
+    first, second = metrics["details"][0]["candidates"]
+    first["settings"] |= {"num_inference_steps": 1}
+    second["settings"] = {**first["settings"], "num_inference_steps": 4}
+    write_json(project / "metrics/ldm.json", metrics)
+    content = page(project)
+    section = content[content.index('id="trade-off"') : content.index('id="classes"')]
+    assert section.count("<svg") == 2 and section.count('<polyline class="path"') == 2
+    assert section.count("ldm, taught by big</li>") == 2 and "dcgan</li>" in section
+    assert ">4 steps</text>" in section
+    assert re.search(r"<th>ldm #0(?:(?!</th>).)*<small>taught by big</small></th>", content, re.DOTALL)
+    assert "taught by" not in content[content.index("<th>dcgan #0") :].partition("</th>")[0]
 
 
 def test_the_autoencoder_shows_its_figures_and_the_champion_the_ways_between_its_samples(project):
@@ -322,8 +341,8 @@ def test_on_a_phone_and_on_a_desk_nothing_overflows_and_the_console_is_silent(pr
             assert tab.evaluate(f"{hidden}.length") == 0, "no column of a table is off the screen"
             broken = "[...document.images].filter(image => image.complete && !image.naturalWidth).length"
             assert tab.evaluate(broken) == 0
-        hovered = "[...document.querySelectorAll('#trade-off ~ .plot title')].map(title => title.textContent)"
-        assert len(tab.evaluate(hovered)) == 3
+        hovered = "[...document.querySelectorAll('#trade-off ~ .plots title')].map(title => title.textContent)"
+        assert len(tab.evaluate(hovered)) == 2 * 3
         assert tab.problems == []
         assert [address for address in tab.requests if not address.startswith(("file:", "data:"))] == []
     finally:

@@ -52,6 +52,22 @@ def test_every_point_is_named_on_hover_and_escaped():
     assert "floor" in "".join(svg.itertext())
 
 
+def test_points_of_a_path_are_joined_by_rising_x_in_their_colour():
+    points = [
+        Point(8, 1, "student", "8 steps", path="student"),
+        Point(4, 4, "teacher", "teacher"),
+        Point(1, 3, "student", "1 step", path="student"),
+        Point(2, 2, "student", "2 steps", path="student"),
+    ]
+    svg = ET.fromstring(trade_off(points, "evaluations", "distance"))
+    (line,) = (line for line in svg.iter("polyline") if line.get("class") == "path")
+    places = [tuple(map(float, place.split(","))) for place in line.get("points").split()]
+    assert len(places) == 3 and places == sorted(places)
+    assert [y for _, y in places] == sorted(y for _, y in places), "better is drawn lower"
+    dots = {dot.get("cx"): dot.get("fill") for dot in svg.iter("circle") if dot.get("r") == "5.5"}
+    assert {dots[str(x)] for x, _ in places} == {line.get("stroke")} and len(set(dots.values())) == 2
+
+
 def test_lower_is_drawn_lower_and_later_to_the_right():
     svg = curves([Line("loss", [0, 10, 20], [4.0, 2.0, 1.0])], "step")
     places = [tuple(map(float, place.split(","))) for place in re.search('points="([^"]+)"', svg)[1].split()]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from components.composite.base import named, prefixed
 from components.config import parse
 from components.data.dataset import batches
 from components.data.info import RunInfo
@@ -13,7 +14,9 @@ from components.errors import ConfigError, SamplerError
 from components.families import family_class
 from components.families.latent_diffusion import Model as LatentDiffusion
 from components.few_step.base import TEACHER
+from components.sampling.engine import Engine
 from components.sampling.requests import Blend, Conditions, Request, Source
+from components.sampling.tasks import Forward
 from components.training.loop import step_phase
 from tests.components.families.contract import CONFIG, active_phase, co_batched
 from tests.components.families.test_diffusion_options import DESCRIBED, DIT, TEXT
@@ -21,7 +24,8 @@ from tests.components.helpers import IMAGES, LATENTS, Rows, assert_same, build, 
 
 pytestmark = pytest.mark.usefixtures("exact")
 
-STUDENTS = ("consistency", "shortcut", "meanflow", "progressive")
+STUDENTS = ("consistency", "shortcut", "meanflow", "progressive", "dmd2")
+TAUGHT_ONLY = ("progressive", "dmd2")  # the data teach them nothing by themselves
 VARIANTS = {
     "text": (TEXT, DESCRIBED),
     "pixels": ({}, IMAGES),
@@ -36,8 +40,10 @@ VARIANTS = {
 @pytest.mark.parametrize("name", STUDENTS)
 def test_students_learn_and_sample_under_every_condition(name, variant):
     changes, data = VARIANTS[variant]
-    if name == "progressive" and "regress" in changes:
+    if name in TAUGHT_ONLY and "regress" in changes:
         pytest.skip("it has nothing but its teacher")
+    if name == "dmd2" and "transformer" in variant:
+        changes = {**changes, "adversarial": None}  # two blocks have no middle
     student = build(name, data=data, **changes)
     student.nets.train()
     moving, before = active_phase(student, "distil"), copied(student.nets["denoiser"])
@@ -53,24 +59,50 @@ def test_students_learn_and_sample_under_every_condition(name, variant):
     assert torch.allclose(alone, images[1], atol=1e-5)
 
 
+COUNTS = {"progressive": (2, 2, 2), "dmd2": (1, 2, 4, 1, 2)}  # of steps, where not any will do
+
+
+def asked(sampler, seed: int, steps: int) -> Request:
+    settings = sampler.Settings(num_inference_steps=steps, guidance_scale=1 + 0.5 * seed)
+    return Request(torch.tensor([seed]), settings, Conditions(label=torch.tensor([seed % 3])))
+
+
 @pytest.mark.parametrize("name", STUDENTS)
 def test_requests_of_any_steps_and_guidance_share_forwards(name):
-    student = moved(build(name))
-    counts = (2, 2, 2) if name == "progressive" else (1, 2, 3, 5, 8)
-    requests = [
-        Request(
-            torch.tensor([seed]),
-            student.Settings(num_inference_steps=steps, guidance_scale=1 + 0.5 * seed),
-            Conditions(label=torch.tensor([seed % 3])),
-        )
-        for seed, steps in enumerate(counts)
-    ]
+    student = moved(build(name, **({"most_steps": 4} if name == "dmd2" else {})))
+    counts = COUNTS.get(name, (1, 2, 3, 5, 8))
+    requests = [asked(student, seed, steps) for seed, steps in enumerate(counts)]
     images, forwards = co_batched(student, requests)
     for request, image in zip(requests, images, strict=True):
         assert torch.allclose(student.sample(request), image, atol=1e-5)
     denoising = [forward for forward in forwards if forward.net == "denoiser"]
     assert max(forward.rows for forward in denoising) > 1
     assert sum(forward.rows for forward in denoising) == sum(counts), "a guided step is one row"
+
+
+def test_a_student_and_its_teacher_are_served_by_one_engine():
+    """Each by nets of its own, in turns; requests of either share forwards, and are as alone."""
+    student = moved(build("consistency"))
+    samplers = {"student": student, "teacher": moved(student.received[TEACHER])}
+    nets = {named(name, net): call for name, sampler in samplers.items() for net, call in sampler.calls.items()}
+    forwards: list[Forward] = []
+    engine = Engine(nets, on_forward=forwards.append)
+    orders = [(name, asked(samplers[name], seed, 1 + seed)) for seed in range(3) for name in samplers]
+    futures = [
+        engine.submit(lambda name=name, one=one: prefixed(name, samplers[name].trajectory(one), shows=True))
+        for name, one in orders
+    ]
+    images = [future.result(60) for future in futures]
+    engine.stop(timeout=60)
+    for (name, one), image in zip(orders, images, strict=True):
+        assert torch.allclose(samplers[name].sample(one), image, atol=1e-5)
+    calls = {name: [one for one in forwards if one.net == named(name, "denoiser")] for name in samplers}
+    assert all(max(one.num_calls for one in found) > 1 for found in calls.values())
+    # guided from the second request on, by two rows of the teacher's and one of the student's
+    assert {name: sum(one.rows for one in found) for name, found in calls.items()} == {
+        "student": 1 + 2 + 3,
+        "teacher": 1 + 2 * (2 + 3),
+    }
 
 
 def moved(student):
@@ -141,6 +173,18 @@ def test_progressive_rounds_halve_the_steps_and_keep_the_net_of_the_round_before
         parse(kind, {"first_steps": 6, "last_steps": 2}, "model")
     with pytest.raises(SamplerError, match=r"num_inference_steps: this student was distilled to 1, found 2"):
         student.sample(Request(torch.arange(1), student.Settings(num_inference_steps=2)))
+
+
+def test_matched_students_sample_with_the_steps_that_they_learned():
+    assert build("dmd2", most_steps=8).config.counts == (1, 2, 4, 8)
+    with pytest.raises(SamplerError, match=r"^num_inference_steps: this student learned 1, 2, found 3$"):
+        student = build("dmd2")
+        student.sample(Request(torch.arange(1), student.Settings(num_inference_steps=3)))
+    kind = family_class("dmd2").Config
+    with pytest.raises(ConfigError, match=r"most_steps: expected a power of two, found 3"):
+        parse(kind, {"most_steps": 3}, "model")
+    with pytest.raises(ConfigError, match=r"adversarial: .* this one has no deep part"):
+        parse(kind, {"adversarial": {}, "backbone": {"widths": [8], "attention": [True]}}, "model")
 
 
 def told(**changes) -> RunInfo:

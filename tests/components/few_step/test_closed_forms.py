@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -18,6 +19,7 @@ from tests.components.helpers import IMAGES, assert_same, build, stream
 MU, S = 0.3, 0.5  # of what diffuses: normalised rows
 PLAIN = {"conditioning": "none", "most_guidance": 1.0}
 T_MAX = 0.999
+MOST = {"dmd2": {"most_steps": 4, "adversarial": None}}
 
 
 def spread(time: Tensor) -> Tensor:
@@ -77,11 +79,12 @@ def test_mean_velocities_lead_along_the_path_without_noise(name, steps):
     assert torch.allclose(rows, end, atol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "begin"), [("consistency", 80 / 81), ("dmd2", T_MAX)])
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_a_consistency_model_noises_again_and_stays_on_the_data(steps):
+def test_a_consistency_model_noises_again_and_stays_on_the_data(name, begin, steps):
     """One step is the path's end; with more the marginals stay, though rows leave their paths."""
-    z, rows = sampled(exact("consistency"), steps)
-    end = carried(z, torch.tensor(80 / 81), torch.tensor(0.0)).clamp(-2, 2)
+    z, rows = sampled(exact(name, **MOST.get(name, {})), steps)
+    end = carried(z, torch.tensor(begin), torch.tensor(0.0)).clamp(-2, 2)
     assert torch.allclose(rows, end, atol=1e-4) == (steps == 1)
     error = S / math.sqrt(rows.numel())
     assert abs(float(rows.mean()) - MU) < 5 * error
@@ -192,6 +195,76 @@ def test_levels_of_a_pair_come_closer_stage_by_stage_up_to_the_last():
     first, second, last, after = (family.shares(sigma, step) for step in (9, 10, 39, 4000))
     assert torch.equal(first, (1 - 0.5 * (1 + 8 * torch.sigmoid(-sigma))).clamp(min=0))
     assert (second >= first).all() and (last > second).all() and torch.equal(last, after)
+
+
+class Gaussian(nn.Module):
+    """A denoiser of normalised rows N(mean, std^2): the exact velocity."""
+
+    def __init__(self, mean: float, std: float):
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def forward(self, x: Tensor, level: Tensor, label: Tensor) -> Tensor:
+        time = (T_MAX * level / 999).view(-1, 1, 1, 1)
+        slope = (time - (1 - time) * self.std**2) / ((1 - time) ** 2 * self.std**2 + time**2)
+        return slope * (x - (1 - time) * self.mean) - self.mean
+
+
+def matched(mean: float, std: float):
+    """A student whose rows are N(mean, std^2) and known as such, of an exact teacher."""
+    family = exact("dmd2", **MOST["dmd2"])
+    family.received["teacher"].nets["denoiser"] = Gaussian(MU, S)
+    family.nets["fake"].denoiser = Gaussian(mean, std)
+    return family
+
+
+def test_a_matched_student_is_moved_by_the_difference_of_the_scores():
+    mean, std = -0.2, 0.8
+    family, batch = matched(mean, std), gaussian_batch()
+    clean = (mean + std * batch.draws.normal("made", IMAGES.shape)).requires_grad_()
+    batch = replace(batch, ahead={"distil": {"clean": clean}})
+    family.loss(family.nets["denoiser"], batch)["loss"].backward()
+    rows = family.noised(batch, clean.detach(), "distil")
+    sigma = rows.sigma.view(-1, 1, 1, 1)
+
+    def score(mean: float, std: float) -> Tensor:
+        return (mean - rows.x) / (std**2 + sigma**2)
+
+    teachers = rows.x + sigma**2 * score(MU, S)
+    distance = (clean.detach() - teachers).abs().mean((1, 2, 3), keepdim=True)
+    wanted = sigma**2 * (score(mean, std) - score(MU, S)) / distance / clean.numel()
+    assert torch.allclose(clean.grad, wanted.float(), rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_a_matched_student_comes_to_the_distribution_of_its_teacher():
+    family, batch = matched(-0.5, 1.0), gaussian_batch()
+    mean, std = torch.tensor(-0.5, requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    optimizer = torch.optim.Adam([mean, std], lr=0.05)
+    for step in range(150):
+        draws = batch.draws.fold(str(step))
+        clean = mean + std * draws.normal("made", IMAGES.shape)
+        family.nets["fake"].denoiser = Gaussian(float(mean.detach()), float(std.detach()))
+        optimizer.zero_grad()
+        made = Batch(batch.columns, draws, step=step, ahead={"distil": {"clean": clean}})
+        family.loss(family.nets["denoiser"], made)["loss"].backward()
+        optimizer.step()
+    assert abs(float(mean.detach()) - MU) < 0.02
+    assert abs(float(std.detach()) - S) < 0.02
+
+
+def test_rows_that_a_matched_student_learns_on_are_those_that_it_samples():
+    """Each comes along a path of one, two or four steps as a request's rows do, and stays on the data."""
+    family = exact("dmd2", **MOST["dmd2"])
+    net = family.nets["denoiser"]
+    levels: list[Tensor] = []
+    net.register_forward_pre_hook(lambda module, given, inputs: levels.append(inputs["level"]), with_kwargs=True)
+    made = family.generate(net, gaussian_batch())["clean"]
+    error = S / math.sqrt(made.numel())
+    assert abs(float(made.mean()) - MU) < 5 * error and abs(float(made.std()) - S) < 5 * error
+    asked = {round(float(level), 3) for part in levels for level in part}
+    assert asked == {round(999 * place, 3) for place in (1, 0.75, 0.5, 0.25)}
+    assert [len(part) for part in levels[:-1]] == sorted((len(part) for part in levels[:-1]), reverse=True)
+    assert len(levels[-1]) == len(made) == 40
 
 
 def test_rows_of_a_batch_can_be_chosen():
