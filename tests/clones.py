@@ -49,8 +49,7 @@ def environment(folder: Path) -> dict[str, str]:
     return {name: value for name, value in (os.environ | changes).items() if name != "RAY_ADDRESS"}
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Runs a command in a clone to its end."""
-    return subprocess.run(
-        arguments, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=900, check=False
-    )
+def command(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """Runs a command in a clone to its end, with further variables in its environment."""
+    env = environment(folder) | variables
+    return subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True, timeout=900, check=False)

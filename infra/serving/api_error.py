@@ -21,10 +21,13 @@ class ApiError(Exception):
         code: str | None = None,
         retry_after: int | None = None,
     ):
-        super().__init__(message)
+        super().__init__(status, message)  # what pickle makes it of again, between replicas
         self.status, self.retry_after = status, retry_after
         self.hold: tuple[float, float] | None = None  # HOLD, where it goes for all
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+    def __str__(self) -> str:
+        return self.body["error"]["message"]
 
     @property
     def headers(self) -> dict[str, str]:

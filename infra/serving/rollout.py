@@ -47,18 +47,22 @@ class Rollout:
         self._failed &= {model.key for model in wanted}
         if any(model.key not in {one.key for one in self.served} | self._failed for model in wanted):
             self._end_former({model.key for model in wanted})
-        champion, *others = (model if self._is_up(model) else None for model in wanted)
-        if champion is None and self.served:
+        champion, others = wanted[0], wanted[1:]
+        if not self._is_up(champion):
+            if not self.served:
+                raise RuntimeError(f"{champion.id} could not be started, and there is nothing before it to serve")
             champion = self.served[0]
-        if champion is None:
-            raise RuntimeError(f"{wanted[0].id} could not be started, and there is nothing before it to serve")
-        beside = [model for model in others if model and model.key != champion.key]
+        self._serve(champion, [model for model in others if model in self.served])  # the others may take long to start
+        self._serve(champion, [model for model in others if self._is_up(model)])
+        self._drain()
+
+    def _serve(self, champion: ServedModel, others: list[ServedModel]) -> None:
+        beside = [model for model in others if model.key != champion.key]
         served = (champion, *beside, *self._kept(champion, beside))
         if served != self.served:
             logger.warning("serving %s", ", ".join(model.id for model in served))
             self.served = served
             self.announce(served)
-        self._drain()
 
     def _kept(self, champion: ServedModel, beside: list[ServedModel]) -> list[ServedModel]:
         """The former champion, while it is kept and not served anyway."""

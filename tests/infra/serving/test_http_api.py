@@ -1,5 +1,6 @@
 import hashlib
 import json
+import pickle
 import socket
 import time
 from importlib import resources
@@ -239,3 +240,8 @@ def test_the_page(run, backend, tmp_path):
         assert [problem for problem in page.problems if "400" not in problem] == []
     finally:
         page.close()
+
+
+def test_an_error_is_the_same_after_its_way_between_processes():
+    error = pickle.loads(pickle.dumps(ApiError(429, "full", code="queue_full", retry_after=3)))
+    assert (error.status, str(error), error.headers) == (429, "full", {"Retry-After": "3"})

@@ -43,7 +43,7 @@ def test_nothing_happens_while_nothing_changes(versions):
     world = World()
     for _ in range(3):
         world.rollout.step((versions["1"], versions["2"]))
-    assert world.events == [("start", "1"), ("start", "2"), ("serve", "1", "2")]
+    assert world.events == [("start", "1"), ("serve", "1"), ("start", "2"), ("serve", "1", "2")]
 
 
 def test_a_champion_that_cannot_start_leaves_the_one_before(versions):
