@@ -133,11 +133,11 @@ def taken(columns: Mapping[str, Tensor], size: Size, draws: Draws) -> dict[str, 
     kept = torch.minimum(resized, torch.tensor(frames.shape[-2:]))
     free = kept - wanted  # (B, 2) places that a crop may begin at, less one
     start = (draws.uniform("place", (2,)) * (free + 1)).long().minimum(free)
-    within = tuple(start[:, axis, None] + torch.arange(size[axis]) for axis in range(2))  # (B, side) each
-    rows = torch.arange(len(frames))[:, None, None]
-    crops = frames.movedim(1, 3)[rows, within[0][:, :, None], within[1][:, None, :]].movedim(3, 1)
+    crops = np.empty((*frames.shape[:2], *size), np.uint8)
+    for crop, frame, (top, left) in zip(crops, frames.numpy(), start.tolist(), strict=True):  # faster than an index
+        crop[:] = frame[:, top : top + size[0], left : left + size[1]]
     cut = _cut(((resized - kept) // 2 + start).numpy(), np.array(size), resized.numpy())
-    return {MEDIUM.column: crops.contiguous(), CROP: torch.from_numpy(cut)}
+    return {MEDIUM.column: torch.from_numpy(crops), CROP: torch.from_numpy(cut)}
 
 
 def views(columns: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

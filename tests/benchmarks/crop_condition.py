@@ -1,7 +1,7 @@
 """What it brings to tell a net where its training images were cut: SDXL from scratch against diffusion of the same text
 that is told nothing, both on random crops of digits, and where an object goes that is asked for elsewhere.
 
-    python -m tests.benchmarks.crop_condition      # one seed: some two CPU minutes
+    python -m tests.benchmarks.crop_condition      # one seed: some seven CPU minutes
     python -m tests.benchmarks.crop_condition 1    # another one
 
 Distances are to held-out images cut in their middle, which is what the told net is asked for. What is measured is kept

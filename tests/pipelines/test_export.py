@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from components.artifacts import run_folder
 from components.config import parse
-from components.errors import SamplerError
+from components.errors import ConfigError, SamplerError
+from components.nets.low_rank import AdapterConfig
 from components.sampling.engine import Engine
 from components.sampling.requests import Conditions, Request
 from components.training.loop import State
@@ -101,6 +103,32 @@ def test_an_imported_model_is_served_and_fine_tuned(runs, tmp_path):
     begun = job.build()
     for net in family.kept:
         assert_same(dict(begun.nets[net].state_dict()), dict(family.nets[net].state_dict()), net)
+
+    # an adapter begins anew on what it adapts, goes out as a file and comes in again
+    adapted = replace(job, config=config.model_copy(update={"adapters": {"ink": AdapterConfig(rank=2)}})).build()
+    net = adapted.nets["adapter_ink"]
+    assert all(not up.any() for up in net.up.values()) and all(down.any() for down in net.down.values())
+    for part in family.kept:
+        assert_same(dict(adapted.nets[part].state_dict()), dict(family.nets[part].state_dict()), part)
+    with torch.no_grad():
+        for up in net.up.values():
+            up.normal_(generator=torch.Generator().manual_seed(1))
+    run_folder.write(
+        runs / "tuned",
+        "stable_diffusion",
+        adapted,
+        State(1, {}, {}, {"adapter_ink": net.state_dict()}),
+        run_folder.read_config(runs / "sd").provenance,
+    )
+    export.main(["tuned", "--to", "lora", str(tmp_path / "out")])
+    export.main(["inked", "--from", str(tmp_path / "model"), "--adapter", f"ink={tmp_path / 'out'}"])
+    tuned, inked = (run_folder.load(runs / name).family for name in ("tuned", "inked"))
+    images = [one.sample(requests[0]) for one in (family, tuned, inked)]
+    assert torch.allclose(images[1], images[2], atol=1e-5) and not torch.allclose(images[0], images[1], atol=1e-3)
+    again = replace(job, config=tuned.config, inputs=(Input("start", str(runs / "tuned"), "hash"),)).build()
+    assert_same(dict(again.nets["adapter_ink"].state_dict()), dict(tuned.nets["adapter_ink"].state_dict()))
+    with pytest.raises(ConfigError, match="--adapter: expected NAME=FILE, found 'ink'"):
+        export.main(["other", "--from", str(tmp_path / "model"), "--adapter", "ink"])
 
 
 @pytest.mark.parametrize(
