@@ -26,8 +26,11 @@ def installed() -> Iterator[None]:
             own = str(HERE / package.__name__.rpartition(".")[2])
             patch.setattr(package, "__path__", [*package.__path__, own])
         _forget()
-        yield
-    _forget()
+        try:
+            yield
+        finally:
+            patch.undo()
+            _forget()
 
 
 def _forget() -> None:

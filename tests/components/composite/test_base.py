@@ -59,7 +59,7 @@ def asked(sampler, seeds, labels):
 
 
 def test_nets_and_phases_have_the_parts_names(sampler):
-    assert set(sampler.kept) == {"draft_generator", "redraw_denoiser"} == set(sampler.calls)
+    assert set(sampler.kept) == {"draft_generator", "redraw_denoiser"} < set(sampler.calls)
     assert sampler.pretrained == sampler.nets_of_input("draft") == ("draft_generator",)
     assert [(phase.name, phase.net) for phase in sampler.phases] == [("redraw_denoise", "redraw_denoiser")]
 
@@ -112,7 +112,7 @@ def test_it_is_served_together_with_others_and_shows_the_last_parts_previews(sam
         assert (future.result(TIMEOUT) - drive(sampler.trajectory(request), sampler.calls)).abs().max() < 1e-4
     engine.stop(timeout=TIMEOUT)
     assert seen and all(images.shape == (1, *IMAGES.shape) for _, images in seen)
-    assert {forward.net for forward in forwards} == set(sampler.calls)
+    assert {forward.net for forward in forwards} == set(sampler.kept)
 
 
 def test_each_part_refuses_what_it_does_not_take(sampler):

@@ -35,6 +35,9 @@ class Backbone(Strict):
     context_dim: int = 4
     class_dim: int = 4
     attends: bool = False
+    hides_padding: bool = False
+    reuses: bool = False
+    blocks: int = 0
 
     def refuse_unfit(self, shape: tuple[int, ...], name: str) -> None:
         """It takes all."""
