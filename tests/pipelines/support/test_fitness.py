@@ -58,7 +58,8 @@ def test_latents_are_checked_as_the_autoencoder_will_make_them(tmp_path):
     ("conditioning", "told"), [("class", "expected labelled images"), ("text", "expected images with captions")]
 )
 def test_what_steers_a_model_must_be_there(conditioning, told, tmp_path):
-    with pytest.raises(DataError, match=f"^params.yaml: samplers.ldm: latent_diffusion: {told}[^;]*(; or [^;]*)?; samplers.student: "):
+    found = f"^params.yaml: samplers.ldm: latent_diffusion: {told}[^;]*(; or [^;]*)?; samplers.student: "
+    with pytest.raises(DataError, match=found):
         refuse_unfit(params(tmp_path, 16, conditioning=conditioning), source(()))
 
 
