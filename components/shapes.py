@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from components.errors import SamplerError
@@ -15,6 +16,12 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
 def per_channel(values: Tensor, like: Tensor) -> Tensor:
     """A value a channel, (C,) -> (C, 1, ..., 1), to go with `like` (B, C, ...)."""
     return values.view(-1, *[1] * (like.ndim - 2))
+
+
+def pooled(mask: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """A mask (B, 1, ...) brought to fewer cells, each as large as the largest value in it."""
+    pool = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}[len(sides)]
+    return pool(mask, sides)
 
 
 def all_but_channels(ndim: int) -> tuple[int, ...]:

@@ -14,7 +14,15 @@ from components.nets.autoencoder.finite_scalars import FiniteScalars
 from components.nets.autoencoder.scales import Scales
 
 
-class CodebookConfig(Strict):
+class OnePerPlace(Strict):
+    """Of codebooks that give each place of the latents a code."""
+
+    def token_shape(self, latents: tuple[int, ...]) -> tuple[int, ...]:
+        """Of a row's tokens, of latents (C, ...)."""
+        return (1, *latents[1:])
+
+
+class CodebookConfig(OnePerPlace):
     """Of vector quantisation; see nets/autoencoder/codebook.py."""
 
     name: Literal["ema"] = "ema"
@@ -27,12 +35,8 @@ class CodebookConfig(Strict):
     def build(self, channels: int) -> Codebook:
         return Codebook(self.size, channels, self.decay, self.restart_below, self.normalised)
 
-    def token_shape(self, latents: tuple[int, ...]) -> tuple[int, ...]:
-        """Of a row's tokens, of latents (C, ...)."""
-        return (1, *latents[1:])
 
-
-class FiniteScalarsConfig(Strict):
+class FiniteScalarsConfig(OnePerPlace):
     """Of finite scalar quantisation; see nets/autoencoder/finite_scalars.py."""
 
     name: Literal["fsq"]
@@ -41,18 +45,13 @@ class FiniteScalarsConfig(Strict):
     def build(self, channels: int) -> FiniteScalars:
         return FiniteScalars(self.levels)
 
-    def token_shape(self, latents: tuple[int, ...]) -> tuple[int, ...]:
-        """Of a row's tokens, of latents (C, ...)."""
-        return (1, *latents[1:])
-
 
 class ScalesConfig(Strict):
     """Of residual quantisation scale by scale; see nets/autoencoder/scales.py."""
 
     name: Literal["scales"]
-    sides: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (1, 2, 3, 4), min_length=1
-    )  # of the grids, the latents' last
+    # of the grids, the latents' last
+    sides: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 3, 4), min_length=1)
     size: int = Field(512, ge=2)  # codes, which all grids share
     decay: float = Field(0.99, gt=0, lt=1)
     commitment: float = Field(0.25, gt=0)  # weight of the encoder's distance to what all grids say together

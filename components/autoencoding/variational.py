@@ -13,6 +13,7 @@ from components.config import Strict
 from components.training.optimizers import OptimizerConfig
 
 LOG_2PI = math.log(2 * math.pi)
+IMPORTANCE_SAMPLES = 16  # latents of a row behind its likelihood's bound
 
 
 class DensityConfig(Strict):

@@ -21,10 +21,8 @@ from components.config import Strict
 from components.data.media.image import MEDIUM, channels_first, fitted
 from components.data.randomness import Draws
 
-RAW_SIZE, CROP = (
-    "raw_size",
-    "crop",
-)  # columns (2,): height, width of the file; (4,): cut off at top, left, bottom, right
+RAW_SIZE = "raw_size"  # a column (2,): height, width of the file
+CROP = "crop"  # (4,): what is cut off at top, left, bottom, right
 FRAME, RESIZED = "frame", "frame_resized"  # (C, H, W), filled with zeros; (2,) sides of the image that it is of
 BUCKET = "bucket"  # of a row that a source gives: the number of its bucket
 _OF_VIEWS = "frame_"  # begins the names of columns that hold several crops of a row, (K, ...), made beforehand

@@ -213,7 +213,7 @@ class Dataset:
         """Its medium's rows by number, in the order asked: (len(numbers), C, ...) float32 in [-1, 1]."""
         return self.medium.rows(self.take(numbers))
 
-    @property
+    @functools.cached_property
     def buckets(self) -> tuple[range, ...]:
         """The numbers of each bucket's rows; none of a set without crops."""
         ends = np.cumsum([0, *(bucket.shards for bucket in self.manifest.buckets)])
@@ -230,8 +230,8 @@ class Dataset:
         held = [number for number, inside in enumerate(self.buckets) if rows[0] in inside]
         if not held:
             raise DataError(f"{self.folder}: holds no crops; expected data.crops in params.yaml, or encode.NAME.crops")
-        assert all(row in self.buckets[held[0]] for row in rows.tolist()), "rows of several buckets"
-        bucket = self.manifest.buckets[held[0]]
+        bucket, inside = self.manifest.buckets[held[0]], self.buckets[held[0]]
+        assert inside.start <= rows.min() and rows.max() < inside.stop, "rows of several buckets"
         found = taken(self._take(rows, bucket.columns), bucket.size, draws)
         others = {name: column for name, column in self.manifest.columns.items() if name not in found}
         return self._take(rows, others) | found

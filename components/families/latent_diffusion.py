@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.conditioning.classes import apart
@@ -53,7 +52,7 @@ from components.metrics.held_out import DENOISING, NUM_LEVELS
 from components.sampling.blends import between, drawn, lerp
 from components.sampling.requests import BLEND, Conditions, Request
 from components.sampling.trajectories import Call, Preview, Trajectory
-from components.shapes import per_channel, per_row, shape_text
+from components.shapes import per_channel, per_row, pooled, shape_text
 from components.spaces import Latents, Pixels
 
 GUIDE = "guide"  # the net that autoguidance leads away from: an early average, or another run's (Karras et al. 2024a)
@@ -280,7 +279,7 @@ class Model(Levers, Sampler):
             start = known + start  # SDEdit: Meng et al. 2022, Algorithm 1
             if source.mask is not None:
                 # a latent is redrawn with any pixel of its cell
-                denoise = keeping(denoise, known, _pooled(source.mask, self.data.shape[1:]))
+                denoise = keeping(denoise, known, pooled(source.mask, self.data.shape[1:]))
                 finish = functools.partial(self._paste, source.images, source.mask)
         solver = self._solver(settings)(start, sigmas, noise)
 
@@ -391,12 +390,6 @@ class Model(Levers, Sampler):
     def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = (constant(tuple(values), like) for values in self.space.moments)
         return per_channel(mean, like), per_channel(std, like)
-
-
-def _pooled(mask: Tensor, sides: tuple[int, ...]) -> Tensor:
-    """A mask (B, 1, ...) brought to fewer cells, each as large as the largest value in it."""
-    pool = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}[len(sides)]
-    return pool(mask, sides)
 
 
 def _classifier_of(run: RunInfo) -> nn.Module:

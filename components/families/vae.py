@@ -16,6 +16,7 @@ from components.autoencoding.codebooks import CodebookKind, FiniteScalarsConfig
 from components.autoencoding.equivariance import EquivarianceConfig, draw
 from components.autoencoding.perceptual import DISTANCES, PerceptualConfig
 from components.autoencoding.variational import (
+    IMPORTANCE_SAMPLES,
     DensityConfig,
     LatentDensity,
     free_bits_kl,
@@ -43,8 +44,6 @@ from components.sampling.requests import Request
 from components.sampling.trajectories import Answer, Call, Trajectory
 from components.shapes import refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
-
-IMPORTANCE_SAMPLES = 16  # latents of a row behind its likelihood's bound
 
 
 class Config(Strict):

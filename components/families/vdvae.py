@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.autoencoding.variational import importance_bound
+from components.autoencoding.variational import IMPORTANCE_SAMPLES, importance_bound
 from components.conditioning.classes import blended_label, label_between
 from components.config import Strict
 from components.data.dataset import Batch
@@ -29,7 +29,6 @@ from components.sampling.trajectories import Call, Trajectory
 from components.shapes import refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
 
-IMPORTANCE_SAMPLES = 16  # latents of a row behind its likelihood's bound, as of vae
 _EDGE = 2.0**-24  # nearest to 0 and to 1 that a uniform number comes
 
 

@@ -34,40 +34,34 @@ BITS_GAP = Definition(
     better="lower",
     unit="bits",
 )
-BITS_PER_TOKEN, BITS_PER_TOKEN_TRAIN, BITS_PER_TOKEN_GAP = (
-    definition.model_copy(
-        update={
-            "name": definition.name.replace("per_dim", "per_token").replace("bits_gap", "bits_per_token_gap"),
-            "label": definition.label.replace("bits/dim", "bits/token"),
-            "explanation": explanation,
-        }
+
+
+def _of_unit(unit: str, explanation: str) -> tuple[Definition, Definition, Definition]:
+    """The same three figures by another unit than a dimension: `explanation` of the first."""
+    told = {
+        BITS_PER_DIM: explanation,
+        BITS_PER_DIM_TRAIN: BITS_PER_DIM_TRAIN.explanation,
+        BITS_GAP: f"held-out less training bits per {unit}: what was memorised rather than learnt",
+    }
+    return tuple(
+        definition.model_copy(
+            update={
+                "name": definition.name.replace("per_dim", f"per_{unit}").replace("bits_gap", f"bits_per_{unit}_gap"),
+                "label": definition.label.replace("bits/dim", f"bits/{unit}"),
+                "explanation": explanation,
+            }
+        )
+        for definition, explanation in told.items()
     )
-    for definition, explanation in (
-        (
-            BITS_PER_DIM,
-            "negative log2-likelihood of held-out rows' tokens, a token; of no pixel",
-        ),
-        (BITS_PER_DIM_TRAIN, BITS_PER_DIM_TRAIN.explanation),
-        (BITS_GAP, "held-out less training bits per token: what was memorised rather than learnt"),
-    )
+
+
+BITS_PER_TOKEN, BITS_PER_TOKEN_TRAIN, BITS_PER_TOKEN_GAP = _of_unit(
+    "token", "negative log2-likelihood of held-out rows' tokens, a token; of no pixel"
 )
-BITS_PER_LATENT, BITS_PER_LATENT_TRAIN, BITS_PER_LATENT_GAP = (
-    definition.model_copy(
-        update={
-            "name": definition.name.replace("per_dim", "per_latent").replace("bits_gap", "bits_per_latent_gap"),
-            "label": definition.label.replace("bits/dim", "bits/latent"),
-            "explanation": explanation,
-        }
-    )
-    for definition, explanation in (
-        (
-            BITS_PER_DIM,
-            "negative log2-density of held-out rows' latents at unit variance, a number of them; comparable between "
-            "models on the latents of one autoencoder alone, and of no pixel",
-        ),
-        (BITS_PER_DIM_TRAIN, BITS_PER_DIM_TRAIN.explanation),
-        (BITS_GAP, "held-out less training bits per latent: what was memorised rather than learnt"),
-    )
+BITS_PER_LATENT, BITS_PER_LATENT_TRAIN, BITS_PER_LATENT_GAP = _of_unit(
+    "latent",
+    "negative log2-density of held-out rows' latents at unit variance, a number of them; comparable between "
+    "models on the latents of one autoencoder alone, and of no pixel",
 )
 
 

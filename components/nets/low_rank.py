@@ -52,8 +52,9 @@ class Adapter(nn.Module):
 
     def __init__(self, net: nn.Module, config: AdapterConfig):
         super().__init__()
+        self._adapted = layers_of(net, config.targets)
         self.scale, self._net = config.scale, (net,)  # in a tuple, so that it is no part of this module
-        layers = {_key(name): layer for name, layer in layers_of(net, config.targets).items()}
+        layers = {_key(name): layer for name, layer in self._adapted.items()}
         self.down = nn.ParameterDict({key: torch.empty(config.rank, of.in_features) for key, of in layers.items()})
         self.up = nn.ParameterDict({key: torch.zeros(of.out_features, config.rank) for key, of in layers.items()})
         for matrix in self.down.values():
@@ -70,7 +71,7 @@ class Adapter(nn.Module):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         (net,) = self._net
-        with _adding({name: partial(self._addition, name) for name in self.layers}, net):
+        with _adding({layer: partial(self._addition, name) for name, layer in self._adapted.items()}):
             return net(**inputs)
 
     def _addition(self, layer: str, x: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ class Adapted:
     `strength` (B,), by which a row's addition is multiplied. A row's answer depends on its own adapter alone."""
 
     def __init__(self, net: nn.Module, adapters: Mapping[str, Adapter]):
-        self.net, self.adapters = net, adapters
+        self.net, self.adapters, self._layers = net, adapters, dict(net.named_modules())
         self._known: tuple = ()
         self._stacked: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -93,10 +94,10 @@ class Adapted:
         if not adapter.any():
             return self.net(**inputs)
         additions = {
-            layer: partial(_of_rows, down[adapter], up[adapter], strength)
-            for layer, (down, up) in self._stacks().items()
+            self._layers[name]: partial(_of_rows, down[adapter], up[adapter], strength)
+            for name, (down, up) in self._stacks().items()
         }
-        with _adding(additions, self.net):
+        with _adding(additions):
             return self.net(**inputs)
 
     def _stacks(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -129,14 +130,13 @@ def _of_rows(down: Tensor, up: Tensor, strength: Tensor, x: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _adding(additions: Mapping[str, Callable[[Tensor], Tensor]], net: nn.Module) -> Iterator[None]:
+def _adding(additions: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """While it lasts, what layers of a net answer has something added that is made of their input."""
-    layers = dict(net.named_modules())
 
     def added(addition: Callable[[Tensor], Tensor], layer: nn.Module, given: tuple, answer: Tensor) -> Tensor:
         return answer + addition(given[0])
 
-    hooks = [layers[name].register_forward_hook(partial(added, addition)) for name, addition in additions.items()]
+    hooks = [layer.register_forward_hook(partial(added, addition)) for layer, addition in additions.items()]
     try:
         yield
     finally:

@@ -248,18 +248,19 @@ class Transformer(nn.Module):
         attention = {"angles": rotary_angles(places, self.head_dim, self.base), "causal": self.causal}
         first = max(1, len(self.blocks) // 4)
         last = max(first, len(self.blocks) - first)
-        for block in self.blocks[:first]:
-            x = block(x, condition, context, **attention)
-        before = x
-        if deep is None:
-            for block in self.blocks[first:last]:
+
+        def through(x: Tensor, blocks: nn.ModuleList) -> Tensor:
+            for block in blocks:
                 x = block(x, condition, context, **attention)
+            return x
+
+        before = through(x, self.blocks[:first])
+        if deep is None:
+            x = through(before, self.blocks[first:last])
             deep = x - before
         else:
             x = before + deep
-        for block in self.blocks[last:]:
-            x = block(x, condition, context, **attention)
-        return self._ended(x, condition), deep
+        return self._ended(through(x, self.blocks[last:]), condition), deep
 
     def routed(
         self,

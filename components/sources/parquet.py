@@ -18,6 +18,7 @@ from components.data.dataset import Rejected
 from components.errors import DataError
 from components.sources import DataConfig, tables
 from components.sources.layouts import Described, Item
+from components.sources.tables import plain
 
 NAME = "parquet"
 IMAGE_KEYS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "content", "picture")
@@ -40,18 +41,18 @@ def items(path: Path, name: str, config: DataConfig) -> Iterator[Item]:
 
 def _described(file: pq.ParquetFile, config: DataConfig) -> Iterator[dict[str, object]]:
     """What each row says besides its image, by column in lower case."""
-    wanted = {*tables.CAPTION_KEYS, _plain(config.label_key), _plain(config.speaker_key or "")}
-    columns = [column for column in file.schema_arrow.names if _plain(column) in wanted]
+    wanted = {*tables.CAPTION_KEYS, plain(config.label_key), plain(config.speaker_key or "")}
+    columns = [column for column in file.schema_arrow.names if plain(column) in wanted]
     classes = _class_names(file.schema_arrow)
     for lines in _lines(file, columns):
         for line in lines:
-            yield {_plain(column): _named(value, classes.get(column)) for column, value in line.items()}
+            yield {plain(column): _named(value, classes.get(column)) for column, value in line.items()}
 
 
 def _item(path: Path, name: str, row: int, content: dict[str, object], config: DataConfig) -> Item:
-    keys = {"label": config.label_key} | ({"speaker": config.speaker_key} if config.speaker_key else {})
     try:
-        return Described(name, path, **tables.description(content, "its row", keys), start=row)
+        told = tables.description(content, "its row", config.label_key, config.speaker_key)
+        return Described(name, path, **told, start=row)
     except DataError as error:
         return Rejected(path=name, reason=str(error))
 
@@ -103,7 +104,7 @@ def _image_column(file: pq.ParquetFile, path: Path) -> str:
             found[field.name] = f"{field.name}.bytes"
         elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             found[field.name] = field.name
-    named = [column for key in IMAGE_KEYS for column in found if _plain(column) == key]
+    named = [column for key in IMAGE_KEYS for column in found if plain(column) == key]
     if not named and len(found) != 1:
         raise DataError(
             f"{path}: expected a column of images' bytes, {IMAGE_KEYS[0]} or the like, found columns "
@@ -136,10 +137,6 @@ def _named(value: object, names: list[str] | None) -> object:
     if names is None or not isinstance(value, int):
         return value
     return names[value] if 0 <= value < len(names) else None
-
-
-def _plain(name: str) -> str:
-    return name.strip().casefold()
 
 
 def _line(error: Exception) -> str:

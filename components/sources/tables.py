@@ -53,17 +53,25 @@ def parse(table: Path, label_key: str, speaker_key: str | None = None) -> Iterat
         rows: Iterator[tuple[str, object]] = _stylegan_rows(table)
     else:
         rows = _json_lines(table) if table.suffix.lower() == ".jsonl" else _csv_rows(table)
-    keys = {"label": label_key} | ({"speaker": speaker_key} if speaker_key else {})
     for where, content in rows:
         if not isinstance(content, dict):
             raise DataError(f"{where}: expected an object with one of {', '.join(FILE_KEYS)}, found {content!r:.80}")
-        content = {str(key).strip().casefold(): value for key, value in content.items()}
+        content = plain_keys(content)
         file = _first(content, FILE_KEYS)
         if not isinstance(file, str) or not file:
             raise DataError(
                 f"{where}: expected the image's path under one of {', '.join(FILE_KEYS)}, found {file!r:.80}"
             )
-        yield {"file": file, **description(content, where, keys)}
+        yield {"file": file, **description(content, where, label_key, speaker_key)}
+
+
+def plain_keys(content: Mapping[object, object]) -> dict[str, object]:
+    """An object by its keys as they are compared."""
+    return {plain(str(key)): value for key, value in content.items()}
+
+
+def plain(key: str) -> str:
+    return key.strip().casefold()
 
 
 def _text(table: Path) -> str:
@@ -89,7 +97,7 @@ def _delimiter(table: Path) -> str | None:
     header = _text(table).partition("\n")[0]
     for delimiter in _DELIMITERS:
         names = next(csv.reader([header], delimiter=delimiter, skipinitialspace=True), [])
-        if {name.strip().casefold() for name in names} & set(FILE_KEYS):
+        if set(map(plain, names)) & set(FILE_KEYS):
             return delimiter
     return None
 
@@ -120,9 +128,9 @@ def _stylegan_rows(table: Path) -> Iterator[tuple[str, object]]:
         yield where, {"file": pair[0], "label": pair[1]}
 
 
-def description(content: Mapping[str, object], where: str, keys: Mapping[str, str]) -> Line:
-    """What an object with lower-case keys says of an image; `keys`: under which key each of label and speaker stands.
-    Raises DataError, naming `where`, of what cannot be a caption or a name."""
+def description(content: Mapping[str, object], where: str, label_key: str, speaker_key: str | None = None) -> Line:
+    """What an object of plain keys says of an image. Raises DataError, naming `where`, of what cannot be a caption or a
+    name."""
     found = {}
     caption = _first(content, CAPTION_KEYS)
     if caption is not None:
@@ -130,8 +138,8 @@ def description(content: Mapping[str, object], where: str, keys: Mapping[str, st
         if not isinstance(caption, str) or "\0" in caption or caption.encode("utf-8", "replace").decode() != caption:
             raise DataError(f"{where}: expected the caption to be text, found {caption!r:.80}")
         found["caption"] = caption
-    for name, key in keys.items():
-        value = content.get(key.strip().casefold())
+    for name, key in {"label": label_key, "speaker": speaker_key}.items():
+        value = content.get(plain(key)) if key else None
         if value is not None:
             if not isinstance(value, str | int) or isinstance(value, bool):
                 raise DataError(f"{where}: expected the {name} to be a name or number, found {value!r:.80}")

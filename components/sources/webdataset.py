@@ -96,14 +96,14 @@ class _Sample:
     def _description(self, config: DataConfig) -> dict[str, str]:
         """Caption, label and speaker, where it has them; a .txt and a .cls before an object."""
         found: dict[str, str] = {}
-        keys = {"label": config.label_key} | ({"speaker": config.speaker_key} if config.speaker_key else {})
         for ending, content in self.said.items():
             try:
                 text = content.decode("utf-8-sig")
             except UnicodeDecodeError:
                 raise DataError(f"its .{ending} is no text in UTF-8") from None
             if ending in _OBJECTS:
-                found = tables.description(_object(text, ending), f"its .{ending}", keys) | found
+                told = _object(text, ending), f"its .{ending}", config.label_key, config.speaker_key
+                found = tables.description(*told) | found
             elif ending in _TEXTS:
                 found["caption"] = first_line(text, f"its .{ending}")
             elif ending in _LABELS:
@@ -120,7 +120,7 @@ def _object(text: str, ending: str) -> dict[str, object]:
         raise DataError(f"its .{ending} is not JSON ({error})") from None
     if not isinstance(content, dict):
         raise DataError(f"its .{ending}: expected an object, found {content!r:.80}")
-    return {str(key).strip().casefold(): value for key, value in content.items()}
+    return tables.plain_keys(content)
 
 
 def contents(part: list[Item]) -> Iterator[tuple[Item, io.BytesIO | None]]:

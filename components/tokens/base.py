@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -21,7 +20,6 @@ from components.families import family_class
 from components.families.base import Sampler, family_name
 from components.likelihood.contract import Likelihood
 from components.metrics.held_out import HeldOutLoss
-from components.nets.autoencoder.scales import Scales
 from components.nets.byte_transformer import VOCABULARY as NUM_BYTES
 from components.nets.token_transformer import TokenTransformer
 from components.sampling.requests import Conditions, Request, Source
@@ -139,17 +137,10 @@ class TokenSampler(Sampler):
         redrawn = torch.ones_like(tokens, dtype=torch.bool)
         if source.mask is not None:
             # a token is drawn anew with any pixel of its cell
-            redrawn = self._cells(source.mask)
+            redrawn = self.nets["autoencoder"].codebook.cells(source.mask, self.sides)
         order = draws.uniform("redrawn", (self.count,)).masked_fill(~redrawn, torch.inf).argsort(dim=1, stable=True)
         wanted = torch.ceil(source.strength * redrawn.sum(1, keepdim=True)).long()
         return tokens.masked_fill(order.argsort(1) < wanted, self.vocabulary)
-
-    def _cells(self, mask: Tensor) -> Tensor:
-        """Which tokens' cells hold any of a mask (B, 1, H, W): (B, N) booleans."""
-        codebook = self.nets["autoencoder"].codebook
-        if isinstance(codebook, Scales):
-            return codebook.cells(mask)
-        return F.adaptive_max_pool2d(mask, self.sides).flatten(1) > 0
 
     def finish(self, tokens: Tensor, source: Source | None) -> Trajectory:
         """The images of tokens (B, N), with a source's own pixels where its mask is 0."""

@@ -49,10 +49,11 @@ class Admission:
         if not held:
             self._turned_away.clear()
             return
-        left, before = self.seconds_left(orders[0]), self.engine.seconds_to_finish()
+        left = self.seconds_left(orders[0])
+        before, own = self.engine.seconds_to_finish(), self.engine.seconds_of(works)
         late = max(
             before - BEFORE * left,
-            self.engine.seconds_to_finish(works) - HELD * left,
+            before + own - HELD * left,
             self.engine.seconds_in_turn(works) - TURN * left,
         )
         is_crowded = held + len(orders) > load.slots + load.queue
@@ -60,7 +61,7 @@ class Admission:
             late = max(late, 1.0)
         if late <= 0:
             return
-        now, own = time.monotonic(), self.engine.seconds_of(works)
+        now = time.monotonic()
         while self._turned_away and self._turned_away[0][0] < now:
             self._turned_away.popleft()
         ahead = sum(seconds for _, seconds in self._turned_away)

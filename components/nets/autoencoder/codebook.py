@@ -10,8 +10,22 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.shapes import pooled
 
-class Codebook(nn.Module):
+
+class OnePerPlace(nn.Module):
+    """What codebooks share that give each place of the latents a code."""
+
+    def parts(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Tokens that figures tell apart: none."""
+        return {}
+
+    def cells(self, mask: Tensor, sides: tuple[int, ...]) -> Tensor:
+        """Which tokens' cells hold any of a mask (B, 1, H, W), of latents of these sides: (B, N) booleans."""
+        return pooled(mask, sides).flatten(1) > 0
+
+
+class Codebook(OnePerPlace):
     """Latents (B, C, h, w) -> the nearest of `size` codes at each place.
 
     `decay` is the weight of the past in both averages; a code used less than `restart_below` times a batch, by its
@@ -53,10 +67,6 @@ class Codebook(nn.Module):
         """The squared distance of latents to their codes (van den Oord et al. 2017, equation 3), a latent."""
         # the codes come with the latents' gradient and this must pull the latents alone
         return (self._scaled(latents) - self.nearest(latents.detach())).square().flatten(1).sum(1).mean()
-
-    def parts(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Tokens that figures tell apart: none."""
-        return {}
 
     def fingerprint(self) -> str:
         """Of what the numbers of codes mean."""

@@ -8,12 +8,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from components.nets.autoencoder.codebook import OnePerPlace
 
 _BEYOND = 1 + 1e-3  # the outermost level, so that it is reached, and by less than rounding leaves it
 
 
-class FiniteScalars(nn.Module):
+class FiniteScalars(OnePerPlace):
     """Latents (B, C, h, w) -> the nearest of prod(levels) codes at each place, in [-1, 1], C = len(levels). Levels are
     three or more."""
 
@@ -59,10 +61,6 @@ class FiniteScalars(nn.Module):
 
     def commitment(self, latents: Tensor) -> None:
         """No latent is pulled to its code."""
-
-    def parts(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Tokens that figures tell apart: none."""
-        return {}
 
     def fingerprint(self) -> str:
         """Of what the numbers of codes mean."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.nets.autoencoder.codebook import Codebook
+from components.shapes import pooled
 
 KEPT = 0.5  # share of a grid that goes past its convolution, as published
 
@@ -65,9 +66,9 @@ class Scales(nn.Module):
         split = tokens.split(self.counts, dim=1)
         return {f"_{side}x{side}": part for side, part in zip(self.sides, split, strict=True)}
 
-    def cells(self, mask: Tensor) -> Tensor:
-        """Which tokens' cells hold any of a mask (B, 1, H, W): (B, N) booleans."""
-        return torch.cat([F.adaptive_max_pool2d(mask, side).flatten(1) > 0 for side in self.sides], dim=1)
+    def cells(self, mask: Tensor, sides: tuple[int, ...]) -> Tensor:
+        """As of OnePerPlace, whatever `sides` tokens are stored in: of each grid's own cells."""
+        return torch.cat([pooled(mask, (side, side)).flatten(1) > 0 for side in self.sides], dim=1)
 
     def commitment(self, latents: Tensor) -> Tensor:
         """The squared distance of latents to the sum, a latent."""

@@ -121,7 +121,7 @@ def quantised_outside(scales: Scales, latents: torch.Tensor) -> torch.Tensor:
 def test_a_mask_marks_every_cell_that_it_touches():
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 7, 0] = 1
-    assert quantiser().cells(mask).nonzero()[:, 1].tolist() == [0, 3, 17]
+    assert quantiser().cells(mask, (1, 21)).nonzero()[:, 1].tolist() == [0, 3, 17]
 
 
 def test_fingerprints_tell_grids_codes_and_blends_apart():
