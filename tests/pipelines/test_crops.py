@@ -46,9 +46,9 @@ def params() -> dict:
     }
 
 
-def in_process(autoencoder, images, target, batch_size, cluster, storage, flips, text, shifts, crops):
+def in_process(autoencoder, images, target, batch_size, cluster, storage, flips, text, shifts, crops, teacher):
     """encoding.encode by one actor's work."""
-    maker = encoding.Encoder(autoencoder, images, Store.open(target), batch_size, flips, crops=crops)
+    maker = encoding.Encoder(autoencoder, images, Store.open(target), batch_size, flips, crops=crops, teacher=teacher)
     parts = [maker._encode(number) for number in range(len(read_manifest(images).shards))]
     return [shard for shard, _ in parts], parts[0][1].statistics()
 
