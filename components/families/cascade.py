@@ -145,7 +145,7 @@ class Up(Stage):
 
     def _low(self, images: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """Smaller images in [-1, 1] as the net is told them: normalised first, then enlarged, then noised."""
-        low = enlarged(self.normalise(images), self.data.shape[1:])
+        low = enlarged(self.space.normalise(images), self.data.shape[1:])
         return noised(low, level, draws.normal("low", self.data.shape))
 
     def _conditions(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, tuple[Condition, Condition]]:
