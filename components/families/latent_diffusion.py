@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from components.conditioning.sizes import refuse_without_crops
 from components.config import parse
 from components.constants import constant
 from components.data.dataset import Batch
-from components.data.info import DataInfo, RunInfo
+from components.data.info import DataInfo, DataOutline, RunInfo
 from components.data.randomness import Draws
 from components.diffusion import alignment, likelihood, reuse, schedules, weightings
 from components.diffusion.alignment import TEACHER
@@ -126,12 +126,10 @@ class Model(Levers, Sampler):
         self.nets[GUIDE].load_state_dict({name: learned[name] for name in self.nets[GUIDE].state_dict()})
 
     @classmethod
-    def why_not(
-        cls, config: Config, settings: Settings, inputs: Collection[str] = (), latents: bool = False
-    ) -> str | None:
-        if latents and settings.dynamic_threshold is not None:
+    def why_not(cls, config: Config, settings: Settings, data: DataOutline) -> str | None:
+        if data.latents and settings.dynamic_threshold is not None:
             return "dynamic_threshold: latents have no bounds; expected a sampler of the images themselves"
-        if settings.guidance == "autoguidance" and config.guide is None and GUIDE not in inputs:
+        if settings.guidance == "autoguidance" and config.guide is None and GUIDE not in data.inputs:
             return (
                 "guidance: autoguidance needs a worse net: a snapshot from early in the training, which model.guide "
                 "keeps, or a run that inputs names as NAME/guide"

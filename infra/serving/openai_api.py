@@ -230,7 +230,7 @@ def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) ->
         chosen = model.kind.Settings(**overlaid(model.settings, known))
     except ValidationError as error:
         raise invalid(error.errors()) from None
-    if reason := model.kind.refusal(model.kind.Config(**model.run.config), chosen, model.run.data):
+    if reason := model.kind.why_not(model.kind.Config(**model.run.config), chosen, model.run.data.outline):
         raise ApiError(400, reason, param=reason.partition(":")[0])
     settings = chosen.model_dump(mode="json")
     steps = num_steps(settings)

@@ -9,6 +9,7 @@ import torch
 
 from components.conditioning.low_resolution import enlarged, noised, reduced
 from components.data.dataset import Batch
+from components.data.info import DataOutline
 from components.diffusion.guidance import thresholded
 from components.errors import ConfigError, DataError, SamplerError
 from components.families import family_class
@@ -139,14 +140,14 @@ def test_dynamic_thresholding_by_hand():
 
 
 def test_settings_of_stages_that_are_not_there_are_refused():
-    kind = family_class("cascade")
+    kind, data = family_class("cascade"), DataOutline()
     two = kind.Config(**tiny("cascade").config)
-    reason = kind.why_not(two, kind.Settings(up3={"augmentation": 0.3}))
+    reason = kind.why_not(two, kind.Settings(up3={"augmentation": 0.3}), data)
     assert reason == "up3: this cascade has no such stage; expected settings of base, up1"
-    assert kind.why_not(two, kind.Settings(up1={"guidance": "autoguidance"})).startswith("up1.guidance: autoguidance")
+    assert kind.why_not(two, kind.Settings(up1={"guidance": "autoguidance"}), data).startswith("up1.guidance")
     three = kind.Config(**THREE)
     settings = kind.Settings(up1={"augmentation": 0.3})
-    assert kind.why_not(three, settings) is None and settings.of("up2") == settings.up1
+    assert kind.why_not(three, settings, data) is None and settings.of("up2") == settings.up1
 
 
 def test_a_cascade_of_texts():
