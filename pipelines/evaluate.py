@@ -113,7 +113,7 @@ def _takes(sampler: Sampler, settings: dict) -> bool:
         chosen = parse(sampler.Settings, generation.weights_and_settings(settings)[1], "settings")
     except ConfigError:
         return False
-    return sampler.refusal(sampler.config, chosen, sampler.data) is None
+    return sampler.why_not(sampler.config, chosen, sampler.data.outline) is None
 
 
 def figures_over_training(

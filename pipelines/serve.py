@@ -12,7 +12,7 @@ from infra.config import ServeConfig
 from infra.ray_cluster import ray_session
 from infra.serving import http_guards, ports, ray_serve
 from infra.serving.model_store import Champions
-from infra.serving.openai_api import ServedModel
+from infra.serving.served_model import ServedModel
 from pipelines.support import cli, paths
 from pipelines.support.params import load
 from pipelines.support.paths import ROOT

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import NamedTuple
+
 from components.config import Strict
 from components.data.dataset import Manifest
 from components.data.media import medium
@@ -30,9 +33,21 @@ class DataInfo(Strict):
     inputs: dict[str, RunInfo] = {}  # trained runs that the model keeps a part of, by role
 
     @property
+    def outline(self) -> DataOutline:
+        return DataOutline(self.autoencoder is not None, tuple(self.inputs))
+
+    @property
     def decoded(self) -> DataInfo:
         """Of the rows that these decode to: themselves, without an autoencoder."""
         return self if self.autoencoder is None else self.autoencoder.data
+
+
+class DataOutline(NamedTuple):
+    """What params.yaml alone tells of a model's data, before there are any: whether they are latents, and the roles of
+    the runs that the model keeps a part of."""
+
+    latents: bool = False
+    inputs: Collection[str] = ()
 
 
 class AutoencoderInfo(Strict):

@@ -6,7 +6,7 @@ sampler, how images come about. It knows no cluster, no tracker and no path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from components.conditioning.classes import told_of
 from components.config import Strict
 from components.data.dataset import Batch
-from components.data.info import DataInfo, RunInfo
+from components.data.info import DataInfo, DataOutline, RunInfo
 from components.data.media import Medium, medium
 from components.data.randomness import Draws
 from components.errors import SamplerError
@@ -212,17 +212,10 @@ class Sampler(Family):
     accepts: frozenset[str] = frozenset()  # what steers it: names of Conditions, and "blend"; may depend on the config
 
     @classmethod
-    def why_not(
-        cls, config: Strict, settings: Strict, inputs: Collection[str] = (), latents: bool = False
-    ) -> str | None:
-        """Why a model of this config, which keeps a part of the inputs of these roles, cannot sample with these
-        settings: the setting's name, a colon, the reason. None if it can. `latents`: whether it works on these."""
+    def why_not(cls, config: Strict, settings: Strict, data: DataOutline) -> str | None:
+        """Why a model of this config and data cannot sample with these settings: the setting's name, a colon, the
+        reason. None if it can."""
         return None
-
-    @classmethod
-    def refusal(cls, config: Strict, settings: Strict, data: DataInfo) -> str | None:
-        """The same of a model of this data."""
-        return cls.why_not(config, settings, data.inputs, data.autoencoder is not None)
 
     def trajectory(self, request: Request) -> Trajectory:
         """The coroutine that makes the rows of a request: (B, C, ...) in [-1, 1]. Raises SamplerError of what the
@@ -230,7 +223,7 @@ class Sampler(Family):
         refuse_unaccepted(
             self.accepts, self.medium.plural, self.row_shape, self.num_classes, request, self.num_speakers, self.sizes
         )
-        if reason := self.refusal(self.config, request.settings, self.data):
+        if reason := self.why_not(self.config, request.settings, self.data.outline):
             raise SamplerError(reason)
         return self._trajectory(request)
 

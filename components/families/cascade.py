@@ -8,7 +8,7 @@ drawn for each row and told to it; in sampling the level is the setting `augment
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from components.composite.base import Composite, named
 from components.conditioning.low_resolution import LOW, LOW_LEVEL, LowResolution, enlarged, noised, reduced
 from components.config import Strict
 from components.data.dataset import Batch
-from components.data.info import DataInfo
+from components.data.info import DataInfo, DataOutline
 from components.data.randomness import Draws
 from components.diffusion import config as diffusion
 from components.diffusion.building import build_denoiser
@@ -145,7 +145,7 @@ class Up(Stage):
 
     def _low(self, images: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """Smaller images in [-1, 1] as the net is told them: normalised first, then enlarged, then noised."""
-        low = enlarged(self.normalise(images), self.data.shape[1:])
+        low = enlarged(self.space.normalise(images), self.data.shape[1:])
         return noised(low, level, draws.normal("low", self.data.shape))
 
     def _conditions(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, tuple[Condition, Condition]]:
@@ -191,14 +191,12 @@ class Model(Composite):
         }
 
     @classmethod
-    def why_not(
-        cls, config: Config, settings: Settings, inputs: Collection[str] = (), latents: bool = False
-    ) -> str | None:
+    def why_not(cls, config: Config, settings: Settings, data: DataOutline) -> str | None:
         for name in UPS:
             if getattr(config, name) is None and name != UPS[0] and getattr(settings, name) is not None:
                 return f"{name}: this cascade has no such stage; expected settings of {', '.join([BASE, *config.ups])}"
         for name, stage in {BASE: config.base, **config.ups}.items():
-            if reason := Diffusion.why_not(stage, settings.of(name)):
+            if reason := Diffusion.why_not(stage, settings.of(name), data):
                 return f"{name}.{reason}"
         return None
 

@@ -8,7 +8,7 @@ The two nets move at two time scales, as those of a GAN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch
-from components.data.info import DataInfo
+from components.data.info import DataInfo, DataOutline
 from components.diffusion.building import build_denoiser
 from components.diffusion.config import Times
 from components.diffusion.objectives import OBJECTIVES, target
@@ -88,13 +88,11 @@ class Model(Student):
             self.nets[FAKE].denoiser.load_state_dict(self.nets["denoiser"].state_dict())
 
     @classmethod
-    def why_not(
-        cls, config: Config, settings: StudentSettings, inputs: Collection[str] = (), latents: bool = False
-    ) -> str | None:
+    def why_not(cls, config: Config, settings: StudentSettings, data: DataOutline) -> str | None:
         if settings.num_inference_steps not in config.counts:
             learned, found = ", ".join(map(str, config.counts)), settings.num_inference_steps
             return f"num_inference_steps: this student learned {learned}, found {found}"
-        return super().why_not(config, settings, inputs, latents)
+        return super().why_not(config, settings, data)
 
     @property
     def usual_settings(self) -> StudentSettings:
@@ -149,7 +147,7 @@ class Model(Student):
         if adversarial is None:
             answer, _ = self.answer(net, fake.x, fake.sigma, told)
             return {"loss": (answer - wanted).square().mean()}
-        data = self.normalise(self.space.clean(batch, self.config.flips))
+        data = self.space.normalise(self.space.clean(batch, self.config.flips))
         noise = batch.draws.normal("noise of data", self.data.shape)
         x = torch.cat([fake.x, data + per_row(fake.sigma, data).float() * noise])
         both = {name: torch.cat([value, value]) for name, value in told.items()}

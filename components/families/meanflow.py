@@ -3,7 +3,6 @@ from its derivative along the path; guidance scale and the levels that are guide
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from components.data.dataset import Batch
+from components.data.info import DataOutline
 from components.data.randomness import Draws
 from components.diffusion import schedules
 from components.diffusion.config import refuse_bad_interval
@@ -54,14 +54,12 @@ class Model(AverageStudent):
     Settings = Settings
 
     @classmethod
-    def why_not(
-        cls, config: Config, settings: Settings, inputs: Collection[str] = (), latents: bool = False
-    ) -> str | None:
+    def why_not(cls, config: Config, settings: Settings, data: DataOutline) -> str | None:
         if settings.guidance_interval is not None and config.is_guided:
             middle = float(schedules.build(config.schedule).sigma(torch.tensor(0.5, dtype=torch.float64)))
             if not settings.guidance_interval[0] <= middle <= settings.guidance_interval[1]:
                 return f"guidance_interval: this student learned those around {middle:.3g}"
-        return super().why_not(config, settings, inputs, latents)
+        return super().why_not(config, settings, data)
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         """The squared error of the velocity that the net's mean velocity stands for, u + (t - r) du/dt with the

@@ -3,7 +3,7 @@ which is what the student was a round ago; at first it is the diffusion run unde
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from components.data.dataset import Batch
-from components.data.info import DataInfo
+from components.data.info import DataInfo, DataOutline
 from components.diffusion.building import build_denoiser
 from components.families.base import Losses, Tiny
 from components.few_step.base import Rows, Student, give_tiny_teacher
@@ -61,13 +61,11 @@ class Model(Student):
         self.nets[FORMER] = build_denoiser(config, data)
 
     @classmethod
-    def why_not(
-        cls, config: Config, settings: StudentSettings, inputs: Collection[str] = (), latents: bool = False
-    ) -> str | None:
+    def why_not(cls, config: Config, settings: StudentSettings, data: DataOutline) -> str | None:
         if settings.num_inference_steps != config.last_steps:
             found = settings.num_inference_steps
             return f"num_inference_steps: this student was distilled to {config.last_steps}, found {found}"
-        return super().why_not(config, settings, inputs, latents)
+        return super().why_not(config, settings, data)
 
     @property
     def usual_settings(self) -> StudentSettings:

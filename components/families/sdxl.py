@@ -9,7 +9,7 @@ is `stable_diffusion`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -23,7 +23,7 @@ from components.conditioning.sizes import refuse_without_crops, told_sizes
 from components.conditioning.text import JoinedTexts
 from components.config import Strict
 from components.data.dataset import Batch
-from components.data.info import DataInfo, RunInfo
+from components.data.info import DataInfo, DataOutline, RunInfo
 from components.diffusion import config as diffusion
 from components.diffusion import reuse
 from components.diffusion.backbones import Backbone, UNet
@@ -122,16 +122,14 @@ class Model(Diffusion):
         self.nets[CLIP].load_state_dict(given.nets[CLIP].state_dict())
 
     @classmethod
-    def why_not(
-        cls, config: Config, settings: Settings, inputs: Collection[str] = (), latents: bool = False
-    ) -> str | None:
+    def why_not(cls, config: Config, settings: Settings, data: DataOutline) -> str | None:
         start, refiner = settings.refiner_start, config.refiner
         if start is not None and start < 1 and refiner is None:
             return "refiner_start: this model has no refiner; expected model.refiner"
         if start is not None and refiner is not None and start < 1 - refiner.share - 1e-9:
             known = f"the last {refiner.share:g} of the way alone"
             return f"refiner_start: the refiner knows {known}; expected {1 - refiner.share:g} or more"
-        return super().why_not(config, settings, inputs, latents)
+        return super().why_not(config, settings, data)
 
     # -- training -----------------------------------------------------------------------------------------------------
 

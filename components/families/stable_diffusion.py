@@ -4,7 +4,7 @@ encoders, as pipelines.export imports it from a folder of diffusers."""
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -18,7 +18,7 @@ from components.conditioning.text import texts_of_column
 from components.config import Strict
 from components.data.crops import RAW_SIZE
 from components.data.dataset import Batch
-from components.data.info import DataInfo
+from components.data.info import DataInfo, DataOutline
 from components.diffusion import config as diffusion
 from components.diffusion import reuse, schedules
 from components.diffusion.building import STEERING
@@ -164,15 +164,13 @@ class Model(LatentDiffusion):
         return {}
 
     @classmethod
-    def why_not(
-        cls, config: Config, settings: Settings, inputs: Collection[str] = (), latents: bool = False
-    ) -> str | None:
+    def why_not(cls, config: Config, settings: Settings, data: DataOutline) -> str | None:
         unheard = [name for name in SizeSettings.model_fields if getattr(settings, name) not in (None, (0, 0))]
         if unheard and config.backbone.added is None:
             return f"{unheard[0]}: these U-Nets are told no sizes; expected Stable Diffusion XL"
         if settings.adapter not in (None, NO_ADAPTER, *config.adapters):
             return f"adapter: expected one of {', '.join([*config.adapters, NO_ADAPTER])}, found {settings.adapter!r}"
-        return super().why_not(config, settings, inputs, latents)
+        return super().why_not(config, settings, data)
 
     def _embedded(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}  # captions are encoded in training

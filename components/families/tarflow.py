@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from components.conditioning.classes import blended_label, label_between
 from components.config import Strict
 from components.data.dataset import Batch
-from components.data.info import DataInfo
+from components.data.info import DataInfo, DataOutline
 from components.data.randomness import Draws
 from components.errors import SamplerError
 from components.families.base import Losses, Phase, Sampler, Tiny, Told
@@ -75,7 +75,7 @@ class Model(Sampler):
         return frozenset({"blend", "label"} if self.labelled else {"blend"})
 
     @classmethod
-    def why_not(cls, config: Config, settings: Settings, inputs=(), latents=False) -> str | None:
+    def why_not(cls, config: Config, settings: Settings, data: DataOutline) -> str | None:
         if settings.guidance_scale != 1 and not (config.classes and config.label_dropout):
             return "guidance_scale: this model was not trained without classes; expected 1"
         return None

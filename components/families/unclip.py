@@ -7,7 +7,7 @@ real images. What an image shows can be drawn anew (`image`), and led from one t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from components.conditioning.embedding import EMBEDDING, ImageEmbedding, scaled
 from components.conditioning.text import texts_of_column
 from components.config import Strict
 from components.data.dataset import Batch
-from components.data.info import DataInfo, RunInfo
+from components.data.info import DataInfo, DataOutline, RunInfo
 from components.data.randomness import Draws
 from components.diffusion import config as diffusion
 from components.diffusion.building import build_denoiser
@@ -134,10 +134,8 @@ class Model(Composite):
         }
 
     @classmethod
-    def why_not(
-        cls, config: Config, settings: Settings, inputs: Collection[str] = (), latents: bool = False
-    ) -> str | None:
-        reason = Diffusion.why_not(config.decoder, settings.decoder, latents=latents)
+    def why_not(cls, config: Config, settings: Settings, data: DataOutline) -> str | None:
+        reason = Diffusion.why_not(config.decoder, settings.decoder, data)
         return reason and f"{DECODER}.{reason}"
 
     def _trajectory(self, request: Request) -> Trajectory:

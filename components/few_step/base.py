@@ -7,7 +7,7 @@ Rows x lie in the variance-exploding frame of components/diffusion, noise levels
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import ClassVar
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from components.config import parse
 from components.data.dataset import Batch
-from components.data.info import DataInfo, RunInfo
+from components.data.info import DataInfo, DataOutline, RunInfo
 from components.diffusion.building import refuse_unalike
 from components.diffusion.guidance import Condition, Denoise, Guidance
 from components.diffusion.objectives import OBJECTIVES, target
@@ -107,9 +107,7 @@ class Student(LatentDiffusion):
         return self.received[TEACHER].nets["denoiser"] if TEACHER in self.received else None
 
     @classmethod
-    def why_not(
-        cls, config: StudentConfig, settings: StudentSettings, inputs: Collection[str] = (), latents: bool = False
-    ) -> str | None:
+    def why_not(cls, config: StudentConfig, settings: StudentSettings, data: DataOutline) -> str | None:
         if config.conditioning != "none" and settings.guidance_scale > config.most_guidance:
             return (
                 f"guidance_scale: this student learned scales from 1 to {config.most_guidance:g}, "
@@ -161,7 +159,7 @@ class Student(LatentDiffusion):
 
     def rows(self, batch: Batch, sigma: Tensor) -> Rows:
         """The batch at noise levels (B,), and all that is drawn of it."""
-        clean = self.normalise(self.space.clean(batch, self.config.flips))
+        clean = self.space.normalise(self.space.clean(batch, self.config.flips))
         noise = batch.draws.normal("noise", self.data.shape)
         return Rows(
             clean=clean,

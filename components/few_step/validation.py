@@ -45,7 +45,7 @@ def step_figures(student: Student, held_out: Mapping[str, Tensor], judge: Judge)
     found = []
     for steps, definition in DISTANCES.items():
         settings = student.usual_settings.model_copy(update={"num_inference_steps": steps})
-        if student.refusal(student.config, settings, student.data) is None:
+        if student.why_not(student.config, settings, student.data.outline) is None:
             rows = student.sample(Request(torch.arange(count) + OTHERS, settings, conditions)).to(reals.device)
             found.append(definition.figure(frechet_distance(Moments.of(classifier.features(rows)), real)))
     return named(*found)

@@ -15,7 +15,7 @@ from components.sampling.engine import Engine
 from components.sampling.tasks import EngineFull, Usage
 from components.sampling.workload import Kinds, Work
 from infra.serving.api_error import LONGEST
-from infra.serving.openai_api import SampleRequest, num_steps
+from infra.serving.orders import SampleRequest, num_steps
 
 # shares of the time that is left: for what the engine holds already, since a longer queue makes no more images and all
 # wait longer; for that and the request; for its own turn. Estimates are no promises

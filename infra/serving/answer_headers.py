@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from infra.serving.openai_api import ImageRequest, ServedModel, ignored
+from infra.serving.openai_api import ImageRequest, ignored
+from infra.serving.served_model import ServedModel
 
 MAX_NAMED = 20  # ignored fields that a header lists
 

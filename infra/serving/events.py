@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from infra.serving.api_error import ApiError
-from infra.serving.openai_api import Backend, SampleRequest, ServedModel, Update
+from infra.serving.backend import Backend, Update
+from infra.serving.orders import SampleRequest
+from infra.serving.served_model import ServedModel
 
 NO_USAGE = {  # nothing here is counted in tokens
     "input_tokens": 0,

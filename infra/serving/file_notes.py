@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 
-from infra.serving.openai_api import SampleRequest, ServedModel
+from infra.serving.orders import SampleRequest, Towards
+from infra.serving.served_model import ServedModel
 
 PARAMETERS, SETTINGS = "parameters", "latent-foundry"
 NAMES = {"num_inference_steps": "Steps", "solver": "Sampler", "guidance_scale": "CFG scale"}
@@ -27,10 +28,20 @@ def of(order: SampleRequest, model: ServedModel) -> dict[str, str]:
     }
     if order.source:
         facts["Denoising strength"] = order.source.strength
+    if order.blend:
+        facts["Blend"] = _way(order.blend, model)
     lines = [prompt, *([f"Negative prompt: {negative}"] if negative else [])]
     lines.append(", ".join(f"{name}: {value}" for name, value in facts.items() if value != ""))
     told = {"prompt": prompt, "negative_prompt": negative, "seed": order.seed, "model": model.id, **order.settings}
+    if order.blend:
+        told["blend"] = order.blend.model_dump(exclude_none=True)
     return {PARAMETERS: "\n".join(lines), SETTINGS: json.dumps(told, sort_keys=True)}
+
+
+def _way(blend: Towards, model: ServedModel) -> str:
+    seed = [] if blend.seed is None else [f"seed {blend.seed}"]
+    prompt = _text(blend.prompt, blend.label, model)
+    return f"{blend.share:.2g} of the way to " + " and ".join([*seed, *([f"prompt {prompt}"] if prompt else [])])
 
 
 def _text(text: str | None, label: int | None, model: ServedModel) -> str:

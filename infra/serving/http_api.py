@@ -24,20 +24,11 @@ from infra.config import ServeConfig
 from infra.serving import events, model_routes, speech, uploads, video_routes
 from infra.serving.answer_headers import of_answer
 from infra.serving.api_error import ApiError
+from infra.serving.backend import Backend
 from infra.serving.http_guards import Guard, Held, key_of
-from infra.serving.openai_api import (
-    Backend,
-    EditRequest,
-    GenerationRequest,
-    ImageRequest,
-    SampleRequest,
-    ServedModel,
-    SourceImage,
-    VariationRequest,
-    find,
-    invalid,
-    orders,
-)
+from infra.serving.openai_api import EditRequest, GenerationRequest, ImageRequest, VariationRequest, invalid, orders
+from infra.serving.orders import SampleRequest, SourceImage
+from infra.serving.served_model import ServedModel, find
 from infra.serving.video_jobs import JobStore, Worker
 
 PAGES = Path(__file__).with_name("pages")

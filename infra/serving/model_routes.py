@@ -11,7 +11,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from components.config import Strict, by_path, models_in
 from infra.config import ServeConfig
 from infra.serving.api_error import ApiError
-from infra.serving.openai_api import Backend, ServedModel, find, names
+from infra.serving.backend import Backend
+from infra.serving.served_model import ServedModel, find, names
 
 
 def add(app: FastAPI, backend: Backend, config: ServeConfig) -> None:

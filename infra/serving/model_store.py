@@ -22,7 +22,7 @@ from components.errors import InputError, SamplerError
 from components.families.base import Sampler
 from components.files import sha256_folder, whole_folder, write_json, write_whole
 from infra.config import TrackingConfig
-from infra.serving.openai_api import Served, ServedModel
+from infra.serving.served_model import Served, ServedModel
 from infra.tracking.registry import SHA256_TAG, Registry, Version
 
 logger = logging.getLogger(__name__)

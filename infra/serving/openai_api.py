@@ -7,195 +7,26 @@ from __future__ import annotations
 
 import re
 import secrets
-import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from components.artifacts.run_folder import RunConfig
 from components.conditioning.classes import class_of
-from components.config import Strict, overlaid
-from components.data.media import Medium, medium
+from components.config import overlaid
+from components.data.media import Medium
 from components.data.media.image import MEDIUM as IMAGES
 from components.errors import SamplerError
-from components.families import family_class
-from components.families.base import Sampler
 from infra.config import ServeConfig
 from infra.serving.api_error import ApiError
+from infra.serving.orders import SampleRequest, SourceImage, Towards, num_steps
+from infra.serving.served_model import ServedModel
 
 MAX_SEED = 2**53 - 1  # what every JSON parser reads exactly
 RANDOM_SEED = -1  # as other servers' clients ask for any
 MAX_RESIZED = 2048  # pixels of a side
-AS_CLASS = {"prompt": "label", "negative_prompt": "negative_label"}
 UNUSED = ("n", "stream", "partial_images", "queue_updates")  # where a request makes one thing and is answered at once
 ALIASES = {"sampler": "solver"}  # names that other servers give to our settings
-
-
-class ServedModel(Strict):
-    """A version of a sampler. `folder` is absolute; `settings` are its defaults; `figures` are for display,
-    `definitions` say how to read them; `hash` tells contents apart. `accepts` says what steers it (Sampler.accepts)."""
-
-    name: str
-    version: str
-    folder: str
-    run: RunConfig
-    settings: dict[str, Any] = Field({})
-    figures: dict[str, Any] = Field({})
-    definitions: tuple[dict[str, Any], ...] = ()  # components/metrics/figures.py, Definition
-    hash: str = ""
-    accepts: tuple[str, ...] = ()
-    sizes: tuple[tuple[int, ...], ...] = ()  # sides that it makes itself (Sampler.sizes)
-
-    @property
-    def kind(self) -> type[Sampler]:
-        return family_class(self.run.family)
-
-    @property
-    def id(self) -> str:
-        """The name that stays this version's own, whoever reigns."""
-        return f"{self.name}@{self.version}"
-
-    @property
-    def key(self) -> str:
-        """What tells it from every other content, as letters, digits, - and _."""
-        content = self.hash or self.run.provenance.job
-        return re.sub(r"[^A-Za-z0-9_-]", "_", f"{self.name}-{self.version}-{content[:12]}")
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """That a prompt may name; none where prompts are texts or mean nothing."""
-        return self.run.data.classes if "label" in self.accepts else ()
-
-    @property
-    def voices(self) -> tuple[str, ...]:
-        """Speakers that a request may name."""
-        return self.run.data.speakers if "speaker" in self.accepts else ()
-
-    def condition(self, field: Literal["prompt", "negative_prompt", "instead_of"]) -> str | None:
-        """The condition that a request's text means to the sampler: the text itself or a class. None if nothing."""
-        return next((name for name in (field, AS_CLASS.get(field)) if name in self.accepts), None)
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Of what it makes, channels first."""
-        autoencoder = self.run.data.autoencoder
-        return (autoencoder.data if autoencoder else self.run.data).shape
-
-    @property
-    def medium(self) -> Medium:
-        return medium(self.run.data.decoded.medium, rate=self.run.data.decoded.rate)
-
-    @property
-    def size(self) -> str:
-        """As a request and a person say it: of images WIDTHxHEIGHT."""
-        return self.medium.size(self.row_shape)
-
-    def size_of(self, order: SampleRequest) -> str:
-        """That of the image of an order."""
-        own = self.size if order.sides is None else self.medium.size((self.row_shape[0], *order.sides))
-        return order.size or own
-
-    @property
-    def own_sizes(self) -> dict[str, tuple[int, ...]]:
-        """The sides that it makes without resizing, by how a request says them, its usual ones first."""
-        usual = {self.size: self.row_shape[1:]}
-        return usual | {self.medium.size((self.row_shape[0], *sides)): sides for sides in self.sizes}
-
-
-Served = tuple[ServedModel, ...]  # what requests may ask for, the champion first
-
-
-def names(served: Served) -> dict[str, ServedModel]:
-    """What a request may call each of them: its id, and the champion by the model's name alone."""
-    return {served[0].name: served[0], **{model.id: model for model in served}}
-
-
-def find(name: str | None, served: Served, aliases: Mapping[str, str] = {}) -> ServedModel:
-    """The model that a request names, the champion if it names none. Raises ApiError listing those there are."""
-    known = names(served)
-    name = aliases.get(name, name)
-    if name and name not in known:
-        expected = " or ".join(map(repr, known))
-        message = f"model: no {name[:80]!r} here; expected {expected}"
-        raise ApiError(404, message, param="model", code="model_not_found")
-    return known[name] if name else served[0]
-
-
-class SourceImage(Strict):
-    """An image to start from, or to show anew by a sampler that takes the content of images, at the sampler's own size:
-    uint8 pixels, channels first. `mask`: a byte a pixel, 255 where to redraw; empty for everywhere. `strength` in
-    (0, 1]: how much noise is put on it."""
-
-    pixels: bytes
-    strength: float
-    mask: bytes = b""
-
-
-class SampleRequest(Strict):
-    """One image to be made by the version with the key `model`. `group` is shared by the images of one request, which
-    came at `asked_at`, a time.time()."""
-
-    model: str
-    seed: int
-    settings: dict[str, Any]
-    group: str
-    label: int | None = None
-    speaker: int | None = None
-    negative_label: int | None = None
-    prompt: str | None = None
-    negative_prompt: str | None = None
-    source: SourceImage | None = None
-    first: str | None = None  # of a film: a picture that it begins with, its stored values in base64
-    instead_of: str | None = None
-    output_format: str = "png"  # one of its medium's
-    output_compression: int = 100
-    num_previews: int = 0
-    size: str | None = None  # that the image is resized to; None for the model's own
-    sides: tuple[int, ...] | None = None  # that the model makes; None for its usual ones
-    notes: bool = True  # whether the file says what it was made with, where its format can
-    asked_at: float = Field(default_factory=time.time)
-
-
-class Made(NamedTuple):
-    """The encoded images of a request, and the seconds that it waited for its turn."""
-
-    images: list[bytes]
-    queue_seconds: float
-
-
-class Update(NamedTuple):
-    """An encoded image on its way: an estimate at `progress` in [0, 1], or the image itself. Before the first, without
-    an image, `num_before`: those that come before it; when it has its turn, `queue_seconds`: how long it waited."""
-
-    progress: float
-    image: bytes
-    final: bool = False
-    num_before: int = 0
-    queue_seconds: float = 0.0
-
-
-class Backend(Protocol):
-    """What makes the images. `trouble`: what keeps it from following the registry, if something does."""
-
-    trouble: str
-
-    async def served(self) -> Served:
-        """The models that orders may be for. Raises ApiError while there is none."""
-
-    async def generate(self, orders: list[SampleRequest]) -> Made:
-        """The images of one request. Raises ApiError; cancelling it ends the work."""
-
-    def stream(self, orders: list[SampleRequest]) -> AsyncIterator[tuple[int, Update]]:
-        """By the number of an order: the first one's place in the queue, at first when the orders of one request are
-        accepted, its turn, previews, and each image. Raises ApiError; closing it ends the work."""
-
-    async def check(self, model: ServedModel) -> dict[str, int]:
-        """The load of one engine. Raises ApiError if no image can be made at the moment."""
-
-    async def metrics(self, everything: bool) -> str:
-        """Figures as Prometheus reads them; `everything`: the cluster's beside our own."""
 
 
 class ImageRequest(BaseModel):
@@ -225,8 +56,22 @@ class PromptedRequest(ImageRequest):
     negative_prompt: str | None = None  # what guidance leads away from
 
 
+class BlendRequest(BaseModel):
+    """Another image to go towards: that of another seed, of another prompt or of both. `share` of the way, for each of
+    the images and of seeds that count up alike; without it, the images are steps of one way, from the request's own
+    image to the other."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    prompt: str | None = None
+    share: float | None = Field(None, ge=0, le=1)
+
+
 class GenerationRequest(PromptedRequest):
     """`POST /v1/images/generations`."""
+
+    blend: BlendRequest | None = None
 
 
 class EditRequest(PromptedRequest):
@@ -251,7 +96,11 @@ def orders(
     count = request.n or 1
     if count > limits.max_images:
         raise ApiError(400, f"n: at most {limits.max_images} images a request, found {count}", param="n")
-    first = seed_of(request)
+    seeds = seeds_of(seed_of(request), count)
+    blend = getattr(request, "blend", None)
+    ways = [None] * count if blend is None else _ways(blend, model, limits, count)
+    if blend is not None and blend.share is None:
+        seeds = seeds[:1] * count
     common = {
         **order_basics(request, model, limits),
         "source": source,
@@ -261,7 +110,7 @@ def orders(
         "sides": None if request.size == model.size else model.own_sizes.get(request.size),
         "notes": request.metadata is not False,
     }
-    return [SampleRequest(seed=(first + number) % (MAX_SEED + 1), **common) for number in range(count)]
+    return [SampleRequest(seed=seed, blend=way, **common) for seed, way in zip(seeds, ways, strict=True)]
 
 
 def refuse_other_medium(model: ServedModel, expected: Medium) -> None:
@@ -274,6 +123,27 @@ def refuse_other_medium(model: ServedModel, expected: Medium) -> None:
 def seed_of(request: ImageRequest) -> int:
     """The seed that is asked for, or any."""
     return secrets.randbelow(2**31) if request.seed in (None, RANDOM_SEED) else request.seed
+
+
+def seeds_of(first: int, count: int) -> list[int]:
+    """Of a request's images: they count up, and start anew after the largest."""
+    return [(first + number) % (MAX_SEED + 1) for number in range(count)]
+
+
+def _ways(blend: BlendRequest, model: ServedModel, limits: ServeConfig, count: int) -> list[Towards]:
+    """Where each image goes, and how far. Raises ApiError of what the model cannot go towards."""
+    if "blend" not in model.accepts:
+        raise ApiError(400, f"blend: {model.id} knows no way between two images", param="blend")
+    if blend.seed is None and blend.prompt is None:
+        raise ApiError(400, "blend: expected a seed, a prompt or both, found neither", param="blend")
+    other = {} if blend.prompt is None else _meaning("prompt", "blend.prompt", blend.prompt, model, limits)
+    if blend.prompt is not None and not other:
+        raise ApiError(400, f"blend.prompt: {model.id} takes no prompts", param="blend.prompt")
+    if blend.share is not None:
+        seeds = [None] * count if blend.seed is None else seeds_of(blend.seed, count)
+        return [Towards(share=blend.share, seed=seed, **other) for seed in seeds]
+    shares = [number / (count - 1) for number in range(count)] if count > 1 else [0.5]
+    return [Towards(share=share, seed=blend.seed, **other) for share in shares]
 
 
 def order_basics(
@@ -327,16 +197,21 @@ def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig, pr
     said = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or None}
     said |= {"instead_of": getattr(request, "instead_of", None)}
     for field, text in said.items():
-        if text is None:
-            continue
-        if len(text) > limits.max_prompt_length:
-            message = f"{field}: at most {limits.max_prompt_length} characters, found {len(text)}"
-            raise ApiError(400, message, param=field)
-        name = model.condition(field)
-        if name is not None:
-            told = prompt_name if field == "prompt" else field
-            found[name] = text if name == field else _class(told, text, model.classes)
+        if text is not None:
+            found |= _meaning(field, prompt_name if field == "prompt" else field, text, model, limits)
     return found
+
+
+def _meaning(field: str, told: str, text: str, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
+    """The condition that a text is to the model, by name; none if it means nothing to it. `field`: what it is, `told`:
+    what the request calls it. Raises ApiError."""
+    if len(text) > limits.max_prompt_length:
+        message = f"{told}: at most {limits.max_prompt_length} characters, found {len(text)}"
+        raise ApiError(400, message, param=told)
+    name = model.condition(field)
+    if name is None:
+        return {}
+    return {name: text if name == field else _class(told, text, model.classes)}
 
 
 def _class(param: str, text: str, classes: tuple[str, ...]) -> int:
@@ -355,7 +230,7 @@ def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) ->
         chosen = model.kind.Settings(**overlaid(model.settings, known))
     except ValidationError as error:
         raise invalid(error.errors()) from None
-    if reason := model.kind.refusal(model.kind.Config(**model.run.config), chosen, model.run.data):
+    if reason := model.kind.why_not(model.kind.Config(**model.run.config), chosen, model.run.data.outline):
         raise ApiError(400, reason, param=reason.partition(":")[0])
     settings = chosen.model_dump(mode="json")
     steps = num_steps(settings)
@@ -364,12 +239,6 @@ def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) ->
             400, f"num_inference_steps: at most {limits.max_steps}, found {steps}", param="num_inference_steps"
         )
     return settings
-
-
-def num_steps(settings: Mapping[str, Any]) -> int:
-    """Of a sampler's settings, or of all parts of a composite's, a block each."""
-    blocks = [block for block in settings.values() if isinstance(block, dict)]
-    return settings.get("num_inference_steps", 0) + sum(map(num_steps, blocks))
 
 
 def invalid(errors: list[dict]) -> ApiError:

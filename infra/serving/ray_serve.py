@@ -33,10 +33,12 @@ from infra.config import ServeConfig, TrackingConfig
 from infra.ray_cluster import closed_session, ray_session
 from infra.serving import autoscaling, http_api, http_guards, serve_metrics
 from infra.serving.api_error import LONGEST, ApiError, queue_full
+from infra.serving.backend import Made, Update
 from infra.serving.model_store import Champions, ModelStore
-from infra.serving.openai_api import Made, SampleRequest, Served, ServedModel, Update, num_steps
+from infra.serving.orders import SampleRequest, num_steps
 from infra.serving.rollout import Rollout
 from infra.serving.sampler_replica import SamplerReplica
+from infra.serving.served_model import Served, ServedModel
 
 NAME = "latent-foundry"
 VERSION = f"{NAME}-version-"  # and the version's key: an application of its own

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from infra.serving.openai_api import Served, ServedModel
+from infra.serving.served_model import Served, ServedModel
 
 logger = logging.getLogger(__name__)
 GRACE = 5.0  # seconds from the swap to the end of what is left, for requests that chose it just before

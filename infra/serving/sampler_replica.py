@@ -7,7 +7,7 @@ import base64
 import functools
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,7 @@ from components.artifacts import run_folder
 from components.data.media import Medium
 from components.families.base import Sampler
 from components.sampling.engine import Engine
-from components.sampling.requests import Conditions, Request, Source
+from components.sampling.requests import Blend, Conditions, Request, Source
 from components.sampling.tasks import Usage
 from components.sampling.trajectories import Trajectory
 from infra.config import ServeConfig
@@ -28,8 +28,10 @@ from infra.ray_cluster import closed_session
 from infra.serving import file_notes, serve_metrics
 from infra.serving.admission import Admission
 from infra.serving.autoscaling import LOAD
+from infra.serving.backend import Made, Update
 from infra.serving.model_store import ModelStore, folder_here
-from infra.serving.openai_api import Made, SampleRequest, ServedModel, SourceImage, Update
+from infra.serving.orders import SampleRequest, SourceImage, Towards
+from infra.serving.served_model import ServedModel
 
 T = TypeVar("T")
 QUEUE_EVERY = 0.1  # seconds between two looks at a request's place in the queue
@@ -154,7 +156,8 @@ class SamplerReplica:
 
     def trajectory(self, order: SampleRequest) -> Trajectory:
         settings, steered = self.family.Settings(**order.settings), conditions(order, self.family)
-        return self.family.trajectory(Request(torch.tensor([order.seed]), settings, steered).to(self.device))
+        request = Request(torch.tensor([order.seed]), settings, steered, order.blend and towards(order.blend))
+        return self.family.trajectory(request.to(self.device))
 
     def _specimen(self) -> SampleRequest:
         """An order with the model's default settings."""
@@ -201,15 +204,22 @@ def _cancel(futures: list[Future[Tensor]]) -> None:
         future.cancel()
 
 
+def one_row(given: Mapping[str, str | float | None]) -> dict[str, Any]:
+    """Each value that is there as samplers take a row of it."""
+    there = {name: value for name, value in given.items() if value is not None}
+    return {name: (value,) if isinstance(value, str) else torch.tensor([value]) for name, value in there.items()}
+
+
+def towards(way: Towards) -> Blend:
+    """Where an order goes, as samplers take it: one row."""
+    rows = one_row({"share": way.share, "seeds": way.seed, "label": way.label, "prompt": way.prompt})
+    return Blend(**{"seeds": None, **rows})
+
+
 def conditions(order: SampleRequest, sampler: Sampler) -> Conditions:
     """What steers an order, as samplers take it: one row."""
     names = ("label", "speaker", "negative_label", "prompt", "negative_prompt", "instead_of")
-    given = {name: getattr(order, name) for name in names}
-    rows = {
-        name: (value,) if isinstance(value, str) else torch.tensor([value])
-        for name, value in given.items()
-        if value is not None
-    }
+    rows = one_row({name: getattr(order, name) for name in names})
     source = order.source and opened(order.source, sampler.medium, sampler.row_shape)
     if order.first is not None:
         rows["first"] = first_frame(order.first, sampler.medium, sampler.row_shape)

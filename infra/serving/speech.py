@@ -19,18 +19,11 @@ from infra.config import ServeConfig
 from infra.serving import events
 from infra.serving.answer_headers import of_answer
 from infra.serving.api_error import ApiError
+from infra.serving.backend import Backend
 from infra.serving.http_guards import Held, key_of
-from infra.serving.openai_api import (
-    UNUSED,
-    Backend,
-    PromptedRequest,
-    SampleRequest,
-    ServedModel,
-    find,
-    order_basics,
-    refuse_other_medium,
-    seed_of,
-)
+from infra.serving.openai_api import UNUSED, PromptedRequest, order_basics, refuse_other_medium, seed_of
+from infra.serving.orders import SampleRequest
+from infra.serving.served_model import ServedModel, find
 
 PCM = {"pcm": "audio/pcm"}  # bare int16 samples, little-endian, at the model's rate
 STREAMED = ("wav", "pcm")  # formats whose beginning is known before their end

@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 
 from components.data.media.image import eight_bit, fitted, on_white, upright
 from infra.serving.api_error import ApiError
-from infra.serving.openai_api import ServedModel, SourceImage
+from infra.serving.orders import SourceImage
+from infra.serving.served_model import ServedModel
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 # SDEdit keeps an image and makes it look like the data between 0.3 and 0.6 (Meng et al. 2022, section 3)

@@ -24,7 +24,8 @@ from components.config import Strict
 from components.files import write_whole
 from infra.config import ServeConfig
 from infra.serving.api_error import ApiError
-from infra.serving.openai_api import Backend, SampleRequest
+from infra.serving.backend import Backend
+from infra.serving.orders import SampleRequest
 
 NUM_PREVIEWS = 8  # estimates of a film on its way
 LOOK_EVERY = 0.5  # seconds between two looks for jobs

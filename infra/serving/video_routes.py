@@ -23,19 +23,11 @@ from components.data.media.video import MEDIUM as VIDEOS
 from infra.config import ServeConfig
 from infra.serving.answer_headers import of_answer
 from infra.serving.api_error import ApiError
+from infra.serving.backend import Backend
 from infra.serving.http_guards import key_of
-from infra.serving.openai_api import (
-    UNUSED,
-    Backend,
-    PromptedRequest,
-    SampleRequest,
-    ServedModel,
-    find,
-    invalid,
-    order_basics,
-    refuse_other_medium,
-    seed_of,
-)
+from infra.serving.openai_api import UNUSED, PromptedRequest, invalid, order_basics, refuse_other_medium, seed_of
+from infra.serving.orders import SampleRequest
+from infra.serving.served_model import ServedModel, find
 from infra.serving.uploads import open_image
 from infra.serving.video_jobs import Job, JobStore, Worker
 

@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from components.config import Strict, parse
+from components.data.info import DataOutline
 from components.errors import ConfigError
 from components.evaluation.generation import AVERAGE, CHECKPOINT, weights_and_settings
 from components.evaluation.protocol import EvaluateConfig
@@ -260,10 +261,11 @@ def _check_family(params: Params, name: str, block: TrainBlock, where: str) -> N
             raise ConfigError(f"{where}.family: {block.family!r} does not generate images; it cannot be a sampler")
         if not block.candidates:
             raise ConfigError(f"{where}.candidates: empty; expected at least one setting, [{{}}] for the defaults")
+        outline = DataOutline(_on_latents(params, block), params.inputs_of(name))
         for number, candidate in enumerate(block.candidates):
             weights, settings = weights_and_settings(candidate)
             chosen = parse(kind.Settings, settings, f"{where}.candidates.{number}")
-            if reason := kind.why_not(config, chosen, params.inputs_of(name), _on_latents(params, block)):
+            if reason := kind.why_not(config, chosen, outline):
                 raise ConfigError(f"{where}.candidates.{number}.{reason}")
             _check_weights(weights, block, f"{where}.candidates.{number}")
 

@@ -23,8 +23,9 @@ from infra.config import ServeConfig
 from infra.serving import http_api, ray_serve
 from infra.serving.admission import Admission
 from infra.serving.model_store import open_model
-from infra.serving.openai_api import SampleRequest, ServedModel
+from infra.serving.orders import SampleRequest
 from infra.serving.sampler_replica import SamplerReplica
+from infra.serving.served_model import ServedModel
 
 
 def free_port() -> int:

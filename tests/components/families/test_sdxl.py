@@ -140,7 +140,7 @@ def test_the_refiner_takes_over_where_it_is_told_to(sampler):
         x = torch.lerp(asks.denoised(x, sigma, answer), x, following / sigma)
         answered.append(net)
     assert answered == [call.net for call in calls if call.net in conditions] and set(answered) == set(conditions)
-    assert torch.allclose(sampler.sample(request), sampler.denormalise(x).clamp(-1, 1), atol=1e-5)
+    assert torch.allclose(sampler.sample(request), sampler.space.denormalise(x).clamp(-1, 1), atol=1e-5)
     never = dataclasses.replace(request, settings=request.settings.model_copy(update={"refiner_start": 1.0}))
     assert {call.net for call in calls_of(sampler, never)} == {"clip", "denoiser_text", "denoiser"}
     assert not torch.allclose(sampler.sample(never), sampler.sample(request), atol=1e-3)
@@ -182,9 +182,10 @@ def test_what_does_not_fit_is_refused():
         build("sdxl", data=data.model_copy(update={"crops": ()}))
     with pytest.raises(DataError, match="sdxl: expected the run of a CLIP in inputs"):
         build("sdxl", data=data.model_copy(update={"inputs": {}}))
-    config, settings = Model.Config(**tiny("sdxl").config), Model.Settings(refiner_start=0.5)
-    assert "the refiner knows the last 0.4 of the way alone; expected 0.6" in Model.why_not(config, settings)
-    assert "this model has no refiner" in Model.why_not(config.model_copy(update={"refiner": None}), settings)
+    config, settings, outline = Model.Config(**tiny("sdxl").config), Model.Settings(refiner_start=0.5), data.outline
+    assert "the refiner knows the last 0.4 of the way alone; expected 0.6" in Model.why_not(config, settings, outline)
+    alone = config.model_copy(update={"refiner": None})
+    assert "this model has no refiner" in Model.why_not(alone, settings, outline)
 
 
 def test_diffusers_has_no_place_for_encoders_of_bytes(sampler, tmp_path):

@@ -151,7 +151,7 @@ def test_the_wanted_features_are_the_judges_of_the_clean_images(data):
     found = on_grid(maps(judge, images), (side, side))
     assert torch.allclose(found, wanted)
     sigma = family._sigma(family.times(batch.draws).double())
-    inputs, _ = family._question(family.normalise(rows), batch.draws.normal("noise", rows.shape[1:]), sigma)
+    inputs, _ = family._question(family.space.normalise(rows), batch.draws.normal("noise", rows.shape[1:]), sigma)
     inputs |= family._training_condition(batch, family.config.label_dropout)
     _, projected = family.nets["denoiser"](**inputs, tap=2)
     cosine = (F.normalize(projected, dim=2) * F.normalize(wanted, dim=2)).sum(2)

@@ -8,7 +8,7 @@ from components.sampling.tasks import EngineFull, Load, Usage
 from components.sampling.workload import Work
 from infra.serving.admission import Admission
 from infra.serving.api_error import LONGEST
-from infra.serving.openai_api import SampleRequest
+from infra.serving.orders import SampleRequest
 
 
 class Paced:

@@ -17,7 +17,7 @@ from components.training.ema import copy_of
 from components.training.loop import State
 from infra.config import ServeConfig
 from infra.serving.api_error import ApiError
-from infra.serving.openai_api import SourceImage as Upload
+from infra.serving.orders import SourceImage as Upload
 from infra.serving.sampler_replica import opened
 from infra.serving.uploads import open_image, source
 from tests.components.helpers import CAPTION_LENGTH, LATENTS, build

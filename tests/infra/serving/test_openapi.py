@@ -9,7 +9,7 @@ from schemathesis.checks import not_a_server_error
 from components.data.media.image import MEDIUM
 from infra.config import ServeConfig
 from infra.serving import http_api
-from infra.serving.openai_api import Made, Update
+from infra.serving.backend import Made, Update
 from tests.infra.local import ask, served_model
 
 HEALTH = list(HealthCheck)

@@ -10,7 +10,7 @@ from infra.config import ServeConfig
 from infra.serving import ray_serve
 from infra.serving.api_error import ApiError
 from infra.serving.autoscaling import LOAD, replicas_for_load
-from infra.serving.openai_api import SampleRequest
+from infra.serving.orders import SampleRequest
 from infra.serving.sampler_replica import SamplerReplica
 from tests.infra.local import served_model
 
