@@ -3,7 +3,7 @@ tokens after some block, through a small projector, shall point where the featur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F

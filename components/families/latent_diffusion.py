@@ -114,7 +114,11 @@ class Model(Levers, Sampler):
     @classmethod
     def roles(cls, config: Config) -> dict[str, Role]:
         guide = {GUIDE: Role(family="latent_diffusion", kept=True)}
-        return guide if config.alignment is None else {**guide, TEACHER: Role(family="judge", needed=True, kept=True, beside_data=True)}
+        return (
+            guide
+            if config.alignment is None
+            else {**guide, TEACHER: Role(family="judge", needed=True, kept=True, beside_data=True)}
+        )
 
     def receive(self, role: str, given: Family) -> None:
         if role == TEACHER:

@@ -92,8 +92,8 @@ def refuse_changed(given: Mapping[str, Given], source: Mapping[str, Any], folder
         stored = source.get(role) if one.role.beside_data else None
         if stored is not None and stored != content_hash(one.path):
             raise SamplerError(
-                f"inputs: {name}/{role}: {one.path}: expected the run whose features {folder} holds, found another or a "
-                f"changed one; encode again, with {folder.name}/{role}: {one.path} in inputs or without"
+                f"inputs: {name}/{role}: {one.path}: expected the run whose features {folder} holds, found another or "
+                f"a changed one; encode again, with {folder.name}/{role}: {one.path} in inputs or without"
             )
 
 
