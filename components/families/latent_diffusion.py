@@ -47,7 +47,7 @@ from components.families.base import Early, Family, Losses, Phase, Role, Sampler
 from components.likelihood.contract import Likelihood
 from components.metrics.held_out import DENOISING, NUM_LEVELS
 from components.sampling.blends import between, drawn, lerp
-from components.sampling.requests import BLEND, Conditions, Request
+from components.sampling.requests import BLEND, Request
 from components.sampling.trajectories import Call, Preview, Trajectory
 from components.shapes import per_row, pooled, shape_text
 from components.spaces import Latents, Pixels
@@ -345,11 +345,8 @@ class Model(Levers, Sampler):
         """Decodes, and keeps the images' own pixels where the mask is 0: a decoder changes all a little."""
         return torch.lerp(images, (yield from self.space.decode(latents)), mask)
 
-    def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
-        if not self.texts:
-            return super().preview(columns)
-        prompts = self.text_inputs.captions({"caption": columns["caption"][:20]})
-        return self.sample(Request(torch.arange(len(prompts)), self.usual_settings, Conditions(prompt=prompts)))
+    def prompts_of(self, captions: Sequence[str]) -> tuple[str, ...]:
+        return self.text_inputs.prompts_of(captions)
 
     def sigmas(self, settings: Settings, strength: float = 1.0) -> list[float]:
         """The noise levels that a request visits, noisiest first, 0 last: from `strength` of the way up, in as large a
