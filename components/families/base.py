@@ -62,13 +62,15 @@ class Role(NamedTuple):
 
     `kind`: what its family must be, such as Judge; any sampler by default. `family`: its very name. `kept`: whether the
     model needs a net of it to sample; DataInfo.inputs then says how to build it, and the net of the role's name goes
-    into the run folder."""
+    into the run folder. `beside_data`: what it says of each row may lie in the data set, which then names the same run
+    for the role."""
 
     kind: type[Family] | None = None
     family: str = ""
     needed: bool = False
     kept: bool = False
     is_file: bool = False  # of weights, and no run folder
+    beside_data: bool = False
 
 
 @dataclass(frozen=True)

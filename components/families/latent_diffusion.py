@@ -103,7 +103,8 @@ class Model(Levers, Sampler):
         """The net that is trained, with initial weights."""
         net = build_denoiser(config, data)
         if config.alignment is not None:
-            net.projector = alignment.projector(net.backbone.embedding_dim, data, _classifier_of)
+            counts = net.backbone.counts(data.shape)
+            net.projector = alignment.projector(net.backbone.embedding_dim, counts, data, _classifier_of)
         return net
 
     @classmethod
@@ -113,7 +114,11 @@ class Model(Levers, Sampler):
     @classmethod
     def roles(cls, config: Config) -> dict[str, Role]:
         guide = {GUIDE: Role(family="latent_diffusion", kept=True)}
-        return guide if config.alignment is None else {**guide, TEACHER: Role(family="judge", needed=True, kept=True)}
+        return (
+            guide
+            if config.alignment is None
+            else {**guide, TEACHER: Role(family="judge", needed=True, kept=True, beside_data=True)}
+        )
 
     def receive(self, role: str, given: Family) -> None:
         if role == TEACHER:
@@ -151,7 +156,7 @@ class Model(Levers, Sampler):
             losses = {"loss": (answer - wanted).square().mean()}
         else:
             losses = self._weighted((answer - wanted).square().flatten(1).mean(1), sigma, u)
-        return self.aligned(losses, projected, rows)
+        return self.aligned(losses, projected, rows, batch)
 
     def _weighted(self, error: Tensor, sigma: Tensor, u: Tensor | None) -> Losses:
         """Of rows' errors (B,) at noise levels (B,); `u`: the logarithms of those that the net expects, if it does."""
