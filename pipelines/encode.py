@@ -1,5 +1,6 @@
 """Encodes the training images: `python -m pipelines.encode latents` -> data/latents, latents or tokens with the
-autoencoder that made them, and with the text encoder that embedded the captions where params.yaml names one."""
+autoencoder that made them, with the text encoder that embedded the captions where params.yaml names one, and with what
+a teacher of transformers sees of the images where `inputs` gives one."""
 
 from __future__ import annotations
 
@@ -25,15 +26,15 @@ from infra.ray_cluster import encoding
 from infra.ray_cluster.ray_session import session
 from infra.storage.buckets import check_storage
 from pipelines.support import cli, inputs, paths, remote
-from pipelines.support.inputs import AUTOENCODER
+from pipelines.support.inputs import AUTOENCODER, TEACHER, Given
 from pipelines.support.params import Params, TextConfig, load
 from pipelines.support.paths import ROOT
 
 
 def encode(params: Params, name: str, images: Path, target: Path) -> Manifest:
     """Writes the latent data set of a block of `encode`, whole or not at all."""
-    options, autoencoder = params.encode[name], inputs.resolve(params, name)[AUTOENCODER].path
-    facts = verify(images)
+    options, given = params.encode[name], inputs.resolve(params, name)
+    autoencoder, facts = given[AUTOENCODER].path, verify(images)
     check_storage(params.cluster.storage(ROOT))
     run = run_folder.load(autoencoder)
     if AUTOENCODER not in run.family.nets:
@@ -50,12 +51,17 @@ def encode(params: Params, name: str, images: Path, target: Path) -> Manifest:
     if options.tokens is not None:
         source["codebook"] = codebook_of(run, name).fingerprint()
     text = None if options.text is None else open_text(options.text, facts, images)
+    teacher = None
+    if TEACHER in given:
+        refuse_blind(given[TEACHER], facts, name)
+        source[TEACHER] = inputs.content_hash(given[TEACHER].path)
+        teacher = encoding.Teacher(given[TEACHER].path, options.finest_patch)
     with whole_folder(target) as folder, session(params.cluster, ROOT):
         cluster = params.cluster
         layout = None if text is None else write_text(folder, text)
         work = (autoencoder, images, folder, options.batch_size, cluster, cluster.storage(ROOT), options.flips, layout)
         shifts = None if options.tokens is None else options.tokens.shifts
-        shards, statistics = encoding.encode(*work, shifts, options.crops)
+        shards, statistics = encoding.encode(*work, shifts, options.crops, teacher)
         if options.tokens is not None:
             refuse_unused(statistics, options.tokens.least_usage, name)
         write_json(folder / paths.AUTOENCODER_INFO, info.model_dump(mode="json"))
@@ -96,6 +102,16 @@ def latent_sizes(facts: Manifest, family: Family, name: str) -> dict[tuple[int, 
             )
         found[sides] = bucket.shards
     return found
+
+
+def refuse_blind(teacher: Given, facts: Manifest, name: str) -> None:
+    """Raises ConfigError of a teacher that learned from other images, and of images that are no planes."""
+    seen, shape = teacher.run.data, facts.columns[medium(facts.medium).column].shape
+    if (seen.medium, seen.shape) != (facts.medium, shape) or len(shape) != 3:
+        raise ConfigError(
+            f"inputs: {name}/{TEACHER}: {teacher.path}: expected a run on planes, {facts.medium} rows "
+            f"{shape_text(shape)}, found one on {seen.medium} rows {shape_text(seen.shape)}"
+        )
 
 
 def codebook_of(run: run_folder.Run, name: str) -> nn.Module:
@@ -150,7 +166,7 @@ def main(argv: list[str]) -> None:
     autoencoder, text, target = params.inputs_of(name)[AUTOENCODER], params.encode[name].text, paths.DATA / name
     if remote.is_away(params.cluster):
         named = [] if text is None else [Path(text.encoder)]
-        read = [paths.TRAIN_IMAGES, autoencoder, *(path for path in named if path.is_dir())]
+        read = [paths.TRAIN_IMAGES, *params.inputs_of(name).values(), *(path for path in named if path.is_dir())]
         remote.run(params, "pipelines.encode", [name], read, [target])
         return
     manifest = encode(params, name, paths.TRAIN_IMAGES, target)

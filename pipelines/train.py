@@ -32,6 +32,7 @@ def make_job(params: Params, key: str) -> ray_train.Job:
     folder = Path(block.data)
     manifest = verify(folder)
     given = inputs.resolve(params, name)
+    inputs.refuse_changed(given, manifest.source, folder, name)
     told = {
         role: RunInfo(family=one.run.family, config=one.run.config, data=one.run.data)
         for role, one in given.items()
@@ -60,7 +61,7 @@ def make_job(params: Params, key: str) -> ray_train.Job:
         data_hash=data_hash(folder),
         code_hash=code_closure.code_hash(code_closure.of_training(block.family)),
         inputs=tuple(
-            ray_train.Input(role, str(one.path.resolve()), content_hash(one.path)) for role, one in given.items()
+            ray_train.Input(role, str(one.path.resolve()), inputs.content_hash(one.path)) for role, one in given.items()
         ),
         held_out_hash=data_hash(paths.TEST_IMAGES) if block.training.keep == "best" else "",
         held_out=str(paths.TEST_IMAGES.resolve()) if is_validated else "",
@@ -95,14 +96,6 @@ def data_hash(folder: Path) -> str:
     """The content of a data set: its manifest, which lists every shard's hash, and what lies beside it."""
     others = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
     return sha256_folder(folder, MANIFEST) if len(others) == 1 else "-".join(sha256(path)[:32] for path in others)
-
-
-def content_hash(path: Path) -> str:
-    """Of a file, or of a run folder's config and weights. Raises SamplerError if there is neither."""
-    if path.is_file():
-        return sha256(path)[:32]
-    run_folder.read_config(path)
-    return sha256_folder(path, "*.safetensors")[:32]
 
 
 def write_curves(target: Path, history: list[dict[str, float]]) -> None:

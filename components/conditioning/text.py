@@ -31,9 +31,14 @@ def tokens_of(texts: Sequence[str], length: int) -> Tensor:
     return torch.tensor([row + [0] * (length - len(row)) for row in rows], dtype=torch.int64).reshape(-1, length)
 
 
+def cut(texts: Sequence[str], length: int) -> tuple[str, ...]:
+    """Texts of up to `length` bytes: what is longer is cut, between characters."""
+    return tuple(text.encode()[:length].decode(errors="ignore") for text in texts)
+
+
 def cut_tokens_of(texts: Sequence[str], length: int) -> Tensor:
     """(B, length) int64; what is longer is cut."""
-    return tokens_of([text.encode()[:length].decode(errors="ignore").replace("\0", " ") for text in texts], length)
+    return tokens_of([text.replace("\0", " ") for text in cut(texts, length)], length)
 
 
 def tokens_of_column(captions: Tensor, length: int) -> Tensor:
@@ -69,9 +74,9 @@ class Bytes:
         """What training reads beside stored captions: nothing."""
         return {}
 
-    def captions(self, columns: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Stored captions as a request may have them."""
-        return texts_of_column(columns["caption"][:, : self.length])
+    def prompts_of(self, captions: Sequence[str]) -> tuple[str, ...]:
+        """Captions as a request may have them."""
+        return cut(captions, self.length)
 
 
 class Embeddings:
@@ -100,8 +105,8 @@ class Embeddings:
         """What training reads beside stored captions: their embeddings."""
         return {EMBEDDED: self.net.encoded(texts_of_column(columns["caption"])).context.half()}
 
-    def captions(self, columns: Mapping[str, Tensor]) -> tuple[str, ...]:
-        return texts_of_column(columns["caption"])
+    def prompts_of(self, captions: Sequence[str]) -> tuple[str, ...]:
+        return tuple(captions)
 
 
 class Projection(nn.Module):

@@ -9,6 +9,9 @@ from components.config import Strict
 from components.data.dataset import Manifest
 from components.data.media import medium
 
+MAP = "teacher_map_"  # begins the names of columns of what a teacher sees of the images, beside latents
+FLIPPED = "_flipped"  # ends those of columns of the mirrored images
+
 
 class DataInfo(Strict):
     """What a family must know of its data: the shape of a row, the classes, facts about the whole set, and, for latents
@@ -23,6 +26,7 @@ class DataInfo(Strict):
     caption_length: int = 0  # bytes a row; 0 for a set without captions
     flips: bool = False  # whether it holds latents of the mirrored images too
     crops: tuple[tuple[int, int], ...] = ()  # sizes that crops of it come in, in its own units; none without crops
+    maps: tuple[tuple[int, ...], ...] = ()  # shapes of what a teacher sees of the images, beside latents
     statistics: dict[str, tuple[float, ...]] = {}
     autoencoder: AutoencoderInfo | None = None
     text: dict | None = None  # EncoderLayout of nets/text_encoders.py
@@ -66,6 +70,7 @@ def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None, te
     """Reads off a manifest what its families need. The row is the medium's column, or `mean` for latents."""
     name = medium(manifest.medium).column
     column = manifest.columns[name if name in manifest.columns else "mean"]
+    maps = sorted(name for name in manifest.columns if name.startswith(MAP) and not name.endswith(FLIPPED))
     return DataInfo(
         shape=column.shape,
         medium=manifest.medium,
@@ -73,8 +78,9 @@ def data_info(manifest: Manifest, autoencoder: AutoencoderInfo | None = None, te
         classes=manifest.classes,
         speakers=manifest.speakers,
         caption_length=manifest.columns["caption"].shape[0] if "caption" in manifest.columns else 0,
-        flips="mean_flipped" in manifest.columns,
+        flips=f"mean{FLIPPED}" in manifest.columns,
         crops=tuple(bucket.size for bucket in manifest.buckets),
+        maps=tuple(manifest.columns[one].shape for one in maps),
         statistics=manifest.statistics,
         autoencoder=autoencoder,
         text=text,

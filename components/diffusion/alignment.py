@@ -11,9 +11,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components.config import Strict
-from components.data.info import DataInfo, RunInfo
+from components.data.dataset import Batch
+from components.data.info import FLIPPED, MAP, DataInfo, RunInfo
 from components.errors import ConfigError
 from components.nets.classifier import Classifier
+from components.shapes import per_row, shape_text
 
 TEACHER = "teacher"  # the role of the run whose features these are
 
@@ -36,9 +38,12 @@ class Projector(nn.Sequential):
         )
 
 
-def projector(width: int, data: DataInfo, classifier_of: Callable[[RunInfo], Classifier]) -> Projector:
-    """For the features of the teacher that the data set's inputs name; `classifier_of` builds a judge's net. Raises
-    ConfigError without a teacher, and of one that sees other images."""
+def projector(
+    width: int, counts: Sequence[int], data: DataInfo, classifier_of: Callable[[RunInfo], Classifier]
+) -> Projector:
+    """For the features, on `counts` tokens a side, of the teacher that the data set's inputs name; `classifier_of`
+    builds a judge's net. Raises ConfigError without a teacher, of one that sees other images, and of maps beside the
+    rows that are coarser than the tokens."""
     run = data.inputs.get(TEACHER)
     if run is None:
         raise ConfigError(
@@ -53,16 +58,51 @@ def projector(width: int, data: DataInfo, classifier_of: Callable[[RunInfo], Cla
     if len(data.shape) != 3 or len(data.decoded.shape) != 3:
         raise ConfigError(f"align: a {TEACHER} sees planes; expected images, found {data.decoded.medium} rows")
     with torch.device("meta"):
-        found = features(classifier_of(run), torch.zeros(1, *data.decoded.shape), (1, 1))
-    return Projector(width, found.shape[2])
+        found = maps(classifier_of(run), torch.zeros(1, *data.decoded.shape))
+    for stored, own in zip(data.maps, found, strict=bool(data.maps)):
+        if any(have < min(want, count) for have, want, count in zip(stored[1:], own.shape[2:], counts, strict=True)):
+            raise ConfigError(
+                f"align: the {TEACHER}'s maps lie beside the latents at {shape_text(stored[1:])}, coarser than "
+                f"{shape_text(tuple(counts))} tokens; expected a smaller finest_patch in the data set's block of encode"
+            )
+    return Projector(width, sum(one.shape[1] for one in found))
 
 
-def features(net: Classifier, rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """A judge's maps of rows (B, C, H, W) in [-1, 1] but the first, which is close to the pixels, brought to a grid of
-    tokens: (B, N, D) in row-major order. Each map has unit length at every place, so that they count alike."""
-    maps = (one.float() for one in net.maps(net.seen(rows))[1:])
-    grids = (F.interpolate(one, tuple(counts), mode="bilinear", antialias=True) for one in maps)
-    return torch.cat([F.normalize(one, dim=1) for one in grids], dim=1).flatten(2).transpose(1, 2)
+def maps(net: Classifier, rows: Tensor, most: Sequence[int] | None = None) -> list[Tensor]:
+    """A judge's maps (B, D, h, w) of rows (B, C, H, W) in [-1, 1] but the first, which is close to the pixels; sides
+    longer than `most` are brought down to it."""
+    found = [one.float() for one in net.maps(net.seen(rows))[1:]]
+    if most is None:
+        return found
+    return [_resized(one, [min(pair) for pair in zip(one.shape[2:], most, strict=True)]) for one in found]
+
+
+def on_grid(found: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """Maps (B, D, h, w) as features of a grid of tokens: (B, N, the sum of D) in row-major order. Each map has unit
+    length at every place, so that they count alike."""
+    grids = [F.normalize(_resized(one.float(), counts), dim=1) for one in found]
+    return torch.cat(grids, dim=1).flatten(2).transpose(1, 2)
+
+
+def _resized(one: Tensor, sides: Sequence[int]) -> Tensor:
+    return F.interpolate(one, tuple(sides), mode="bilinear", antialias=True)
+
+
+def columns(net: Classifier, rows: Tensor, most: Sequence[int], ending: str = "") -> dict[str, Tensor]:
+    """What a data set of latents keeps of rows (B, C, H, W): a judge's `maps`, float16, by column."""
+    found = maps(net, rows, most)
+    return {f"{MAP}{number}{ending}": one.half() for number, one in enumerate(found)}
+
+
+def stored(batch: Batch, flips: bool) -> list[Tensor]:
+    """The maps that lie beside a batch's latents, those of the mirrored images for the rows that are seen mirrored;
+    none, where none lie there."""
+    found, number = [], 0
+    while (one := batch.columns.get(f"{MAP}{number}")) is not None:
+        mirrored = batch.columns[f"{MAP}{number}{FLIPPED}"] if flips else one
+        found.append(torch.where(per_row(batch.mirrored, one), mirrored, one) if flips else one)
+        number += 1
+    return found
 
 
 def misalignment(projected: Tensor, wanted: Tensor) -> Tensor:

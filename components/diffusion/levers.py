@@ -34,17 +34,23 @@ class Levers:
         answer, *told = net(**inputs, **asked) if asked else (net(**inputs),)
         return answer, told[0] if uncertain else None, told[-1] if tap else None
 
-    def aligned(self, losses: dict[str, Tensor], projected: Tensor | None, rows: Tensor) -> dict[str, Tensor]:
-        """Losses with that of tokens (B, N, D), if there are any, beside the teacher's features of the images that rows
-        (B, C, ...) are or decode to."""
+    def aligned(
+        self, losses: dict[str, Tensor], projected: Tensor | None, rows: Tensor, batch: Batch
+    ) -> dict[str, Tensor]:
+        """Losses with that of tokens (B, N, D), if there are any, beside the teacher's features of the images: those
+        that lie beside the latents, or else of the images that rows (B, C, ...) are or decode to."""
         if projected is None:
             return losses
-        assert TEACHER in self.received, f"the alignment was not handed its {TEACHER}"
         with torch.no_grad():
-            images = rows
-            if self.autoencoder is not None:
-                images = self.autoencoder.bounded(self.nets["autoencoder"].decode(rows))
-            counts = self.nets["denoiser"].backbone.counts(rows.shape[1:])
-            wanted = alignment.features(self.received[TEACHER].nets["classifier"], images, counts)
+            found = alignment.stored(batch, self.config.flips) or self._seen(rows)
+            wanted = alignment.on_grid(found, self.nets["denoiser"].backbone.counts(rows.shape[1:]))
         apart = alignment.misalignment(projected, wanted)
         return {**losses, "loss": losses["loss"] + self.config.alignment.weight * apart, "alignment": apart}
+
+    def _seen(self, rows: Tensor) -> list[Tensor]:
+        """The teacher's maps of the images that rows are or decode to."""
+        assert TEACHER in self.received, f"the alignment was not handed its {TEACHER}"
+        images = rows
+        if self.autoencoder is not None:
+            images = self.autoencoder.bounded(self.nets["autoencoder"].decode(rows))
+        return alignment.maps(self.received[TEACHER].nets["classifier"], images)

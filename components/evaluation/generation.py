@@ -139,7 +139,9 @@ def request(
 ) -> Request:
     """Images `start` to `stop` of the set that a seed stands for, labels cycling through the classes, or prompts
     through the captions."""
-    prompts = captions.take(range(start, stop)) if sampler.texts and captions is not None else None
+    prompts = None
+    if sampler.texts and captions is not None:
+        prompts = sampler.prompts_of(captions.take(range(start, stop)))
     told = sampler.cycled(stop).rows(slice(start, None))
     return Request(seeds(stop, seed)[start:], settings, replace(told, prompt=prompts))
 
@@ -173,7 +175,7 @@ def grid_request(sampler: Sampler, settings: Strict, seed: int, captions: Captio
     labels = torch.arange(rows).repeat_interleave(GRID_COLUMNS) if sampler.conditional else None
     prompts = None
     if sampler.texts and captions is not None:
-        prompts = captions.take(row for row in range(rows) for _ in range(GRID_COLUMNS))
+        prompts = sampler.prompts_of(captions.take(row for row in range(rows) for _ in range(GRID_COLUMNS)))
     speakers = sampler.cycled(rows * GRID_COLUMNS).speaker
     speakers = None if speakers is None else torch.arange(len(speakers)) % sampler.num_speakers  # each in a row
     told = Conditions(label=labels, speaker=speakers, prompt=prompts)

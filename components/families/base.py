@@ -6,7 +6,7 @@ sampler, how images come about. It knows no cluster, no tracker and no path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from components.conditioning.classes import told_of
+from components.conditioning.text import texts_of_column
 from components.config import Strict
 from components.data.dataset import Batch
 from components.data.info import DataInfo, DataOutline, RunInfo
@@ -61,13 +62,15 @@ class Role(NamedTuple):
 
     `kind`: what its family must be, such as Judge; any sampler by default. `family`: its very name. `kept`: whether the
     model needs a net of it to sample; DataInfo.inputs then says how to build it, and the net of the role's name goes
-    into the run folder."""
+    into the run folder. `beside_data`: what it says of each row may lie in the data set, which then names the same run
+    for the role."""
 
     kind: type[Family] | None = None
     family: str = ""
     needed: bool = False
     kept: bool = False
     is_file: bool = False  # of weights, and no run folder
+    beside_data: bool = False
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,7 @@ class Sampler(Family):
 
     Settings: ClassVar[type[Strict]]
     calls: Mapping[str, Callable[..., Tensor]]  # what answers the calls of its trajectories, by Call.net
+    num_previewed: ClassVar[int] = 20  # images of a preview
     streams: ClassVar[bool] = False  # whether its previews are the rows' beginnings, which stay as they are
     accepts: frozenset[str] = frozenset()  # what steers it: names of Conditions, and "blend"; may depend on the config
 
@@ -257,8 +261,16 @@ class Sampler(Family):
         return self.Settings()
 
     def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
-        seeds = torch.arange(20)
-        return self.sample(Request(seeds, self.usual_settings, self.cycled(len(seeds))))
+        """Samples of classes in turn, or of the rows' captions."""
+        asked, count = self.cycled(self.num_previewed), self.num_previewed
+        if self.texts:
+            prompts = self.prompts_of(texts_of_column(columns["caption"][: self.num_previewed]))
+            asked, count = Conditions(prompt=prompts), len(prompts)
+        return self.sample(Request(torch.arange(count), self.usual_settings, asked))
+
+    def prompts_of(self, captions: Sequence[str]) -> tuple[str, ...]:
+        """Captions as prompts that it takes, cut where it would refuse longer ones."""
+        return tuple(captions)
 
     def sample(self, request: Request) -> Tensor:
         """Images of a request on the spot, on the device of the nets, in evaluation mode. Raises SamplerError of what

@@ -8,7 +8,7 @@ drawn for each row and told to it; in sampling the level is the setting `augment
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -145,7 +145,7 @@ class Up(Stage):
 
     def _low(self, images: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """Smaller images in [-1, 1] as the net is told them: normalised first, then enlarged, then noised."""
-        low = enlarged(self.normalise(images), self.data.shape[1:])
+        low = enlarged(self.space.normalise(images), self.data.shape[1:])
         return noised(low, level, draws.normal("low", self.data.shape))
 
     def _conditions(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, tuple[Condition, Condition]]:
@@ -223,11 +223,8 @@ class Model(Composite):
         parts = self.parts.items()
         return torch.stack([part.held_out_losses(columns, draws.fold(name)) for name, part in parts]).mean(0)
 
-    def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
-        if not self.texts:
-            return super().preview(columns)
-        prompts = self.parts[BASE].text_inputs.captions({"caption": columns["caption"][:20]})
-        return self.sample(Request(torch.arange(len(prompts)), self.Settings(), Conditions(prompt=prompts)))
+    def prompts_of(self, captions: Sequence[str]) -> tuple[str, ...]:
+        return self.parts[BASE].prompts_of(captions)
 
 
 _TINY = {"backbone": {"widths": (8, 8), "heads": 2, "context_dim": 8}}

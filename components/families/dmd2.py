@@ -147,7 +147,7 @@ class Model(Student):
         if adversarial is None:
             answer, _ = self.answer(net, fake.x, fake.sigma, told)
             return {"loss": (answer - wanted).square().mean()}
-        data = self.normalise(self.space.clean(batch, self.config.flips))
+        data = self.space.normalise(self.space.clean(batch, self.config.flips))
         noise = batch.draws.normal("noise of data", self.data.shape)
         x = torch.cat([fake.x, data + per_row(fake.sigma, data).float() * noise])
         both = {name: torch.cat([value, value]) for name, value in told.items()}

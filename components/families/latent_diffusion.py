@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from components.conditioning.classes import apart
 from components.conditioning.sizes import refuse_without_crops
 from components.config import parse
-from components.constants import constant
 from components.data.dataset import Batch
 from components.data.info import DataInfo, DataOutline, RunInfo
 from components.data.randomness import Draws
@@ -47,12 +45,11 @@ from components.errors import SamplerError
 from components.families import family_class
 from components.families.base import Early, Family, Losses, Phase, Role, Sampler, Tiny, family_name
 from components.likelihood.contract import Likelihood
-from components.likelihood.dequantise import dequantised, levels, log_bin_volume
 from components.metrics.held_out import DENOISING, NUM_LEVELS
 from components.sampling.blends import between, drawn, lerp
-from components.sampling.requests import BLEND, Conditions, Request
+from components.sampling.requests import BLEND, Request
 from components.sampling.trajectories import Call, Preview, Trajectory
-from components.shapes import per_channel, per_row, pooled, shape_text
+from components.shapes import per_row, pooled, shape_text
 from components.spaces import Latents, Pixels
 
 GUIDE = "guide"  # the net that autoguidance leads away from: an early average, or another run's (Karras et al. 2024a)
@@ -106,7 +103,8 @@ class Model(Levers, Sampler):
         """The net that is trained, with initial weights."""
         net = build_denoiser(config, data)
         if config.alignment is not None:
-            net.projector = alignment.projector(net.backbone.embedding_dim, data, _classifier_of)
+            counts = net.backbone.counts(data.shape)
+            net.projector = alignment.projector(net.backbone.embedding_dim, counts, data, _classifier_of)
         return net
 
     @classmethod
@@ -116,7 +114,11 @@ class Model(Levers, Sampler):
     @classmethod
     def roles(cls, config: Config) -> dict[str, Role]:
         guide = {GUIDE: Role(family="latent_diffusion", kept=True)}
-        return guide if config.alignment is None else {**guide, TEACHER: Role(family="judge", needed=True, kept=True)}
+        return (
+            guide
+            if config.alignment is None
+            else {**guide, TEACHER: Role(family="judge", needed=True, kept=True, beside_data=True)}
+        )
 
     def receive(self, role: str, given: Family) -> None:
         if role == TEACHER:
@@ -147,14 +149,14 @@ class Model(Levers, Sampler):
     def _loss_at(self, sigma: Tensor, net: nn.Module, batch: Batch, told: Condition) -> Losses:
         """Of a net at noise levels (B,)."""
         rows = self.space.clean(batch, self.config.flips)
-        clean = self.normalise(rows)
+        clean = self.space.normalise(rows)
         inputs, wanted = self._question(clean, batch.draws.normal("noise", clean.shape[1:]), sigma)
         answer, u, projected = self.answered(net, inputs | told | self.routed(batch, clean), batch.step)
         if self.config.weighting.name == "uniform":
             losses = {"loss": (answer - wanted).square().mean()}
         else:
             losses = self._weighted((answer - wanted).square().flatten(1).mean(1), sigma, u)
-        return self.aligned(losses, projected, rows)
+        return self.aligned(losses, projected, rows, batch)
 
     def _weighted(self, error: Tensor, sigma: Tensor, u: Tensor | None) -> Losses:
         """Of rows' errors (B,) at noise levels (B,); `u`: the logarithms of those that the net expects, if it does."""
@@ -181,7 +183,7 @@ class Model(Levers, Sampler):
         """(B, NUM_LEVELS) mean squared errors of the net's answers, unweighted, told class or text. The levels are the
         middles of equal parts of the training's own, so that their mean estimates its loss."""
         batch = Batch(dict(columns), draws)
-        clean = self.normalise(self.space.clean(batch, flips=False))
+        clean = self.space.normalise(self.space.clean(batch, flips=False))
         told = self._training_condition(batch, label_dropout=0) | self._training_further(batch, flips=False)
         shares = (torch.arange(NUM_LEVELS, dtype=torch.float64) + 0.5) / NUM_LEVELS
         errors = []
@@ -226,28 +228,10 @@ class Model(Levers, Sampler):
     @property
     def likelihood(self) -> Likelihood | None:
         """Of pixels, or of latents as such, that are steered by classes or by nothing."""
-        if self.texts:
-            return None
-        if self.autoencoder is not None:
-            latents = math.prod(self.data.shape)
-            return Likelihood("estimate", "none", self._log_density_of_latents, latents=latents, most_rows=100)
-        return Likelihood("estimate", "uniform", self._log_probability, most_rows=100)
-
-    def _log_probability(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
-        count = levels(self.medium)
-        clean = self.normalise(dequantised(rows, draws, count))
-        found = self._log_density(clean, label, draws)
-        _, std = self._moments(clean)
-        scaled = -std.double().log().expand_as(clean[:1]).sum()  # from normalised values to those of the rows
-        return found + scaled + log_bin_volume(clean[0].numel(), count)
-
-    def _log_density_of_latents(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
-        """Of draws from the posteriors of rows, as training sees them: normalised."""
-        mean, std = self.nets["autoencoder"].encode(rows)
-        return self._log_density(self.normalise(mean + std * draws.normal("posterior", self.data.shape)), label, draws)
+        return None if self.texts else self.space.likelihood(self._log_density)
 
     def _log_density(self, clean: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
-        """(B,) in nats, of normalised rows or latents."""
+        """(B,) in nats, of what space.normalise gives."""
         label = label if self.conditional and label is not None else torch.full_like(draws.keys, self.null)
         label = self.nets["denoiser"].conditioner.together(*apart(label))
         signs = 2 * (draws.uniform("probe", self.data.shape) < 0.5).float() - 1
@@ -270,10 +254,10 @@ class Model(Levers, Sampler):
         start = sigmas[0] * noise("start")
         denoise = yield from self._denoise(request, self._guidance(settings), sigmas)
         if (quantile := self._threshold(settings)) is not None:
-            denoise = thresholded(denoise, quantile, self.normalise, self.denormalise)
-        finish = self._decode
+            denoise = thresholded(denoise, quantile, self.space.normalise, self.space.denormalise)
+        finish = self.space.decode
         if source is not None:
-            known = self.normalise((yield from self.space.encode(source.images)))
+            known = yield from self.space.encode(source.images)
             start = known + start  # SDEdit: Meng et al. 2022, Algorithm 1
             if source.mask is not None:
                 # a latent is redrawn with any pixel of its cell
@@ -357,37 +341,18 @@ class Model(Levers, Sampler):
         """What steers a net by as many groups of texts."""
         return [{"context": part} for part in (yield Call(text_of(net), {"tokens": tokens})).chunk(groups)]
 
-    def _decode(self, latents: Tensor) -> Trajectory:
-        return self.space.decode(self.denormalise(latents))
-
     def _paste(self, images: Tensor, mask: Tensor, latents: Tensor) -> Trajectory:
         """Decodes, and keeps the images' own pixels where the mask is 0: a decoder changes all a little."""
-        return torch.lerp(images, (yield from self._decode(latents)), mask)
+        return torch.lerp(images, (yield from self.space.decode(latents)), mask)
 
-    def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
-        if not self.texts:
-            return super().preview(columns)
-        prompts = self.text_inputs.captions({"caption": columns["caption"][:20]})
-        return self.sample(Request(torch.arange(len(prompts)), self.usual_settings, Conditions(prompt=prompts)))
+    def prompts_of(self, captions: Sequence[str]) -> tuple[str, ...]:
+        return self.text_inputs.prompts_of(captions)
 
     def sigmas(self, settings: Settings, strength: float = 1.0) -> list[float]:
         """The noise levels that a request visits, noisiest first, 0 last: from `strength` of the way up, in as large a
         share of the steps."""
         num_steps = schedules.steps_within(settings.num_inference_steps, strength)
         return schedules.spaced_sigmas(self.schedule, settings.spacing, num_steps, strength)
-
-    def normalise(self, latents: Tensor) -> Tensor:
-        """To zero mean and unit spread per channel over the whole data set."""
-        mean, std = self._moments(latents)
-        return (latents - mean) / std
-
-    def denormalise(self, latents: Tensor) -> Tensor:
-        mean, std = self._moments(latents)
-        return latents * std + mean
-
-    def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (constant(tuple(values), like) for values in self.space.moments)
-        return per_channel(mean, like), per_channel(std, like)
 
 
 def _classifier_of(run: RunInfo) -> nn.Module:

@@ -31,7 +31,7 @@ from components.nets.low_rank import Adapted, Adapter, AdapterConfig
 from components.nets.text_encoders import LIBRARIES, Encoded, EncoderLayout, TextEncoders
 from components.nets.unet import UNet2DConditionModel
 from components.sampling.blends import lerp
-from components.sampling.requests import BLEND, Conditions, Request
+from components.sampling.requests import BLEND, Request
 from components.sampling.trajectories import Call
 from components.shapes import per_row
 from components.spaces import Latents
@@ -128,6 +128,7 @@ class Model(LatentDiffusion):
     Settings = Settings
     accepts = frozenset({"source", BLEND, *STEERING["text"]})
     libraries = LIBRARIES
+    num_previewed = 4
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data
@@ -194,9 +195,8 @@ class Model(LatentDiffusion):
             return torch.cat([sides, torch.zeros_like(sides), sides], dim=1)  # whole, uncropped
         return torch.cat([*told_sizes(batch, self.config.flips), sides], dim=1)
 
-    def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
-        prompts = texts_of_column(columns["caption"][:4]) if "caption" in columns else ("",) * 4
-        return self.sample(Request(torch.arange(len(prompts)), self.usual_settings, Conditions(prompt=prompts)))
+    def prompts_of(self, captions: Sequence[str]) -> tuple[str, ...]:
+        return tuple(captions)  # the tokenizers cut them
 
     def _denoise(
         self, request: Request, guidance: Guidance, sigmas: Sequence[float]

@@ -7,7 +7,7 @@ real images. What an image shows can be drawn anew (`image`), and led from one t
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from components.composite import embedding_prior
 from components.composite.base import Composite, named, prefixed
 from components.composite.embedding_prior import Prior
 from components.conditioning.embedding import EMBEDDING, ImageEmbedding, scaled
-from components.conditioning.text import texts_of_column
+from components.conditioning.text import cut, texts_of_column
 from components.config import Strict
 from components.data.dataset import Batch
 from components.data.info import DataInfo, DataOutline, RunInfo
@@ -41,7 +41,6 @@ from components.sampling.trajectories import Call, Trajectory, drive
 from components.training.optimizers import OptimizerConfig
 
 CLIP, PRIOR, DECODER = clip_family.ROLE, "prior", "decoder"
-_SHOWN = 20  # images of a preview
 
 
 class DecoderConfig(diffusion.Config):
@@ -185,7 +184,7 @@ class Model(Composite):
     @torch.inference_mode()
     def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge | None) -> Figures:
         """How near the embeddings that the prior draws for held-out captions come to those of their images."""
-        texts = texts_of_column(held_out["caption"][:, : self.parts[PRIOR].length])
+        texts = self.prompts_of(texts_of_column(held_out["caption"]))
         device = held_out["caption"].device
         request = Request(torch.arange(len(texts), device=device), self.Settings(), Conditions(prompt=texts))
         drawn = drive(self._embedding(request), self.calls)
@@ -193,9 +192,9 @@ class Model(Composite):
         true = torch.cat([self.parts[CLIP].nets[CLIP].images(part) for part in rows.split(256)])
         return prior_figures(drawn, true)
 
-    def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
-        prompts = texts_of_column(columns["caption"][:_SHOWN, : self.parts[PRIOR].length])
-        return self.sample(Request(torch.arange(len(prompts)), self.Settings(), Conditions(prompt=prompts)))
+    def prompts_of(self, captions: Sequence[str]) -> tuple[str, ...]:
+        decoder = self.parts[DECODER]
+        return cut(decoder.prompts_of(captions) if decoder.texts else captions, self.parts[PRIOR].length)
 
 
 # -- the tiny configuration ------------------------------------------------------------------------------------------

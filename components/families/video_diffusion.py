@@ -68,7 +68,7 @@ class Model(latent_diffusion.Model):
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         draws, count = batch.draws, self.trained_frames(batch.step)
-        clean = self.normalise(self.space.clean(batch, self.config.flips))[:, :, :count]
+        clean = self.space.normalise(self.space.clean(batch, self.config.flips))[:, :, :count]
         noise = draws.normal("noise", self.data.shape)[:, :, :count]
         sigma = self.schedule.sigma(self.times(draws).double()) * shift(count)
         inputs, wanted = self._question(clean, noise, sigma)
@@ -128,7 +128,7 @@ class Model(latent_diffusion.Model):
     ) -> Generator[Call, Tensor, Denoise]:
         preconditioner, first = self.preconditioner, request.conditions.first
         if first is not None:
-            known = self.normalise((yield from self.space.encode(first[:, :, None])))
+            known = yield from self.space.encode(first[:, :, None])
             preconditioner = replace(preconditioner, first=known)
         towards, away = yield from self._conditions(request, guidance)
         return preconditioner.guided(towards, away, guidance, request.settings.reuse)

@@ -159,7 +159,7 @@ class Student(LatentDiffusion):
 
     def rows(self, batch: Batch, sigma: Tensor) -> Rows:
         """The batch at noise levels (B,), and all that is drawn of it."""
-        clean = self.normalise(self.space.clean(batch, self.config.flips))
+        clean = self.space.normalise(self.space.clean(batch, self.config.flips))
         noise = batch.draws.normal("noise", self.data.shape)
         return Rows(
             clean=clean,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from components.conditioning.text import texts_of_column
 from components.families.base import Judge
 from components.metrics.figures import Definition, Figures, named
 from components.metrics.frechet import Moments, frechet_distance
@@ -41,7 +42,7 @@ def step_figures(student: Student, held_out: Mapping[str, Tensor], judge: Judge)
     count, real = min(ROWS, len(reals)), Moments.of(classifier.features(reals))
     conditions = student.cycled(count)
     if student.texts:
-        conditions = Conditions(prompt=student.text_inputs.captions({"caption": held_out["caption"][:count]}))
+        conditions = Conditions(prompt=student.prompts_of(texts_of_column(held_out["caption"][:count])))
     found = []
     for steps, definition in DISTANCES.items():
         settings = student.usual_settings.model_copy(update={"num_inference_steps": steps})

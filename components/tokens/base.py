@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from components.conditioning.text import texts_of_column, tokens_of, tokens_of_column
+from components.conditioning.text import cut, tokens_of, tokens_of_column
 from components.config import Strict
 from components.data.dataset import Batch
 from components.data.info import DataInfo
@@ -168,14 +168,8 @@ class TokenSampler(Sampler):
         batch = Batch(columns, draws)
         return -self.count * self.token_losses(self.training_tokens(batch), self.training_prefix(batch, 0), draws)
 
-    def preview(self, columns: Mapping[str, Tensor]) -> Tensor:
-        if not self.texts:
-            return super().preview(columns)
-        prompts = tuple(
-            text.encode()[: self.config.text_length].decode(errors="ignore")
-            for text in texts_of_column(columns["caption"][:20])
-        )
-        return self.sample(Request(torch.arange(len(prompts)), self.usual_settings, Conditions(prompt=prompts)))
+    def prompts_of(self, captions: Sequence[str]) -> tuple[str, ...]:
+        return cut(captions, self.config.text_length)
 
 
 def _refuse_unless_described(config: TokenConfig, data: DataInfo, name: str) -> None:

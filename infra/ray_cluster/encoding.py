@@ -18,8 +18,10 @@ from components.artifacts.run_folder import load, load_weights
 from components.conditioning.text import EMBEDDED, texts_of_column
 from components.data.crops import CROP, views
 from components.data.dataset import Dataset, Shard, read_manifest, write_shard
+from components.data.info import FLIPPED
 from components.data.media.tokens import MEDIUM as TOKENS
 from components.data.randomness import Draws
+from components.diffusion import alignment
 from components.metrics.codes import code_counts, perplexity, usage
 from components.nets.text_encoders import EncoderLayout, FrozenText
 from components.shapes import all_but_channels
@@ -77,9 +79,18 @@ class CodeCounts(NamedTuple):
         return CodeCounts(packed)
 
 
+class Teacher(NamedTuple):
+    """The run of a judge whose maps of each image lie beside its latents, no finer than the tokens of a transformer of
+    this patch."""
+
+    run: Path | Staged
+    finest_patch: int
+
+
 class Encoder:
     """An actor that holds the autoencoder and turns shards of rows into shards of posteriors; with a text encoder,
-    told by its layout and the folder of its weights, captions into embeddings too."""
+    told by its layout and the folder of its weights, captions into embeddings too, and with a teacher what that sees of
+    the rows."""
 
     def __init__(
         self,
@@ -90,12 +101,16 @@ class Encoder:
         flips: bool = False,
         text: tuple[EncoderLayout, Path | Staged] | None = None,
         crops: int = 0,
+        teacher: Teacher | None = None,
     ):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._net = load(local(autoencoder), self._device).family.nets["autoencoder"]
         self._images, self._target, self._batch_size = Dataset(local(images)), target, batch_size
         self._medium = self._images.medium
-        self._flips, self._crops, self._text = flips, crops, None
+        self._flips, self._crops, self._text, self._teacher = flips, crops, None, None
+        if teacher is not None:
+            self._teacher = load(local(teacher.run), self._device).family.nets["classifier"]
+            self._finest_patch = teacher.finest_patch
         if text is not None:
             self._text = FrozenText(text[0]).eval().to(self._device)
             load_weights(self._text, local(text[1]) / TEXT_WEIGHTS)
@@ -137,13 +152,22 @@ class Encoder:
         return columns, Moments(mean.size / mean.shape[1], exact.sum(places), (exact**2).sum(places), variance)
 
     def _columns(self, stored: torch.Tensor) -> dict[str, np.ndarray]:
-        """Posteriors of the rows, and of their mirror images where these are wanted."""
-        ways = {"": stored} | ({"_flipped": self._medium.mirrored(stored)} if self._flips else {})
+        """Posteriors of the rows, and of their mirror images where these are wanted, and what a teacher sees of both,
+        where there is one."""
+        ways = {"": stored} | ({FLIPPED: self._medium.mirrored(stored)} if self._flips else {})
         found = {}
         for ending, seen in ways.items():
             mean, std = (parts.cpu().numpy() for parts in self._posteriors(seen))
             found |= {f"mean{ending}": mean, f"std{ending}": std}
+            if self._teacher is not None:
+                found |= self._maps(seen, [max(1, side // self._finest_patch) for side in mean.shape[2:]], ending)
         return found
+
+    @torch.inference_mode()
+    def _maps(self, stored: torch.Tensor, most: list[int], ending: str) -> dict[str, np.ndarray]:
+        parts = (self._medium.to_floats(part.to(self._device)) for part in stored.split(self._batch_size))
+        seen = [alignment.columns(self._teacher, part, most, ending) for part in parts]
+        return {name: torch.cat([part[name] for part in seen]).cpu().numpy() for name in seen[0]}
 
     @torch.inference_mode()
     def _posteriors(self, stored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -198,20 +222,24 @@ def encode(
     text: EncoderLayout | None = None,
     shifts: int | None = None,
     crops: int = 0,
+    teacher: Teacher | None = None,
 ) -> tuple[list[Shard], dict[str, tuple[float, ...]]]:
     """Writes one shard of posteriors into `target` for every shard of `images`, or of tokens, where `shifts` is told;
     returns the manifest entries in order and the statistics of the whole set. `storage`: s3://bucket/prefix that inputs
     and shards go through, where nodes do not see these folders; `flips`: each row also holds the mirrored image's;
     `text`: what embeds the captions, its weights in `target` already; `shifts`: see Tokeniser; `crops`: how many of
-    each row it holds beside."""
+    each row it holds beside; `teacher`: of trainings on it."""
     num_shards = len(read_manifest(images).shards)
     inputs, made = (autoencoder.resolve(), images.resolve()), Store.open(target.resolve())
     inputs += () if text is None else (target.resolve(),)
+    inputs += () if teacher is None else (teacher.run.resolve(),)
     if is_remote(storage):
         inputs = tuple(stage(folder, storage, cluster.cache_bytes) for folder in inputs)
         made = Store.open(storage) / "encoded" / "-".join(staged.hash[:16] for staged in inputs)
-    autoencoder_at, images_at, *text_at = inputs
-    arguments = (autoencoder_at, images_at, made, batch_size, flips, (text, *text_at) if text_at else None, crops)
+    autoencoder_at, images_at, *others = inputs
+    told = None if text is None else (text, others[0])
+    teacher = None if teacher is None else teacher._replace(run=others[-1])
+    arguments = (autoencoder_at, images_at, made, batch_size, flips, told, crops, teacher)
     kind, sums = (Encoder, Moments) if shifts is None else (Tokeniser, CodeCounts)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of its execution plan otherwise
     ray.data.DataContext.get_current().enable_progress_bars = False

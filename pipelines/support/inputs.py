@@ -8,6 +8,7 @@ NAME is a model, a latent data set of `encode`, or `evaluate`; which roles a mod
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,14 +18,16 @@ from components.config import parse
 from components.errors import ConfigError, SamplerError
 from components.families import family_class
 from components.families.base import JUDGE, START, Judge, Role, Sampler, roles_of
+from components.files import sha256, sha256_folder
 from pipelines.support import paths
 
 if TYPE_CHECKING:
     from pipelines.support.params import Params
 
-AUTOENCODER, CLIP = "autoencoder", "clip"
+AUTOENCODER, CLIP, TEACHER = "autoencoder", "clip", "teacher"
 ROLES_OF_STAGES = {"evaluate": {JUDGE: Role(Judge), CLIP: Role(family="clip")}}
-ROLES_OF_LATENTS = {AUTOENCODER: Role(needed=True)}
+ROLES_OF_TOKENS = {AUTOENCODER: Role(needed=True)}
+ROLES_OF_LATENTS = {**ROLES_OF_TOKENS, TEACHER: Role(family="judge")}
 
 
 class Given(NamedTuple):
@@ -42,7 +45,9 @@ def roles(params: Params, name: str, model: Any = None) -> dict[str, Role] | Non
         kind = family_class(params.models[name].family)
         config = parse(kind.Config, whole_model(params, name) if model is None else model, f"{name}.model")
         return roles_of(params.models[name].family, kind, config)
-    return ROLES_OF_LATENTS if name in params.encode else ROLES_OF_STAGES.get(name)
+    if name in params.encode:
+        return ROLES_OF_LATENTS if params.encode[name].tokens is None else ROLES_OF_TOKENS
+    return ROLES_OF_STAGES.get(name)
 
 
 def check(params: Params, where: str) -> None:
@@ -64,6 +69,40 @@ def check(params: Params, where: str) -> None:
         for role, expected in roles(params, name).items():
             if expected.needed and role not in params.inputs_of(name):
                 raise ConfigError(f"{where}.inputs: expected {name}/{role}: runs/..., which {name} needs")
+            if expected.beside_data:
+                _refuse_others_than_beside_data(params, name, role, where)
+
+
+def _refuse_others_than_beside_data(params: Params, name: str, role: str, where: str) -> None:
+    """Raises ConfigError of a model's input that is another than the one of its data set's block of `encode`."""
+    folder = Path(params.models[name].data)
+    made = params.inputs_of(folder.name).get(role) if folder == paths.DATA / folder.name else None
+    given = params.inputs_of(name).get(role)
+    if None not in (made, given) and made != given:
+        raise ConfigError(
+            f"{where}.inputs: {name}/{role}: {given}: expected {made}, as {folder.name}/{role}, since {folder} holds "
+            "what that says of each row"
+        )
+
+
+def refuse_changed(given: Mapping[str, Given], source: Mapping[str, Any], folder: Path, name: str) -> None:
+    """Raises SamplerError of a model's input that is no more, or never was, what `source`, of the manifest of its data
+    set, says."""
+    for role, one in given.items():
+        stored = source.get(role) if one.role.beside_data else None
+        if stored is not None and stored != content_hash(one.path):
+            raise SamplerError(
+                f"inputs: {name}/{role}: {one.path}: expected the run whose features {folder} holds, found another or "
+                f"a changed one; encode again, with {folder.name}/{role}: {one.path} in inputs or without"
+            )
+
+
+def content_hash(path: Path) -> str:
+    """Of a file, or of a run folder's config and weights. Raises SamplerError if there is neither."""
+    if path.is_file():
+        return sha256(path)[:32]
+    run_folder.read_config(path)
+    return sha256_folder(path, "*.safetensors")[:32]
 
 
 def resolve(params: Params, name: str) -> dict[str, Given]:

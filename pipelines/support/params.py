@@ -83,13 +83,15 @@ class TokensConfig(Strict):
 class EncodeConfig(Strict):
     """A latent data set, data/<name>: the training images by the autoencoder that `inputs` gives it, a run of one or of
     a sampler that holds one. `text`: what embeds the captions, for samplers with model.text.encoder pretrained.
-    `tokens`: the numbers of its codes instead of latents."""
+    `tokens`: the numbers of its codes instead of latents. `finest_patch`: of the transformers that are aligned to what
+    the teacher, which `inputs` may give it, sees of the images: it is kept no finer than their tokens."""
 
     batch_size: int = Field(256, gt=0)
     flips: bool = False  # the mirrored images, too, for samplers with model.flips
     crops: int = Field(0, ge=0)  # of each row, drawn once, for samplers with model.crops; 0: the image's middle alone
     text: TextConfig | None = None
     tokens: TokensConfig | None = None
+    finest_patch: int = Field(1, ge=1)
 
     @model_validator(mode="after")
     def _fits(self) -> EncodeConfig:

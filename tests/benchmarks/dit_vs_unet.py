@@ -1,7 +1,8 @@
 """A transformer against the U-Net as the backbone of the demo's latent diffusion: equal CPU seconds of training on one
 thread, held-out denoising loss and distance, three seeds. The transformer also with each lever of its training by
 itself: tokens that bypass blocks, with and without dense steps at the end, and tokens aligned to what a judge sees that
-learned without labels, or one of labels, another than the one that measures. A teacher's own training is not counted.
+learned without labels, or one of labels, another than the one that measures. A teacher's own training is not counted,
+and what it sees of the images lies beside their latents, as `encode` puts it there.
 
     python -m tests.benchmarks.dit_vs_unet              # two backbones, three seeds: some twenty minutes of one core
     python -m tests.benchmarks.dit_vs_unet levers       # the transformer plain and with each lever: some fifty
@@ -15,11 +16,9 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from dataclasses import replace
 
 import torch
 
-from components.data.info import RunInfo
 from components.diffusion.alignment import TEACHER
 from components.evaluation.held_out import HeldOutRows
 from components.families.base import Family
@@ -52,11 +51,16 @@ LEVERS = [name for name in VARIANTS if name.startswith(("dit_route", "dit_align"
 
 
 @functools.cache
-def latents(seed: int) -> tuple[Family, Data, Data]:
-    """The demo's autoencoder, and the latents of the training images; the held-out images are encoded as needed."""
+def autoencoder(seed: int) -> Family:
     train, key = digits.data()["train"], "autoencoders.vae"
-    vae, _, _ = digits.trained(key, digits.made(key, train, seed), train, seed)
-    return vae, quality.encoded(vae, train), digits.data()["test"]
+    return digits.trained(key, digits.made(key, train, seed), train, seed)[0]
+
+
+def latents(variant: str, seed: int) -> Data:
+    """Of the training images, beside what the variant's teacher sees of them, if it has one; the held-out images are
+    encoded as needed."""
+    judge = teacher("labels" in variant) if "align" in VARIANTS[variant] else None
+    return quality.encoded(autoencoder(seed), digits.data()["train"], judge)
 
 
 @functools.cache
@@ -70,20 +74,17 @@ def teacher(labelled: bool) -> Family:
 
 
 def made(variant: str, train: Data, seed: int) -> Family:
-    """A net with its initial weights and, where it is aligned, its teacher."""
+    """A net with its initial weights, for latents as `latents` gives them, and, where it is aligned, its teacher."""
     if "align" not in VARIANTS[variant]:
         return digits.made("samplers.ldm", train, seed, VARIANTS[variant])
-    judge = teacher("labels" in variant)
-    run = RunInfo(family="judge", config=judge.config.model_dump(mode="json"), data=judge.data)
-    told = replace(train, info=train.info.model_copy(update={"inputs": {TEACHER: run}}))
-    sampler = digits.made("samplers.ldm", told, seed, VARIANTS[variant])
-    sampler.receive(TEACHER, judge)
+    sampler = digits.made("samplers.ldm", train, seed, VARIANTS[variant])
+    sampler.receive(TEACHER, teacher("labels" in variant))
     return sampler
 
 
 def measure(variant: str, seed: int) -> dict:
     """Figures of one net after SECONDS of CPU."""
-    vae, train, test = latents(seed)
+    vae, train, test = autoencoder(seed), latents(variant, seed), digits.data()["test"]
     sampler = made(variant, train, seed)
     training = TrainingConfig(steps=100_000, batch_size=128, precision="float32", report_every=100)
     sampler, state, _ = quality.trained(sampler, train, training, seed, SECONDS, time.process_time)

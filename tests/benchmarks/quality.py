@@ -17,8 +17,9 @@ from components import sources
 from components.config import Strict
 from components.data.crops import BUCKET, is_of_frames
 from components.data.dataset import Rejected, batches
-from components.data.info import AutoencoderInfo, DataInfo
+from components.data.info import AutoencoderInfo, DataInfo, RunInfo
 from components.data.media.image import MEDIUM
+from components.diffusion import alignment
 from components.evaluation import generation
 from components.evaluation.protocol import EvaluateConfig
 from components.evaluation.real_draws import drawn_rows, over_draws
@@ -108,8 +109,9 @@ def device() -> torch.device:
 
 
 @torch.inference_mode()
-def encoded(vae: Family, data: Data) -> Data:
-    """The latents of a data set, with whole-set moments as `encode` stores them."""
+def encoded(vae: Family, data: Data, teacher: Family | None = None) -> Data:
+    """The latents of a data set, with whole-set moments as `encode` stores them, and what a teacher sees of the images
+    where there is one."""
     net = vae.nets["autoencoder"]
     images = [MEDIUM.to_floats(part.to(device())) for part in data.columns["image"].split(256)]
     mean, std = (torch.cat(parts).cpu() for parts in zip(*(net.encode(part) for part in images), strict=True))
@@ -118,7 +120,15 @@ def encoded(vae: Family, data: Data) -> Data:
     moments = Moments(m.size / m.shape[1], m.sum(places), (m**2).sum(places), (s**2).sum(places))
     of = AutoencoderInfo(config=vae.config.model_dump(mode="json"), data=data.info)
     info = DataInfo(shape=mean.shape[1:], classes=data.info.classes, statistics=moments.statistics(), autoencoder=of)
-    return Data(info, {"mean": mean, "std": std, "label": data.columns["label"]})
+    columns = {"mean": mean, "std": std, "label": data.columns["label"]}
+    if teacher is None:
+        return Data(info, columns)
+    judge, sides = teacher.nets["classifier"], mean.shape[2:]
+    parts = [alignment.columns(judge, part, sides) for part in images]
+    maps = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    told = {"maps": tuple(tuple(one.shape[1:]) for one in maps.values())}
+    run = RunInfo(family="judge", config=teacher.config.model_dump(mode="json"), data=teacher.data)
+    return Data(info.model_copy(update={**told, "inputs": {alignment.TEACHER: run}}), {**columns, **maps})
 
 
 @torch.inference_mode()

@@ -53,7 +53,8 @@ class Pipeline:
         self.unet.requires_grad_(False).eval().to(self.device)
         self.vae = autoencoder_of(family).to(self.device)
         self.scheduler = FlowMatchEulerDiscreteScheduler()
-        self.mean, self.std = (value.to(self.device) for value in family._moments(torch.zeros(1, *family.data.shape)))
+        like = torch.zeros(1, *family.data.shape, device=self.device)
+        self.mean, self.std = family.space.moments_as(like)
 
     @torch.inference_mode()
     def __call__(self, orders: list[dict]) -> list[bytes]:

@@ -24,6 +24,7 @@ from pipelines.support.params import load
 from pipelines.train import make_job
 from tests.components.helpers import assert_same, one_exact_thread
 from tests.pipelines.in_process import train, train_stage
+from tests.pipelines.measured import write_run
 
 IMAGES = "data/images/train"
 TRAINING = {"training": {"steps": 3, "batch_size": 4, "report_every": 1, "save_every": 3, "precision": "float32"}}
@@ -46,9 +47,9 @@ def params() -> dict:
     }
 
 
-def in_process(autoencoder, images, target, batch_size, cluster, storage, flips, text, shifts, crops):
+def in_process(autoencoder, images, target, batch_size, cluster, storage, flips, text, shifts, crops, teacher):
     """encoding.encode by one actor's work."""
-    maker = encoding.Encoder(autoencoder, images, Store.open(target), batch_size, flips, crops=crops)
+    maker = encoding.Encoder(autoencoder, images, Store.open(target), batch_size, flips, crops=crops, teacher=teacher)
     parts = [maker._encode(number) for number in range(len(read_manifest(images).shards))]
     return [shard for shard, _ in parts], parts[0][1].statistics()
 
@@ -108,7 +109,11 @@ def test_latents_of_crops_are_those_of_the_crops_that_are_told(project):
     latents, images = (Dataset(project / folder) for folder in ("data/latents", IMAGES))
     rows = torch.tensor(images.buckets[1])
     assert torch.equal(latents.take(rows)["raw_size"], images.take(rows)["raw_size"])
-    maker = encoding.Encoder(project / "runs/vae", project / IMAGES, Store.open(project), 16, crops=1)
+    write_run(project / "runs/judge", "judge")
+    teacher = encoding.Teacher(project / "runs/judge", 1)
+    maker = encoding.Encoder(
+        project / "runs/vae", project / IMAGES, Store.open(project), 16, True, crops=1, teacher=teacher
+    )
     shard = images.manifest.buckets[0].shards  # the first of the second bucket
     expected = [maker._crop(shard, view) for view in range(3)]
     inside = images.shard_rows(shard)
@@ -116,6 +121,9 @@ def test_latents_of_crops_are_those_of_the_crops_that_are_told(project):
     for row in range(len(inside)):
         views = [one for one in expected if one["crop"][row].tolist() == found["crop"][row].tolist()]
         assert any(torch.equal(torch.from_numpy(one["mean"][row]), found["mean"][row]) for one in views)
+    maps = {name: one.shape[2:] for name, one in expected[0].items() if name.startswith("teacher_map")}
+    sides = {"0": (4, 16), "1": (2, 8), "0_flipped": (4, 16), "1_flipped": (2, 8)}
+    assert maps == {f"teacher_map_{ending}": size for ending, size in sides.items()}
 
 
 @pytest.mark.parametrize("name", ["ldm", "pixels"])

@@ -58,7 +58,7 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def in_process(autoencoder, images, target, batch_size, cluster, storage, flips, text, shifts, crops):
+def in_process(autoencoder, images, target, batch_size, cluster, storage, flips, text, shifts, crops, teacher):
     """encoding.encode by one actor's work."""
     encoder = encoding.Encoder(autoencoder, images, Store.open(target), batch_size, flips, (text, target))
     shards, moments = zip(*(encoder._encode(number) for number in range(2)), strict=True)

@@ -66,7 +66,7 @@ PARAMS = {
 }
 
 
-def in_process(autoencoder, images, target, batch_size, cluster, storage, flips, text, shifts, crops):
+def in_process(autoencoder, images, target, batch_size, cluster, storage, flips, text, shifts, crops, teacher):
     """encoding.encode by one actor's work."""
     maker = encoding.Tokeniser(autoencoder, images, Store.open(target), batch_size, flips, shifts=shifts)
     shards, counts = zip(*(maker._encode(number) for number in range(len(read_manifest(images).shards))), strict=True)

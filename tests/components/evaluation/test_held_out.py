@@ -121,7 +121,7 @@ class ByHeart(nn.Module):
 def test_a_model_that_knows_its_rows_by_heart_has_a_gap_at_every_level():
     family = build("latent_diffusion", data=IMAGES, conditioning="none", objective="x0")
     seen, unseen = ({"image": torch.randint(0, 256, (60, 1, 16, 16), generator=DICE, dtype=torch.uint8)} for _ in "ab")
-    family.nets["denoiser"] = ByHeart(family, family.normalise(family.medium.rows(seen)))
+    family.nets["denoiser"] = ByHeart(family, family.space.normalise(family.medium.rows(seen)))
     losses = [family.held_out_losses(rows, Draws.of_seeds(torch.arange(60))) for rows in (seen, unseen)]
     assert losses[0][:, :4].max() < 1e-6, "little noise hides nothing of what is known"
     figures = DENOISING.figures(losses[1], losses[0])

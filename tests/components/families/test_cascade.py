@@ -60,7 +60,7 @@ def test_every_stage_learns_from_the_same_rows_at_its_size(sampler):
     assert torch.equal(base.space.clean(batch, False), reduced(rows, (8, 8)))
     told = up._training_further(batch, flips=False)
     assert (told["low_level"] < 0.5).all() and told["low_level"].unique().numel() == 4, "a level a row"
-    expected = enlarged(up.normalise(reduced(rows, (8, 8))), (16, 16))
+    expected = enlarged(up.space.normalise(reduced(rows, (8, 8))), (16, 16))
     assert torch.equal(told["low"], noised(expected, told["low_level"], batch.draws.normal("low", (1, 16, 16))))
     losses = [part.loss(part.nets["denoiser"], batch)["loss"] for part in sampler.parts.values()]
     assert losses[0] != losses[1]
@@ -85,7 +85,7 @@ def test_a_crop_cuts_the_same_square_of_all(sampler):
     column = ((place / 128 - 1) * 127.5 + 127.5).to(torch.uint8)
     batch = Batch({"image": column}, draws)
     clean, low = up.space.clean(batch, False), up._training_further(batch, False)["low"]
-    assert (up.denormalise(low) - clean)[:, :, 2:-2, 2:-2].abs().max() < 0.05, "a ramp is its own enlargement"
+    assert (up.space.denormalise(low) - clean)[:, :, 2:-2, 2:-2].abs().max() < 0.05, "a ramp is its own enlargement"
 
 
 def test_a_size_ends_at_its_stage(sampler):

@@ -8,6 +8,7 @@ import torch
 from components.artifacts import run_folder
 from components.config import parse
 from components.errors import ConfigError
+from components.evaluation import generation
 from components.evaluation.pictures import walks
 from components.families import family_class
 from components.sampling.requests import BLEND
@@ -55,6 +56,18 @@ def test_a_blend_goes_from_one_row_to_the_other(name, folders):
     assert torch.allclose(found[:, -1], sampler.sample(last), atol=1e-4)
     assert (found[:, 1] - found[:, 0]).abs().max() > 1e-5
     assert (found[:, 1] - found[:, 2]).abs().max() > 1e-5
+
+
+TOLD = [name for name in SAMPLERS if build(name).texts]
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_evaluation_asks_for_captions_of_any_length(name, folders):
+    """Training cuts what is too long for a net; a request with a longer prompt is refused."""
+    sampler = run_folder.load(folders[name][0]).family
+    settings = sampler.Settings(**fast(name))
+    asked = generation.request(sampler, settings, 0, 2, 0, generation.Captions(("é" * 300,)))
+    assert sampler.sample(asked).shape == (2, *sampler.row_shape)
 
 
 class RowsFirst:

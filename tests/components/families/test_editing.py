@@ -90,7 +90,7 @@ def test_the_net_sees_the_kept_part_under_the_noise_of_each_level(sampler, image
         {**sampler.calls, "denoiser": watching},
     )
     with torch.no_grad():
-        known = sampler.normalise(sampler.calls["encoder"](images))
+        known = sampler.space.normalise(sampler.calls["encoder"](images))
     for x, level in seen[1:]:
         sigma = float(sampler.schedule.sigma(level[:1].double() / 999))
         noise = ((1 + sigma) * x - known) / sigma  # flow matching's frame

@@ -54,6 +54,6 @@ def test_latent_diffusion_trains_under_every_objective_and_schedule(objective, s
 def test_normalised_latents_round_trip():
     family = build("latent_diffusion")
     latents = torch.randn(4, *LATENTS.shape)
-    normal = family.normalise(latents)
+    normal = family.space.normalise(latents)
     assert torch.allclose(normal[:, 0], (latents[:, 0] - 0.3) / 1.5)
-    assert torch.allclose(family.denormalise(normal), latents, atol=1e-6)
+    assert torch.allclose(family.space.denormalise(normal), latents, atol=1e-6)

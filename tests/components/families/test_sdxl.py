@@ -140,7 +140,7 @@ def test_the_refiner_takes_over_where_it_is_told_to(sampler):
         x = torch.lerp(asks.denoised(x, sigma, answer), x, following / sigma)
         answered.append(net)
     assert answered == [call.net for call in calls if call.net in conditions] and set(answered) == set(conditions)
-    assert torch.allclose(sampler.sample(request), sampler.denormalise(x).clamp(-1, 1), atol=1e-5)
+    assert torch.allclose(sampler.sample(request), sampler.space.denormalise(x).clamp(-1, 1), atol=1e-5)
     never = dataclasses.replace(request, settings=request.settings.model_copy(update={"refiner_start": 1.0}))
     assert {call.net for call in calls_of(sampler, never)} == {"clip", "denoiser_text", "denoiser"}
     assert not torch.allclose(sampler.sample(never), sampler.sample(request), atol=1e-3)

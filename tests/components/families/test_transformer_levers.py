@@ -12,7 +12,7 @@ from components.artifacts import run_folder
 from components.config import parse
 from components.data.dataset import Batch, batches
 from components.data.info import RunInfo
-from components.diffusion.alignment import TEACHER, features, misalignment
+from components.diffusion.alignment import TEACHER, maps, misalignment, on_grid
 from components.errors import ConfigError
 from components.families import family_class
 from components.families.base import roles_of
@@ -146,12 +146,12 @@ def test_the_wanted_features_are_the_judges_of_the_clean_images(data):
     judge = family.received[TEACHER].nets["classifier"]
     images = rows if data is IMAGES else family.nets["autoencoder"].decode(rows).clamp(-1, 1)
     side = data.shape[1] // 2
-    maps = [F.interpolate(one, (side, side), mode="bilinear", antialias=True) for one in judge.maps(images)[1:]]
-    wanted = torch.cat([F.normalize(one, dim=1) for one in maps], 1).flatten(2).transpose(1, 2)
-    found = features(judge, images, (side, side))
+    grids = [F.interpolate(one, (side, side), mode="bilinear", antialias=True) for one in judge.maps(images)[1:]]
+    wanted = torch.cat([F.normalize(one, dim=1) for one in grids], 1).flatten(2).transpose(1, 2)
+    found = on_grid(maps(judge, images), (side, side))
     assert torch.allclose(found, wanted)
     sigma = family._sigma(family.times(batch.draws).double())
-    inputs, _ = family._question(family.normalise(rows), batch.draws.normal("noise", rows.shape[1:]), sigma)
+    inputs, _ = family._question(family.space.normalise(rows), batch.draws.normal("noise", rows.shape[1:]), sigma)
     inputs |= family._training_condition(batch, family.config.label_dropout)
     _, projected = family.nets["denoiser"](**inputs, tap=2)
     cosine = (F.normalize(projected, dim=2) * F.normalize(wanted, dim=2)).sum(2)

@@ -124,7 +124,7 @@ def test_a_told_frame_is_not_asked_for():
     loss = float(family.loss(net, batch)["loss"])
     ((x, level),) = seen
     assert loss < 100 and (level[:, 0] == 0).all() and (level[:, 1] > 0).all()
-    clean = family.normalise(family.space.clean(batch, False))
+    clean = family.space.normalise(family.space.clean(batch, False))
     assert torch.allclose(x[:, :, 0], clean[:, :, 0])
 
 

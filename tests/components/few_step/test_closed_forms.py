@@ -68,7 +68,7 @@ def sampled(family, steps: int, count: int = 64) -> tuple[Tensor, Tensor]:
     asked = []
     with torch.inference_mode():
         rows = drive(family._trajectory(request), family.calls, asked.append)
-    return asked[0].inputs["x"], family.normalise(rows)
+    return asked[0].inputs["x"], family.space.normalise(rows)
 
 
 @pytest.mark.parametrize("name", ["shortcut", "meanflow"])

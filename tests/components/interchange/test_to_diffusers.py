@@ -108,10 +108,10 @@ def test_autoencoder_speaks_normalised_latents(tmp_path):
     with torch.inference_mode():
         posterior = vae.encode(images).latent_dist
         mean, std = sampler.family.nets["autoencoder"].encode(images)
-        assert (posterior.mean - sampler.family.normalise(mean)).abs().max() < 1e-4
+        assert (posterior.mean - sampler.family.space.normalise(mean)).abs().max() < 1e-4
         assert (posterior.std[:, 0] - std[:, 0] / 1.5).abs().max() < 1e-4
         decoded = sampler.family.nets["autoencoder"].decode(mean)
-        assert (vae.decode(sampler.family.normalise(mean)).sample - decoded).abs().max() < 1e-4
+        assert (vae.decode(sampler.family.space.normalise(mean)).sample - decoded).abs().max() < 1e-4
 
 
 def test_folder_says_how_to_use_it_and_holds_no_pickle(tmp_path):
