@@ -26,7 +26,7 @@ from components.metrics.figures import Figures
 from components.metrics.held_out import HeldOutLoss
 from components.metrics.reconstruction import reconstruction_figures
 from components.sampling.blends import drawn, lerp
-from components.sampling.requests import BLEND, Conditions, Request, refuse_unaccepted
+from components.sampling.requests import BLEND, Conditions, Request, Takes, refuse_unfit
 from components.sampling.trajectories import Call, Trajectory, drive
 from components.training.optimizers import OptimizerConfig
 
@@ -211,6 +211,7 @@ class Sampler(Family):
     calls: Mapping[str, Callable[..., Tensor]]  # what answers the calls of its trajectories, by Call.net
     num_previewed: ClassVar[int] = 20  # images of a preview
     streams: ClassVar[bool] = False  # whether its previews are the rows' beginnings, which stay as they are
+    needs_class: ClassVar[bool] = False  # of one that labels steer: whether it draws nothing without one
     accepts: frozenset[str] = frozenset()  # what steers it: names of Conditions, and "blend"; may depend on the config
 
     @classmethod
@@ -222,9 +223,7 @@ class Sampler(Family):
     def trajectory(self, request: Request) -> Trajectory:
         """The coroutine that makes the rows of a request: (B, C, ...) in [-1, 1]. Raises SamplerError of what the
         sampler does not take, on whatever way a request comes."""
-        refuse_unaccepted(
-            self.accepts, self.medium.plural, self.row_shape, self.num_classes, request, self.num_speakers, self.sizes
-        )
+        refuse_unfit(request, self._takes())
         if reason := self.why_not(self.config, request.settings, self.data.outline):
             raise SamplerError(reason)
         return self._trajectory(request)
@@ -232,6 +231,17 @@ class Sampler(Family):
     def _trajectory(self, request: Request) -> Trajectory:
         """The coroutine itself, of a request that the sampler takes."""
         raise NotImplementedError
+
+    def _takes(self) -> Takes:
+        return Takes(
+            accepts=self.accepts,
+            rows=self.medium.plural,
+            shape=self.row_shape,
+            num_classes=self.num_classes,
+            num_speakers=self.num_speakers,
+            sizes=self.sizes,
+            needs_class=self.conditional and self.needs_class,
+        )
 
     @property
     def likelihood(self) -> Likelihood | None:

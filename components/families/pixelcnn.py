@@ -42,6 +42,7 @@ class Model(Sampler):
     Config = Config
     Settings = Settings
     kept = ("pixelcnn",)
+    needs_class = True
     held_out = BITS
 
     def __init__(self, config: Config, data: DataInfo):

@@ -86,6 +86,7 @@ class Model(Autoencoder):
     Config = Config
     Settings = Settings
     labelled = False  # whether its latents have a density of each class
+    needs_class = True
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data

@@ -57,6 +57,7 @@ class Model(Sampler):
     Config = Config
     Settings = Settings
     kept = ("vdvae",)
+    needs_class = True
     held_out = BITS
 
     def __init__(self, config: Config, data: DataInfo):

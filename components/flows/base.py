@@ -44,6 +44,7 @@ class Flow(Sampler):
     Config = Config
     Settings = Settings
     kept = ("flow",)
+    needs_class = True
     held_out = BITS
 
     def __init__(self, config: Config, data: DataInfo):

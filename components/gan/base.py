@@ -37,6 +37,7 @@ class GAN(Sampler):
     Settings = Settings
     Config = GANConfig
     kept = ("generator",)
+    needs_class = True
     conditional = False  # whether labels steer it
     labels_optional = False  # of a conditional family: whether it can do without classes
 

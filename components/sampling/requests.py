@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -148,43 +148,57 @@ REFUSALS = {
 }
 
 
-def refuse_unaccepted(
-    accepts: Collection[str],
-    rows: str,
-    shape: tuple[int, ...],
-    num_classes: int,
-    request: Request,
-    num_speakers: int = 0,
-    sizes: Collection[tuple[int, ...]] = (),
-) -> None:
-    """Raises SamplerError naming the first thing in a request that a sampler does not take. `accepts`: names of
-    Conditions, and `blend`; `rows`, `shape`: what it makes, as images of 3x64x64; `sizes`: the sides that it can be
-    asked for."""
+class Takes(NamedTuple):
+    """What a sampler takes. `accepts`: names of Conditions, and `blend`; `rows`, `shape`: what it makes, as images of
+    3x64x64; `sizes`: the sides that it can be asked for; `needs_class`: whether it draws nothing without a class."""
+
+    accepts: Collection[str]
+    rows: str
+    shape: tuple[int, ...]
+    num_classes: int
+    num_speakers: int = 0
+    sizes: Collection[tuple[int, ...]] = ()
+    needs_class: bool = False
+
+
+def refuse_unfit(request: Request, takes: Takes) -> None:
+    """Raises SamplerError naming the first thing in a request that a sampler does not take, or that it lacks."""
     given, blend = request.conditions.parts(), request.blend
-    for name, value in {**given, **({} if blend is None else {BLEND: blend})}.items():
-        if name not in accepts:
-            raise SamplerError(f"{name}: {REFUSALS[name].format(rows=rows)}")
-        if name in ("source", "image"):
-            found = tuple((value.images if name == "source" else value).shape[1:])
-            if found != shape:
-                raise SamplerError(f"{name}: expected {rows} {shape_text(shape)}, found {shape_text(found)}")
-        if name == "first" and value.shape[1:] != (shape[0], *shape[2:]):
-            expected, found = shape_text((shape[0], *shape[2:])), shape_text(value.shape[1:])
-            raise SamplerError(f"first: expected pictures {expected}, found {found}")
     towards = {} if blend is None else {f"{BLEND}: {name}": value for name, value in blend.parts().items()}
-    for name in towards:
-        if (plain := name.removeprefix(f"{BLEND}: ")) in REFUSALS and plain not in accepts:
-            raise SamplerError(f"{name}: {REFUSALS[plain]}")
+    _refuse_unaccepted(given if blend is None else {**given, BLEND: blend}, towards, takes)
+    if takes.needs_class and "label" not in given:
+        raise SamplerError(f"label: this sampler draws no {takes.rows} without a class; expected one for each seed")
     for name, value in {**given, **towards}.items():
         if len(value) != len(request.seeds):
             raise SamplerError(f"{name}: expected one for each of {len(request.seeds)} seeds, found {len(value)}")
-        # a guided sampler knows one number more, which stands for no class
-        largest = num_classes - 1 + ("negative_label" in accepts)
-        if name.endswith("label") and ((value < 0) | (value > largest)).any():
-            known = f"class numbers 0 to {num_classes - 1}"
-            raise SamplerError(f"{name}: expected {known}, found {value.tolist()}")
-        if name == "speaker" and ((value < 0) | (value >= num_speakers)).any():
-            raise SamplerError(f"speaker: expected numbers 0 to {num_speakers - 1}, found {value.tolist()}")
-        if name == "size" and (len(value.unique(dim=0)) != 1 or tuple(value[0].tolist()) not in sizes):
-            known = ", ".join(map(shape_text, sizes))
-            raise SamplerError(f"size: expected one of {known} for a whole request, found {value.tolist()}")
+        _refuse_bad_values(name, value, takes)
+
+
+def _refuse_unaccepted(given: Mapping[str, Any], towards: Mapping[str, Any], takes: Takes) -> None:
+    for name, value in given.items():
+        if name not in takes.accepts:
+            raise SamplerError(f"{name}: {REFUSALS[name].format(rows=takes.rows)}")
+        if name in ("source", "image"):
+            found = tuple((value.images if name == "source" else value).shape[1:])
+            if found != takes.shape:
+                expected = shape_text(takes.shape)
+                raise SamplerError(f"{name}: expected {takes.rows} {expected}, found {shape_text(found)}")
+        if name == "first" and value.shape[1:] != (takes.shape[0], *takes.shape[2:]):
+            expected, found = shape_text((takes.shape[0], *takes.shape[2:])), shape_text(value.shape[1:])
+            raise SamplerError(f"first: expected pictures {expected}, found {found}")
+    for name in towards:
+        if (plain := name.removeprefix(f"{BLEND}: ")) in REFUSALS and plain not in takes.accepts:
+            raise SamplerError(f"{name}: {REFUSALS[plain]}")
+
+
+def _refuse_bad_values(name: str, value: Any, takes: Takes) -> None:
+    # a guided sampler knows one number more, which stands for no class
+    largest = takes.num_classes - 1 + ("negative_label" in takes.accepts)
+    if name.endswith("label") and ((value < 0) | (value > largest)).any():
+        known = f"class numbers 0 to {takes.num_classes - 1}"
+        raise SamplerError(f"{name}: expected {known}, found {value.tolist()}")
+    if name == "speaker" and ((value < 0) | (value >= takes.num_speakers)).any():
+        raise SamplerError(f"speaker: expected numbers 0 to {takes.num_speakers - 1}, found {value.tolist()}")
+    if name == "size" and (len(value.unique(dim=0)) != 1 or tuple(value[0].tolist()) not in takes.sizes):
+        known = ", ".join(map(shape_text, takes.sizes))
+        raise SamplerError(f"size: expected one of {known} for a whole request, found {value.tolist()}")

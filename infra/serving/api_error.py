@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 HOLD = "x-refused-for"  # between API and proxy: seconds for which all would be refused, and those that one is worth
 LONGEST = 60.0  # seconds that a client is told to wait; OpenAI's own takes a longer one for none
@@ -45,3 +46,20 @@ def queue_full(seconds: float) -> ApiError:
         code="queue_full",
         retry_after=whole,
     )
+
+
+@dataclass
+class Hold:
+    """A full queue's refusal, which goes for others `until` a time, of time.monotonic(): who comes is told to come back
+    at `back`, each `own` seconds after the one before."""
+
+    until: float
+    back: float
+    own: float
+
+    def refusal(self, now: float) -> ApiError | None:
+        """Of the next one who comes; None when it goes for nobody any more."""
+        if now >= self.until:
+            return None
+        self.back = min(now + LONGEST, self.back + self.own)
+        return queue_full(self.back - now)

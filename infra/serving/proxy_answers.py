@@ -10,14 +10,13 @@ RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH (ray_session.py).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.serving.api_error import HOLD, LONGEST, ApiError, queue_full
+from infra.serving.api_error import HOLD, ApiError, Hold
 
 RETRY_AFTER = 1  # seconds
 OWN = "/-/"  # paths of the proxy itself, such as /-/healthz
@@ -50,21 +49,6 @@ class InSchema:
         await self.app(scope, receive, sending)
 
 
-@dataclass
-class Hold:
-    """A refusal that goes for all requests of a path `until` a time; who comes is told to come back at `back`, each
-    `own` seconds after the one before."""
-
-    until: float = 0.0
-    back: float = 0.0
-    own: float = 0.0
-
-    def next(self, now: float) -> float:
-        """Seconds after which the next one may come again."""
-        self.back = min(now + LONGEST, self.back + self.own)
-        return self.back - now
-
-
 class Holding:
     """ASGI middleware: what the API refused and said to go for all (HOLD), it refuses by itself for that long. Pages of
     browsers, which need the API's headers of other origins, are always asked for there."""
@@ -76,10 +60,9 @@ class Holding:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
-        path, now = scope["path"].rstrip("/"), time.monotonic()
-        hold = self._holds.get(path)
-        if hold is not None and now < hold.until and "origin" not in Headers(scope=scope):
-            error = queue_full(hold.next(now))
+        path = scope["path"].rstrip("/")
+        hold = None if "origin" in Headers(scope=scope) else self._holds.get(path)
+        if hold is not None and (error := hold.refusal(time.monotonic())) is not None:
             return await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
 
         async def sending(message: Message) -> None:
@@ -96,9 +79,8 @@ class Holding:
             return start
         now, (seconds, own) = time.monotonic(), map(float, headers[HOLD].split())
         del headers[HOLD]
-        hold = self._holds.setdefault(path, Hold())
-        hold.until, hold.own = now + seconds, own
-        hold.back = max(hold.back, now + float(headers["retry-after"]))
+        before, back = self._holds.get(path), now + float(headers["retry-after"])
+        self._holds[path] = Hold(now + seconds, back if before is None else max(before.back, back), own)
         return {**start, "headers": headers.raw}
 
 

@@ -32,7 +32,7 @@ from components.sampling.tasks import DeadlineExceeded, EngineFull, EngineStoppe
 from infra.config import ServeConfig, TrackingConfig
 from infra.ray_cluster import closed_session, ray_session
 from infra.serving import autoscaling, http_api, http_guards, serve_metrics
-from infra.serving.api_error import LONGEST, ApiError, queue_full
+from infra.serving.api_error import ApiError, Hold, queue_full
 from infra.serving.backend import Made, Update
 from infra.serving.model_store import Champions, ModelStore
 from infra.serving.orders import SampleRequest, num_steps
@@ -60,11 +60,10 @@ Answer = TypeVar("Answer")
 
 @dataclass
 class Refusal:
-    """What an engine said of a request of a `size`, and until when that goes for others as large."""
+    """What an engine said of a request of a `size`, which goes for others as large for a while."""
 
-    until: float
     size: int
-    cause: EngineFull
+    hold: Hold
 
 
 class Samplers:
@@ -114,10 +113,8 @@ class Samplers:
     def _refuse_remembered(self, orders: list[SampleRequest]) -> None:
         """Under overload most of a server's time would go into asking its engine what it has just said."""
         last = self._refused.get(orders[0].model)
-        if last and time.monotonic() < last.until and _size(orders) >= last.size:
-            told = last.cause.retry_after + last.cause.seconds  # each comes after the one before
-            last.cause = EngineFull(str(last.cause), min(told, LONGEST), last.cause.seconds)
-            raise api_error_of(last.cause)
+        if last and _size(orders) >= last.size and (error := last.hold.refusal(time.monotonic())) is not None:
+            raise error
 
     @contextlib.contextmanager
     def _remembering(self, orders: list[SampleRequest]) -> Iterator[None]:
@@ -126,8 +123,9 @@ class Samplers:
         except ApiError as error:
             cause = getattr(error.__cause__, "cause", None)
             if isinstance(cause, EngineFull) and cause.retry_after:
-                until = time.monotonic() + self.remembered
-                self._refused[orders[0].model] = Refusal(until, _size(orders), cause)
+                now = time.monotonic()
+                hold = Hold(now + self.remembered, now + cause.retry_after, cause.seconds)
+                self._refused[orders[0].model] = Refusal(_size(orders), hold)
                 if cause.for_all and self.remembered and len(self._served) == 1:
                     error.hold = HELD_BY_PROXIES, cause.seconds
             raise

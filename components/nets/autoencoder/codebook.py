@@ -63,10 +63,10 @@ class Codebook(OnePerPlace):
         """Codes (B, C, h, w) by their numbers (B, h, w)."""
         return self.codes[tokens].movedim(-1, 1)
 
-    def commitment(self, latents: Tensor) -> Tensor:
-        """The squared distance of latents to their codes (van den Oord et al. 2017, equation 3), a latent."""
-        # the codes come with the latents' gradient and this must pull the latents alone
-        return (self._scaled(latents) - self.nearest(latents.detach())).square().flatten(1).sum(1).mean()
+    def commitment(self, latents: Tensor, tokens: Tensor) -> Tensor:
+        """The squared distance of latents to their codes, of these numbers (van den Oord et al. 2017, equation 3), a
+        latent."""
+        return (self._scaled(latents) - self.codes_of(tokens)).square().flatten(1).sum(1).mean()
 
     def fingerprint(self) -> str:
         """Of what the numbers of codes mean."""

@@ -59,7 +59,7 @@ class FiniteScalars(OnePerPlace):
         levels = tokens[:, None] // self.steps % (2 * self.radius + (self.offset == 0))
         return (levels - self.radius) / self.radius
 
-    def commitment(self, latents: Tensor) -> None:
+    def commitment(self, latents: Tensor, tokens: Tensor) -> None:
         """No latent is pulled to its code."""
 
     def fingerprint(self) -> str:

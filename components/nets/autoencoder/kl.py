@@ -175,7 +175,8 @@ class AutoencoderKL(nn.Module):
         latents = self._quantised(latents)
         told = ()
         if self.codebook is not None and torch.is_grad_enabled():
-            told = self.codebook.tokens(mean), self.codebook.commitment(mean)
+            tokens = self.codebook.tokens(mean)
+            told = tokens, self.codebook.commitment(mean, tokens)
         return Reconstruction(self._decode(latents), mean, std, latents, self.log_scale, *told)
 
     def _quantised(self, latents: Tensor) -> Tensor:

@@ -70,9 +70,11 @@ class Scales(nn.Module):
         """As of OnePerPlace, whatever `sides` tokens are stored in: of each grid's own cells."""
         return torch.cat([pooled(mask, (side, side)).flatten(1) > 0 for side in self.sides], dim=1)
 
-    def commitment(self, latents: Tensor) -> Tensor:
-        """The squared distance of latents to the sum, a latent."""
-        return (latents.float() - self.nearest(latents.detach())).square().flatten(1).sum(1).mean()
+    def commitment(self, latents: Tensor, tokens: Tensor) -> Tensor:
+        """The squared distance of latents to the sum that their tokens say, a latent; it pulls the latents alone."""
+        with torch.no_grad():
+            found = self.codes_of(tokens, latents.shape[2:])
+        return (latents.float() - found).square().flatten(1).sum(1).mean()
 
     def fingerprint(self) -> str:
         """Of what the numbers of codes mean."""

@@ -82,7 +82,7 @@ def test_a_normalised_codebook_matches_by_angle_and_stays_on_the_sphere():
     codebook(latents.requires_grad_())
     assert torch.allclose(codebook.codes.norm(dim=1), torch.ones(8))
     assert torch.allclose(codebook(latents).norm(dim=1), torch.ones(4, 5, 5), atol=1e-5)
-    codebook.commitment(latents).backward()
+    codebook.commitment(latents, codebook.tokens(latents)).backward()
     assert latents.grad.abs().max() > 0
 
 

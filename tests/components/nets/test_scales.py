@@ -82,16 +82,16 @@ def test_gradients_go_around_the_codes_and_into_what_blends_them():
     assert not torch.equal(scales.codebook.codes, before), "codes follow what was asked of them"
     latents.grad = None
     scales.zero_grad()
-    scales.commitment(latents).backward()
+    scales.commitment(latents, scales.tokens(latents)).backward()
     assert latents.grad.abs().max() > 0 and all(parameter.grad is None for parameter in scales.parameters())
 
 
 def test_training_brings_codes_to_what_they_stand_for():
     scales, latents = quantiser(restart_below=0.03).train(), torch.randn(16, 3, 4, 4)
-    first = scales.commitment(latents)
+    first = scales.commitment(latents, scales.tokens(latents))
     for _ in range(30):
         scales(latents.requires_grad_())
-    assert scales.commitment(latents) < 0.7 * first
+    assert scales.commitment(latents, scales.tokens(latents)) < 0.7 * first
 
 
 @pytest.mark.parametrize("sides", [SIDES, (4,)])

@@ -6,7 +6,8 @@ import torch
 from components.errors import SamplerError
 from components.families import family_class, family_names
 from components.families.base import Sampler
-from components.sampling.requests import BLEND, Blend, Conditions, Request, Source, refuse_unaccepted
+from components.sampling.requests import BLEND, Blend, Conditions, Request, Source, Takes, refuse_unfit
+from tests.components.families.contract import fast
 from tests.components.helpers import build
 
 SEEDS = torch.tensor([1, 2])
@@ -28,8 +29,9 @@ def test_every_sampler_refuses_what_it_does_not_accept(name, condition):
     sampler = build(name)
     blend = Blend(SEEDS, torch.zeros(2)) if condition == BLEND else None
     given = {**GIVEN, "source": Source(torch.zeros(2, *sampler.row_shape), 0.5)}
-    conditions = Conditions(**{condition: given[condition]} if condition in given else {})
-    request = Request(SEEDS, sampler.Settings(), conditions, blend)
+    needed = {"label": GIVEN["label"]} if sampler.conditional and sampler.needs_class else {}
+    told = {**needed, condition: given[condition]} if condition in given else needed
+    request = Request(SEEDS, sampler.Settings(), Conditions(**told), blend)
     if condition in sampler.accepts:
         sampler.trajectory(request)
         return
@@ -50,7 +52,20 @@ def test_every_sampler_refuses_what_it_does_not_accept(name, condition):
 def test_values_that_do_not_fit_are_refused(conditions, message):
     request = Request(SEEDS, None, Conditions(**conditions))
     with pytest.raises(SamplerError, match=message):
-        refuse_unaccepted({"label", "prompt", "source"}, "images", (1, 16, 16), 3, request)
+        refuse_unfit(request, Takes({"label", "prompt", "source"}, "images", (1, 16, 16), 3))
+
+
+@pytest.mark.parametrize("name", [name for name in families() if build(name).conditional])
+def test_a_request_without_classes_is_drawn_or_refused_in_a_line(name):
+    sampler = build(name)
+    blends = [None, Blend(SEEDS, torch.zeros(2), label=torch.tensor([0, 1]))]
+    for blend in blends[: 1 + (BLEND in sampler.accepts)]:
+        request = Request(SEEDS, sampler.Settings(**fast(name)), blend=blend)
+        if not sampler.needs_class:
+            assert len(sampler.sample(request)) == 2
+            continue
+        with pytest.raises(SamplerError, match="^label: this sampler draws no [a-z]+ without a class; expected one"):
+            sampler.trajectory(request)
 
 
 def test_rows_are_taken_in_any_order():
