@@ -137,7 +137,11 @@ def tokenised(vae: Family, data: Data, shifts: int = 0) -> Data:
     net, by = vae.nets["autoencoder"], (0, -shifts, shifts) if shifts else (0,)
     moved = [MEDIUM.shifted(data.columns["image"], (down, right)) for down in by for right in by]
     tokens = torch.stack(
-        [torch.cat([net.tokens(MEDIUM.to_floats(part)) for part in images.split(256)]) for images in moved], dim=1
+        [
+            torch.cat([net.tokens(MEDIUM.to_floats(part.to(device()))) for part in images.split(256)]).cpu()
+            for images in moved
+        ],
+        dim=1,
     )
     counts = CodeCounts(code_counts(tokens, net.codebook.size).double().numpy())
     of = AutoencoderInfo(config=vae.config.model_dump(mode="json"), data=data.info)
