@@ -49,22 +49,18 @@ class Model(Sampler):
         self.config, self.data = config, data
         refuse_unless_planar(data.shape, 1, "pixelcnn")
         self.levels = levels(self.medium)
-        self.labelled = config.classes and bool(data.classes)
+        self.accepts = frozenset({"source", "label"} if config.classes and data.classes else {"source"})
         outputs = num_outputs(data.shape[0], config.mixtures)
-        classes = len(data.classes) if self.labelled else 0
+        classes = len(data.classes) if self.conditional else 0
         net = PixelCNN(data.shape, outputs, config.width, config.blocks, classes)
         self.nets = nn.ModuleDict({"pixelcnn": net})
         self.calls = {"pixelcnn": net.next}
         self.phases = (Phase("likelihood", "pixelcnn", self.loss, config.optimizer),)
 
-    @property
-    def accepts(self) -> frozenset[str]:
-        return frozenset({"source", "label"} if self.labelled else {"source"})
-
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         """Bits per dimension of the batch's rows."""
         rows = self.medium.rows(batch.columns)
-        numbers = net(rows, batch.columns["label"] if self.labelled else None, self._kept(batch))
+        numbers = net(rows, batch.columns["label"] if self.conditional else None, self._kept(batch))
         found = log_probability(numbers, rows, self.levels, self.config.mixtures).float()
         return {"loss": bits_per_value(found.mean(), rows[0].numel())}
 
@@ -81,7 +77,7 @@ class Model(Sampler):
         return Likelihood("exact", "none", self._log_probability)
 
     def _log_probability(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
-        numbers = self.nets["pixelcnn"](rows, label if self.labelled else None)
+        numbers = self.nets["pixelcnn"](rows, label if self.conditional else None)
         return log_probability(numbers, rows, self.levels, self.config.mixtures)
 
     def _trajectory(self, request: Request) -> Trajectory:
@@ -91,7 +87,7 @@ class Model(Sampler):
         uniform = Draws.of_seeds(request.seeds).uniform("pixel", (count, mixtures + channels))
         stays, known = self._known(request)
         pixels = known.new_zeros(known.shape)  # (B, H * W, C)
-        steered = {"label": request.conditions.label} if self.labelled else {}
+        steered = {"label": request.conditions.label} if self.conditional else {}
         for place in range(count):
             inputs = {"position": torch.full_like(request.seeds, place), "previous": pixels[:, max(place - 1, 0)]}
             preview = Preview(place / count, self._so_far(pixels, place)) if place % width == 0 else None

@@ -21,7 +21,7 @@ from components.metrics.held_out import BITS
 from components.nets.blocks import class_weights
 from components.nets.flows.autoregressive import NextToken, TarFlow
 from components.sampling.blends import drawn, slerp
-from components.sampling.requests import Request
+from components.sampling.requests import BLEND, Request
 from components.sampling.trajectories import Call, Trajectory, drive
 from components.shapes import refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
@@ -60,19 +60,15 @@ class Model(Sampler):
             raise SamplerError(f"tarflow: width: {config.width} is no multiple of twice the {config.heads} heads")
         self.levels = levels(self.medium)
         self.held_out = None if config.noise else BITS
-        self.labelled = config.classes and bool(data.classes)
+        self.accepts = frozenset({BLEND, "label"} if config.classes and data.classes else {BLEND})
         self.null = len(data.classes)  # the class that stands for none
-        num_classes = self.null + 1 if self.labelled else 0
+        num_classes = self.null + 1 if self.conditional else 0
         net = TarFlow(data.shape, config.patch, config.width, config.flows, config.layers, config.heads, num_classes)
         self.nets = nn.ModuleDict({"tarflow": net})
         self.calls = {"denoise": lambda rows, label=None: net.denoised(rows, config.noise, label)}
         for number, flow in enumerate(net.flows):
             self.calls |= {f"flow{number}": NextToken(flow), f"whole{number}": _whole(flow)}
         self.phases = (Phase("likelihood", "tarflow", self.loss, config.optimizer, low_precision=False),)
-
-    @property
-    def accepts(self) -> frozenset[str]:
-        return frozenset({"blend", "label"} if self.labelled else {"blend"})
 
     @classmethod
     def why_not(cls, config: Config, settings: Settings, data: DataOutline) -> str | None:
@@ -83,7 +79,7 @@ class Model(Sampler):
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         """Bits per dimension of the batch's rows; with noise a density's, up to a constant."""
         rows, label = self._noisy(self.medium.rows(batch.columns), batch.draws), None
-        if self.labelled:
+        if self.conditional:
             dropped = batch.draws.uniform("label dropout") < self.config.label_dropout
             label = torch.where(dropped, self.null, batch.columns["label"])
         volume = log_bin_volume(rows[0].numel(), self.levels)
@@ -99,9 +95,9 @@ class Model(Sampler):
         return None if self.config.noise else Likelihood("exact", "uniform", self._log_probability)
 
     def _log_probability(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
-        if self.labelled and label is None:
+        if self.conditional and label is None:
             label = torch.full((len(rows),), self.null, device=rows.device)
-        density = self.nets["tarflow"](self._noisy(rows, draws), label if self.labelled else None)
+        density = self.nets["tarflow"](self._noisy(rows, draws), label if self.conditional else None)
         return density.double() + log_bin_volume(rows[0].numel(), self.levels)
 
     # -- sampling -----------------------------------------------------------------------------------------------------
@@ -122,7 +118,7 @@ class Model(Sampler):
         return on_grid(rows, self.levels)
 
     def between(self, starts: Told, ends: Told, share: Tensor) -> Tensor:
-        net, labelled = self.nets["tarflow"], self.labelled
+        net, labelled = self.nets["tarflow"], self.conditional
         first, last = (
             net.encode(centred(rows, self.levels), told if labelled else None)[0] for rows, told in (starts, ends)
         )
@@ -130,7 +126,7 @@ class Model(Sampler):
         return drive(self._inverted(slerp(first, last, share), label, self.Settings()), self.calls)
 
     def _label(self, request: Request) -> Tensor | None:
-        if not self.labelled:
+        if not self.conditional:
             return None
         label, blend = request.conditions.label, request.blend
         label = torch.full_like(request.seeds, self.null) if label is None else label

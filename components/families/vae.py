@@ -85,7 +85,6 @@ class Settings(Strict):
 class Model(Autoencoder):
     Config = Config
     Settings = Settings
-    labelled = False  # whether its latents have a density of each class
     needs_class = True
 
     def __init__(self, config: Config, data: DataInfo):
@@ -108,8 +107,9 @@ class Model(Autoencoder):
             self._add_density(config.density)
 
     def _add_density(self, config: DensityConfig) -> None:
-        self.labelled = config.classes and bool(self.data.classes)
-        classes = len(self.data.classes) if self.labelled else 0
+        if config.classes and self.data.classes:
+            self.accepts |= {"label"}
+        classes = self.num_classes if self.conditional else 0
         density = LatentDensity(math.prod(self.latent_shape), config.components, classes)
         self.nets["density"] = density
         self.kept = (*self.kept, "density")
@@ -177,7 +177,7 @@ class Model(Autoencoder):
         with torch.no_grad():
             mean, std = self.nets["autoencoder"].encode(self.medium.rows(batch.columns))
             latents = mean + std * batch.draws.normal("posterior", self.latent_shape)
-        label = batch.columns["label"] if self.labelled else None
+        label = batch.columns["label"] if self.conditional else None
         return {"loss": -net(latents.flatten(1), label).mean() / latents[0].numel()}
 
     def _perceptual(self, decoded: Tensor, images: Tensor) -> Tensor:
@@ -216,10 +216,6 @@ class Model(Autoencoder):
 
     # -- as a model of its own ----------------------------------------------------------------------------------------
 
-    @property
-    def accepts(self) -> frozenset[str]:
-        return frozenset({"blend", "label"} if self.labelled else {"blend"})
-
     def _trajectory(self, request: Request) -> Trajectory:
         """Decodes draws from the density of latents, or from the prior."""
         blend, label = request.blend, request.conditions.label
@@ -237,7 +233,7 @@ class Model(Autoencoder):
         if self.config.density is None:
             return noise
         inputs = {"noise": noise.flatten(1), "uniform": draws.uniform("component", (1,))}
-        drawn = yield Call("density", inputs | ({"label": label} if self.labelled else {}))
+        drawn = yield Call("density", inputs | ({"label": label} if self.conditional else {}))
         return drawn.unflatten(1, self.latent_shape)
 
     @property
@@ -268,7 +264,7 @@ class Model(Autoencoder):
     def _prior(self, latents: Tensor, label: Tensor | None) -> Tensor:
         if self.config.density is None:
             return standard_log_density(latents)
-        return self.nets["density"](latents, label if self.labelled else None)
+        return self.nets["density"](latents, label if self.conditional else None)
 
     def bounded(self, decoded: Tensor) -> Tensor:
         """The decoder's output as images in [-1, 1]; under `bce` it is a logit."""

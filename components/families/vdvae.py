@@ -64,7 +64,7 @@ class Model(Sampler):
         self.config, self.data = config, data
         refuse_unless_planar(data.shape, 2 ** (len(config.blocks) - 1), "vdvae")
         self.levels = levels(self.medium)
-        self.labelled = config.classes and bool(data.classes)
+        self.accepts = frozenset({BLEND, "label"} if config.classes and data.classes else {BLEND})
         net = HierarchicalVAE(
             data.shape,
             num_outputs(data.shape[0], config.mixtures),
@@ -73,23 +73,19 @@ class Model(Sampler):
             config.latent_channels,
             config.blocks,
             config.layers,
-            len(data.classes) if self.labelled else 0,
+            len(data.classes) if self.conditional else 0,
         )
         start_scales(net.conv_out.bias, data.shape[0], config.mixtures)
         self.nets = nn.ModuleDict({"vdvae": net})
         self.calls = {"decoder": net.sample}
         self.phases = (Phase("autoencode", "vdvae", self.loss, config.optimizer),)
 
-    @property
-    def accepts(self) -> frozenset[str]:
-        return frozenset({BLEND, "label"} if self.labelled else {BLEND})
-
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         """Bits per dimension of the batch's rows by the evidence lower bound, those of pixels and of latents; less of
         the latents' at first."""
         rows = self.medium.rows(batch.columns)
         noise = batch.draws.normal("posterior", (self.nets["vdvae"].num_latents,))
-        found = net(rows, noise, batch.columns["label"] if self.labelled else None)
+        found = net(rows, noise, batch.columns["label"] if self.conditional else None)
         told = log_probability(found.numbers, rows, self.levels, self.config.mixtures).float()
         reconstruction, kl = (bits_per_value(nats.mean(), rows[0].numel()) for nats in (told, -found.divergence))
         weight = min(1.0, (batch.step + 1) / self.config.kl_warmup) if self.config.kl_warmup else 1.0
@@ -121,12 +117,12 @@ class Model(Sampler):
     def _encoded(self, rows: Tensor, label: Tensor | None, draws: Draws):
         """log p(x | z) (B,) in nats of one draw of the latents a row, and what the net gave."""
         net = self.nets["vdvae"]
-        encoded = net(rows, draws.normal("posterior", (net.num_latents,)), label if self.labelled else None)
+        encoded = net(rows, draws.normal("posterior", (net.num_latents,)), label if self.conditional else None)
         return log_probability(encoded.numbers, rows, self.levels, self.config.mixtures), encoded
 
     def between(self, starts: Told, ends: Told, share: Tensor) -> Tensor:
         """By the posteriors' means."""
-        net, labelled = self.nets["vdvae"], self.labelled
+        net, labelled = self.nets["vdvae"], self.conditional
         nothing = torch.zeros(len(share), net.num_latents, device=share.device)
         first, last = (net(rows, nothing, told if labelled else None).latents for rows, told in (starts, ends))
         label = label_between(starts[1], ends[1], share, self.num_classes) if labelled else None
@@ -139,7 +135,7 @@ class Model(Sampler):
     def _trajectory(self, request: Request) -> Trajectory:
         settings, count = request.settings, (self.nets["vdvae"].num_latents,)
         inputs = {"noise": settings.temperature * drawn(request, lambda draws: draws.normal("latents", count))}
-        if self.labelled:
+        if self.conditional:
             inputs["label"] = blended_label(request.conditions.label, request.blend, self.num_classes)
         numbers = yield Call("decoder", inputs)
         shape = self.config.mixtures + self.data.shape[0], *self.data.shape[1:]

@@ -19,7 +19,7 @@ from components.likelihood.dequantise import centred, dequantised, levels, log_b
 from components.metrics.held_out import BITS
 from components.nets.flows.multiscale import MultiscaleFlow
 from components.sampling.blends import drawn, slerp
-from components.sampling.requests import Request
+from components.sampling.requests import BLEND, Request
 from components.sampling.trajectories import Call, Trajectory
 from components.shapes import refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
@@ -51,8 +51,8 @@ class Flow(Sampler):
         self.config, self.data = config, data
         refuse_unless_planar(data.shape, 2**config.scales, family_name(type(self)))
         self.levels = levels(self.medium)
-        self.labelled = config.classes and bool(data.classes)
-        net = self.build(len(data.classes) if self.labelled else 0)
+        self.accepts = frozenset({BLEND, "label"} if config.classes and data.classes else {BLEND})
+        net = self.build(len(data.classes) if self.conditional else 0)
         self.nets = nn.ModuleDict({"flow": net})
         self.calls = {"flow": net.sample}
         # in float32: a log-determinant is a sum of many small terms
@@ -61,10 +61,6 @@ class Flow(Sampler):
     def build(self, num_classes: int) -> MultiscaleFlow:
         """The net with initial weights."""
         raise NotImplementedError
-
-    @property
-    def accepts(self) -> frozenset[str]:
-        return frozenset({"blend", "label"} if self.labelled else {"blend"})
 
     def begin(self, first: Callable[[], Batch]) -> None:
         batch = first()
@@ -81,25 +77,25 @@ class Flow(Sampler):
         return dequantised(self.medium.rows(batch.columns), batch.draws, self.levels)
 
     def _label(self, batch: Batch) -> Tensor | None:
-        return batch.columns["label"] if self.labelled else None
+        return batch.columns["label"] if self.conditional else None
 
     @property
     def likelihood(self) -> Likelihood:
         return Likelihood("exact", "uniform", self._log_probability)
 
     def _log_probability(self, rows: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
-        density = self.nets["flow"](dequantised(rows, draws, self.levels), label if self.labelled else None)
+        density = self.nets["flow"](dequantised(rows, draws, self.levels), label if self.conditional else None)
         return density.double() + log_bin_volume(rows[0].numel(), self.levels)
 
     def _trajectory(self, request: Request) -> Trajectory:
         inputs: dict[str, Any] = self._latents(request)
-        if self.labelled:
+        if self.conditional:
             inputs["label"] = blended_label(request.conditions.label, request.blend, self.num_classes)
         values = yield Call("flow", inputs)
         return on_grid(values, self.levels)
 
     def between(self, starts: Told, ends: Told, share: Tensor) -> Tensor:
-        net, labelled = self.nets["flow"], self.labelled
+        net, labelled = self.nets["flow"], self.conditional
         found = [net.encode(centred(rows, self.levels), told if labelled else None)[0] for rows, told in (starts, ends)]
         ways = {f"z{number}": slerp(*pair, share) for number, pair in enumerate(zip(*found, strict=True))}
         label = label_between(starts[1], ends[1], share, self.num_classes) if labelled else None

@@ -92,7 +92,6 @@ class JointTransformer(nn.Module):
         for name, parameter in self.blocks.named_parameters():
             if parameter.ndim == 2 and "modulation" not in name:
                 nn.init.xavier_uniform_(parameter)
-        nn.init.normal_(self.pooled.linear_2.weight, std=0.02)
 
     def forward(self, x: Tensor, places: Tensor, condition: Tensor, context: Tensor) -> Tensor:
         return self.routed(x, places, condition, context)[0]

@@ -81,12 +81,16 @@ class State:
 
 @dataclass
 class ActivePhase:
-    """A phase ready to step: its net, the same behind its wrapper, and its optimizer."""
+    """A phase ready to step: its net, the same behind its wrapper, its optimizer, and what its networks compute in."""
 
     phase: Phase
     raw: nn.Module
     net: nn.Module
     optimizer: torch.optim.Optimizer
+    precision: Precision = "float32"
+
+    def autocast(self, batch: Batch) -> torch.autocast:
+        return autocast(batch.draws.keys.device.type, self.precision)
 
 
 def fit(
@@ -116,6 +120,7 @@ def fit(
     state = _begin(start, averaged, config)
     state.precision = state.precision or automatic or fastest(next(family.nets.parameters()).device.type)
     for one in active:
+        one.precision = chosen(config.precision, state.precision, one.phase.low_precision)
         if start is not None and one.phase.name in start.optimizers:
             one.optimizer.load_state_dict(start.optimizers[one.phase.name])
             sharding.place_optimizer_state(one.optimizer)
@@ -125,9 +130,9 @@ def fit(
     leaving = False
     while state.step < config.steps and not leaving:
         due = [one for one in active if (state.step + 1) % one.phase.every == 0]
-        batch = _made_ahead(family, due, next(batches), config, state.precision)
+        batch = _made_ahead(family, due, next(batches), config)
         for one in due:
-            means.add(one.phase.name, step_phase(family, one, batch, state.step, config, state.precision), state.step)
+            means.add(one.phase.name, step_phase(family, one, batch, state.step, config), state.step)
         _average(state, averaged, config)
         state.step += 1
         leaving = state.step < config.steps and leave(state.step)
@@ -144,9 +149,7 @@ def fit(
     return snapshot(family, active, state)
 
 
-def _made_ahead(
-    family: Family, due: list[ActivePhase], batch: Batch, config: TrainingConfig, automatic: Precision
-) -> Batch:
+def _made_ahead(family: Family, due: list[ActivePhase], batch: Batch, config: TrainingConfig) -> Batch:
     """The batch with what phases make ahead; without it where it is computed in parts, to hold no part's graph."""
     if config.accumulate > 1 or not any(one.phase.ahead for one in due):
         return batch
@@ -154,25 +157,18 @@ def _made_ahead(
     for one in due:
         if one.phase.ahead is not None:
             _freeze_all_but(family, one.raw)
-            with _autocast(one.phase, batch, config, automatic):
+            with one.autocast(batch):
                 found[one.phase.name] = one.phase.ahead(one.net, batch)
     return replace(batch, ahead=found)
 
 
-def step_phase(
-    family: Family,
-    one: ActivePhase,
-    batch: Batch,
-    step: int,
-    config: TrainingConfig,
-    automatic: Precision = "float32",
-) -> dict[str, Tensor]:
+def step_phase(family: Family, one: ActivePhase, batch: Batch, step: int, config: TrainingConfig) -> dict[str, Tensor]:
     """One phase's move on one batch; returns its figures, detached."""
     if len(family.phases) > 1:
         _freeze_all_but(family, one.raw)
     rate = _set_learning_rate(one, step, config.steps)
     one.optimizer.zero_grad(set_to_none=True)
-    figures = _backward(one, batch, config, automatic) | {"learning_rate": torch.tensor(rate)}
+    figures = _backward(one, batch, config.accumulate) | {"learning_rate": torch.tensor(rate)}
     norm = figures["grad_norm"] = _clipped(one.raw, config.clip_norm)
     if config.on_nonfinite == "skip":
         # workers share gradients already, so all see the same norm and decide alike
@@ -185,15 +181,15 @@ def step_phase(
     return figures
 
 
-def _backward(one: ActivePhase, batch: Batch, config: TrainingConfig, automatic: Precision) -> dict[str, Tensor]:
+def _backward(one: ActivePhase, batch: Batch, num_parts: int) -> dict[str, Tensor]:
     """Gradients of the whole batch, part by part; returns the means of the figures over its rows."""
     total: dict[str, Tensor] = {}
-    parts = batch.split(config.accumulate)
+    parts = batch.split(num_parts)
     for number, (part, share) in enumerate(parts, 1):
         # workers share gradients once, with the last part
         silent = getattr(one.net, "no_sync", contextlib.nullcontext) if number < len(parts) else contextlib.nullcontext
         with silent():
-            with _autocast(one.phase, batch, config, automatic):
+            with one.autocast(batch):
                 losses = one.phase.loss(one.net, part)
             (losses["loss"] * (batch.weight * share)).backward()
         for name, value in losses.items():
@@ -206,10 +202,6 @@ def _clipped(net: nn.Module, most: float | None) -> Tensor:
     if most is None:
         return sharding.gathered(nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None]))
     return sharding.gathered(nn.utils.clip_grad_norm_(net.parameters(), most))
-
-
-def _autocast(phase: Phase, batch: Batch, config: TrainingConfig, automatic: Precision) -> torch.autocast:
-    return autocast(batch.draws.keys.device.type, chosen(config.precision, automatic, phase.low_precision))
 
 
 def _begin(start: State | None, averaged: dict[str, nn.Module], config: TrainingConfig) -> State:

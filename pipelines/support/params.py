@@ -161,18 +161,27 @@ class PromoteConfig(Strict):
 
 
 class Params(Strict):
-    seed: int = 0
+    """The whole file. What dvc.yaml reads has no default here, for DVC knows none."""
+
+    seed: int
     data: DataConfig
     autoencoders: dict[str, TrainBlock]
     judges: dict[str, TrainBlock]
-    encode: dict[str, EncodeConfig] = {}
+    encode: dict[str, EncodeConfig]
     samplers: dict[str, SamplerBlock]
-    inputs: dict[str, str] = {}  # NAME/ROLE: the trained run, or file of weights, that NAME reads beside its data
-    evaluate: EvaluateConfig = EvaluateConfig()
-    promote: PromoteConfig = PromoteConfig()
+    inputs: dict[str, str]  # NAME/ROLE: the trained run, or file of weights, that NAME reads beside its data
+    evaluate: EvaluateConfig
+    promote: PromoteConfig
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
     serve: ServeConfig = ServeConfig()
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _has_a_path(cls, block: Any) -> Any:
+        if isinstance(block, dict) and "path" not in block:
+            raise ValueError("path is missing; expected a folder, which DVC watches, such as `path: data/raw`")
+        return block
 
     @field_validator("encode", mode="before")
     @classmethod

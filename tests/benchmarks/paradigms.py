@@ -6,7 +6,7 @@ the table in docs/PARADIGMS.md is made of.
     python -m tests.benchmarks.paradigms --table [FOLDER] # that table, of what is measured by now
 
 What is measured is kept in .cache/paradigms, with a sheet of samples for each model. An autoencoder or tokeniser takes
-a third of its model's seconds.
+a third of its model's seconds, and so does the teacher of a student.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from components.config import Strict
 from components.evaluation import generation
 from components.families import family_class
 from components.families.base import Family, Sampler
+from components.few_step.base import TEACHER
 from components.metrics.probe import probe_accuracy
-from components.training.loop import TrainingConfig
+from components.training.loop import State, TrainingConfig
 from components.training.metric_averages import NonFiniteError
 from tests.benchmarks import digits, gan_digits_table, quality, token_families
 from tests.benchmarks.common import as_a_worker
@@ -33,13 +34,13 @@ from tests.benchmarks.rates import Data
 
 FOLDER = digits.ROOT / ".cache" / "paradigms"
 BUDGET = 120.0  # CPU seconds
-FIRST_PART = 1 / 3  # of them for what a model on latents or tokens stands on
+FIRST_PART = 1 / 3  # of them for what a model on latents or tokens stands on, and for a teacher
 ROWS = 500  # behind a likelihood
 
 
 class Entry(NamedTuple):
     """A model: its paradigm, its family and config, about as many steps as a core makes in the budget (the rate's
-    schedule ends with the last), what it samples with, and what it is trained on."""
+    schedule ends with the last), what it samples with, what it is trained on, and which of the models teaches it."""
 
     paradigm: str
     family: str
@@ -49,6 +50,7 @@ class Entry(NamedTuple):
     on: Literal["pixels", "latents", "tokens"] = "pixels"
     batch_size: int = 64
     clip_norm: float | None = 1.0
+    teacher: str = ""
 
 
 def gan(family: str) -> Entry:
@@ -95,6 +97,16 @@ MODELS = {
         on="latents",
         batch_size=128,
     ),
+    "consistency": Entry(
+        "diffusion",
+        "consistency",
+        {"most_guidance": 2.0, "stage_steps": 8},
+        45,
+        {"num_inference_steps": 2, "guidance_scale": 1.5},
+        on="latents",
+        batch_size=128,
+        teacher="latent_diffusion",
+    ),
 }
 
 
@@ -103,21 +115,10 @@ def measure(name: str, seed: int) -> dict:
     not finite counts as failed, and has no other figures."""
     entry = MODELS[name]
     first, data = stood_on(entry.on, seed)
-    left = BUDGET * (1 if first is None else 1 - FIRST_PART)
-    family = quality.made(entry.family, entry.model, data.info, seed)
-    training = TrainingConfig(
-        steps=entry.steps,
-        batch_size=entry.batch_size,
-        report_every=100,
-        save_every=entry.steps,
-        clip_norm=entry.clip_norm,
-    )
     try:
-        family, state, took = quality.trained(family, data, training, seed, left, time.process_time)
+        family, state, took = trained(entry, data, seed, first)
     except NonFiniteError:
         return {"failed": 1}
-    if first is not None:
-        quality.with_autoencoder(family, first)
     settings = family_class(entry.family).Settings(**entry.settings)
     told = digits.yardstick().of_sampler(family, settings, FOLDER / f"{name}_{seed}.png")
     return {
@@ -131,6 +132,28 @@ def measure(name: str, seed: int) -> dict:
         "cpu_seconds": round(took),
         "failed": 0,
     }
+
+
+def trained(
+    entry: Entry, data: Data, seed: int, first: Family | None, share: float = 1.0
+) -> tuple[Family, State, float]:
+    """As `quality.trained`, in what is left of the budget; `first` is given to decode with. A teacher is trained first,
+    for a `share` of its steps and of the budget."""
+    model, left = entry.model, share * (1 if first is None else 1 - FIRST_PART)
+    if entry.teacher:
+        above = MODELS[entry.teacher]
+        teacher, _, _ = trained(above, data, seed, first, FIRST_PART / (1 - FIRST_PART))
+        model = {key: getattr(teacher.config, key) for key in family_class(entry.family).inherits[TEACHER]} | model
+        left -= FIRST_PART
+    family = quality.made(entry.family, model, data.info, seed)
+    if entry.teacher:
+        family.receive(TEACHER, teacher)
+    steps = round(entry.steps * share)
+    training = TrainingConfig(
+        steps=steps, batch_size=entry.batch_size, report_every=100, save_every=steps, clip_norm=entry.clip_norm
+    )
+    family, state, took = quality.trained(family, data, training, seed, left * BUDGET, time.process_time)
+    return (family if first is None else quality.with_autoencoder(family, first)), state, took
 
 
 @functools.cache

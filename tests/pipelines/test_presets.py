@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from dvc.dependency import ParamsDependency
+from dvc.repo import Repo
 
 from components.artifacts import run_folder
 from components.data.dataset import read_manifest, write_manifest
@@ -72,6 +75,31 @@ def test_every_model_of_a_preset_fits_its_data(path):
             data = sets[block.data].model_copy(update={"inputs": kept(params, name, sets)})
             with torch.device("meta"):
                 kind(kind.Config(**inputs.whole_model(params, name)), data)
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_dvc_finds_all_that_it_reads_in_a_preset(path, tmp_path):
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    shutil.copy(path, tmp_path / "params.yaml")
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        stages = {stage.name: stage for stage in repo.index.stages}
+        read = [dep for stage in stages.values() for dep in stage.deps if isinstance(dep, ParamsDependency)]
+        assert read and not [name for dep in read for name in dep.params if name not in dep.read_params()]
+    assert {f"sampler@{name}" for name in load(path).samplers} <= stages.keys()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["seed", "data.path", "autoencoders", "judges", "encode", "samplers", "inputs", "evaluate", "promote"],
+)
+def test_what_dvc_would_miss_is_told_in_one_line(name, tmp_path):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    block, _, key = name.partition(".")
+    del (content[block] if key else content)[key or block]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    told = rf"params.yaml.{block}: {key} is missing" if key else rf"params.yaml.{name}: required key is missing"
+    with pytest.raises(ConfigError, match=told):
+        load(tmp_path / "params.yaml")
 
 
 def test_a_preset_says_what_and_leaves_where(tmp_path):
