@@ -16,7 +16,8 @@ from components.training.loop import State
 from tests.components.helpers import IMAGES, tiny, tiny_data
 
 PARAMS = {
-    "data": {"source": "digits", "image_size": 16},
+    "seed": 0,
+    "data": {"source": "digits", "path": "data/raw", "image_size": 16},
     "autoencoders": {"vae": {"family": "vae", "data": "data/images/train", "training": {"steps": 1, "batch_size": 4}}},
     "judges": {"judge": {"family": "judge", "data": "data/images/train", "training": {"steps": 1, "batch_size": 4}}},
     "samplers": {

@@ -40,7 +40,8 @@ def params() -> dict:
     images, block = "data/images/train", {"training": {"steps": 4, "batch_size": 8}}
     blocks = {name: {"family": family, "model": model, **block} for name, (family, model) in MODELS.items()}
     return {
-        "data": {"source": "digits", "image_size": list(SHAPE[1:])},
+        "seed": 0,
+        "data": {"source": "digits", "path": "data/raw", "image_size": list(SHAPE[1:])},
         "autoencoders": {"vae": {**blocks["vae"], "data": images}},
         "judges": {"judge": {**blocks["judge"], "data": images}},
         "samplers": {
@@ -50,6 +51,7 @@ def params() -> dict:
         "encode": {"latents": {"flips": True}},
         "inputs": {"latents/autoencoder": "runs/vae", "evaluate/judge": "runs/judge"},
         "evaluate": {"num_samples": 12, "batch_size": 12, "neighbours": 3, "resamples": 20, "real_draws": 2},
+        "promote": {},
     }
 
 

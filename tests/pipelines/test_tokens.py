@@ -38,7 +38,8 @@ SMALL = {"width": 16, "depth": 1, "heads": 2}
 CANDIDATES = {"gpt": {"guidance_scale": 2.0, "top_p": 0.9}, "maskgit": {"num_inference_steps": 3}}
 MODEL = "latent-foundry"
 PARAMS = {
-    "data": {"source": "digits", "image_size": 16},
+    "seed": 0,
+    "data": {"source": "digits", "path": "data/raw", "image_size": 16},
     "autoencoders": {
         "vae": {
             "family": "vae",
