@@ -3,19 +3,22 @@ settings, against the same net answering one request after the other. No HTTP on
 
     python -m tests.benchmarks.serve_tokens
 
-A peer's `generate` on equal weights is not measured: transformers has no layout with places on a grid and a prefix
-before it, so that equal weights would answer differently.
+Where transformers is installed (the extra `text`), also against its own `generate` on equal weights, which answer the
+same (transformers_peer.py): all that waits is one batch, if its setting is the same. Requests are unguided there, since
+`generate` guides by a second forward of its own; with mixed settings and, as suits whole batches best, with one.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from components.data.info import AutoencoderInfo, DataInfo
 from components.families import family_class
@@ -24,6 +27,7 @@ from components.sampling.engine import Engine
 from components.sampling.requests import Conditions, Request
 from components.sampling.trajectories import drive
 from tests.benchmarks.common import as_a_worker, emit
+from tests.benchmarks.transformers_peer import Batches
 
 CLIENTS, SECONDS, WARM = 16, 20.0, 3.0
 CODES = {"latent_channels": 4, "widths": [32, 64], "codebook": {"name": "fsq", "levels": [5, 5, 5, 5]}}
@@ -43,13 +47,15 @@ def sampler() -> Sampler:
     return made
 
 
-def orders(made: Sampler, seed: int):
+def orders(
+    made: Sampler, seed: int, scales: Sequence[float] = SCALES, shares: Sequence[float] = SHARES
+) -> Iterator[Request]:
     """Requests of one to four images, guided or not, the same ones for both sides."""
     chance = random.Random(seed)
     while True:
         count = chance.choice(COUNTS)
         seeds = torch.tensor([chance.randrange(2**31) for _ in range(count)])
-        settings = made.Settings(guidance_scale=chance.choice(SCALES), top_p=chance.choice(SHARES))
+        settings = made.Settings(guidance_scale=chance.choice(scales), top_p=chance.choice(shares))
         yield Request(seeds, settings, Conditions(label=seeds % 10))
 
 
@@ -75,14 +81,24 @@ def tally() -> Tally:
 
 
 def asked_by_clients(engine: Engine, made: Sampler, orders_of: Callable[[int], Iterator[Request]]) -> Tally:
-    """What CLIENTS clients get of an engine, each with one request at a time, of its own orders by its number."""
+    """As `answered`, by an engine."""
+
+    def ask(request: Request) -> None:
+        engine.submit(lambda: made.trajectory(request), rows=2 * len(request.seeds)).result(600)
+
+    return answered(ask, orders_of)
+
+
+def answered(ask: Callable[[Request], None], orders_of: Callable[[int], Iterator[Request]]) -> Tally:
+    """What CLIENTS clients get, each with one request at a time, of its own orders by its number; `ask` returns once
+    one is done."""
     counted, lock = tally(), threading.Lock()
 
     def client(number: int) -> None:
         wanted = orders_of(number)
         while time.perf_counter() < counted.end:
             request = next(wanted)
-            engine.submit(lambda one=request: made.trajectory(one), rows=2 * len(request.seeds)).result(600)
+            ask(request)
             with lock:
                 counted.add(len(request.seeds))
 
@@ -94,12 +110,14 @@ def asked_by_clients(engine: Engine, made: Sampler, orders_of: Callable[[int], I
     return counted
 
 
-def together(made: Sampler) -> tuple[float, float, int]:
+def together(
+    made: Sampler, scales: Sequence[float] = SCALES, shares: Sequence[float] = SHARES
+) -> tuple[float, float, int]:
     """Images a second of CLIENTS clients at one engine, each with one request at a time; rows of a forward;
     bytes of the cache."""
     rows: list[int] = []
     engine = Engine(made.calls, on_forward=lambda forward: rows.append(forward.rows))
-    counted = asked_by_clients(engine, made, lambda number: orders(made, number))
+    counted = asked_by_clients(engine, made, lambda number: orders(made, number, scales, shares))
     taken = engine.load().cache_bytes
     engine.stop(timeout=60)
     assert rows, "no forward was made"
@@ -118,6 +136,36 @@ def one_by_one(made: Sampler) -> float:
     return counted.rate
 
 
+def by_generate(made: Sampler, shares: Sequence[float]) -> tuple[float, float]:
+    """Images a second of the same clients, unguided, of a server by transformers' `generate`; rows of its batches."""
+    net = made.nets["transformer"]
+
+    def finish(tokens: Tensor) -> Tensor:
+        return made.autoencoder.bounded(made.nets["autoencoder"].decode_tokens(tokens.view(-1, *made.sides)))
+
+    server = Batches(net, finish)
+
+    def ask(request: Request) -> None:
+        prefix, _ = made.prefixes(request)
+        images = server.submit(prefix, request.settings.top_p).result(600)
+        assert images.shape == (len(request.seeds), *made.autoencoder.data.shape)
+
+    counted = answered(ask, lambda number: orders(made, number, (1.0,), shares))
+    server.stop()
+    return counted.rate, sum(server.rows) / len(server.rows)
+
+
+def against_generate(made: Sampler) -> dict[str, float]:
+    """Ours over the peer's, for requests of mixed settings and of one, and what they are made of."""
+    told = {}
+    for name, shares in {"mixed": SHARES, "one_setting": SHARES[:1]}.items():
+        ours, rows, _ = together(made, (1.0,), shares)
+        theirs, their_rows = by_generate(made, shares)
+        told |= {f"{name}_ratio": ours / theirs, f"{name}_ours": ours, f"{name}_generate": theirs}
+        told |= {f"{name}_rows_per_forward": rows, f"{name}_rows_per_batch": their_rows}
+    return {name: round(value, 2) for name, value in told.items()}
+
+
 def main(argv: list[str] | None = None) -> None:
     as_a_worker()
     made = sampler()
@@ -133,6 +181,14 @@ def main(argv: list[str] | None = None) -> None:
         rows_per_forward=round(rows, 1),
         cache_mib=round(taken / 2**20, 1),
     )
+    if importlib.util.find_spec("transformers") is None:
+        print("serve_tokens_vs_generate: left out, transformers is not installed")
+        return
+    told = against_generate(made)
+    what = (
+        f"images/s of one engine with {CLIENTS} clients / of transformers' generate in batches, equal weights, unguided"
+    )
+    emit("serve_tokens_vs_generate", told["mixed_ratio"], what, ">= 1.5", **told)
 
 
 if __name__ == "__main__":
