@@ -37,6 +37,8 @@ def params() -> dict:
     sampler = {"family": "latent_diffusion", "model": {**MODEL, "crops": True, "flips": True}, **TRAINING}
     crops = {"cover": 1.25, "frame": 1.5, "aspect": 4}
     return {
+        "seed": 0,
+        "promote": {},
         "data": {"source": "folder", "path": "own", "image_size": 16, "crops": crops, "rows_per_shard": 5},
         "autoencoders": {"vae": {"family": "vae", "data": IMAGES, "model": VAE, **TRAINING}},
         "judges": {"judge": {"family": "judge", "data": IMAGES, "model": {"width": 4}, **TRAINING}},

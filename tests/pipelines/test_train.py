@@ -51,7 +51,7 @@ def params(inputs: dict[str, str], models: dict[str, dict] | None = None, **mode
     """As params.yaml would say it; `models`: samplers on pixels, by name their model blocks."""
     images = {"data": str(paths.TRAIN_IMAGES), "training": TRAINING}
     content = {
-        **dict.fromkeys(("encode", "evaluate", "promote"), {}),
+        **{key: {} for key in ("encode", "evaluate", "promote")},
         "seed": 0,
         "data": {"source": "digits", "path": "data/raw"},
         "autoencoders": {"vae": {**images, "family": "vae", "model": {**tiny("vae").config, **model}}},
