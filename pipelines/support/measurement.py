@@ -91,32 +91,38 @@ def read_features(split: str) -> tuple[Features, Manifest]:
     return Features(*(columns.get(name) for name in Features._fields)), described.manifest
 
 
+def _described(split: str, extractors: Extractors) -> tuple[Features, Manifest]:
+    """The same, as these extractors would write it now. Raises InputError of what others wrote."""
+    features, facts = read_features(split)
+    judge_hash = "" if extractors.judge is None else extractors.judge.weights_hash
+    if (facts.source["extractor_hash"], facts.source["judge_hash"]) != (extractors.extractor.weights_hash, judge_hash):
+        raise InputError(f"{paths.REFERENCE}: describes images by other weights; run pipelines.reference again")
+    if features.pixels is None:
+        raise InputError(f"{paths.REFERENCE}: of an earlier version, without pixels; run pipelines.reference again")
+    return features, facts
+
+
+def _labels(images: Dataset) -> Tensor:
+    """(N,) classes of all rows, empty where there are none."""
+    return torch.cat([columns.get("label", torch.empty(0, dtype=torch.int64)) for columns in images.chunks(4096)])
+
+
 def open_measurement(params: Params, extractors: Extractors) -> Measurement:
     """Reads the descriptions of the real images. Raises InputError if missing, or of other images or extractors."""
     config = params.evaluate
-    train_features, train_facts = read_features("train")
-    test_features, test_facts = read_features("test")
+    train_features, train_facts = _described("train", extractors)
+    test_features, test_facts = _described("test", extractors)
     train, test = Dataset(paths.TRAIN_IMAGES), Dataset(paths.TEST_IMAGES)
-    judge_hash = "" if extractors.judge is None else extractors.judge.weights_hash
-    for facts in (train_facts, test_facts):
-        described_by = (facts.source["extractor_hash"], facts.source["judge_hash"])
-        if described_by != (extractors.extractor.weights_hash, judge_hash):
-            raise InputError(f"{paths.REFERENCE}: describes images by other weights; run pipelines.reference again")
-    if train_features.pixels is None or test_features.pixels is None:
-        raise InputError(f"{paths.REFERENCE}: of an earlier version, without pixels; run pipelines.reference again")
     tensors = safetensors.torch.load_file(paths.REFERENCE / "test" / MOMENTS)
     moments = Moments(int(tensors["count"]), tensors["mean"], tensors["covariance"])
     images = test.take(torch.arange(min(len(test), KEPT_IMAGES)))
-    train_labels, labels = (
-        torch.cat([columns.get("label", torch.empty(0, dtype=torch.int64)) for columns in split.chunks(4096)])
-        for split in (train, test)
-    )
+    labels, train_labels = _labels(test), _labels(train)
     known_labels, known_train_labels = (part if test.manifest.classes else None for part in (labels, train_labels))
     real = Real(
         Reference.of(test_features.vectors, config, moments, known_labels, test_features.judged),
         train_features.vectors,
         test.medium.rows(images),
-        images.get("label", torch.empty(0, dtype=torch.int64)),
+        labels[:KEPT_IMAGES],
         test.manifest.classes,
         test.medium.figures,
         test.medium.seen,
@@ -128,7 +134,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
     protocol = Protocol(
         extractor=extractors.extractor.name,
         extractor_hash=extractors.extractor.weights_hash,
-        judge_hash=judge_hash,
+        judge_hash=test_facts.source["judge_hash"],
         resize=extractors.extractor.resize,
         reference=paths.TEST_IMAGES.name,
         reference_hash=str(test_facts.source["data"]),
