@@ -59,7 +59,8 @@ class Kept(NamedTuple):
         at = self.positions(keys.shape[2])
         for which, new in enumerate((keys, values)):
             self.cache[self.slot[:, None], layer, which, at] = new.transpose(1, 2).to(self.cache.dtype)
-        kept = self.cache[self.slot, layer]  # (B, 2, length, heads, d)
+        # (B, 2, length, heads, d); several times as fast on a CPU as an index of both
+        kept = self.cache.flatten(0, 1).index_select(0, self.slot * self.cache.shape[1] + layer)
         kept_keys, kept_values = kept.to(keys.dtype).transpose(2, 3).unbind(1)
         return kept_keys, kept_values
 
