@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,14 +62,22 @@ class Draws:
         """Draws of the same rows that are independent of these, one kind for every name."""
         return Draws(mix(self.keys + hash64(name)))
 
+    def folds(self, names: Sequence[int | str]) -> Tensor:
+        """(B, names) int64, the keys of `fold` by each of the names."""
+        return mix(self.keys[:, None] + torch.tensor([hash64(name) for name in names], device=self.keys.device))
+
     def uniform(self, name: int | str, shape: tuple[int, ...] = ()) -> Tensor:
         """(B, *shape) float32, uniform in the open interval (0, 1), a function of key and name."""
-        return _unit(_shift(self._words(name, math.prod(shape)), 41)).reshape(-1, *shape)
+        return self.fold(name).uniforms(math.prod(shape)).reshape(-1, *shape)
+
+    def uniforms(self, count: int) -> Tensor:
+        """(B, count) float32: as `uniform`, of draws that its name was folded into before."""
+        return _unit(_shift(self._words(count), 41))
 
     def normal(self, name: int | str, shape: tuple[int, ...]) -> Tensor:
         """(B, *shape) float32, standard normal by Box and Muller (1958), a function of key and name."""
         size = math.prod(shape)
-        words = self._words(name, (size + 1) // 2)
+        words = self.fold(name)._words((size + 1) // 2)
         # one 64-bit word gives the radius its high 23 bits and the angle the next 23
         radius = torch.sqrt(-2 * torch.log(_unit(_shift(words, 41))))
         angle = 2 * math.pi * _unit((words >> 17) & 0x7FFFFF)
@@ -79,10 +88,9 @@ class Draws:
         """(B,) int64 in [0, high)."""
         return (self.uniform(name) * high).long().clamp(max=high - 1)
 
-    def _words(self, name: int | str, count: int) -> Tensor:
-        start = mix(self.keys + hash64(name))
-        counter = torch.arange(1, count + 1, device=start.device) * _GAMMA
-        return mix(start[:, None] + counter)
+    def _words(self, count: int) -> Tensor:
+        counter = torch.arange(1, count + 1, device=self.keys.device) * _GAMMA
+        return mix(self.keys[:, None] + counter)
 
 
 def _unit(bits23: Tensor) -> Tensor:

@@ -12,11 +12,12 @@ from components.data.dataset import Batch
 from components.data.info import DataInfo
 from components.data.randomness import Draws
 from components.families.base import Losses, Phase, Tiny
-from components.nets.token_transformer import CausalTokenTransformer, Continuation
-from components.sampling.requests import Request
+from components.nets.token_transformer import CausalTokenTransformer
+from components.sampling.requests import Request, Source
 from components.sampling.trajectories import Call, Preview, Trajectory
 from components.tokens.base import TokenConfig, TokenSampler
-from components.tokens.draws import DrawSettings, drawn, guided, gumbel, truncated
+from components.tokens.continuation import Continuation
+from components.tokens.draws import DrawSettings, RowDraws
 
 
 class Config(TokenConfig):
@@ -54,30 +55,30 @@ class Model(TokenSampler):
         known = None if source is None else (yield from self.known(source, draws))
         towards, away = self.prefixes(request)
         is_guided = settings.guidance_scale != 1 and not torch.equal(towards, away)
-        ids = torch.cat([towards, away]) if is_guided else towards
+        ids, times = (torch.cat([towards, away]), 2) if is_guided else (towards, 1)
+        keys = draws.folds([f"token {place}" for place in range(self.count)]).repeat(times, 1).unbind(1)
+        scales = torch.tensor([settings.scale_at(place, self.count) for place in range(self.count)], device="cpu")
+        constant = RowDraws.constant(settings, len(towards), is_guided)
         position = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
-        tokens = torch.full((len(towards), self.count), self.vocabulary, device=ids.device)
+        tokens: list[Tensor] = []
         for place in range(self.count):
-            shown = self._preview(tokens, place, source) if place else None
-            logits = yield Call("transformer", {"ids": ids, "position": position}, shown, stateful=True)
-            if is_guided:
-                logits = guided(*logits.chunk(2), settings.scale_at(place, self.count))
-            noise = gumbel(draws.uniform(f"token {place}", (self.vocabulary,)))
-            token = drawn(truncated(logits, settings), noise)
+            shown = self._preview(tokens, source) if place else None
+            inputs = {"ids": ids, "position": position, "key": keys[place], "scale": scales[place].expand(len(ids))}
+            token = yield Call("transformer", inputs | constant, shown, stateful=True)
             if known is not None:
-                token = torch.where(known[:, place] < self.vocabulary, known[:, place], token)
-            tokens[:, place] = token
-            position = position + ids.shape[1]
-            ids = token.repeat(2 if is_guided else 1)[:, None]
-        return (yield from self.finish(tokens, source))
+                own = known[:, place].repeat(times)
+                token = torch.where(own < self.vocabulary, own, token)
+            tokens.append(token[: len(towards)])
+            position, ids = position + ids.shape[1], token[:, None]
+        return (yield from self.finish(torch.stack(tokens, 1), source))
 
-    def _preview(self, tokens: Tensor, place: int, source) -> Preview:
+    def _preview(self, tokens: list[Tensor], source: Source | None) -> Preview:
         """What is drawn so far, and its last token for the rest."""
-        so_far = tokens.clone()
+        place = len(tokens)
 
         def start() -> Trajectory:
-            so_far[:, place:] = so_far[:, place - 1, None]
-            return self.finish(so_far, source)
+            so_far = [*tokens[:place], *tokens[place - 1 : place] * (self.count - place)]
+            return self.finish(torch.stack(so_far, 1), source)
 
         return Preview(place / self.count, start)
 

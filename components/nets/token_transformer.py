@@ -74,20 +74,3 @@ class CausalTokenTransformer(TokenTransformer):
         kept = Kept(cache, slot, position)
         places = self.places[kept.positions(ids.shape[1])]
         return self.logits(self.trunk(self.embed(ids), places, kept=kept)[:, -1])
-
-
-class Continuation:
-    """What answers a sampler's calls by a causal net: `next`, with the cache that it keeps its rows in."""
-
-    def __init__(self, net: CausalTokenTransformer):
-        self._net = net
-
-    @property
-    def row_bytes(self) -> int:
-        return self._net.row_bytes
-
-    def allocate(self, rows: int) -> Tensor:
-        return self._net.allocate(rows)
-
-    def __call__(self, **inputs: Tensor) -> Tensor:
-        return self._net.next(**inputs)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from components.config import Strict
+from components.data.randomness import Draws
 
 _LEAST = 1e-20
+NO_LIMIT = 2**31  # more tokens than any vocabulary has
 
 
 class DrawSettings(Strict):
@@ -30,8 +33,13 @@ class DrawSettings(Strict):
         share = 1.0 if self.guidance_ramp == "constant" else (place + 1) / count
         return 1 + (self.guidance_scale - 1) * share
 
+    @property
+    def limits(self) -> tuple[int, float]:
+        """`top_k` and `top_p` as numbers that nothing reaches where they are off."""
+        return self.top_k or NO_LIMIT, self.top_p if self.top_p < 1 else math.inf
 
-def guided(told: Tensor, untold: Tensor, scale: float) -> Tensor:
+
+def guided(told: Tensor, untold: Tensor, scale: float | Tensor) -> Tensor:
     """Logits led away from those without the condition (Ho and Salimans 2022, on logits: Chang et al. 2023)."""
     return untold + scale * (told - untold)
 
@@ -40,16 +48,17 @@ def truncated(logits: Tensor, settings: DrawSettings) -> Tensor:
     """Logits (..., V) at the temperature, minus infinity where no token shall come from. Of equally likely tokens those
     with lower numbers come first."""
     logits = logits / settings.temperature
-    if settings.top_k in (0, logits.shape[-1]) and settings.top_p == 1:
-        return logits
+    top_k, top_p = settings.limits
+    return logits if top_k >= logits.shape[-1] and top_p == math.inf else _limited(logits, top_k, top_p)
+
+
+def _limited(logits: Tensor, top_k: int | Tensor, top_p: float | Tensor) -> Tensor:
+    """By limits of all rows, or (B, 1) of each."""
     ordered, places = torch.sort(logits, dim=-1, descending=True, stable=True)
-    left_out = torch.zeros_like(ordered, dtype=torch.bool)
-    if settings.top_k:
-        left_out[..., settings.top_k :] = True
-    if settings.top_p < 1:
-        probabilities = ordered.masked_fill(left_out, -torch.inf).softmax(-1)
-        left_out |= probabilities.cumsum(-1) - probabilities >= settings.top_p  # what lies before has enough already
-    return logits.masked_fill(left_out.gather(-1, places.argsort(-1)), -torch.inf)
+    left_out = torch.arange(logits.shape[-1], device=logits.device) >= top_k
+    probabilities = ordered.masked_fill(left_out, -torch.inf).softmax(-1)
+    left_out = left_out | (probabilities.cumsum(-1) - probabilities >= top_p)  # what lies before has enough already
+    return logits.masked_fill(torch.empty_like(left_out).scatter_(-1, places, left_out), -torch.inf)
 
 
 def gumbel(uniform: Tensor) -> Tensor:
@@ -60,3 +69,49 @@ def gumbel(uniform: Tensor) -> Tensor:
 def drawn(logits: Tensor, noise: Tensor) -> Tensor:
     """Tokens (...) by truncated logits and Gumbel noise (..., V)."""
     return (logits + noise).argmax(-1)
+
+
+class RowDraws(NamedTuple):
+    """How each row of (B, V) logits is drawn from, rows of any settings beside each other. On the CPU, where it is
+    decided without waiting for a device what is to be done at all, but for the keys.
+
+    key:      (B,) int64 of Draws that the token's name was folded into, on the logits' device
+    partner:  (B,) int64: so many rows on stands the row that guidance leads away from; 0 where it does not lead. A row
+              that is led away from has the way back, below 0, and gets the token that is drawn there
+    scale, temperature, top_k, top_p:  (B,) of DrawSettings, the last two as its `limits`
+    """
+
+    key: Tensor
+    partner: Tensor
+    scale: Tensor
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+
+    @staticmethod
+    def constant(settings: DrawSettings, rows: int, is_guided: bool) -> dict[str, Tensor]:
+        """What stays the same of the rows of a request from token to token; if guided, `rows` more are led from."""
+        top_k, top_p = settings.limits
+        values = {"temperature": settings.temperature, "top_k": top_k, "top_p": top_p}
+        total, ways = (2 * rows, (rows, -rows)) if is_guided else (rows, (0,))
+        alike = {name: torch.full((total,), value, device="cpu") for name, value in values.items()}
+        return {"partner": torch.tensor(ways, device="cpu").repeat_interleave(rows), **alike}
+
+    def tokens(self, logits: Tensor) -> Tensor:
+        """(B,) int64; the token of a row is the same whatever rows are beside it."""
+        at, device = torch.arange(len(logits), device="cpu"), logits.device
+        own = self.partner >= 0
+        rows, places = at[own], (own.cumsum(0) - 1)[at + self.partner.clamp(max=0)]
+
+        def moved(values: Tensor) -> Tensor:
+            return values.to(device, non_blocking=True)
+
+        told, untold = logits[moved(rows)], logits[moved(rows + self.partner[own])]
+        found = guided(told, untold, moved(self.scale[own])[:, None]) / moved(self.temperature[own])[:, None]
+        top_k, top_p = self.top_k[own], self.top_p[own]
+        limited = ((top_k < logits.shape[1]) | (top_p < 1)).nonzero()[:, 0]
+        if len(limited):
+            which, limits = moved(limited), (moved(values[limited])[:, None] for values in (top_k, top_p))
+            found = found.index_copy(0, which, _limited(found[which], *limits))
+        noise = gumbel(Draws(self.key[moved(rows)]).uniforms(logits.shape[1]))
+        return drawn(found, noise)[moved(places)]

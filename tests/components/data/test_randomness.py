@@ -55,6 +55,13 @@ def test_hash_is_stable_and_tells_parts_apart():
     assert hash64("sample") == 1871622067530876302, "changing it changes every image that a seed stands for"
 
 
+def test_names_folded_in_at_once_are_those_folded_in_one_by_one():
+    draws = Draws.of_seeds(torch.tensor([3, -8]))
+    keys = draws.folds(["a", 5])
+    assert torch.equal(keys, torch.stack([draws.fold("a").keys, draws.fold(5).keys], 1))
+    assert torch.equal(Draws(keys[:, 0]).uniforms(7), draws.uniform("a", (7,)))
+
+
 def test_uniform_is_open_at_both_ends():
     ends = _unit(torch.tensor([0, 2**23 - 1]))
     assert 0 < ends[0] < ends[1] < 1

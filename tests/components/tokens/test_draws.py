@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from components.data.randomness import Draws
-from components.tokens.draws import DrawSettings, drawn, guided, gumbel, truncated
+from components.sampling.batching import packed
+from components.sampling.trajectories import Call
+from components.tokens.draws import DrawSettings, RowDraws, drawn, guided, gumbel, truncated
 
 LOGITS = torch.tensor([0.5, 0.2, 0.2, 0.06, 0.04]).log()
 
@@ -62,3 +64,46 @@ def test_guidance_leads_from_the_untold_through_the_told():
     told, untold = torch.randn(2, 5)
     assert torch.allclose(guided(told, untold, 1.0), told) and torch.allclose(guided(told, untold, 0.0), untold)
     assert torch.allclose(guided(told, untold, 3.0) - told, 2 * (told - untold), atol=1e-6)
+
+
+MIXED = (
+    {},
+    {"temperature": 0.7},
+    {"top_k": 2},
+    {"top_p": 0.9},
+    {"top_k": 5, "top_p": 0.6, "temperature": 1.7},
+    {"guidance_scale": 3.0, "top_p": 0.8},
+    {"guidance_scale": 0.0},
+    {"guidance_scale": 2.5, "guidance_ramp": "constant", "temperature": 0.3, "top_k": 1},
+)
+
+
+def row_draws(place: int, seeds: torch.Tensor, settings: DrawSettings) -> dict[str, torch.Tensor]:
+    """Inputs of the rows of a request for the token `place` of 8."""
+    is_guided = settings.guidance_scale != 1
+    rows = len(seeds) * (1 + is_guided)
+    key = Draws.of_seeds(seeds).folds([f"token {place}"])[:, 0].repeat(1 + is_guided)
+    scale = torch.tensor(settings.scale_at(place, 8)).expand(rows)
+    return {"key": key, "scale": scale} | RowDraws.constant(settings, len(seeds), is_guided)
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+def test_requests_of_mixed_settings_in_one_call_draw_what_each_draws_alone(padding):
+    """Bit for bit, with logits that tie, and as the settings of one request say."""
+    generator = torch.Generator().manual_seed(0)
+    calls, alone, every = [], [], []
+    for number, options in enumerate(MIXED):
+        settings, seeds = DrawSettings(**options), torch.arange(3) + 10 * number
+        inputs = row_draws(5, seeds, settings)
+        logits = (3 * torch.randn(len(inputs["key"]), 40, generator=generator)).round()
+        led = guided(*logits.chunk(2), settings.scale_at(5, 8)) if len(logits) > 3 else logits
+        noise = gumbel(Draws.of_seeds(seeds).uniform("token 5", (40,)))
+        expected = drawn(truncated(led, settings), noise).repeat(len(logits) // 3)
+        assert torch.equal(RowDraws(**inputs).tokens(logits), expected)
+        calls.append(Call("net", inputs))
+        alone.append(expected)
+        every.append(logits)
+    logits = torch.cat([*every, every[-1][-1:].expand(padding, -1)])
+    tokens = RowDraws(**packed(calls, padding)).tokens(logits)
+    assert torch.equal(tokens[: len(tokens) - padding], torch.cat(alone))
+    assert len(tokens) == len(logits)

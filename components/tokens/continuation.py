@@ -1,0 +1,27 @@
+"""The next tokens of sequences by a causal net that keeps its rows between calls."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from components.nets.token_transformer import CausalTokenTransformer
+from components.tokens.draws import RowDraws
+
+
+class Continuation:
+    """What answers a sampler's calls: the net's `next`, with the cache that it keeps its rows in, and the draw from its
+    logits, of all rows of a call at once."""
+
+    def __init__(self, net: CausalTokenTransformer):
+        self._net = net
+
+    @property
+    def row_bytes(self) -> int:
+        return self._net.row_bytes
+
+    def allocate(self, rows: int) -> Tensor:
+        return self._net.allocate(rows)
+
+    def __call__(self, ids: Tensor, position: Tensor, cache: Tensor, slot: Tensor, **draws: Tensor) -> Tensor:
+        """Tokens (B,) after ids (B, n); `draws`: of RowDraws."""
+        return RowDraws(**draws).tokens(self._net.next(ids, position, cache, slot))
