@@ -59,7 +59,10 @@ def params() -> dict:
 
     images, latents, tried = "data/images/train", "data/latents", {"candidates": [SETTINGS]}
     return {
-        "data": {},
+        "seed": 0,
+        "data": {"path": "data/raw"},
+        "encode": {},
+        "promote": {},
         "autoencoders": {"vae": block("vae", images)},
         "inputs": {"evaluate/judge": "runs/judge"},
         "judges": {"judge": block("judge", images)},

@@ -24,6 +24,9 @@ def params() -> dict:
     model = {**tiny("sdxl").config, "flips": True}
     candidates = [{"num_inference_steps": 2, "original_size": [40, 40], "refiner_start": 0.7}]
     return {
+        "seed": 0,
+        "encode": {},
+        "promote": {},
         "data": {"source": "folder", "path": "own", "image_size": 16, "caption": "a {}", "crops": crops},
         "autoencoders": {},
         "judges": {
