@@ -13,7 +13,7 @@ from torch import nn
 
 from components.artifacts import run_folder
 from components.data.dataset import Manifest, read_manifest, verify, write_manifest
-from components.data.info import AutoencoderInfo
+from components.data.info import TEACHER, AutoencoderInfo
 from components.data.media import medium
 from components.data.media.tokens import MEDIUM as TOKENS
 from components.errors import ConfigError, DataError, SamplerError
@@ -26,7 +26,7 @@ from infra.ray_cluster import encoding
 from infra.ray_cluster.ray_session import session
 from infra.storage.buckets import check_storage
 from pipelines.support import cli, inputs, paths, remote
-from pipelines.support.inputs import AUTOENCODER, TEACHER, Given
+from pipelines.support.inputs import AUTOENCODER, Given
 from pipelines.support.params import Params, TextConfig, load
 from pipelines.support.paths import ROOT
 

@@ -32,7 +32,8 @@ def make_job(params: Params, key: str) -> ray_train.Job:
     folder = Path(block.data)
     manifest = verify(folder)
     given = inputs.resolve(params, name)
-    inputs.refuse_changed(given, manifest.source, folder, name)
+    hashes = {role: inputs.content_hash(one.path) for role, one in given.items()}
+    inputs.refuse_changed(given, hashes, manifest.source, folder, name)
     told = {
         role: RunInfo(family=one.run.family, config=one.run.config, data=one.run.data)
         for role, one in given.items()
@@ -60,9 +61,7 @@ def make_job(params: Params, key: str) -> ray_train.Job:
         data=str(folder.resolve()),
         data_hash=data_hash(folder),
         code_hash=code_closure.code_hash(code_closure.of_training(block.family)),
-        inputs=tuple(
-            ray_train.Input(role, str(one.path.resolve()), inputs.content_hash(one.path)) for role, one in given.items()
-        ),
+        inputs=tuple(ray_train.Input(role, str(one.path.resolve()), hashes[role]) for role, one in given.items()),
         held_out_hash=data_hash(paths.TEST_IMAGES) if block.training.keep == "best" else "",
         held_out=str(paths.TEST_IMAGES.resolve()) if is_validated else "",
     )

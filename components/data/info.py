@@ -9,6 +9,7 @@ from components.config import Strict
 from components.data.dataset import Manifest
 from components.data.media import medium
 
+TEACHER = "teacher"  # the role of the run whose features a denoiser's tokens are aligned to
 MAP = "teacher_map_"  # begins the names of columns of what a teacher sees of the images, beside latents
 FLIPPED = "_flipped"  # ends those of columns of the mirrored images
 

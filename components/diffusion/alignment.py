@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from components.config import Strict
 from components.data.dataset import Batch
-from components.data.info import FLIPPED, MAP, DataInfo, RunInfo
+from components.data.info import FLIPPED, MAP, TEACHER, DataInfo, RunInfo
 from components.errors import ConfigError
 from components.nets.classifier import Classifier
 from components.shapes import per_row, shape_text
-
-TEACHER = "teacher"  # the role of the run whose features these are
 
 
 class AlignConfig(Strict):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from components.data.dataset import Batch
+from components.data.info import TEACHER
 from components.diffusion import alignment
-from components.diffusion.alignment import TEACHER
 
 
 class Levers:

@@ -14,10 +14,9 @@ from components.conditioning.classes import apart
 from components.conditioning.sizes import refuse_without_crops
 from components.config import parse
 from components.data.dataset import Batch
-from components.data.info import DataInfo, DataOutline, RunInfo
+from components.data.info import TEACHER, DataInfo, DataOutline, RunInfo
 from components.data.randomness import Draws
 from components.diffusion import alignment, likelihood, reuse, schedules, weightings
-from components.diffusion.alignment import TEACHER
 from components.diffusion.building import (
     SPEAKERS,
     STEERING,

@@ -17,6 +17,7 @@ from components.config import overlaid
 from components.data.media import Medium
 from components.data.media.image import MEDIUM as IMAGES
 from components.errors import SamplerError
+from components.sampling.requests import BLEND
 from infra.config import ServeConfig
 from infra.serving.api_error import ApiError
 from infra.serving.orders import SampleRequest, SourceImage, Towards, num_steps
@@ -96,11 +97,7 @@ def orders(
     count = request.n or 1
     if count > limits.max_images:
         raise ApiError(400, f"n: at most {limits.max_images} images a request, found {count}", param="n")
-    seeds = seeds_of(seed_of(request), count)
-    blend = getattr(request, "blend", None)
-    ways = [None] * count if blend is None else _ways(blend, model, limits, count)
-    if blend is not None and blend.share is None:
-        seeds = seeds[:1] * count
+    ways = _ways(request, model, limits, count)
     common = {
         **order_basics(request, model, limits),
         "source": source,
@@ -110,7 +107,7 @@ def orders(
         "sides": None if request.size == model.size else model.own_sizes.get(request.size),
         "notes": request.metadata is not False,
     }
-    return [SampleRequest(seed=seed, blend=way, **common) for seed, way in zip(seeds, ways, strict=True)]
+    return [SampleRequest(seed=seed, blend=way, **common) for seed, way in ways]
 
 
 def refuse_other_medium(model: ServedModel, expected: Medium) -> None:
@@ -130,20 +127,36 @@ def seeds_of(first: int, count: int) -> list[int]:
     return [(first + number) % (MAX_SEED + 1) for number in range(count)]
 
 
-def _ways(blend: BlendRequest, model: ServedModel, limits: ServeConfig, count: int) -> list[Towards]:
-    """Where each image goes, and how far. Raises ApiError of what the model cannot go towards."""
-    if "blend" not in model.accepts:
+def _ways(
+    request: ImageRequest, model: ServedModel, limits: ServeConfig, count: int
+) -> list[tuple[int, Towards | None]]:
+    """Each image's seed and, of a blend, where it goes from there and how far. Raises ApiError."""
+    seeds, blend = seeds_of(seed_of(request), count), getattr(request, BLEND, None)
+    if blend is None:
+        return [(seed, None) for seed in seeds]
+    other = _other(blend, model, limits)
+    if blend.share is None:
+        shares = [number / (count - 1) for number in range(count)] if count > 1 else [0.5]
+        return [(seeds[0], Towards(share=share, seed=blend.seed, **other)) for share in shares]
+    others = [None] * count if blend.seed is None else seeds_of(blend.seed, count)
+    return [
+        (seed, Towards(share=blend.share, seed=towards, **other)) for seed, towards in zip(seeds, others, strict=True)
+    ]
+
+
+def _other(blend: BlendRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
+    """The condition that a blend goes towards, by name; none where it goes to another seed alone. Raises ApiError of
+    what the model cannot go towards."""
+    if BLEND not in model.accepts:
         raise ApiError(400, f"blend: {model.id} knows no way between two images", param="blend")
     if blend.seed is None and blend.prompt is None:
         raise ApiError(400, "blend: expected a seed, a prompt or both, found neither", param="blend")
-    other = {} if blend.prompt is None else _meaning("prompt", "blend.prompt", blend.prompt, model, limits)
-    if blend.prompt is not None and not other:
+    if blend.prompt is None:
+        return {}
+    other = _meaning("prompt", "blend.prompt", blend.prompt, model, limits)
+    if not other:
         raise ApiError(400, f"blend.prompt: {model.id} takes no prompts", param="blend.prompt")
-    if blend.share is not None:
-        seeds = [None] * count if blend.seed is None else seeds_of(blend.seed, count)
-        return [Towards(share=blend.share, seed=seed, **other) for seed in seeds]
-    shares = [number / (count - 1) for number in range(count)] if count > 1 else [0.5]
-    return [Towards(share=share, seed=blend.seed, **other) for share in shares]
+    return other
 
 
 def order_basics(

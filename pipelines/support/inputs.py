@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from components.artifacts import run_folder
 from components.artifacts.run_folder import RunConfig
 from components.config import parse
+from components.data.info import TEACHER
 from components.errors import ConfigError, SamplerError
 from components.families import family_class
 from components.families.base import JUDGE, START, Judge, Role, Sampler, roles_of
@@ -24,7 +25,7 @@ from pipelines.support import paths
 if TYPE_CHECKING:
     from pipelines.support.params import Params
 
-AUTOENCODER, CLIP, TEACHER = "autoencoder", "clip", "teacher"
+AUTOENCODER, CLIP = "autoencoder", "clip"
 ROLES_OF_STAGES = {"evaluate": {JUDGE: Role(Judge), CLIP: Role(family="clip")}}
 ROLES_OF_TOKENS = {AUTOENCODER: Role(needed=True)}
 ROLES_OF_LATENTS = {**ROLES_OF_TOKENS, TEACHER: Role(family="judge")}
@@ -85,12 +86,14 @@ def _refuse_others_than_beside_data(params: Params, name: str, role: str, where:
         )
 
 
-def refuse_changed(given: Mapping[str, Given], source: Mapping[str, Any], folder: Path, name: str) -> None:
+def refuse_changed(
+    given: Mapping[str, Given], hashes: Mapping[str, str], source: Mapping[str, Any], folder: Path, name: str
+) -> None:
     """Raises SamplerError of a model's input that is no more, or never was, what `source`, of the manifest of its data
-    set, says."""
+    set, says. `hashes`: of the inputs' contents, by role."""
     for role, one in given.items():
         stored = source.get(role) if one.role.beside_data else None
-        if stored is not None and stored != content_hash(one.path):
+        if stored is not None and stored != hashes[role]:
             raise SamplerError(
                 f"inputs: {name}/{role}: {one.path}: expected the run whose features {folder} holds, found another or "
                 f"a changed one; encode again, with {folder.name}/{role}: {one.path} in inputs or without"

@@ -19,7 +19,7 @@ import time
 
 import torch
 
-from components.diffusion.alignment import TEACHER
+from components.data.info import TEACHER
 from components.evaluation.held_out import HeldOutRows
 from components.families.base import Family
 from components.metrics.figures import values

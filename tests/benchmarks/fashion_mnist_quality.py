@@ -39,6 +39,7 @@ from tests.benchmarks.diffusers_peer import let_torchvision_import
 from tests.benchmarks.gan_digits_table import BATCH as BATCH_SIZE
 from tests.benchmarks.gan_digits_table import SETTINGS
 from tests.benchmarks.rates import Data
+from tests.benchmarks.token_families import TRANSFORMER
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".cache" / "fashion_mnist_quality"
@@ -56,7 +57,6 @@ DIT = {"name": "dit", "patch": 2, "width": 128, "depth": 6, "heads": 4}
 GRID = {"latent_channels": 4, "widths": [16, 32, 64], "codebook": {"name": "fsq", "levels": [5, 5, 5, 5]}}
 SCALES = {**GRID, "codebook": {"name": "scales", "sides": [1, 2, 3, 4, 6, 8], "size": 512}}
 TOKENISERS = {"gpt": GRID, "maskgit": GRID, "var": SCALES}
-TRANSFORMER = {"width": 128, "depth": 4, "heads": 4}
 FLAT = OptimizerConfig(learning_rate=1e-3, warmup=50)  # the number of steps is not known beforehand
 SAMPLING = {"solver": "heun", "num_inference_steps": 12, "spacing": "karras", "guidance_scale": 1.5}
 DRAWING = {"guidance_scale": 3.0, "top_p": 0.9}

@@ -84,7 +84,7 @@ def test_dvc_finds_all_that_it_reads_in_a_preset(path, tmp_path):
     with Repo.init(str(tmp_path), no_scm=True) as repo:
         stages = {stage.name: stage for stage in repo.index.stages}
         read = [dep for stage in stages.values() for dep in stage.deps if isinstance(dep, ParamsDependency)]
-        assert read and not [name for dep in read for name in dep.params if name not in dep.read_params()]
+        assert read and not [missing for dep in read if (missing := set(dep.params) - dep.read_params().keys())]
     assert {f"sampler@{name}" for name in load(path).samplers} <= stages.keys()
 
 

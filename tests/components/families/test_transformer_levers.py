@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from components.artifacts import run_folder
 from components.config import parse
 from components.data.dataset import Batch, batches
-from components.data.info import RunInfo
-from components.diffusion.alignment import TEACHER, maps, misalignment, on_grid
+from components.data.info import TEACHER, RunInfo
+from components.diffusion.alignment import maps, misalignment, on_grid
 from components.errors import ConfigError
 from components.families import family_class
 from components.families.base import roles_of
