@@ -57,11 +57,17 @@ def encode(params: Params, name: str, images: Path, target: Path) -> Manifest:
         source[TEACHER] = inputs.content_hash(given[TEACHER].path)
         teacher = encoding.Teacher(given[TEACHER].path, options.finest_patch)
     with whole_folder(target) as folder, session(params.cluster, ROOT):
-        cluster = params.cluster
-        layout = None if text is None else write_text(folder, text)
-        work = (autoencoder, images, folder, options.batch_size, cluster, cluster.storage(ROOT), options.flips, layout)
-        shifts = None if options.tokens is None else options.tokens.shifts
-        shards, statistics = encoding.encode(*work, shifts, options.crops, teacher)
+        work = encoding.Work(
+            autoencoder,
+            images,
+            options.batch_size,
+            flips=options.flips,
+            crops=options.crops,
+            shifts=None if options.tokens is None else options.tokens.shifts,
+            text=None if text is None else encoding.Text(write_text(folder, text), folder),
+            teacher=teacher,
+        )
+        shards, statistics = encoding.encode(work, folder, params.cluster, params.cluster.storage(ROOT))
         if options.tokens is not None:
             refuse_unused(statistics, options.tokens.least_usage, name)
         write_json(folder / paths.AUTOENCODER_INFO, info.model_dump(mode="json"))

@@ -142,10 +142,10 @@ class Config(DenoiserConfig):
         return self
 
 
-def refuse_bad_interval(interval: tuple[float, float] | None) -> None:
+def refuse_bad_interval(interval: tuple[float, float] | None, key: str = "guidance_interval") -> None:
     """Raises ValueError unless noise levels of guidance rise from 0 or more; None is all levels."""
     if interval is not None and not 0 <= interval[0] < interval[1]:
-        raise ValueError(f"guidance_interval: expected 0 <= first < second, found {list(interval)}")
+        raise ValueError(f"{key}: expected 0 <= first < second, found {list(interval)}")
 
 
 class Settings(Strict):

@@ -142,6 +142,14 @@ def kept_clip(data: DataInfo, who: str) -> Model:
     return Model(parse(Config, run.config, ROLE), run.data)
 
 
+def give_tiny_weights(net: nn.Module) -> None:
+    """For tests: what a trained CLIP has, always the same."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+
+
 TINY = Tiny(
     {
         "dim": 6,

@@ -30,7 +30,7 @@ from components.diffusion.building import build_denoiser
 from components.diffusion.denoiser import Denoiser
 from components.diffusion.guidance import Condition, Guidance
 from components.families import clip as clip_family
-from components.families.base import Early, Family, Judge, Losses, Role, Tiny
+from components.families.base import Early, Judge, Losses, Role, Tiny
 from components.families.latent_diffusion import Model as Diffusion
 from components.metrics.embeddings import NAMES, prior_figures
 from components.metrics.figures import Figures
@@ -203,14 +203,6 @@ _IMAGES = DataInfo(shape=(1, 16, 16), classes=("nought", "one", "two"), caption_
 _TINY_CLIP = clip_family.Config(**clip_family.TINY.config).model_dump(mode="json")
 
 
-def _train_clip(family: Family) -> None:
-    """Gives the tiny model what a trained one has: a CLIP that is the same whatever the seed."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in family.nets[named(CLIP, CLIP)].parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
-
-
 TINY = Tiny(
     {
         "prior": {"width": 8, "depth": 1, "heads": 2},
@@ -222,5 +214,5 @@ TINY = Tiny(
     },
     data=_IMAGES.model_copy(update={"inputs": {CLIP: RunInfo(family=CLIP, config=_TINY_CLIP, data=_IMAGES)}}),
     settings={"prior": {"num_inference_steps": 2}, "decoder": {"num_inference_steps": 2}},
-    prepare=_train_clip,
+    prepare=lambda family: clip_family.give_tiny_weights(family.nets[named(CLIP, CLIP)]),
 )

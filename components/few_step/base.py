@@ -151,7 +151,12 @@ class Student(LatentDiffusion):
         both = {name: torch.cat([rows.condition[name], rows.nothing[name]]) for name in rows.condition}
         towards, away = ask(torch.cat([rows.x, rows.x]), torch.cat([rows.sigma, rows.sigma]), both).chunk(2)
         known = towards if is_taught else target(rows.clean, rows.noise, wide, objective)
-        return known + (per_row(rows.scale, rows.x) - 1) * (towards - away)
+        scale = rows.scale.where(self._is_guided_at(rows.sigma), 1.0)
+        return known + (per_row(scale, rows.x) - 1) * (towards - away)
+
+    def _is_guided_at(self, sigma: Tensor) -> Tensor:
+        first, last = self.config.guided_levels or (0.0, math.inf)
+        return (first < sigma) & (sigma <= last)
 
     def of_teacher(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The teacher's answer."""

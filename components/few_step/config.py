@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components.config import Strict
-from components.diffusion.config import DenoiserConfig
+from components.diffusion.config import DenoiserConfig, refuse_bad_interval
 from components.training.optimizers import OptimizerConfig
 
 GUIDANCE, SPAN = "guidance", "span"  # inputs of a student's net, beside the noise level
@@ -15,12 +15,19 @@ GUIDANCE, SPAN = "guidance", "span"  # inputs of a student's net, beside the noi
 
 class StudentConfig(DenoiserConfig):
     """`most_guidance`: the net is trained under guidance scales from 1 to this, which it is told, so that a guided
-    evaluation costs one row (Meng et al. 2023, section 3); 1: under none. `regress`: whether the path that it learns is
-    the teacher's, or that of the data; without a teacher it is the data's."""
+    evaluation costs one row (Meng et al. 2023, section 3); 1: under none. `guided_levels`: noise levels sigma above the
+    first and up to the second at which guidance acts in what it learns; None: all. `regress`: whether the path that it
+    learns is the teacher's, or that of the data; without a teacher it is the data's."""
 
     most_guidance: float = Field(4.0, ge=1, le=50)
+    guided_levels: tuple[float, float] | None = None
     regress: Literal["teacher", "data"] = "teacher"
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-4, schedule="cosine", warmup=50)
+
+    @model_validator(mode="after")
+    def _has_levels(self) -> StudentConfig:
+        refuse_bad_interval(self.guided_levels, "guided_levels")
+        return self
 
     @property
     def is_guided(self) -> bool:

@@ -6,7 +6,10 @@ through the driver and the result does not depend on who did what when.
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,41 +82,78 @@ class CodeCounts(NamedTuple):
         return CodeCounts(packed)
 
 
+Folder = Path | Staged  # on this machine, or on its way to others
+
+
+class Text(NamedTuple):
+    """What embeds captions: its layout, and the folder with its weights."""
+
+    layout: EncoderLayout
+    folder: Folder
+
+
 class Teacher(NamedTuple):
     """The run of a judge whose maps of each image lie beside its latents, no finer than the tokens of a transformer of
     this patch."""
 
-    run: Path | Staged
+    run: Folder
     finest_patch: int
 
 
-class Encoder:
-    """An actor that holds the autoencoder and turns shards of rows into shards of posteriors; with a text encoder,
-    told by its layout and the folder of its weights, captions into embeddings too, and with a teacher what that sees of
-    the rows."""
+@dataclass(frozen=True)
+class Work:
+    """What is made of every shard of a data set of images.
 
-    def __init__(
-        self,
-        autoencoder: Path | Staged,
-        images: Path | Staged,
-        target: Store,
-        batch_size: int,
-        flips: bool = False,
-        text: tuple[EncoderLayout, Path | Staged] | None = None,
-        crops: int = 0,
-        teacher: Teacher | None = None,
-    ):
+    batch_size:  rows at a time
+    flips:       each row also holds the mirrored image's
+    crops:       how many crops of each row it holds beside
+    shifts:      None: latents; else tokens, also those of the image moved by so many cells
+    text:        what embeds captions, if anything does
+    teacher:     of trainings on it, if there is one
+    """
+
+    autoencoder: Folder
+    images: Folder
+    batch_size: int
+    flips: bool = False
+    crops: int = 0
+    shifts: int | None = None
+    text: Text | None = None
+    teacher: Teacher | None = None
+
+    @property
+    def folders(self) -> list[Folder]:
+        """All that it reads."""
+        others = [self.text.folder] if self.text else []
+        return [self.autoencoder, self.images, *others, *([self.teacher.run] if self.teacher else [])]
+
+    def moved(self, move: Callable[[Folder], Folder]) -> Work:
+        """The same of folders that lie elsewhere."""
+        return replace(
+            self,
+            autoencoder=move(self.autoencoder),
+            images=move(self.images),
+            text=self.text and self.text._replace(folder=move(self.text.folder)),
+            teacher=self.teacher and self.teacher._replace(run=move(self.teacher.run)),
+        )
+
+
+class Encoder:
+    """An actor that does a piece of work, shard by shard: it holds the autoencoder and turns rows into posteriors, with
+    a text encoder captions into embeddings too, and with a teacher it adds what that sees of the rows."""
+
+    def __init__(self, work: Work, target: Store):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._net = load(local(autoencoder), self._device).family.nets["autoencoder"]
-        self._images, self._target, self._batch_size = Dataset(local(images)), target, batch_size
+        self._work, self._target = work, target
+        self._net = load(local(work.autoencoder), self._device).family.nets["autoencoder"]
+        self._images = Dataset(local(work.images))
         self._medium = self._images.medium
-        self._flips, self._crops, self._text, self._teacher = flips, crops, None, None
-        if teacher is not None:
-            self._teacher = load(local(teacher.run), self._device).family.nets["classifier"]
-            self._finest_patch = teacher.finest_patch
-        if text is not None:
-            self._text = FrozenText(text[0]).eval().to(self._device)
-            load_weights(self._text, local(text[1]) / TEXT_WEIGHTS)
+        self._text = self._teacher = None
+        if work.teacher is not None:
+            self._teacher = load(local(work.teacher.run), self._device).family.nets["classifier"]
+        if work.text is not None:
+            self._text = FrozenText(work.text.layout).eval().to(self._device)
+            load_weights(self._text, local(work.text.folder) / TEXT_WEIGHTS)
 
     def __call__(self, numbers: dict[str, np.ndarray]) -> dict[str, list]:
         shards = [self._encode(int(number)) for number in numbers["shard"]]
@@ -127,8 +167,8 @@ class Encoder:
         rows = self._images.take(self._images.shard_rows(number))
         stored = rows.pop(self._medium.column)
         columns, sums = self._encoded(stored)
-        if self._crops:
-            columns |= views([self._crop(number, view) for view in range(self._crops)])
+        if self._work.crops:
+            columns |= views([self._crop(number, view) for view in range(self._work.crops)])
         others = {name: values.numpy() for name, values in rows.items()}
         texts = {} if self._text is None else {EMBEDDED: self._embeddings(rows["caption"])}
         with self._target.filled_from_disk() as folder:
@@ -154,43 +194,41 @@ class Encoder:
     def _columns(self, stored: torch.Tensor) -> dict[str, np.ndarray]:
         """Posteriors of the rows, and of their mirror images where these are wanted, and what a teacher sees of both,
         where there is one."""
-        ways = {"": stored} | ({FLIPPED: self._medium.mirrored(stored)} if self._flips else {})
+        ways = {"": stored} | ({FLIPPED: self._medium.mirrored(stored)} if self._work.flips else {})
         found = {}
         for ending, seen in ways.items():
             mean, std = (parts.cpu().numpy() for parts in self._posteriors(seen))
             found |= {f"mean{ending}": mean, f"std{ending}": std}
             if self._teacher is not None:
-                found |= self._maps(seen, [max(1, side // self._finest_patch) for side in mean.shape[2:]], ending)
+                finest = [max(1, side // self._work.teacher.finest_patch) for side in mean.shape[2:]]
+                found |= self._maps(seen, finest, ending)
         return found
 
     @torch.inference_mode()
     def _maps(self, stored: torch.Tensor, most: list[int], ending: str) -> dict[str, np.ndarray]:
-        parts = (self._medium.to_floats(part.to(self._device)) for part in stored.split(self._batch_size))
-        seen = [alignment.columns(self._teacher, part, most, ending) for part in parts]
+        seen = [alignment.columns(self._teacher, part, most, ending) for part in self._parts(stored)]
         return {name: torch.cat([part[name] for part in seen]).cpu().numpy() for name in seen[0]}
 
     @torch.inference_mode()
     def _posteriors(self, stored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        parts = (self._medium.to_floats(part.to(self._device)) for part in stored.split(self._batch_size))
-        encoded = [self._net.encode(part) for part in parts]
-        means, stds = zip(*encoded, strict=True)
+        means, stds = zip(*(self._net.encode(part) for part in self._parts(stored)), strict=True)
         return torch.cat(means), torch.cat(stds)
+
+    def _parts(self, stored: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Of stored rows, as nets take them."""
+        return (self._medium.to_floats(part.to(self._device)) for part in stored.split(self._work.batch_size))
 
     @torch.inference_mode()
     def _embeddings(self, captions: torch.Tensor) -> np.ndarray:
         """Of stored captions (N, any): (N, length, width) float16."""
-        texts = texts_of_column(captions)
-        parts = [texts[start : start + self._batch_size] for start in range(0, len(texts), self._batch_size)]
+        texts, size = texts_of_column(captions), self._work.batch_size
+        parts = [texts[start : start + size] for start in range(0, len(texts), size)]
         return np.concatenate([self._text.encoded(part).context.half().cpu().numpy() for part in parts])
 
 
 class Tokeniser(Encoder):
     """An actor that turns shards of rows into shards of tokens (1, ...), and where other views of the rows are wanted,
-    mirrored or moved by `shifts` cells, into those of each, (views, ...)."""
-
-    def __init__(self, *args, shifts: int = 0, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._shifts = shifts
+    mirrored or moved by `work.shifts` cells, into those of each, (views, ...)."""
 
     def _encoded(self, stored: torch.Tensor) -> tuple[dict[str, np.ndarray], CodeCounts]:
         views = torch.stack([self._tokens(view) for view in self._views(stored)], dim=1)  # (N, views, ...)
@@ -200,56 +238,51 @@ class Tokeniser(Encoder):
         return {TOKENS.column: stored_views[:, :1], **others}, CodeCounts(counts)
 
     def _views(self, stored: torch.Tensor) -> list[torch.Tensor]:
-        ways = [stored] + ([self._medium.mirrored(stored)] if self._flips else [])
-        by = (0, -self._shifts, self._shifts) if self._shifts else (0,)
+        ways = [stored] + ([self._medium.mirrored(stored)] if self._work.flips else [])
+        by = (0, -self._work.shifts, self._work.shifts) if self._work.shifts else (0,)
         offsets = [(down, right) for down in by for right in by]
         return [way if at == (0, 0) else self._medium.shifted(way, at) for way in ways for at in offsets]
 
     @torch.inference_mode()
     def _tokens(self, stored: torch.Tensor) -> torch.Tensor:
-        parts = (self._medium.to_floats(part.to(self._device)) for part in stored.split(self._batch_size))
-        return torch.cat([self._net.tokens(part).cpu() for part in parts])
+        return torch.cat([self._net.tokens(part).cpu() for part in self._parts(stored)])
+
+
+def actor(work: Work, target: Store) -> Encoder:
+    """What does a piece of work in this process."""
+    return _kind(work)(work, target)
+
+
+def _kind(work: Work) -> type[Encoder]:
+    return Encoder if work.shifts is None else Tokeniser
+
+
+def gathered(work: Work, done: Sequence[Mapping]) -> tuple[list[Shard], dict[str, tuple[float, ...]]]:
+    """What a manifest tells of all that actors have done, whoever did what when: its entries in order, and the
+    statistics of the whole set."""
+    done = sorted(done, key=lambda row: row["number"])
+    sums = (Moments if work.shifts is None else CodeCounts).unpacked(np.sum([row["sums"] for row in done], axis=0))
+    return [Shard.model_validate_json(row["shard"]) for row in done], sums.statistics()
 
 
 def encode(
-    autoencoder: Path,
-    images: Path,
-    target: Path,
-    batch_size: int,
-    cluster: ClusterConfig,
-    storage: str = "",
-    flips: bool = False,
-    text: EncoderLayout | None = None,
-    shifts: int | None = None,
-    crops: int = 0,
-    teacher: Teacher | None = None,
+    work: Work, target: Path, cluster: ClusterConfig, storage: str = ""
 ) -> tuple[list[Shard], dict[str, tuple[float, ...]]]:
-    """Writes one shard of posteriors into `target` for every shard of `images`, or of tokens, where `shifts` is told;
-    returns the manifest entries in order and the statistics of the whole set. `storage`: s3://bucket/prefix that inputs
-    and shards go through, where nodes do not see these folders; `flips`: each row also holds the mirrored image's;
-    `text`: what embeds the captions, its weights in `target` already; `shifts`: see Tokeniser; `crops`: how many of
-    each row it holds beside; `teacher`: of trainings on it."""
-    num_shards = len(read_manifest(images).shards)
-    inputs, made = (autoencoder.resolve(), images.resolve()), Store.open(target.resolve())
-    inputs += () if text is None else (target.resolve(),)
-    inputs += () if teacher is None else (teacher.run.resolve(),)
+    """Writes a shard of latents or tokens into `target` for every shard of images, and returns what its manifest tells
+    of them. `storage`: s3://bucket/prefix that inputs and shards go through, where nodes do not see these folders."""
+    num_shards = len(read_manifest(work.images).shards)
+    work, made = work.moved(Path.resolve), Store.open(target.resolve())
     if is_remote(storage):
-        inputs = tuple(stage(folder, storage, cluster.cache_bytes) for folder in inputs)
-        made = Store.open(storage) / "encoded" / "-".join(staged.hash[:16] for staged in inputs)
-    autoencoder_at, images_at, *others = inputs
-    told = None if text is None else (text, others[0])
-    teacher = None if teacher is None else teacher._replace(run=others[-1])
-    arguments = (autoencoder_at, images_at, made, batch_size, flips, told, crops, teacher)
-    kind, sums = (Encoder, Moments) if shifts is None else (Tokeniser, CodeCounts)
+        work = work.moved(functools.partial(stage, storage=storage, cache_bytes=cluster.cache_bytes))
+        made = Store.open(storage) / "encoded" / "-".join(staged.hash[:16] for staged in work.folders)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of its execution plan otherwise
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = (
         # a block a shard from the start: a repartition would be tasks, which actors on every CPU leave no room for
         ray.data.from_items([{"shard": number} for number in range(num_shards)], override_num_blocks=num_shards)
         .map_batches(
-            kind,
-            fn_constructor_args=arguments,
-            fn_constructor_kwargs={} if shifts is None else {"shifts": shifts},
+            _kind(work),
+            fn_constructor_args=(work, made),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(cluster.max_workers, num_shards)),
             num_cpus=1,
@@ -259,6 +292,4 @@ def encode(
     )
     if not made.is_local:
         made.copy_to(target)
-    done.sort(key=lambda row: row["number"])
-    total = sums.unpacked(np.sum([row["sums"] for row in done], axis=0))
-    return [Shard.model_validate_json(row["shard"]) for row in done], total.statistics()
+    return gathered(work, done)

@@ -29,6 +29,7 @@ GUIDED = {"most_guidance": 2.0}
 STUDENTS: dict[str, tuple[str, dict, int]] = {  # family, changes of its model, training steps: about equal work
     "consistency": ("consistency", {**GUIDED, "stage_steps": 25}, 200),
     "consistency_of_data": ("consistency", {**GUIDED, "stage_steps": 25, "regress": "data"}, 200),
+    "consistency_between": ("consistency", {**GUIDED, "guided_levels": [0.2, 5.0], "stage_steps": 25}, 200),
     "shortcut": ("shortcut", {**GUIDED, "bootstrap": 0.5, "halvings": 4}, 240),
     "meanflow": ("meanflow", GUIDED, 180),
     "progressive": ("progressive", {**GUIDED, "first_steps": 8, "round_steps": 70}, 210),

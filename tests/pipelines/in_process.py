@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from components.artifacts import run_folder
-from components.data.dataset import Dataset, batches, read_manifest, write_manifest
+from components.data.dataset import Dataset, Shard, batches, read_manifest, write_manifest
 from components.data.info import AutoencoderInfo, DataInfo, data_info
 from components.families import family_class
 from components.families.base import Family
 from components.training.loop import State, TrainingConfig, fit
-from infra.ray_cluster.encoding import Encoder, Moments
+from infra.ray_cluster import encoding
 from infra.ray_train.job import Job
 from infra.storage.store import Store
 from pipelines.support import paths
@@ -48,21 +49,26 @@ def encode(root: Path, flips: bool = False) -> DataInfo:
     """data/latents of data/images/train by runs/vae."""
     images, target = root / "data/images/train", root / "data/latents"
     target.mkdir()
-    encoder = Encoder(root / "runs/vae", images, Store.open(target), 50, flips)
     facts = read_manifest(images)
-    parts = [encoder._encode(number) for number in range(len(facts.shards))]
-    moments = Moments(*(sum(values) for values in zip(*(part for _, part in parts), strict=True)))
+    shards, statistics = encoded(encoding.Work(root / "runs/vae", images, 50, flips), target)
     write_manifest(
         target,
-        [shard for shard, _ in parts],
+        shards,
         medium=facts.medium,
         value_range=facts.value_range,
         classes=facts.classes,
-        statistics=moments.statistics(),
+        statistics=statistics,
     )
     config = run_folder.read_config(root / "runs/vae")
     of = AutoencoderInfo(family=config.family, config=config.config, data=config.data)
     return data_info(read_manifest(target), of)
+
+
+def encoded(work: encoding.Work, target: Path, *_: object) -> tuple[list[Shard], dict[str, tuple[float, ...]]]:
+    """encoding.encode by one actor in this process."""
+    numbers = np.arange(len(read_manifest(work.images).shards))
+    done = encoding.actor(work, Store.open(target))({"shard": numbers})
+    return encoding.gathered(work, [dict(zip(done, row, strict=True)) for row in zip(*done.values(), strict=True)])
 
 
 def fitted(job: Job) -> tuple[Family, State]:

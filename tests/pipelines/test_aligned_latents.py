@@ -18,12 +18,11 @@ from components.data.dataset import Dataset, batches
 from components.diffusion import alignment
 from components.diffusion.alignment import misalignment, on_grid
 from components.errors import ConfigError, SamplerError
-from infra.ray_cluster import encoding
-from infra.storage.store import Store
 from pipelines import encode
 from pipelines.support import paths
 from pipelines.support.params import load
 from pipelines.train import make_job
+from tests.pipelines.in_process import encoded
 from tests.pipelines.measured import PARAMS, write_images, write_run
 
 LATENTS = Path("data/latents")
@@ -32,18 +31,12 @@ MODEL = {"backbone": DIT, "align": {"layer": 1}, "flips": True}
 INPUTS = {**PARAMS["inputs"], "latents/teacher": "runs/judge", "ldm/teacher": "runs/judge"}
 
 
-def in_process(autoencoder, images, target, batch_size, cluster, storage, flips, text, shifts, crops, teacher):
-    """encoding.encode by one actor's work."""
-    shard, moments = encoding.Encoder(autoencoder, images, Store.open(target), 16, flips, teacher=teacher)._encode(0)
-    return [shard], moments.statistics()
-
-
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """Images, an untrained autoencoder and judge; Ray's part is done in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(encode, "session", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(encode.encoding, "encode", in_process)
+    monkeypatch.setattr(encode.encoding, "encode", encoded)
     for folder in (paths.TRAIN_IMAGES, paths.TEST_IMAGES):
         write_images(folder, 20, 1)
     write_run(paths.RUNS / "vae", "vae")

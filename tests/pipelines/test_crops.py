@@ -23,7 +23,7 @@ from pipelines.support.fitness import small_buckets
 from pipelines.support.params import load
 from pipelines.train import make_job
 from tests.components.helpers import assert_same, one_exact_thread
-from tests.pipelines.in_process import train, train_stage
+from tests.pipelines.in_process import encoded, train, train_stage
 from tests.pipelines.measured import write_run
 
 IMAGES = "data/images/train"
@@ -49,20 +49,13 @@ def params() -> dict:
     }
 
 
-def in_process(autoencoder, images, target, batch_size, cluster, storage, flips, text, shifts, crops, teacher):
-    """encoding.encode by one actor's work."""
-    maker = encoding.Encoder(autoencoder, images, Store.open(target), batch_size, flips, crops=crops, teacher=teacher)
-    parts = [maker._encode(number) for number in range(len(read_manifest(images).shards))]
-    return [shard for shard, _ in parts], parts[0][1].statistics()
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     root = tmp_path_factory.mktemp("crops")
     with pytest.MonkeyPatch.context() as patch, one_exact_thread():
         patch.chdir(root)
         patch.setattr(encode, "session", lambda *_: contextlib.nullcontext())
-        patch.setattr(encode.encoding, "encode", in_process)
+        patch.setattr(encode.encoding, "encode", encoded)
         for number, size in zip(range(24), itertools.cycle(SIZES), strict=False):
             path = root / f"own/{'ab'[number % 2]}/{number:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,9 +106,8 @@ def test_latents_of_crops_are_those_of_the_crops_that_are_told(project):
     assert torch.equal(latents.take(rows)["raw_size"], images.take(rows)["raw_size"])
     write_run(project / "runs/judge", "judge")
     teacher = encoding.Teacher(project / "runs/judge", 1)
-    maker = encoding.Encoder(
-        project / "runs/vae", project / IMAGES, Store.open(project), 16, True, crops=1, teacher=teacher
-    )
+    work = encoding.Work(project / "runs/vae", project / IMAGES, 16, flips=True, crops=1, teacher=teacher)
+    maker = encoding.actor(work, Store.open(project))
     shard = images.manifest.buckets[0].shards  # the first of the second bucket
     expected = [maker._crop(shard, view) for view in range(3)]
     inside = images.shard_rows(shard)

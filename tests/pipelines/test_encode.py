@@ -22,14 +22,13 @@ from components.interchange.text_encoders import read
 from components.nets.text_encoders import FrozenText
 from components.sampling.requests import Conditions, Request
 from components.training.loop import fit
-from infra.ray_cluster import encoding
-from infra.storage.store import Store
 from pipelines import encode
 from pipelines.support import paths
 from pipelines.support.params import load
 from pipelines.train import make_job
 from tests.components.helpers import CAPTION_LENGTH, CAPTIONS, no_wrap
 from tests.components.interchange import folders
+from tests.pipelines.in_process import encoded
 from tests.pipelines.measured import PARAMS, write_run
 
 LATENTS = Path("data/latents")
@@ -46,7 +45,7 @@ def project(tmp_path, monkeypatch):
     done in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(encode, "session", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(encode.encoding, "encode", in_process)
+    monkeypatch.setattr(encode.encoding, "encode", encoded)
     folders.t5(tmp_path / "elsewhere/t5")
     content = {**PARAMS, "encode": {"latents": {"batch_size": 3, "text": {"encoder": "elsewhere/t5", "length": 10}}}}
     training = {"steps": 2, "batch_size": 4, "report_every": 1, "save_every": 2}
@@ -56,13 +55,6 @@ def project(tmp_path, monkeypatch):
     write_images(CAPTIONS, paths.TEST_IMAGES)
     write_run(paths.RUNS / "vae", "vae")
     return tmp_path
-
-
-def in_process(autoencoder, images, target, batch_size, cluster, storage, flips, text, shifts, crops, teacher):
-    """encoding.encode by one actor's work."""
-    encoder = encoding.Encoder(autoencoder, images, Store.open(target), batch_size, flips, (text, target))
-    shards, moments = zip(*(encoder._encode(number) for number in range(2)), strict=True)
-    return list(shards), moments[0].statistics()
 
 
 def write_images(captions: tuple[str, ...] | None, folder: Path = paths.TRAIN_IMAGES) -> None:

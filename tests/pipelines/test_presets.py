@@ -22,12 +22,11 @@ from components.files import write_json
 from components.metrics.figures import values
 from components.sampling.requests import Conditions, Request
 from infra.ray_cluster import encoding
-from infra.storage.store import Store
 from pipelines import evaluate, prepare, reference
 from pipelines.support import inputs, paths
 from pipelines.support.params import TRAINED, Params, load
 from pipelines.support.presets import apply
-from tests.pipelines.in_process import train_stage
+from tests.pipelines.in_process import encoded, train_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
@@ -153,14 +152,13 @@ def unpack(folder: Path) -> None:
 def encode(autoencoder: Path) -> None:
     """What the stage does, by one actor's work in this process."""
     LATENTS.mkdir(parents=True)
-    encoder = encoding.Encoder(autoencoder, paths.TRAIN_IMAGES, Store.open(LATENTS.absolute()), 16)
-    shard, moments = encoder._encode(0)
+    shards, statistics = encoded(encoding.Work(autoencoder, paths.TRAIN_IMAGES, 16), LATENTS.absolute())
     run = run_folder.load(autoencoder)
     info = AutoencoderInfo(config=run.config.config, data=run.config.data)
     write_json(LATENTS / paths.AUTOENCODER_INFO, info.model_dump(mode="json"))
     (LATENTS / "autoencoder.safetensors").write_bytes((autoencoder / "autoencoder.safetensors").read_bytes())
     classes = read_manifest(paths.TRAIN_IMAGES).classes
-    write_manifest(LATENTS, [shard], value_range=(0, 255), classes=classes, statistics=moments.statistics())
+    write_manifest(LATENTS, shards, value_range=(0, 255), classes=classes, statistics=statistics)
 
 
 @pytest.mark.skipif(not EMOJI.is_file(), reason="../shared/data/noto-emoji is not here")

@@ -23,15 +23,13 @@ from components.data.info import data_info
 from components.data.media.image import MEDIUM
 from components.sampling.requests import Conditions, Request
 from infra.config import ServeConfig
-from infra.ray_cluster import encoding
-from infra.storage.store import Store
 from infra.tracking.registry import CHAMPION
 from pipelines import encode, evaluate, prepare, promote, reference
 from pipelines.support.params import load
 from pipelines.support.report_pictures import champion_film, champion_walks
 from tests.components.helpers import one_exact_thread
 from tests.infra.local import LocalBackend, ask, client, free_port, serving
-from tests.pipelines.in_process import train, train_stage
+from tests.pipelines.in_process import encoded, train, train_stage
 
 TRAINING = {"training": {"steps": 4, "batch_size": 8, "report_every": 2, "save_every": 4}}
 SMALL = {"width": 16, "depth": 1, "heads": 2}
@@ -67,20 +65,13 @@ PARAMS = {
 }
 
 
-def in_process(autoencoder, images, target, batch_size, cluster, storage, flips, text, shifts, crops, teacher):
-    """encoding.encode by one actor's work."""
-    maker = encoding.Tokeniser(autoencoder, images, Store.open(target), batch_size, flips, shifts=shifts)
-    shards, counts = zip(*(maker._encode(number) for number in range(len(read_manifest(images).shards))), strict=True)
-    return list(shards), encoding.CodeCounts(sum(each.counts for each in counts)).statistics()
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     root = tmp_path_factory.mktemp("tokens")
     with pytest.MonkeyPatch.context() as patch, one_exact_thread():
         patch.chdir(root)
         patch.setattr(encode, "session", lambda *_: contextlib.nullcontext())
-        patch.setattr(encode.encoding, "encode", in_process)
+        patch.setattr(encode.encoding, "encode", encoded)
         Path("params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
         prepare.main([])
         images = root / "data/images/train"

@@ -58,8 +58,9 @@ def encode(root, name: str, num_workers: int, text=None):
     with whole_folder(root / name) as folder:
         if text is not None:
             safetensors.torch.save_file(text.state_dict(), folder / encoding.TEXT_WEIGHTS)
-        cluster, layout = ClusterConfig(num_workers=num_workers), text and text.layouts[0]
-        shards, statistics = encoding.encode(root / "vae", root / "images", folder, 16, cluster, text=layout)
+        embedder = text and encoding.Text(text.layouts[0], folder)
+        work = encoding.Work(root / "vae", root / "images", 16, text=embedder)
+        shards, statistics = encoding.encode(work, folder, ClusterConfig(num_workers=num_workers))
         write_manifest(folder, shards, value_range=(0, 255), statistics=statistics)
     return Dataset(root / name)
 
@@ -111,8 +112,8 @@ def test_mirrored_images_are_encoded_beside_the_others(prepared, tmp_path):
     plain, both = tmp_path / "plain", tmp_path / "both"
     for folder, flips in ((plain, False), (both, True)):
         folder.mkdir()
-        encoder = encoding.Encoder(prepared / "vae", prepared / "images", Store.open(folder), 16, flips)
-        shard, moments = encoder._encode(0)
+        work = encoding.Work(prepared / "vae", prepared / "images", 16, flips)
+        shard, moments = encoding.actor(work, Store.open(folder))._encode(0)
         write_manifest(folder, [shard], value_range=(0, 255), statistics=moments.statistics())
     rows, without = (Dataset(folder).take(np.arange(30)) for folder in (both, plain))
     assert rows.keys() == {"mean", "std", "mean_flipped", "std_flipped", "label", "caption"}
@@ -137,8 +138,8 @@ def test_tokens_of_every_view_are_those_of_its_images(prepared, tmp_path):
     run_folder.write(tmp_path / "vae", "vae", family, State(1, average, {}, average), provenance)
     target = tmp_path / "tokens"
     target.mkdir()
-    maker = encoding.Tokeniser(tmp_path / "vae", prepared / "images", Store.open(target), 16, True, shifts=1)
-    shard, counts = maker._encode(0)
+    work = encoding.Work(tmp_path / "vae", prepared / "images", 16, flips=True, shifts=1)
+    shard, counts = encoding.actor(work, Store.open(target))._encode(0)
     write_manifest(target, [shard], medium="tokens", value_range=(0, 65535), statistics=counts.statistics())
     dataset = Dataset(target)
     rows = dataset.take(np.arange(30))

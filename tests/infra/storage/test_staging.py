@@ -21,7 +21,7 @@ from components.families.vae import Model as VAE
 from components.files import whole_folder
 from components.training.ema import copy_of
 from components.training.loop import State
-from infra.ray_cluster.encoding import Encoder
+from infra.ray_cluster.encoding import Work, actor
 from infra.ray_cluster.worker_pool import StagedTask
 from infra.storage import staging
 from infra.storage.buckets import check_storage
@@ -271,10 +271,10 @@ def test_an_encoder_reads_staged_folders_and_leaves_its_shards_in_the_bucket(s3,
     here.mkdir()
     inputs = [stage(tmp_path / name, STORAGE) for name in ("vae", "images")]
     numbers = {"shard": [0, 1]}
-    Encoder(*inputs, there, 8)(numbers)
+    actor(Work(*inputs, 8), there)(numbers)
     there.copy_to(here)
     (tmp_path / "expected").mkdir()
-    Encoder(tmp_path / "vae", tmp_path / "images", Store.open(tmp_path / "expected"), 8)(numbers)
+    actor(Work(tmp_path / "vae", tmp_path / "images", 8), Store.open(tmp_path / "expected"))(numbers)
     assert files_of(here) == files_of(tmp_path / "expected") and len(files_of(here)) == 6
 
 

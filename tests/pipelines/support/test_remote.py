@@ -20,8 +20,7 @@ from components.files import sha256_folder
 from components.training.ema import copy_of
 from components.training.loop import State
 from infra.config import ClusterConfig
-from infra.ray_cluster import ray_jobs
-from infra.ray_cluster.encoding import Encoder
+from infra.ray_cluster import encoding, ray_jobs
 from infra.storage.store import Store
 from pipelines import evaluate
 from pipelines.support import remote
@@ -183,7 +182,8 @@ def test_a_stage_on_a_head_interrupted_and_taken_up_again(s3, endpoint, tmp_path
     made = verify(clone / "data/latents")
     assert made.count == 1438
 
-    encoder = Encoder(clone / "runs/vae", clone / "data/images/train", Store.open(_folder(tmp_path / "here")), 500)
+    work = encoding.Work(clone / "runs/vae", clone / "data/images/train", 500)
+    encoder = encoding.actor(work, Store.open(_folder(tmp_path / "here")))
     encoder({"shard": list(range(len(made.shards)))})
     for path in (tmp_path / "here").iterdir():
         assert path.read_bytes() == (clone / "data/latents" / path.name).read_bytes(), path.name
