@@ -95,6 +95,11 @@ def _kinds_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[type[B
     return kinds
 
 
+def may_be_none(field: FieldInfo) -> bool:
+    """Whether a key takes null."""
+    return type(None) in get_args(field.annotation)
+
+
 def models_in(annotation: Any) -> list[type[BaseModel]]:
     """The blocks that a type is made of: itself, or those of a choice, a list or a mapping."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -16,12 +16,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from infra.config import ServeConfig
-from infra.serving import events, model_routes, speech, uploads, video_routes
+from infra.serving import events, form_fields, model_routes, speech, uploads, video_routes
 from infra.serving.answer_headers import of_answer
 from infra.serving.api_error import ApiError
 from infra.serving.backend import Backend
@@ -139,16 +138,7 @@ async def _within(shown: AsyncIterator[str], answered: contextlib.ExitStack) -> 
 
 async def _form(kind: type[ImageRequest], raw: Request) -> tuple[ImageRequest, dict[str, bytes]]:
     """A multipart body: its fields, checked, and its files by name, `image` always among them. Raises ApiError."""
-    fields, files = {}, {}
-    async with raw.form() as form:
-        for name, value in form.multi_items():
-            name = name.removesuffix("[]")  # how clients send a list of files
-            if not isinstance(value, UploadFile):
-                fields[name] = value
-            elif name in files:
-                raise ApiError(400, f"{name}: expected one file, found several", param=name)
-            else:
-                files[name] = await value.read()
+    fields, files = await form_fields.of_form(raw, kind.model_fields)
     for name in ("image", "mask"):
         if name in fields:
             raise ApiError(400, f"{name}: expected a file", param=name)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.conditioning.classes import class_of
-from components.config import overlaid
+from components.config import may_be_none, overlaid
 from components.data.media import Medium
 from components.data.media.image import MEDIUM as IMAGES
 from components.errors import SamplerError
@@ -236,9 +236,11 @@ def _class(param: str, text: str, classes: tuple[str, ...]) -> int:
 
 
 def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
-    """The model's default settings under the request's own."""
-    given = {ALIASES.get(name, name): value for name, value in request.model_extra.items() if value is not None}
-    known = {name: given[name] for name in given if name in model.kind.Settings.model_fields}
+    """The model's default settings under the request's own; null says none where a setting may be none, or nothing."""
+    fields = model.kind.Settings.model_fields
+    given = {ALIASES.get(name, name): value for name, value in request.model_extra.items()}
+    known = {name: value for name, value in given.items() if name in fields}
+    known = {name: value for name, value in known.items() if value is not None or may_be_none(fields[name])}
     try:
         chosen = model.kind.Settings(**overlaid(model.settings, known))
     except ValidationError as error:

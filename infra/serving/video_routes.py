@@ -15,12 +15,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
 
 from components.data.media.image import fitted, on_white
 from components.data.media.video import FACTOR
 from components.data.media.video import MEDIUM as VIDEOS
 from infra.config import ServeConfig
+from infra.serving import form_fields
 from infra.serving.answer_headers import of_answer
 from infra.serving.api_error import ApiError
 from infra.serving.backend import Backend
@@ -162,8 +162,7 @@ def _told(first: bytes, model: ServedModel, limits: ServeConfig) -> str:
 
 async def _read(raw: Request, limits: ServeConfig) -> tuple[VideoRequest, bytes | None]:
     """The fields of a JSON body or a form, and the picture in it. Raises ApiError."""
-    fields: dict[str, Any] = {}
-    first = None
+    files: dict[str, bytes] = {}
     if raw.headers.get("content-type", "").startswith("application/json"):
         try:
             fields = await raw.json()
@@ -172,15 +171,10 @@ async def _read(raw: Request, limits: ServeConfig) -> tuple[VideoRequest, bytes 
         if not isinstance(fields, dict):
             raise ApiError(400, "body: expected an object", code="invalid_value")
     else:
-        async with raw.form() as form:
-            for name, value in form.multi_items():
-                if not isinstance(value, UploadFile):
-                    fields[name] = value
-                elif name == REFERENCE:
-                    first = await value.read()
-    given = fields.pop(REFERENCE, None) or fields.pop(f"{REFERENCE}[image_url]", None)  # how forms nest
+        fields, files = await form_fields.of_form(raw, VideoRequest.model_fields)
+    first, given = files.get(REFERENCE), fields.pop(REFERENCE, None)
     if given is not None:
-        first = _of_url(given.get("image_url", "") if isinstance(given, dict) else str(given))
+        first = _of_url(str(given.get("image_url", "") if isinstance(given, dict) else given))
     try:
         return VideoRequest(**fields), first
     except ValidationError as error:

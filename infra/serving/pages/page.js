@@ -1,3 +1,4 @@
+import {control, fill, folds} from "./controls.js";
 import {$, element} from "./dom.js";
 import * as edit from "./edit.js";
 import {checked} from "./fetching.js";
@@ -5,11 +6,9 @@ import * as films from "./films.js";
 import * as gallery from "./gallery.js";
 import * as sounds from "./sounds.js";
 
-const LABELS = {num_inference_steps: "Steps", guidance_scale: "Guidance", solver: "Solver", spacing: "Spacing"};  // others fold away
-const GUIDANCE_SHOWN = 8;  // the slider's end; the API takes more
 const TO_FOLD = matchMedia("(max-width: 60rem)");
 const MEDIA = {video: films, audio: sounds};  // images are what the rest of this file makes
-let champion, running = null;
+let champion, controls = [], running = null;
 
 function shown(value) {
   if (typeof value === "number") return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(2)));
@@ -24,36 +23,6 @@ function describe(list, facts, definitions = {}) {
     if (explanation) told.append(element("small", better ? `${explanation}; ${better} is better` : explanation));
     list.append(element("dt", label || name.replaceAll("_", " ")), told);
   }
-}
-
-// a setting's own name, without the parts that its block lies in
-const plain = (path) => path.split(".").at(-1);
-
-function titled(path) {
-  const [words, ...blocks] = path.split(".").reverse().map((part) => LABELS[part] || part.replaceAll("_", " "));
-  const text = blocks.length ? `${blocks.reverse().join(" ")}: ${words}` : words;
-  return text[0].toUpperCase() + text.slice(1);
-}
-
-function control(name, schema, value) {
-  const label = element("label", titled(name));
-  let input;
-  if (schema.enum) {
-    input = element("select", null);
-    for (const choice of schema.enum) input.append(element("option", choice, {value: choice}));
-    label.append(" ", input);
-  } else {
-    const steps = plain(name) === "num_inference_steps";
-    const output = element("output", value);
-    const most = schema.maximum ?? GUIDANCE_SHOWN;
-    input = element("input", null, {type: "range", min: schema.minimum ?? 0, step: schema.type === "integer" ? 1 : most > 1 ? 0.1 : 0.05,
-      max: steps ? Math.min(champion.limits.num_inference_steps, 100) : Math.min(most, GUIDANCE_SHOWN)});
-    input.addEventListener("input", () => { output.textContent = input.value; });
-    label.append(output, input);
-  }
-  input.value = value;
-  input.dataset.setting = name;
-  return label;
 }
 
 function markClass() {
@@ -87,11 +56,9 @@ async function load() {
   if (champion.edits) gallery.enableEditing(edit.open);
   $("prompt").addEventListener("input", markClass);
   markClass();
-  for (const [name, schema] of Object.entries(champion.settings_schema)) {
-    if (!schema.enum && !["integer", "number"].includes(schema.type)) continue;  // only the API has these
-    if (champion.settings[name] === null) continue;
-    $(plain(name) in LABELS ? "settings" : "more-settings").append(control(name, schema, champion.settings[name]));
-  }
+  controls = Object.entries(champion.settings_schema)
+    .map(([path, schema]) => control(path, schema, champion.settings[path], champion.limits.num_inference_steps)).filter(Boolean);
+  for (const {path, label} of controls) $(folds(path) ? "more-settings" : "settings").append(label);
   $("more").hidden = !$("more-settings").children.length;
   $("n").max = champion.limits.n;
   $("n").value = Math.min(4, champion.limits.n);
@@ -107,11 +74,7 @@ function wanted() {
   if (!$("size-field").hidden) body.size = $("size").value;
   if ($("voice").value) body.voice = $("voice").value;
   if ($("negative").value.trim()) body.negative_prompt = $("negative").value;
-  for (const input of document.querySelectorAll("[data-setting]")) {
-    const [name, ...blocks] = input.dataset.setting.split(".").reverse();
-    const block = blocks.reverse().reduce((outer, part) => (outer[part] ??= {}), body);
-    block[name] = input.type === "range" ? Number(input.value) : input.value;
-  }
+  fill(body, controls);
   return body;
 }
 
@@ -178,7 +141,9 @@ async function request(body) {
   const asked = {...body, stream: true, partial_images: 3, queue_updates: true}, start = edit.chosen();
   if (!start) return ["v1/images/generations", JSON.stringify(asked), {"Content-Type": "application/json"}];
   const form = new FormData();
-  for (const [name, value] of Object.entries({...asked, strength: Number($("strength").value)})) form.append(name, value);
+  for (const [name, value] of Object.entries({...asked, strength: Number($("strength").value)})) {
+    form.append(name, typeof value === "object" ? JSON.stringify(value) : value);  // a list or a block
+  }
   form.append("image", await (await fetch(start.source)).blob(), "image");
   if (start.mask) form.append("mask", start.mask, "mask.png");
   return ["v1/images/edits", form, {}];

@@ -14,9 +14,10 @@ import openai
 import pytest
 from PIL import Image
 
+from infra.config import ServeConfig
 from infra.serving.api_error import ApiError
 from infra.serving.http_guards import digest
-from infra.serving.openai_api import MAX_SEED
+from infra.serving.openai_api import MAX_SEED, GenerationRequest, orders
 from infra.serving.uploads import Decoder, num_pixels
 from tests.infra.local import ask, client, served_model
 
@@ -197,6 +198,18 @@ def test_a_model_tells_what_a_page_needs(run):
     told = json.loads(ask(run(max_images=3), "/v1/models/latent-foundry")[2])["x-sampler"]
     assert told["size"] == "16x16" and told["classes"] == ["zero", "one", "two"] and told["limits"]["n"] == 3
     assert "num_inference_steps" in told["settings_schema"] and told["settings"]["solver"]
+
+
+def test_null_is_none_where_a_setting_may_be_none_and_the_default_elsewhere(folder):
+    model = served_model(folder, settings={"guidance_scale": 3.0, "guidance_interval": [0.2, 5.0]})
+
+    def asked(**fields) -> list:
+        request = GenerationRequest(prompt="one", **fields)
+        (order,) = orders(request, model, ServeConfig())
+        return [order.settings["guidance_scale"], order.settings["guidance_interval"]]
+
+    assert asked() == [3.0, [0.2, 5.0]]
+    assert asked(guidance_scale=None, guidance_interval=None) == [3.0, None]
 
 
 def test_png_files_say_what_they_were_made_with(run):

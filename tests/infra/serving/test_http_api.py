@@ -168,6 +168,7 @@ def test_the_pages_bar_nobody(run, tmp_path):
         for path in ("/", "/docs"):
             page.visit(f"{address}{path}")
             page.wait_for("document.querySelectorAll('main *').length > 5")
+            page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
             for scheme in ("light", "dark"):
                 page.prefer(scheme)
                 found[path, scheme] = page.barriers(axe)
@@ -217,6 +218,11 @@ def test_the_page(run, backend, tmp_path):
         page.wait_for(f"{made} == 8 && document.getElementById('cancel').disabled")
         assert '"negative_prompt":"one"' in page.evaluate("document.getElementById('curl').textContent")
 
+        for place, level in enumerate((0.5, 900)):  # guided between these noise levels, in JSON and in the form below
+            page.evaluate(f"document.querySelectorAll('[data-setting=guidance_interval]')[{place}].value = {level}")
+        page.evaluate("document.getElementById('n').value = 1; document.getElementById('generate').click()")
+        page.wait_for(f"{made} == 9 && document.getElementById('cancel').disabled")
+        assert '"guidance_interval":[0.5,900]' in page.evaluate("document.getElementById('curl').textContent")
         page.evaluate("document.querySelector('#gallery figure button').click()")  # enlarged; Edit takes it for a start
         text = page.evaluate("document.getElementById('viewed-text').textContent")
         assert text.startswith("two · ") and "guidance scale 2" in text
@@ -225,11 +231,12 @@ def test_the_page(run, backend, tmp_path):
         page.drag("#brush", (0.3, 0.3), (0.7, 0.5))
         page.evaluate("document.getElementById('editor-use').click()")
         page.wait_for("!document.getElementById('source').hidden")
-        page.evaluate("document.getElementById('n').value = 1; document.getElementById('generate').click()")
-        page.wait_for(f"{made} == 9 && document.getElementById('cancel').disabled")
+        page.evaluate("document.getElementById('generate').click()")
+        page.wait_for(f"{made} == 10 && document.getElementById('cancel').disabled")
+        assert backend.orders[-1].settings["guidance_interval"] == [0.5, 900]
         assert backend.orders[-1].source.mask.count(255) > 10 and backend.orders[-1].source.mask.count(0) > 100
         page.send("Page.reload")
-        page.wait_for(f"document.readyState == 'complete' && {made} == 9")  # the gallery is still there
+        page.wait_for(f"document.readyState == 'complete' && {made} == 10")  # the gallery is still there
 
         page.screenshot(tmp_path / "desk.png")
         page.resize(380, 800)

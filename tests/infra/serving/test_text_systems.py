@@ -109,8 +109,9 @@ def test_unclip_shows_images_anew_and_leads_them_from_text_to_text(served):
     file = io.BytesIO()
     Image.fromarray(rows[0, 0].numpy()).save(file, "PNG")
 
-    def own(**conditions) -> np.ndarray:
-        settings = sampler.Settings(**fast("unclip"))
+    def own(decoder: dict | None = None, **conditions) -> np.ndarray:
+        settings = fast("unclip")
+        settings = sampler.Settings(**settings | {"decoder": settings["decoder"] | (decoder or {})})
         steered = Conditions(**conditions)
         return MEDIUM.to_stored(sampler.sample(Request(torch.tensor([3]), settings, steered)))[0, 0].numpy()
 
@@ -127,6 +128,10 @@ def test_unclip_shows_images_anew_and_leads_them_from_text_to_text(served):
     edited = pixels(api.edit(image=sent("image.png"), prompt="a dog", extra_body=led))
     expected = own(image=image, prompt=("a dog",), instead_of=("a cat",))
     assert np.abs(edited - expected).max() <= 1 and not np.array_equal(edited, varied)
+    decoder = {"guidance_scale": 4.0, "guidance_interval": [0.5, 50.0]}  # a form writes a block and a list into names
+    steered = pixels(api.edit(image=sent("image.png"), prompt="a dog", extra_body={**led, "decoder": decoder}))
+    assert np.abs(steered - own(decoder, image=image, prompt=("a dog",), instead_of=("a cat",))).max() <= 1
+    assert not np.array_equal(steered, edited)
     with pytest.raises(openai.BadRequestError, match="mask: .* shows images anew and keeps no part of one"):
         api.edit(image=sent("image.png"), mask=sent("mask.png"), prompt="a dog")
     told = json.loads(ask(address, "/v1/models/latent-foundry")[2])["x-sampler"]

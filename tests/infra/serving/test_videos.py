@@ -86,6 +86,9 @@ def test_a_film_is_made_polled_fetched_listed_and_deleted(run, films, tmp_path):
     assert Image.open(io.BytesIO(api.download_content(made.id, variant="thumbnail").read())).size == (8, 8)
     other = api.create_and_poll(prompt="two", seconds="0.1", extra_body={"output_format": "gif", **SETTINGS})
     assert other.seconds == "0.125", "a still"
+    guided = {**SETTINGS, "guidance_scale": 3.0, "guidance_interval": [0.5, 9.0]}  # a form writes a list into names
+    assert api.delete(api.create_and_poll(prompt="two", extra_body=guided).id).deleted
+    assert films.orders[-1].settings["guidance_interval"] == [0.5, 9.0]
     assert [job.id for job in api.list()] == [other.id, made.id] and not api.list(limit=2).has_more
     first = api.list(order="asc", limit=1)
     assert [job.id for job in first.data] == [made.id] and first.has_more
@@ -115,6 +118,8 @@ def test_a_film_begins_with_the_picture_that_it_is_given(run, films):
         ({"prompt": "one", "size": "1280x720"}, "size: expected '8x8' or 'auto'"),
         ({"prompt": "one", "extra_body": {"output_format": "avi"}}, "output_format: "),
         ({"prompt": "one", "extra_body": {"input_reference": {"image_url": "http://x/y.png"}}}, "data URL of an image"),
+        ({"prompt": "one", "extra_body": {"input_reference": {"image_url": {"a": 1}}}}, "data URL of an image"),
+        ({"prompt": "one", "extra_body": {"guidance_interval": [5.0, 0.2]}}, "guidance_interval: expected 0 <= first"),
     ],
 )
 def test_what_cannot_be_made_is_refused_in_a_line(run, fields, told):
