@@ -3,6 +3,8 @@ and transformer; taught or from scratch; each request with steps and guidance of
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -133,6 +135,22 @@ def test_guidance_steers_and_sources_and_blends_are_taken(name):
         sample(4.5)
     with pytest.raises(SamplerError, match="^negative_label: "):
         sample(1.0, conditions=Conditions(negative_label=torch.tensor([1])))
+
+
+@pytest.mark.parametrize("regress", ["teacher", "data"])
+def test_what_is_learned_is_guided_at_the_chosen_levels_alone(regress):
+    everywhere, between = (build("consistency", regress=regress, guided_levels=levels) for levels in (None, [0.5, 2.0]))
+    sigma = torch.tensor([0.4, 0.5, 0.6, 2.0, 2.1, 50.0], dtype=torch.float64)
+    rows = everywhere.rows(next(batches(Rows(LATENTS), 6)), sigma)
+    rows = replace(rows, scale=torch.full((6,), 3.0))
+    guided, plain = (
+        everywhere.guided(replace(rows, scale=rows.scale * share), everywhere.of_teacher) for share in (1, 1 / 3)
+    )
+    within = torch.tensor([False, False, True, True, False, False])
+    assert not torch.isclose(guided, plain).flatten(1).all(1).any()
+    assert torch.equal(between.guided(rows, between.of_teacher), guided.where(within[:, None, None, None], plain))
+    with pytest.raises(ConfigError, match="guided_levels: expected 0 <= first < second, found \\[5.0, 0.2\\]"):
+        parse(type(between).Config, {"guided_levels": [5.0, 0.2]}, "model")
 
 
 @pytest.mark.parametrize("name", STUDENTS)
