@@ -15,6 +15,7 @@ from components.errors import DataError, InputError
 from components.files import whole_folder
 from components.shapes import shape_text
 from components.sources import DataConfig, Source
+from infra.progress import told
 from infra.storage import object_manifest
 from infra.storage.buckets import mirror_prefix
 from pipelines.support.cli import run
@@ -53,6 +54,7 @@ def _write_split(source: Source, split: str, config: DataConfig, folder: Path, r
     folder.mkdir()
     num_before = len(rejected)
     rows = sources.accepted(source.splits[split](), rejected, config.max_rejected)
+    rows = told(rows, f"prepare {split}", medium(source.medium).plural)
     buckets = write_buckets(folder, rows, config.rows_per_shard)
     if not buckets:
         raise DataError(f"data.source {config.source}: no readable {source.medium} for the {split} split; expected one")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from components.data.dataset import MANIFEST, Dataset, Manifest, read_manifest, verify, write_manifest
+from components.data.media import medium
 from components.data.randomness import Draws
 from components.devices import default_device
 from components.errors import DataError
@@ -30,6 +31,7 @@ from components.metrics.figures import Figures, definitions_as_json, named
 from components.metrics.frechet import Sums
 from components.metrics.neighbours import memorised_figure
 from components.metrics.principal import SIDES
+from infra.progress import told
 from infra.ray_cluster.worker_pool import WorkerPool, worker_pool
 from pipelines.support import cli, paths
 from pipelines.support.measurement import (
@@ -80,7 +82,9 @@ def describe(workers: WorkerPool, params: Params, split: str, extractors: Extrac
             clip_folder(params),
         )
         make = task.worker if workers.spreads else functools.partial(task.worker, extractors)
-        done = list(workers.map(make, range(len(facts.shards))))
+        done = workers.map(make, range(len(facts.shards)))
+        plural = medium(facts.medium).plural
+        done = list(told(done, f"reference {split}", plural, facts.count, lambda one: one[0].rows))
         _write_moments(folder / MOMENTS, functools.reduce(Sums.plus, (sums for _, sums in done)))
         shards = [shard for shard, _ in done]
         write_manifest(

@@ -22,6 +22,7 @@ from components.conditioning.text import EMBEDDED, texts_of_column
 from components.data.crops import CROP, views
 from components.data.dataset import Dataset, Shard, read_manifest, write_shard
 from components.data.info import FLIPPED
+from components.data.media import medium
 from components.data.media.tokens import MEDIUM as TOKENS
 from components.data.randomness import Draws
 from components.diffusion import alignment
@@ -29,6 +30,7 @@ from components.metrics.codes import code_counts, perplexity, usage
 from components.nets.text_encoders import EncoderLayout, FrozenText
 from components.shapes import all_but_channels
 from infra.config import ClusterConfig
+from infra.progress import told
 from infra.ray_cluster.ray_session import has_gpu
 from infra.storage.buckets import is_remote
 from infra.storage.staging import Staged, local, stage
@@ -270,7 +272,8 @@ def encode(
 ) -> tuple[list[Shard], dict[str, tuple[float, ...]]]:
     """Writes a shard of latents or tokens into `target` for every shard of images, and returns what its manifest tells
     of them. `storage`: s3://bucket/prefix that inputs and shards go through, where nodes do not see these folders."""
-    num_shards = len(read_manifest(work.images).shards)
+    facts = read_manifest(work.images)
+    num_shards = len(facts.shards)
     work, made = work.moved(Path.resolve), Store.open(target.resolve())
     if is_remote(storage):
         work = work.moved(functools.partial(stage, storage=storage, cache_bytes=cluster.cache_bytes))
@@ -288,8 +291,10 @@ def encode(
             num_cpus=1,
             num_gpus=int(has_gpu(cluster.use_gpu)),
         )
-        .take_all()
+        .iter_rows()
     )
+    sizes = [shard.rows for shard in facts.shards]
+    done = list(told(done, "encode", medium(facts.medium).plural, sum(sizes), lambda row: sizes[row["number"]]))
     if not made.is_local:
         made.copy_to(target)
     return gathered(work, done)

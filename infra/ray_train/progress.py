@@ -18,9 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 from components.errors import InputError
+from infra.progress import LINE_EVERY
 
 RATE = "images_per_second"  # a figure of every report on steps
-LINE_EVERY = 10.0  # seconds, where the output is no terminal
 
 
 class Listener(Protocol):

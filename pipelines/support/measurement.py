@@ -32,6 +32,7 @@ from components.metrics.figures import Figures, under, values
 from components.metrics.frechet import Moments
 from components.metrics.modes import collapsed
 from components.metrics.principal import PixelReference
+from infra.progress import told
 from infra.ray_cluster.worker_pool import WorkerPool
 from pipelines.support import paths
 from pipelines.support.inputs import CLIP
@@ -208,7 +209,9 @@ def sample(
 ) -> list[SampledBatch]:
     """Samples the set on all workers. `ready`, `extractors`: the sampler and the extractors open in this process."""
     make: Callable = task.worker if workers.spreads else functools.partial(task.worker, ready, extractors)
-    return list(workers.map(make, task.parts))
+    done = workers.map(make, task.parts)
+    plural = ready[0].medium.plural
+    return list(told(done, task.run.name, plural, task.num_samples, lambda batch: len(batch.features.vectors)))
 
 
 def ms_per_image(
