@@ -39,7 +39,7 @@ def told(
 def line(so_far: int, total: int | None, unit: str, seconds: float) -> str:
     """How many are done, the rate and, where the total is known, the time left."""
     rate = so_far / seconds
-    told_rate = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+    told_rate = f"{rate:.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s"
     if total is None:
-        return f"{so_far} {unit}  {told_rate} a second"
-    return f"{so_far}/{total} {unit}  {told_rate} a second  {(total - so_far) / rate:.0f} s left"
+        return f"{so_far} {unit}  {told_rate}"
+    return f"{so_far}/{total} {unit}  {told_rate}  {(total - so_far) / rate:.0f} s left"

@@ -25,8 +25,8 @@ def test_a_line_every_ten_seconds_without_a_terminal(clock, capsys):
     assert list(told(batches(clock, 4, (50,) * 8), "ldm", "images", 400, int)) == [50] * 8
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        "ldm: 150/400 images  12 a second  20 s left",
-        "ldm: 300/400 images  12 a second  8 s left",
+        "ldm: 150/400 images  12 images/s  20 s left",
+        "ldm: 300/400 images  12 images/s  8 s left",
     ]
 
 
@@ -39,10 +39,10 @@ def test_what_is_soon_over_says_nothing(clock, capsys):
 def test_where_nobody_knows_how_many_there_are(clock, capsys):
     assert len(list(told(batches(clock, 11, (1, 1)), "prepare train", "clips"))) == 2
     assert capsys.readouterr().out.splitlines() == [
-        "prepare train: 1 clips  0.091 a second",
-        "prepare train: 2 clips  0.091 a second",
+        "prepare train: 1 clips  0.091 clips/s",
+        "prepare train: 2 clips  0.091 clips/s",
     ]
-    assert line(70_000, None, "images", 35) == "70000 images  2000 a second"
+    assert line(70_000, None, "images", 35) == "70000 images  2000 images/s"
 
 
 def test_a_bar_on_a_terminal(clock, capsys, monkeypatch):
