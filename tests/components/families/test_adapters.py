@@ -76,6 +76,20 @@ def test_requests_for_different_adapters_share_forwards(sampler):
     assert torch.equal(none, together[0]) or torch.allclose(none, together[0], atol=1e-5), "of several none is on"
 
 
+def test_reused_features_are_those_of_the_requests_own_adapter(sampler):
+    def requests(reuse: int) -> list[Request]:
+        return [asked(sampler, adapter=one, reuse=reuse, num_inference_steps=4) for one in ("none", "one", "two")]
+
+    together, forwards = co_batched(sampler, requests(2))
+    for one, images in zip(requests(2), together, strict=True):
+        assert torch.allclose(images, sampler.sample(one), atol=1e-5)
+    shallow = [forward.num_calls for forward in forwards if forward.net.endswith("shallow")]
+    assert max(shallow) == 3, "the three share the forwards that reuse"
+    for number, (images, plain) in enumerate(zip(together, requests(1), strict=True)):
+        assert (images - sampler.sample(plain)).abs().max() > 1e-5
+        assert all((images - other).abs().max() > 1e-4 for other in together[:number])
+
+
 def test_what_there_is_not_is_refused(sampler):
     with pytest.raises(SamplerError, match="adapter: expected one of one, two, none, found 'three'"):
         sampler.sample(asked(sampler, adapter="three"))
