@@ -26,6 +26,7 @@ from pipelines import evaluate, prepare, reference
 from pipelines.support import inputs, paths
 from pipelines.support.params import TRAINED, Params, load
 from pipelines.support.presets import apply
+from tests.benchmarks.paradigms import MODELS
 from tests.pipelines.in_process import encoded, train_stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -194,6 +195,22 @@ def test_a_slice_of_the_emoji_preset_from_files_to_figures(tmp_path, monkeypatch
     assert first["network_evaluations"] == 2 + 2 * 2 + 1
     assert second["network_evaluations"] == 2 + 3 * 2 + 1
     assert (paths.SAMPLES / "ldm/0-grid.png").is_file()
+
+
+def test_the_preset_of_paradigms_trains_the_models_of_the_table():
+    params = load(ROOT / "presets/paradigms.yaml")
+
+    def shown(family: str, model: dict, batch_size: int, is_of_images: bool) -> tuple:
+        config = family_class(family).Config(**model).model_dump()
+        config.pop("stage_steps", None)  # of a student: as long as its training
+        return family, config, batch_size, is_of_images
+
+    table = [shown(one.family, one.model, one.batch_size, one.on == "pixels") for one in MODELS.values()]
+    found = [
+        shown(one.family, one.model, one.training.batch_size, one.data == "data/images/train")
+        for one in params.samplers.values()
+    ]
+    assert len(found) == len(table) and all(one in table for one in found)
 
 
 def test_the_way_back_and_every_backup_is_kept(tmp_path):
