@@ -16,7 +16,7 @@ from components.metrics.classes import agreement_figure, classifier_figure, ince
 from components.metrics.figures import Definition, Figure, Figures, named
 from components.metrics.frechet import Moments, balanced_figure, frechet_figures
 from components.metrics.intervals import Resampling
-from components.metrics.kernel import kernel_figures
+from components.metrics.kernel import KernelReference, kernel_figures
 from components.metrics.modes import balancing_weights, class_shares, imbalance_figure, mode_coverage
 from components.metrics.neighbours import Inside, Manifold, memorised_figure, neighbour_figures
 from components.metrics.principal import PixelReference, pixel_figure
@@ -47,11 +47,12 @@ CLIP_SCORE = Definition(
 @dataclass(frozen=True)
 class Reference:
     """The real images' side of every figure on features, computed once. `features` (N, D) are all of them, `manifold`
-    is of at most evaluate.neighbour_images. `labels` (N,) int64: their classes, None where they have none.
+    and `kernel` of at most evaluate.neighbour_images. `labels` (N,) int64: their classes, None where they have none.
     `judged_shares` (num_classes,): how often the judge finds each class among them, None without a judge."""
 
     moments: Moments
     manifold: Manifold
+    kernel: KernelReference
     features: Tensor
     labels: Tensor | None = None
     judged_shares: Tensor | None = None
@@ -69,7 +70,8 @@ class Reference:
         _refuse_too_few(features, config, "reference split: ")
         manifold = Manifold.of(some(features, config).double(), config.neighbours)
         shares = None if judged is None else class_shares(judged.argmax(1), judged.shape[1])
-        return Reference(moments or Moments.of(features), manifold, features, labels, shares)
+        kernel = KernelReference(some(features, config).double(), None if labels is None else some(labels, config))
+        return Reference(moments or Moments.of(features), manifold, kernel, features, labels, shares)
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,6 @@ def feature_figures(
     judge's logits."""
     _refuse_too_few(features, config)
     near, near_labels = some(features, config), None if labels is None else some(labels, config)
-    real_labels = None if reference.labels is None else some(reference.labels, config)
     inside = Inside.of(near, reference.manifold, config.neighbours)
     whole = resampling(len(features), config, labels)
     found = frechet_figures(features, reference.moments, whole)
@@ -151,7 +152,7 @@ def feature_figures(
         found |= named(balanced_figure(features, reference.moments, weights, whole))
     return {
         **found,
-        **kernel_figures(near, some(reference.features, config).double(), near_labels, real_labels),
+        **kernel_figures(near, reference.kernel, near_labels),
         **neighbour_figures(inside, resampling(len(near), config, near_labels)),
     }
 

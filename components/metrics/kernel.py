@@ -3,8 +3,10 @@ and under a Gaussian one on directions (CMMD, Jayasumana et al. 2024, section 4)
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -36,32 +38,53 @@ CMMD = Definition(
 )
 
 
-def kernel_figures(
-    generated: Tensor, reference: Tensor, asked: Tensor | None = None, labels: Tensor | None = None
-) -> Figures:
-    """kid and cmmd of generated (M, D) and reference (N, D) features, with intervals from their standard errors.
-    `asked` (M,) and `labels` (N,) int64 are the classes of both, None where nobody chose or knows them."""
-    found = {
-        KERNEL_DISTANCE: kernel_distance(generated, reference, asked, labels),
-        CMMD: cmmd(generated, reference, asked, labels),
-    }
+@dataclass(frozen=True)
+class Side:
+    """The real images' side of a discrepancy under one kernel: features (N, D), and the mean kernel between two of
+    them."""
+
+    features: Tensor
+    own: float
+
+    @staticmethod
+    def of(features: Tensor, labels: Tensor | None, kernel: Kernel) -> Side:
+        """Raises ValueError of less than two images. `labels`: see `discrepancy`."""
+        _refuse_too_few(features)
+        return Side(features, float(_own_means(features, _strata(labels, len(features)), kernel).mean()))
+
+
+class KernelReference:
+    """Real images, features (N, D) and classes (N,) int64 or None, that set after set is compared with: what they are
+    among themselves, most of the work where they are many, is computed once."""
+
+    def __init__(self, features: Tensor, labels: Tensor | None = None):
+        self._features, self._labels = features, labels
+
+    @functools.cached_property
+    def cubic(self) -> Side:
+        return Side.of(self._features, self._labels, cubic_kernel)
+
+    @functools.cached_property
+    def directions(self) -> Side:
+        return Side.of(F.normalize(self._features), self._labels, gaussian_kernel)
+
+
+def kernel_figures(generated: Tensor, reference: KernelReference, asked: Tensor | None = None) -> Figures:
+    """kid and cmmd of generated features (M, D), with intervals from their standard errors. `asked` (M,) int64: the
+    classes of them, None where nobody chose."""
+    found = {KERNEL_DISTANCE: kernel_distance(generated, reference, asked), CMMD: cmmd(generated, reference, asked)}
     return named(*(one.figure(value, intervals.normal(value, stderr)) for one, (value, stderr) in found.items()))
 
 
-def kernel_distance(
-    generated: Tensor, reference: Tensor, asked: Tensor | None = None, labels: Tensor | None = None
-) -> tuple[float, float]:
-    """KID from generated (M, D) and reference (N, D) features, and its standard error. Kernel: (x.y / D + 1)^3. `asked`
-    and `labels` as in `discrepancy`."""
-    return discrepancy(generated, reference, cubic_kernel, asked, labels)
+def kernel_distance(generated: Tensor, reference: KernelReference, asked: Tensor | None = None) -> tuple[float, float]:
+    """KID of generated features (M, D), and its standard error. Kernel: (x.y / D + 1)^3. `asked`: see `discrepancy`."""
+    return discrepancy(generated, reference.cubic, cubic_kernel, asked)
 
 
-def cmmd(
-    generated: Tensor, reference: Tensor, asked: Tensor | None = None, labels: Tensor | None = None
-) -> tuple[float, float]:
+def cmmd(generated: Tensor, reference: KernelReference, asked: Tensor | None = None) -> tuple[float, float]:
     """The discrepancy of the features' directions, times 1000, and its standard error; on CLIP's features it is the
     published CMMD, here unbiased."""
-    value, stderr = discrepancy(F.normalize(generated), F.normalize(reference), gaussian_kernel, asked, labels)
+    value, stderr = discrepancy(F.normalize(generated), reference.directions, gaussian_kernel, asked)
     return CMMD_SCALE * value, CMMD_SCALE * stderr
 
 
@@ -75,35 +98,30 @@ def gaussian_kernel(a: Tensor, b: Tensor) -> Tensor:
     return torch.exp((a @ b.T - 1) / CMMD_SIGMA**2)
 
 
-def discrepancy(
-    generated: Tensor,
-    reference: Tensor,
-    kernel: Kernel,
-    asked: Tensor | None = None,
-    labels: Tensor | None = None,
-) -> tuple[float, float]:
+def discrepancy(generated: Tensor, reference: Side, kernel: Kernel, asked: Tensor | None = None) -> tuple[float, float]:
     """The unbiased estimate from generated (M, D) and reference (N, D) features, and its standard error over sets of
-    generated ones.
+    generated ones. Raises ValueError of less than two images.
 
     The estimate is a U-statistic over all pairs, so unlike averages over subsets it depends on no draw. `asked` (M,)
-    and `labels` (N,) int64 are classes whose numbers were chosen, not drawn: pairs of one class are then too few among
-    all pairs, which would draw the estimate below zero, so that each pair of classes is averaged by itself and weighted
-    with the classes' shares. The error is that of the first-order terms (Serfling 1980, section 5.5.1): the spread,
-    over images within a class, of each image's mean kernel to its own set minus that to the other.
+    and the reference's `labels` (N,) int64 are classes whose numbers were chosen, not drawn: pairs of one class are
+    then too few among all pairs, which would draw the estimate below zero, so that each pair of classes is averaged by
+    itself and weighted with the classes' shares. The error is that of the first-order terms (Serfling 1980, section
+    5.5.1): the spread, over images within a class, of each image's mean kernel to its own set minus that to the other.
     """
-    if min(len(generated), len(reference)) < 2:
-        raise ValueError(
-            f"kernel distance needs 2 images or more on each side, found {len(generated)}, {len(reference)}"
-        )
+    _refuse_too_few(generated)
     strata = _strata(asked, len(generated))
     own_generated = _own_means(generated, strata, kernel)
-    own_reference = _own_means(reference, _strata(labels, len(reference)), kernel)
-    across = torch.cat([kernel(rows, reference).mean(1) for rows in generated.split(_ROWS)])
-    distance = own_generated.mean() + own_reference.mean() - 2 * across.mean()
+    across = torch.cat([kernel(rows, reference.features).mean(1) for rows in generated.split(_ROWS)])
+    distance = own_generated.mean() + reference.own - 2 * across.mean()
     terms = own_generated - across
     groups = [terms[strata == stratum] for stratum in strata.unique()]
     variance = sum(len(group) * float(group.var()) for group in groups) / len(terms) ** 2
     return float(distance), 2 * math.sqrt(variance)
+
+
+def _refuse_too_few(features: Tensor) -> None:
+    if len(features) < 2:
+        raise ValueError(f"kernel distance needs 2 images or more on each side, found {len(features)}")
 
 
 def _strata(labels: Tensor | None, count: int) -> Tensor:

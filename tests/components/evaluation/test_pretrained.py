@@ -17,7 +17,7 @@ from components.evaluation.protocol import EvaluateConfig, ExtractorConfig
 from components.evaluation.set_figures import label_figures
 from components.files import sha256
 from components.metrics.frechet import Moments, frechet_distance
-from components.metrics.kernel import kernel_distance
+from components.metrics.kernel import KernelReference, kernel_distance
 from components.metrics.neighbours import Inside, Manifold
 from tests.components.evaluation.pretrained_libraries import need
 
@@ -92,7 +92,7 @@ def test_figures_on_inception_equal_torch_fidelitys(inception_file, folders):
     assert made.vectors.shape == (COUNT, 2048) and made.logits.shape == (COUNT, 1008)
     ours = frechet_distance(Moments.of(made.vectors), Moments.of(real.vectors))
     assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=RELATIVE)
-    kid, _ = kernel_distance(made.vectors, real.vectors)
+    kid, _ = kernel_distance(made.vectors, KernelReference(real.vectors))
     # theirs is a difference of float32 means of kernels of about 1, and here close to 0
     assert kid == pytest.approx(theirs["kernel_inception_distance_mean"], rel=RELATIVE, abs=1e-6)
     inside = Inside.of(made.vectors, Manifold.of(real.vectors, 3), 3)

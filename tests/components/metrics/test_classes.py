@@ -11,7 +11,7 @@ from components.evaluation.protocol import SearchConfig
 from components.evaluation.search import best, refuse_bad_space, search
 from components.evaluation.set_figures import diversity_figure
 from components.metrics import classes, intervals
-from components.metrics.kernel import CMMD_SCALE, CMMD_SIGMA, cmmd
+from components.metrics.kernel import CMMD_SCALE, CMMD_SIGMA, KernelReference, cmmd
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -50,7 +50,7 @@ def test_cmmd_equals_scikit_learns_kernel_over_pairs():
     gamma = 1 / (2 * CMMD_SIGMA**2)
     within = [(rbf_kernel(v, v, gamma=gamma).sum() - len(v)) / (len(v) * (len(v) - 1)) for v in (x, y)]
     expected = CMMD_SCALE * (sum(within) - 2 * rbf_kernel(x, y, gamma=gamma).mean())
-    assert cmmd(a, b)[0] == pytest.approx(float(expected), rel=1e-9)
+    assert cmmd(a, KernelReference(b))[0] == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_interval_of_a_mean_is_that_of_the_normal_approximation():
