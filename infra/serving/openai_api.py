@@ -256,11 +256,18 @@ def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) ->
     return settings
 
 
+def _text(value: Any) -> str:
+    try:
+        return str(value)
+    except RecursionError:
+        return "values nested too deeply to be shown"
+
+
 def invalid(errors: list[dict]) -> ApiError:
     """The first thing wrong with a body; `errors` as pydantic lists them."""
     error = errors[0]
     if error["type"] == "json_invalid":
         return ApiError(400, "body: not valid JSON", code="invalid_json")
     path = ".".join(str(part) for part in error["loc"] if part != "body")
-    found = "" if error["type"] == "missing" else f", found {str(error['input'])[:80]!r}"
+    found = "" if error["type"] == "missing" else f", found {_text(error['input'])[:80]!r}"
     return ApiError(400, f"{path or 'body'}: {error['msg']}{found}", param=path or None, code="invalid_value")

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from infra.config import ServeConfig
+from infra.serving import form_fields
 from infra.serving.api_error import ApiError
 from infra.serving.http_guards import digest
 from infra.serving.openai_api import MAX_SEED, GenerationRequest, orders
@@ -210,6 +211,13 @@ def test_null_is_none_where_a_setting_may_be_none_and_the_default_elsewhere(fold
 
     assert asked() == [3.0, [0.2, 5.0]]
     assert asked(guidance_scale=None, guidance_interval=None) == [3.0, None]
+
+
+def test_values_nested_however_deep_are_refused_in_a_line(folder):
+    deep = form_fields.read([("guidance_scale" + "[a]" * 5000, "1")], GenerationRequest.model_fields)
+    with pytest.raises(ApiError, match="^guidance_scale: .* found 'values nested too deeply to be shown'$") as error:
+        orders(GenerationRequest(prompt="one", **deep), served_model(folder), ServeConfig())
+    assert error.value.status == 400
 
 
 def test_png_files_say_what_they_were_made_with(run):
