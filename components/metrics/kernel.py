@@ -40,17 +40,17 @@ CMMD = Definition(
 
 @dataclass(frozen=True)
 class Side:
-    """The real images' side of a discrepancy under one kernel: features (N, D), and the mean kernel between two of
-    them."""
+    """The real images' side of a discrepancy: features (N, D), the kernel, and its mean between two of them."""
 
     features: Tensor
+    kernel: Kernel
     own: float
 
     @staticmethod
     def of(features: Tensor, labels: Tensor | None, kernel: Kernel) -> Side:
         """Raises ValueError of less than two images. `labels`: see `discrepancy`."""
         _refuse_too_few(features)
-        return Side(features, float(_own_means(features, _strata(labels, len(features)), kernel).mean()))
+        return Side(features, kernel, float(_own_means(features, _strata(labels, len(features)), kernel).mean()))
 
 
 class KernelReference:
@@ -78,13 +78,13 @@ def kernel_figures(generated: Tensor, reference: KernelReference, asked: Tensor 
 
 def kernel_distance(generated: Tensor, reference: KernelReference, asked: Tensor | None = None) -> tuple[float, float]:
     """KID of generated features (M, D), and its standard error. Kernel: (x.y / D + 1)^3. `asked`: see `discrepancy`."""
-    return discrepancy(generated, reference.cubic, cubic_kernel, asked)
+    return discrepancy(generated, reference.cubic, asked)
 
 
 def cmmd(generated: Tensor, reference: KernelReference, asked: Tensor | None = None) -> tuple[float, float]:
     """The discrepancy of the features' directions, times 1000, and its standard error; on CLIP's features it is the
     published CMMD, here unbiased."""
-    value, stderr = discrepancy(F.normalize(generated), reference.directions, gaussian_kernel, asked)
+    value, stderr = discrepancy(F.normalize(generated), reference.directions, asked)
     return CMMD_SCALE * value, CMMD_SCALE * stderr
 
 
@@ -98,7 +98,7 @@ def gaussian_kernel(a: Tensor, b: Tensor) -> Tensor:
     return torch.exp((a @ b.T - 1) / CMMD_SIGMA**2)
 
 
-def discrepancy(generated: Tensor, reference: Side, kernel: Kernel, asked: Tensor | None = None) -> tuple[float, float]:
+def discrepancy(generated: Tensor, reference: Side, asked: Tensor | None = None) -> tuple[float, float]:
     """The unbiased estimate from generated (M, D) and reference (N, D) features, and its standard error over sets of
     generated ones. Raises ValueError of less than two images.
 
@@ -109,7 +109,7 @@ def discrepancy(generated: Tensor, reference: Side, kernel: Kernel, asked: Tenso
     5.5.1): the spread, over images within a class, of each image's mean kernel to its own set minus that to the other.
     """
     _refuse_too_few(generated)
-    strata = _strata(asked, len(generated))
+    strata, kernel = _strata(asked, len(generated)), reference.kernel
     own_generated = _own_means(generated, strata, kernel)
     across = torch.cat([kernel(rows, reference.features).mean(1) for rows in generated.split(_ROWS)])
     distance = own_generated.mean() + reference.own - 2 * across.mean()
