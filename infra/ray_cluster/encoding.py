@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import ray.data
@@ -144,6 +144,8 @@ class Encoder:
     """An actor that does a piece of work, shard by shard: it holds the autoencoder and turns rows into posteriors, with
     a text encoder captions into embeddings too, and with a teacher it adds what that sees of the rows."""
 
+    sums: ClassVar[type[Moments | CodeCounts]] = Moments  # over a shard's rows
+
     def __init__(self, work: Work, target: Store):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._work, self._target = work, target
@@ -232,6 +234,8 @@ class Tokeniser(Encoder):
     """An actor that turns shards of rows into shards of tokens (1, ...), and where other views of the rows are wanted,
     mirrored or moved by `work.shifts` cells, into those of each, (views, ...)."""
 
+    sums = CodeCounts
+
     def _encoded(self, stored: torch.Tensor) -> tuple[dict[str, np.ndarray], CodeCounts]:
         views = torch.stack([self._tokens(view) for view in self._views(stored)], dim=1)  # (N, views, ...)
         counts = code_counts(views, self._net.codebook.size).double().numpy()
@@ -263,7 +267,7 @@ def gathered(work: Work, done: Sequence[Mapping]) -> tuple[list[Shard], dict[str
     """What a manifest tells of all that actors have done, whoever did what when: its entries in order, and the
     statistics of the whole set."""
     done = sorted(done, key=lambda row: row["number"])
-    sums = (Moments if work.shifts is None else CodeCounts).unpacked(np.sum([row["sums"] for row in done], axis=0))
+    sums = _kind(work).sums.unpacked(np.sum([row["sums"] for row in done], axis=0))
     return [Shard.model_validate_json(row["shard"]) for row in done], sums.statistics()
 
 
