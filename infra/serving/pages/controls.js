@@ -67,8 +67,10 @@ export function control(path, schema, value, mostSteps) {
   if (inputs.length > 1) {
     label.append(element("legend", title));
     inputs.forEach((input, place) => input.setAttribute("aria-label", `${title}, ${place + 1} of ${inputs.length}`));
+  } else {
+    label.append(output || " ");
   }
-  label.append(...(output ? [output] : inputs.length > 1 ? [] : [" "]), ...inputs);
+  label.append(...inputs);
   for (const input of inputs) input.dataset.setting = path;
   return {label, path, read: found.read, usual: value};
 }
