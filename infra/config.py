@@ -139,7 +139,9 @@ class ServeConfig(Strict):
     slots: int = Field(64, ge=1)  # rows of images that advance at the same time; others wait, first come, first served
     queue: int = Field(256, ge=0)  # rows of images that may wait for a slot
     cache_bytes: int | None = Field(None, gt=0)  # of what one net keeps between calls; room for `slots` rows if unset
-    buckets: tuple[Annotated[int, Field(ge=1)], ...] = ()  # sizes that the rows of a forward are padded up to
+    # sizes that the rows of a forward are padded up to; if unset, powers of two for CUDA graphs, else none
+    buckets: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    cuda_graphs: bool = True  # forwards on a GPU are recorded once a size and replayed
     threads: int = Field(0, ge=0)
     stuck_after: float = Field(30, gt=0)  # seconds without a forward's end, after which a replica is replaced
 

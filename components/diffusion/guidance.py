@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.diffusion.objectives import OBJECTIVES
+from components.diffusion.objectives import OBJECTIVES, Coefficients
 from components.diffusion.reuse import Reuse
 from components.diffusion.schedules import NUM_TRAIN_TIMESTEPS, Schedule
 from components.diffusion.solvers import Solver
@@ -17,6 +18,7 @@ from components.sampling.trajectories import Call, Preview, Trajectory, offering
 from components.shapes import per_row
 
 Denoise = Callable[[Tensor, float], Generator[Call, Tensor, Tensor]]
+NUM_KEPT = 2**14  # noise levels whose numbers are kept
 Condition = Mapping[str, Tensor]  # what steers the net, by the name of its input, a row an image
 
 
@@ -50,6 +52,24 @@ class Guidance:
         return torch.lerp(guided, guided * (wanted / spread), self.rescale)
 
 
+def level(schedule: Schedule, sigma: Tensor) -> Tensor:
+    """The number that tells a net the noise level, of sigma's shape: time in [0, NUM_TRAIN_TIMESTEPS - 1]."""
+    return schedule.time(sigma) * (NUM_TRAIN_TIMESTEPS - 1)
+
+
+# Trajectories meet the same few levels over and over; on a GPU each operation that is left out is a launch saved
+@functools.lru_cache(NUM_KEPT)
+def level_of(schedule: Schedule, sigma: float) -> float:
+    """`level` of one noise level, in float32."""
+    return level(schedule, torch.tensor([sigma], dtype=torch.float64)).float().item()
+
+
+@functools.lru_cache(NUM_KEPT)
+def coefficients_of(objective: str, sigma: float) -> Coefficients:
+    """An objective's coefficients at one noise level, numbers in float64."""
+    return Coefficients(*(c.item() for c in OBJECTIVES[objective](torch.tensor(sigma, dtype=torch.float64))))
+
+
 @dataclass(frozen=True)
 class Preconditioner:
     """Turns a net's answers into x0 (Karras et al. 2022, equation 7): its objective, and the schedule that its noise
@@ -61,21 +81,20 @@ class Preconditioner:
 
     def level(self, sigma: Tensor) -> Tensor:
         """The number that tells the net the noise level: time in [0, NUM_TRAIN_TIMESTEPS - 1]."""
-        return self.schedule.time(sigma) * (NUM_TRAIN_TIMESTEPS - 1)
+        return level(self.schedule, sigma)
 
     def question(self, x: Tensor, sigma: float) -> dict[str, Tensor]:
         """What a net is asked about x (B, C, ...), but for what steers it."""
-        sigmas = torch.full((len(x),), sigma, device=x.device, dtype=torch.float64)
-        _, _, c_in = self._coefficients(sigma)
-        return {"x": c_in * x, "level": self.level(sigmas).float()}
+        told = torch.full((len(x),), level_of(self.schedule, sigma), device=x.device)
+        return {"x": self._coefficients(sigma).c_in * x, "level": told}
 
     def denoised(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
         """x0, from a net's answer."""
         c_skip, c_out, _ = self._coefficients(sigma)
         return c_skip * x + c_out * answer
 
-    def _coefficients(self, sigma: float) -> tuple[float, ...]:
-        return tuple(float(c) for c in OBJECTIVES[self.objective](torch.tensor(sigma, dtype=torch.float64)))
+    def _coefficients(self, sigma: float) -> Coefficients:
+        return coefficients_of(self.objective, sigma)
 
     def call(self, x: Tensor, sigma: float, condition: Condition) -> Generator[Call, Tensor, Tensor]:
         """One evaluation: x (B, C, ...) under a condition of B rows -> x0 (B, C, ...)."""
@@ -112,9 +131,9 @@ def relay(base: Denoise, refine: Denoise, preconditioner: Preconditioner, share:
     cut = round(NUM_TRAIN_TIMESTEPS * (1 - share))
 
     def denoise(x: Tensor, sigma: float) -> Generator[Call, Tensor, Tensor]:
-        level = float(preconditioner.level(torch.tensor([sigma], dtype=torch.float64)))
-        # times come back from sigma a little off
-        return (yield from (base if level > cut - 1e-6 else refine)(x, sigma))
+        # times come back from sigma a little off, and are rounded
+        is_noisy = level_of(preconditioner.schedule, sigma) > cut - 1e-3
+        return (yield from (base if is_noisy else refine)(x, sigma))
 
     return denoise
 

@@ -109,7 +109,7 @@ class FlowSchedule(Schedule):
         return (sigma / (1 + sigma) / self.t_max).clamp(0, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tables do not compare by one truth value
 class DiscreteSchedule(Schedule):
     """A table of a thousand variance-preserving levels, joined by straight lines in log sigma."""
 

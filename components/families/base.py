@@ -55,6 +55,7 @@ class Phase:
     after: Callable[[nn.Module], None] | None = None  # sees the net itself after each of its optimizer's steps
     low_precision: bool = True  # whether `precision: auto` may compute its networks in bfloat16
     ahead: Callable[[nn.Module, Batch], dict[str, Tensor]] | None = None
+    one_backward: bool = True  # whether one backward pass is all that a loss asks of its net: no second, none forwards
 
 
 class Role(NamedTuple):

@@ -65,6 +65,7 @@ class Model(GAN):
                 every=self.config.num_critic_steps,
                 low_precision=False,
                 ahead=self.encode,
+                one_backward=False,
             ),
         )
 

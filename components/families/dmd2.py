@@ -76,10 +76,12 @@ class Model(Student):
     def __init__(self, config: Config, data: DataInfo):
         super().__init__(config, data)
         self.nets[FAKE] = FakeScore(build_denoiser(config, data), judges=config.adversarial is not None)
+        # in float32: the student learns from differences of scores, which are small
+        common = {"low_precision": False, "one_backward": False}
         every = {"every": config.num_score_steps, "ahead": self.generate}
-        self.phases = (  # in float32: the student learns from differences of scores, which are small
-            Phase("score", FAKE, self.score_loss, config.score, low_precision=False),
-            Phase(DISTIL, "denoiser", self.loss, config.optimizer, low_precision=False, **every),
+        self.phases = (
+            Phase("score", FAKE, self.score_loss, config.score, **common),
+            Phase(DISTIL, "denoiser", self.loss, config.optimizer, **common, **every),
         )
 
     def receive(self, role: str, given: Family) -> None:

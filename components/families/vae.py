@@ -100,7 +100,8 @@ class Model(Autoencoder):
         net = AutoencoderKL(data.shape[0], *layout, codebook, has_scale, config.norm_groups)
         self.nets = nn.ModuleDict({"autoencoder": net})
         self.calls = {"decoder": net.decode}
-        self.phases = (Phase("autoencode", "autoencoder", self.loss, config.optimizer),)
+        alone = config.adversarial is None  # else the discriminator's weight asks for a backward pass of its own
+        self.phases = (Phase("autoencode", "autoencoder", self.loss, config.optimizer, one_backward=alone),)
         if config.adversarial:
             self._add_discriminator(config.adversarial)
         if config.density:

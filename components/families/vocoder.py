@@ -49,7 +49,9 @@ class Model(Autoencoder):
         self.nets = nn.ModuleDict({"autoencoder": net})
         self.calls = {"decoder": net.decode}
         # in float32: decibels near the floor are small differences
-        self.phases = (Phase("spectrum", "autoencoder", self.loss, config.optimizer, low_precision=False),)
+        # and phases bring a discriminator, whose weight asks for a backward pass of its own
+        how = {"low_precision": False, "one_backward": not phased}
+        self.phases = (Phase("spectrum", "autoencoder", self.loss, config.optimizer, **how),)
         if phased:
             self._add_discriminator(config.adversarial)
 

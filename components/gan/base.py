@@ -79,6 +79,7 @@ class GAN(Sampler):
                 config.discriminator,
                 after=remedies.weight_clipping(config),
                 low_precision=False,
+                one_backward=False,
             ),
             Phase(
                 "generate",
@@ -88,6 +89,7 @@ class GAN(Sampler):
                 every=config.num_critic_steps,
                 low_precision=False,
                 ahead=self.generate,
+                one_backward=False,
             ),
         )
 

@@ -14,6 +14,11 @@ def num_rows(call: Call) -> int:
     return len(next(iter(call.inputs.values())))
 
 
+def powers_of_two(most: int) -> tuple[int, ...]:
+    """1, 2, 4, ... and `most`: sizes to pad up to, by less than twice."""
+    return (*(2**power for power in range((most - 1).bit_length())), most)
+
+
 def packed(calls: Sequence[Call], padding: int) -> dict[str, Tensor]:
     """The inputs of calls to one net: rows of all, then the last row `padding` times over."""
     return {name: _pack([call.inputs[name] for call in calls], padding) for name in calls[0].inputs}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from components.config import Strict
+from components.cuda_graphs import Trained
 from components.data.dataset import Batch
 from components.families.base import Family, Phase
 from components.training import ema, optimizers, sharding
@@ -42,6 +43,7 @@ class TrainingConfig(Strict):
     accumulate: int = Field(1, ge=1)  # parts that a worker's batch is computed in, for less memory
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the networks; weights stay float32
     compile: bool = False  # by torch.compile: minutes at the start, less a step
+    cuda_graphs: bool = False  # passes are recorded once and replayed, on one GPU; for small nets, bound by launches
     recompute: bool = False  # activations in the backward pass, for less memory (Chen et al. 2016)
     ema_sigma_rel: float = Field(0.05, gt=0, lt=0.28)  # width of the weight average, as a share of the run so far
     ema_snapshots: int = Field(0, ge=0)  # how often two more averages are kept, to build any width afterwards
@@ -55,6 +57,10 @@ class TrainingConfig(Strict):
     def _fits(self) -> TrainingConfig:
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate: expected at most a part a row, {self.batch_size}, found {self.accumulate}")
+        parted = {"compile": self.compile, "recompute": self.recompute, "accumulate": self.accumulate > 1}
+        for name, is_on in parted.items():
+            if self.cuda_graphs and is_on:
+                raise ValueError(f"cuda_graphs: replays passes as they are, whole; expected no {name} beside it")
         return self
 
     def takes_snapshot(self, step: int) -> bool:
@@ -234,7 +240,12 @@ def _activated(family: Family, phase: Phase, wrap: Wrap, config: TrainingConfig)
     if config.recompute:
         _recompute_activations(raw)
     net, optimizer = wrap(raw, optimizers.build(phase.optimizer, raw))
-    return ActivePhase(phase, raw, torch.compile(net) if config.compile else net, optimizer)
+    if config.compile:
+        net = torch.compile(net)
+    # behind data parallelism passes are as ever: workers exchange gradients in them
+    elif config.cuda_graphs and phase.one_backward and net is raw and next(raw.parameters()).is_cuda:
+        net = Trained(raw, phase.name)
+    return ActivePhase(phase, raw, net, optimizer)
 
 
 def _recompute_activations(net: nn.Module) -> None:

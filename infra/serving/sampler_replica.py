@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from components.artifacts import run_folder
+from components.cuda_graphs import replayed
 from components.data.media import Medium
 from components.families.base import Sampler
+from components.sampling.batching import powers_of_two
 from components.sampling.engine import Engine
 from components.sampling.requests import Blend, Conditions, Request, Source
 from components.sampling.tasks import Usage
@@ -49,12 +51,13 @@ class SamplerReplica:
         self.model, self.config = model, config
         folder = Path(model.folder) if model_store is None else folder_here(model, model_store)
         self.family = in_passing(lambda: run_folder.load(folder, self.device).family)
+        graphs = config.cuda_graphs and self.device.type == "cuda"
         self.engine = Engine(
-            self.family.calls,
+            replayed(self.family.calls) if graphs else self.family.calls,
             max_rows=config.max_rows,
             slots=config.slots,
             queue=config.queue,
-            buckets=config.buckets,
+            buckets=(powers_of_two(config.max_rows) if graphs else ()) if config.buckets is None else config.buckets,
             cache_bytes=config.cache_bytes,
             on_forward=serve_metrics.recorder(lambda: self.engine.load()),
         )

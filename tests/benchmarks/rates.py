@@ -81,6 +81,15 @@ def settle() -> None:
         torch.cuda.synchronize()
 
 
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that it takes, a GPU's included."""
+    settle()
+    began = time.perf_counter()
+    work()
+    settle()
+    return time.perf_counter() - began
+
+
 def fit_rate(
     family: Family, dataset: Dataset | Data, batch_size: int, steps: int, warm: int, wrap: Wrap = no_wrap, **training
 ) -> float:

@@ -6,14 +6,17 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from components.cuda_graphs import replayed
 from components.evaluation import generation
 from components.families import latent_diffusion
-from components.sampling.engine import Engine, Forward
+from components.sampling.batching import powers_of_two
+from components.sampling.engine import Engine
+from components.sampling.tasks import Forward
 from components.sampling.trajectories import drive
 from tests.benchmarks.rates import settle
 from tests.gpu import models
@@ -34,7 +37,7 @@ Net = Callable[..., Tensor]
 
 def run(part: Part) -> None:
     for name, size in {"demo": DEMO, "middle": MIDDLE}.items():
-        family = models.unet(models.sized(part, size), part.device)
+        family = models.family(models.sized(part, size), part.device)
         family.nets.requires_grad_(False).eval()
         nets = {"float32": family.calls, "bfloat16": lowered(family, part)}
         for kind, calls in nets.items():
@@ -168,59 +171,31 @@ def one_trajectory(part: Part, family: latent_diffusion.Model, calls: Mapping[st
     return time.perf_counter() - began
 
 
-class Graphed:
-    """A net whose forwards are replayed CUDA graphs, one for each number of rows."""
-
-    def __init__(self, net: Net):
-        self.net, self.graphs = net, {}
-
-    @torch.inference_mode()
-    def capture(self, asked: dict[str, Tensor]) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self.net(**asked)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            answer = self.net(**asked)
-        self.graphs[len(asked["x"])] = graph, asked, answer
-
-    def __call__(self, **inputs: Tensor) -> Tensor:
-        graph, asked, answer = self.graphs[len(inputs["x"])]
-        for name, value in inputs.items():
-            asked[name].copy_(value)
-        graph.replay()
-        return answer.clone()
-
-
 def graphs(part: Part, family: latent_diffusion.Model, calls: Mapping[str, Net]) -> dict:
-    """The curve and the engine's overhead with one CUDA graph a bucket, and whether answers are the same."""
-    name = models.net_name(family)
-    graphed = Graphed(calls[name])
+    """The curve and the engine's overhead with CUDA graphs, and how far an answer is from one without."""
+    nets = replayed(calls)
+    asked = inputs(part, family, NUM_IMAGES)
     began = time.perf_counter()
-    for rows in ROWS:
-        graphed.capture(inputs(part, family, rows))
-    seconds = time.perf_counter() - began
-    asked = inputs(part, family, 16)
     with torch.inference_mode():
-        apart = float((graphed(**asked) - calls[name](**asked)).abs().max())
-    nets = {**calls, name: graphed}
+        name = models.net_name(family)
+        apart = float((nets[name](**asked) - calls[name](**asked)).abs().max())
     return {
-        "capture_seconds": seconds,
+        "record_seconds": time.perf_counter() - began,
         "max_abs_difference": apart,
         "curve_ms": curve(part, family, nets),
         "overhead": overhead(part, family, nets),
+        "clients": clients(part, family, nets, buckets=powers_of_two(64)),
     }
 
 
-def clients(part: Part, family: latent_diffusion.Model, calls: Mapping[str, Net]) -> dict[str, float]:
+def clients(
+    part: Part, family: latent_diffusion.Model, calls: Mapping[str, Net], buckets: Sequence[int] = ()
+) -> dict[str, float]:
     """Images a second of CLIENTS at once, each of whom asks for the next image when the last has come; the same
     requests one after the other; and rows a forward."""
     asked = 1 if part.toy else ASKED
     forwards: list[Forward] = []
-    engine = Engine(calls, on_forward=forwards.append)
+    engine = Engine(calls, buckets=buckets, on_forward=forwards.append)
 
     def settings(number: int) -> object:
         kind = KINDS[number % len(KINDS)]
@@ -232,7 +207,8 @@ def clients(part: Part, family: latent_diffusion.Model, calls: Mapping[str, Net]
             request = generation.request(family, settings(number), place, place + 1, seed=0).to(part.device)
             engine.submit(lambda request=request: family.trajectory(request)).result().cpu()
 
-    client(0)  # warm
+    for number in range(CLIENTS):  # warm
+        client(number, 1)
     began = time.perf_counter()
     for number in range(len(KINDS)):
         client(number, 1)

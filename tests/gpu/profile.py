@@ -85,7 +85,8 @@ def outside(part: Part, size: Size, option: dict) -> dict[str, float]:
         marks.end("all")
 
     with marked_backward(marks):
-        loop(part, size, option, warm + steps, wrap, timed, saved)
+        # marks are no part of a recording
+        loop(part, size, {**option, "cuda_graphs": False}, warm + steps, wrap, timed, saved)
     if part.on_gpu:
         torch.cuda.synchronize()
     whole = marks.seconds("all")
@@ -95,11 +96,15 @@ def outside(part: Part, size: Size, option: dict) -> dict[str, float]:
 
 def loop(part: Part, size: Size, option: dict, steps: int, wrap, through, save) -> None:
     """The training loop, its batches passed `through` a function."""
-    torch.backends.cudnn.benchmark = option.get("benchmark", False)
-    family = models.unet(size, part.device, option.get("channels_last", False))
+    family = models.family(size, part.device, option.get("channels_last", False))
     stream = (batch.to(part.device) for batch in batches(models.latents(size), size.batch_size))
     config = TrainingConfig(
-        steps=steps, batch_size=size.batch_size, precision=option["precision"], clip_norm=1.0, save_every=steps
+        steps=steps,
+        batch_size=size.batch_size,
+        precision=option["precision"],
+        cuda_graphs=option.get("cuda_graphs", False),
+        clip_norm=1.0,
+        save_every=steps,
     )
     fit(family, through(stream), config, start=None, wrap=wrap, report=lambda step, f: f, save=save)
 

@@ -24,8 +24,8 @@ from components.metrics.classes import label_agreement
 from components.metrics.figures import named
 from components.metrics.frechet import FRECHET_DISTANCE, Moments, frechet_distance
 from components.sources.fashion_mnist import CLASSES, parse_idx
-from components.training.loop import TrainingConfig, fit
-from tests.benchmarks.rates import Data, noise, settle
+from components.training.loop import State, TrainingConfig, fit
+from tests.benchmarks.rates import Data, noise, settle, timed
 from tests.components.helpers import no_wrap
 from tests.gpu import models
 from tests.gpu.models import Size
@@ -37,7 +37,7 @@ PROBED = 40  # steps from whose time the number of steps is planned
 AFTER = 30.0  # seconds kept for sampling and measuring
 NUM_SAMPLES = 2000
 REAL_DRAWS = 20
-UNET = Size((96, 192, 192), (False, True, True), layers=2, heads=4, side=28, batch_size=256)
+UNET = Size(models.unet((96, 192, 192), (False, True, True), layers=2, heads=4), side=28, batch_size=256)
 OPTIMIZER = {"learning_rate": 6e-4, "schedule": "cosine", "warmup": 200}
 SAMPLING = {"solver": "heun", "num_inference_steps": 18, "spacing": "karras", "guidance_scale": 1.5}
 
@@ -53,10 +53,10 @@ def run(part: Part) -> None:
 
     size, option = (models.TOY, {}) if part.toy else (UNET, chosen(part))
     part.tell("settings", {**option, **models.config(size), "batch_size": size.batch_size, **SAMPLING})
-    torch.backends.cudnn.benchmark = option.get("benchmark", False)
     available = min(part.train_seconds, part.left() - AFTER)
     family = denoiser(part, size, train.info, option)
-    part.measure("training", lambda: trained(part, family, train, size.batch_size, available))
+    graphs = option.get("cuda_graphs", False)
+    part.measure("training", lambda: trained(part, family, train, size.batch_size, available, graphs))
     part.measure("samples", lambda: sampled(part, family, judge, reference))
 
 
@@ -88,7 +88,7 @@ def split(part: Part, prefix: str) -> Data:
     return Data(info, {"image": images[:, None], "label": labels.long()})
 
 
-def trained(part: Part, family: Family, data: Data, batch_size: int, seconds: float) -> dict:
+def trained(part: Part, family: Family, data: Data, batch_size: int, seconds: float, cuda_graphs: bool = False) -> dict:
     """Trains for so many seconds of the clock, the number of steps planned from the time of a first few, and leaves the
     average of weights in the family."""
     began = time.perf_counter()
@@ -97,16 +97,14 @@ def trained(part: Part, family: Family, data: Data, batch_size: int, seconds: fl
     if part.toy:
         steps = TOY_STEPS
     else:
-        fitted(part, family, data, batch_size, PROBED // 2)  # kernels are chosen, memory is taken
-        settle()
-        probed = time.perf_counter()
-        fitted(part, family, data, batch_size, PROBED)
-        settle()
-        now = time.perf_counter()
-        steps = max(PROBED, int((seconds - (now - began)) / ((now - probed) / PROBED)))
+        fitted(part, family, data, batch_size, PROBED // 2, cuda_graphs)  # kernels are chosen, memory is taken
+        short, long = (timed(lambda n=n: fitted(part, family, data, batch_size, n, cuda_graphs)) for n in (10, PROBED))
+        begin = short - 10 * (long - short) / (PROBED - 10)  # recordings
+        left = seconds - (time.perf_counter() - began) - begin
+        steps = max(PROBED, int(left / ((long - short) / (PROBED - 10))))
         family.nets.load_state_dict(start)
     until = float("inf") if part.toy else began + 1.05 * seconds
-    state = fitted(part, family, data, batch_size, steps, until)
+    state = fitted(part, family, data, batch_size, steps, cuda_graphs, until)
     settle()
     for name in family.kept:
         if name in state.average:
@@ -124,9 +122,22 @@ def trained(part: Part, family: Family, data: Data, batch_size: int, seconds: fl
     }
 
 
-def fitted(part: Part, family: Family, data: Data, batch_size: int, steps: int, until: float = float("inf")):
+def fitted(
+    part: Part,
+    family: Family,
+    data: Data,
+    batch_size: int,
+    steps: int,
+    cuda_graphs: bool,
+    until: float = float("inf"),
+) -> State:
     config = TrainingConfig(
-        steps=steps, batch_size=batch_size, clip_norm=1.0, report_every=min(steps, 200), save_every=steps
+        steps=steps,
+        batch_size=batch_size,
+        cuda_graphs=cuda_graphs,
+        clip_norm=1.0,
+        report_every=min(steps, 200),
+        save_every=steps,
     )
 
     def report(step: int, figures: dict[str, float]) -> dict[str, float]:

@@ -4,18 +4,15 @@ the share of the matrix peak; the share of a step outside forward, backward and 
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.data.dataset import batches
 from components.training.loop import Wrap
 from tests.benchmarks.diffusers_peer import let_torchvision_import, their_rate
-from tests.benchmarks.rates import fit_rate, settle
+from tests.benchmarks.rates import fit_rate, timed
 from tests.components.helpers import no_wrap
 from tests.gpu import models, profile
 from tests.gpu.models import DEMO, MIDDLE, Size
@@ -24,16 +21,18 @@ from tests.gpu.part import Part
 STEPS, WARM = 25, 8
 TOY_STEPS, TOY_WARM = 2, 1
 PEAK_SIZE = 8192
-BATCH_SIZES = (32, 64, 256, 512)
+BATCH_SIZES = (32, 64, 256)
 WIDTHS = {128: 256, 192: 192, 320: 96}  # and the rows of a batch, which is halved until it fits
+DITS = {(384, 12): 256, (768, 12): 256}  # likewise by width and depth: DiT-S and DiT-B (Peebles and Xie 2023, Table 1)
 OPTIONS = {  # of our loop
     "float32": {"precision": "float32"},
     "bfloat16": {"precision": "bfloat16"},
     "float32 channels_last": {"precision": "float32", "channels_last": True},
     "bfloat16 channels_last": {"precision": "bfloat16", "channels_last": True},
-    "bfloat16 channels_last cudnn_benchmark": {"precision": "bfloat16", "channels_last": True, "benchmark": True},
+    "float32 channels_last cuda_graphs": {"precision": "float32", "channels_last": True, "cuda_graphs": True},
+    "bfloat16 cuda_graphs": {"precision": "bfloat16", "cuda_graphs": True},
+    "bfloat16 channels_last cuda_graphs": {"precision": "bfloat16", "channels_last": True, "cuda_graphs": True},
 }
-COMPILE_NEEDS = 45.0  # seconds
 
 
 def run(part: Part) -> None:
@@ -50,18 +49,14 @@ def run(part: Part) -> None:
     for width, rows in WIDTHS.items():
         size = models.sized(part, models.of_width(width, rows))
         part.measure(f"peak_share.{width}", lambda size=size: peak_share(part, size, OPTIONS[best]), needs=8)
+    for (width, depth), rows in DITS.items():
+        size = models.sized(part, models.dit(width, depth, rows))
+        part.measure(f"peak_share.dit_{width}", lambda size=size: peak_share(part, size, OPTIONS[best]), needs=8)
     for rows in BATCH_SIZES:
         size = middle if part.toy else replace(middle, batch_size=rows)
         part.measure(f"batch_sizes.{rows}", lambda size=size: ours(part, size, **OPTIONS[best]), needs=5)
     for name, size in sizes.items():
         part.measure(f"profile.{name}", lambda size=size: profile.kernels(part, size, OPTIONS[best]), needs=5)
-    for name, size, mode in (
-        ("middle default", middle, "default"),
-        ("demo default", sizes["demo"], "default"),
-        ("demo reduce-overhead", sizes["demo"], "reduce-overhead"),
-    )[: 1 if part.toy else 3]:
-        work = functools.partial(compiled, part, size, OPTIONS[best], mode)
-        part.measure(f"compile.{name}", work, needs=0 if part.toy else COMPILE_NEEDS)
 
 
 def steps(part: Part) -> tuple[int, int]:
@@ -74,17 +69,9 @@ def peaks(part: Part) -> dict[str, float]:
     size, found = 256 if part.toy else PEAK_SIZE, {}
     for dtype in (torch.bfloat16, torch.float32):
         left, right = torch.randn(2, size, size, device=part.device, dtype=dtype)
-        times = [seconds(lambda left=left, right=right: left @ right) for _ in range(3 if part.toy else 13)]
+        times = [timed(lambda left=left, right=right: left @ right) for _ in range(3 if part.toy else 13)]
         found[str(dtype).removeprefix("torch.")] = 2 * size**3 / sorted(times[2:])[len(times[2:]) // 2] / 1e12
     return found
-
-
-def seconds(work: Callable[[], object]) -> float:
-    settle()
-    began = time.perf_counter()
-    work()
-    settle()
-    return time.perf_counter() - began
 
 
 def ours(
@@ -92,20 +79,17 @@ def ours(
     size: Size,
     precision: str,
     channels_last: bool = False,
-    benchmark: bool = False,
+    cuda_graphs: bool = False,
     wrap: Wrap = no_wrap,
 ) -> float:
     """Images a second of our loop."""
-    torch.backends.cudnn.benchmark = benchmark
-    family = models.unet(size, part.device, channels_last)
-    return fit_rate(
-        family, models.latents(size), size.batch_size, *steps(part), wrap, precision=precision, clip_norm=1.0
-    )
+    family = models.family(size, part.device, channels_last)
+    training = {"precision": precision, "cuda_graphs": cuda_graphs, "clip_norm": 1.0}
+    return fit_rate(family, models.latents(size), size.batch_size, *steps(part), wrap, **training)
 
 
 def theirs(part: Part, size: Size, precision: str) -> float:
-    torch.backends.cudnn.benchmark = False
-    family = models.unet(size, torch.device("cpu"))
+    family = models.family(size, torch.device("cpu"))
     return their_rate(family, models.latents(size), size.batch_size, *steps(part), precision)
 
 
@@ -165,7 +149,7 @@ def _peak_share(part: Part, size: Size, option: dict) -> dict:
 
 def forward_backward(part: Part, size: Size, option: dict) -> tuple[int, float, int]:
     """FLOPs and seconds of one forward and backward pass in bfloat16, and how many parameters there are."""
-    family = models.unet(size, part.device, option.get("channels_last", False))
+    family = models.family(size, part.device, option.get("channels_last", False))
     net, (phase,) = family.nets[models.net_name(family)], family.phases
     batch = next(batches(models.latents(size), size.batch_size)).to(part.device)
 
@@ -177,19 +161,5 @@ def forward_backward(part: Part, size: Size, option: dict) -> tuple[int, float, 
 
     with FlopCounterMode(display=False) as counter:
         step()
-    times = sorted(seconds(step) for _ in range(3 if part.toy else 8))
+    times = sorted(timed(step) for _ in range(3 if part.toy else 8))
     return counter.get_total_flops(), times[len(times) // 2], sum(weight.numel() for weight in net.parameters())
-
-
-def compiled(part: Part, size: Size, option: dict, mode: str) -> dict:
-    """Images a second with torch.compile, and the seconds before the first timed step."""
-    how = {"backend": "aot_eager"} if part.toy else {"mode": mode}
-
-    def wrap(net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        return torch.compile(net, **how), optimizer
-
-    torch._dynamo.reset()
-    began = time.perf_counter()
-    rate = ours(part, size, **option, wrap=wrap)
-    spent = time.perf_counter() - began - steps(part)[0] * size.batch_size / rate
-    return {"images_per_second": rate, "seconds_before": spent}

@@ -20,8 +20,8 @@ from components.families import family_names
 from components.families.base import Sampler
 from components.training.loop import TrainingConfig, fit
 from tests.components.helpers import no_wrap, stream
-from tests.gpu.parity import BATCH, placed
 from tests.gpu.part import Part
+from tests.gpu.resume import BATCH, placed
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST, LAST = 3, 7  # the steps that are watched, the second not included

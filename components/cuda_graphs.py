@@ -1,0 +1,173 @@
+"""CUDA graphs: what a net launches on a GPU is recorded once for each shape of its inputs and replayed from then on.
+
+Small nets are bound by launches: a forward of a U-Net makes a thousand kernels, which a GPU finishes faster than a host
+asks for them. A graph asks once. Results are those of the recorded kernels, so they have the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from components.errors import TrainingError
+
+log = logging.getLogger(__name__)
+
+WARM = 2  # runs before a recording: libraries choose kernels and take memory then
+MOST_SHAPES = 64  # that one net is recorded for; others are launched as ever
+
+
+def signature(inputs: Mapping[str, Any]) -> Hashable:
+    """Inputs by name as a recording sees them: a tensor's shape, type and need of a gradient; any other's value."""
+    return tuple(
+        (name, (tuple(value.shape), value.dtype, value.requires_grad) if isinstance(value, Tensor) else value)
+        for name, value in inputs.items()
+    )
+
+
+def replayed(calls: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """A sampler's nets on a GPU, whose forwards are replayed."""
+    pool = torch.cuda.graph_pool_handle()  # one after the other they may use the same memory
+    return {name: Replayed(name, net, pool) for name, net in calls.items()}
+
+
+class Replayed:
+    """A net without gradients whose forwards are replayed. One that cannot be recorded is launched as ever: a net that
+    waits for the GPU, such as one whose inputs' values decide what it computes. All calls come from one thread.
+
+    A net that keeps rows between calls is recorded with the row that belongs to nobody, so that recording changes
+    no other.
+    """
+
+    def __init__(self, name: str, net: Callable[..., Any], pool: Any):
+        self.name, self.net, self._pool = name, net, pool
+        self._recorded: dict[Hashable, _Recording] = {}
+        self.is_launched = False  # whether it could not be recorded
+        self._nobody = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.net, name)  # `allocate` and `row_bytes` of nets that keep rows
+
+    def allocate(self, rows: int) -> Any:
+        self._nobody = rows - 1
+        self._recorded.clear()
+        return self.net.allocate(rows)
+
+    def __call__(self, **inputs: Any) -> Any:
+        if self.is_launched:
+            return self.net(**inputs)
+        cache = inputs.pop("cache", None)
+        kept = {} if cache is None else {"cache": cache}
+        found = self._recorded.get(signature(inputs))
+        if found is None:
+            if len(self._recorded) == MOST_SHAPES:
+                return self.net(**inputs, **kept)
+            try:
+                found = self._recorded[signature(inputs)] = self._record(inputs, kept)
+            except RuntimeError as error:
+                log.info("%s is launched without CUDA graphs: %s", self.name, str(error).splitlines()[0])
+                self.is_launched = True
+                return self.net(**inputs, **kept)
+        return found(inputs)
+
+    def _record(self, inputs: Mapping[str, Any], kept: Mapping[str, Any]) -> _Recording:
+        asked = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        if kept:
+            asked["slot"].fill_(self._nobody)
+        return _Recording(lambda: self.net(**asked, **kept), asked, self._pool)
+
+
+class _Recording:
+    """One shape of a net's inputs, and the answer of its graph."""
+
+    def __init__(self, run: Callable[[], Any], asked: dict[str, Any], pool: Any):
+        self._asked, self._graph = asked, torch.cuda.CUDAGraph()
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(WARM):
+                run()
+        torch.cuda.current_stream().wait_stream(beside)
+        # other threads of a server copy images from the GPU meanwhile
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            self._answer = run()
+
+    def __call__(self, inputs: Mapping[str, Any]) -> Any:
+        for name, value in inputs.items():
+            if isinstance(value, Tensor):
+                self._asked[name].copy_(value)
+        self._graph.replay()
+        return pytree.tree_map_only(Tensor, Tensor.clone, self._answer)  # the next replay writes there
+
+
+class Trained:
+    """A net in training whose forward and backward passes are replayed, one call a step; what is not recorded, without
+    a gradient or in evaluation mode, is launched as ever. Attributes are the net's.
+
+    Raises TrainingError of a net that cannot be recorded."""
+
+    def __init__(self, net: nn.Module, phase: str):
+        self.net, self._phase = net, phase
+        self._recorded: dict[Hashable, _ByPlace] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.net, name)
+
+    def __call__(self, *given: Tensor, **named: Any) -> Any:
+        inputs = {**dict(zip(range(len(given)), given, strict=True)), **named}
+        tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        if not (torch.is_grad_enabled() and self.net.training and all(value.is_cuda for value in tensors.values())):
+            return self.net(*given, **named)
+        found = self._recorded.get(signature(inputs))
+        if found is None:
+            if len(self._recorded) == MOST_SHAPES:
+                return self.net(*given, **named)
+            found = self._recorded[signature(inputs)] = self._record(inputs, tensors)
+        return found.whole(found(*tensors.values()))
+
+    def _record(self, inputs: Mapping[Any, Any], tensors: Mapping[Any, Tensor]) -> _ByPlace:
+        asked = tuple(value.detach().clone().requires_grad_(value.requires_grad) for value in tensors.values())
+        fixed = {name: value for name, value in inputs.items() if name not in tensors}
+        # running statistics move in the runs before the recording, which are none of the training's
+        before = {name: value.clone() for name, value in self.net.named_buffers()}
+        casts = torch.autocast("cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"), False)
+        try:
+            with casts:
+                module = _ByPlace(self.net, tuple(tensors), fixed)
+                found = torch.cuda.make_graphed_callables(module, asked, allow_unused_input=True)
+        except RuntimeError as error:
+            raise TrainingError(
+                f"cuda_graphs: {self._phase}: its net cannot be recorded ({str(error).splitlines()[0]}); "
+                "expected cuda_graphs: false"
+            ) from error
+        with torch.no_grad():
+            for name, value in self.net.named_buffers():
+                value.copy_(before[name])
+        return found
+
+
+class _ByPlace(nn.Module):
+    """A net that takes and gives nothing but tensors by place, as recordings do; what else it takes stays as it was,
+    and what else it gives."""
+
+    def __init__(self, net: nn.Module, names: tuple[str | int, ...], fixed: Mapping[str | int, Any]):
+        super().__init__()
+        self.net, self._names, self._fixed = net, names, fixed
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        inputs = {**dict(zip(self._names, tensors, strict=True)), **self._fixed}
+        placed = [inputs.pop(place) for place in sorted(name for name in inputs if isinstance(name, int))]
+        leaves, self._spec = pytree.tree_flatten(self.net(*placed, **inputs))
+        self._leaves = [Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+
+    def whole(self, tensors: tuple[Tensor, ...]) -> Any:
+        """The net's answer of these tensors."""
+        left = iter(tensors)
+        leaves = [next(left) if leaf is Tensor else leaf for leaf in self._leaves]
+        return pytree.tree_unflatten(leaves, self._spec)
