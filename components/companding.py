@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,12 +26,25 @@ def codes_of(values: Tensor) -> Tensor:
 
 def values_of(codes: Tensor, levels: int) -> Tensor:
     """Numbers of codes -> values in [-1, 1] on the grid of `levels` values: the middle one of each code's."""
-    return _middles(levels).to(codes.device)[codes]
+    return _on(codes.device, _middles, levels)[codes]
 
 
-def log_bin_sizes(levels: int) -> Tensor:
-    """(256,) the logarithms of how many of `levels` values in [-1, 1] each code stands for."""
-    return _counts(levels).log()
+def log_bin_sizes(codes: Tensor, levels: int) -> Tensor:
+    """Numbers of codes -> the logarithms of how many of `levels` values in [-1, 1] each stands for."""
+    return _on(codes.device, _log_counts, levels)[codes]
+
+
+@functools.cache
+def _on(device: torch.device, table: Callable[[int], Tensor], levels: int) -> Tensor:
+    """A table on a device, copied there once: the host would wait for every copy."""
+    with torch.inference_mode(False):
+        return table(levels).to(device)
+
+
+@functools.cache
+def _log_counts(levels: int) -> Tensor:
+    with torch.inference_mode(False):
+        return _counts(levels).log()
 
 
 @functools.cache

@@ -31,55 +31,65 @@ def signature(inputs: Mapping[str, Any]) -> Hashable:
 
 
 def replayed(calls: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """A sampler's nets on a GPU, whose forwards are replayed."""
+    """A sampler's nets on a GPU, whose forwards are replayed. One that says what of it can be is asked: `recorded`."""
     pool = torch.cuda.graph_pool_handle()  # one after the other they may use the same memory
-    return {name: Replayed(name, net, pool) for name, net in calls.items()}
+
+    def record(net: Callable[..., Any]) -> Callable[..., Any]:
+        if hasattr(net, "recorded"):
+            return net.recorded(record)
+        return (ReplayedKeeper if hasattr(net, "allocate") else Replayed)(net, pool)
+
+    return {name: record(net) for name, net in calls.items()}
 
 
 class Replayed:
     """A net without gradients whose forwards are replayed. One that cannot be recorded is launched as ever: a net that
-    waits for the GPU, such as one whose inputs' values decide what it computes. All calls come from one thread.
+    waits for the GPU, or that takes what is not on one. All calls come from one thread.
 
-    A net that keeps rows between calls is recorded with the row that belongs to nobody, so that recording changes
-    no other.
+    `cache`: what a net keeps between calls (components/sampling/state.py) stays where it is; it is recorded with the
+    last row of it, which belongs to nobody, so that recording changes no other.
     """
 
-    def __init__(self, name: str, net: Callable[..., Any], pool: Any):
-        self.name, self.net, self._pool = name, net, pool
+    def __init__(self, net: Callable[..., Any], pool: Any):
+        self.net, self._pool = net, pool
+        self.why_launched: str | None = None
         self._recorded: dict[Hashable, _Recording] = {}
-        self.is_launched = False  # whether it could not be recorded
-        self._nobody = 0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.net, name)  # `allocate` and `row_bytes` of nets that keep rows
-
-    def allocate(self, rows: int) -> Any:
-        self._nobody = rows - 1
-        self._recorded.clear()
-        return self.net.allocate(rows)
-
-    def __call__(self, **inputs: Any) -> Any:
-        if self.is_launched:
-            return self.net(**inputs)
-        cache = inputs.pop("cache", None)
+    def __call__(self, cache: Any = None, **inputs: Any) -> Any:
         kept = {} if cache is None else {"cache": cache}
-        found = self._recorded.get(signature(inputs))
-        if found is None:
+        if self.why_launched is not None:
+            return self.net(**inputs, **kept)
+        asked = signature(inputs), id(cache)
+        if asked not in self._recorded:
             if len(self._recorded) == MOST_SHAPES:
                 return self.net(**inputs, **kept)
             try:
-                found = self._recorded[signature(inputs)] = self._record(inputs, kept)
+                self._recorded[asked] = self._record(inputs, kept)
             except RuntimeError as error:
-                log.info("%s is launched without CUDA graphs: %s", self.name, str(error).splitlines()[0])
-                self.is_launched = True
+                self.why_launched = str(error).splitlines()[0]
+                log.info("launched without CUDA graphs: %s: %s", self.net, self.why_launched)
                 return self.net(**inputs, **kept)
-        return found(inputs)
+        return self._recorded[asked](inputs)
 
     def _record(self, inputs: Mapping[str, Any], kept: Mapping[str, Any]) -> _Recording:
         asked = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        for name, value in asked.items():
+            if isinstance(value, Tensor) and not value.is_cuda:
+                raise RuntimeError(f"{name} is on the host")
         if kept:
-            asked["slot"].fill_(self._nobody)
+            asked["slot"].fill_(len(pytree.tree_leaves(kept)[0]) - 1)
         return _Recording(lambda: self.net(**asked, **kept), asked, self._pool)
+
+
+class ReplayedKeeper(Replayed):
+    """The same of a net that keeps rows between calls."""
+
+    @property
+    def row_bytes(self) -> int:
+        return self.net.row_bytes
+
+    def allocate(self, rows: int) -> Any:
+        return self.net.allocate(rows)
 
 
 class _Recording:
@@ -114,6 +124,7 @@ class Trained:
     def __init__(self, net: nn.Module, phase: str):
         self.net, self._phase = net, phase
         self._recorded: dict[Hashable, _ByPlace] = {}
+        self._adding: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.net, name)
@@ -133,6 +144,9 @@ class Trained:
     def _record(self, inputs: Mapping[Any, Any], tensors: Mapping[Any, Tensor]) -> _ByPlace:
         asked = tuple(value.detach().clone().requires_grad_(value.requires_grad) for value in tensors.values())
         fixed = {name: value for name, value in inputs.items() if name not in tensors}
+        # what adds up gradients is made here, and not beside, or each would wait for the stream of the recording
+        weights = (weight for weight in self.net.parameters() if weight.requires_grad)
+        self._adding.extend(weight.expand_as(weight).grad_fn for weight in weights)
         # running statistics move in the runs before the recording, which are none of the training's
         before = {name: value.clone() for name, value in self.net.named_buffers()}
         casts = torch.autocast("cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"), False)

@@ -144,6 +144,12 @@ class Family:
         are a file. It is frozen, in evaluation mode."""
         self.received = {**self.received, role: given}
 
+    def to(self, device: torch.device | str) -> None:
+        """Moves its nets and its inputs."""
+        self.nets.to(device)
+        for given in self.received.values():
+            given.to(device)
+
     def nets_of_input(self, role: str) -> tuple[str, ...]:
         """The nets that a kept input fills: that of the role's name."""
         return (role,)

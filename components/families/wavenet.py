@@ -82,7 +82,7 @@ def mu_law(count: int) -> SampleKind:
     def log_probability(numbers: Tensor, rows: Tensor) -> Tensor:
         codes = codes_of(rows[:, 0])
         found = -F.cross_entropy(numbers.transpose(1, 2), codes, reduction="none")
-        return found - log_bin_sizes(count).to(codes.device)[codes]
+        return found - log_bin_sizes(codes, count)
 
     def draw(numbers: Tensor, uniform: Tensor, temperature: float) -> Tensor:
         shares = (numbers / temperature).softmax(1).cumsum(1)

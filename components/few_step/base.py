@@ -212,7 +212,7 @@ class Student(LatentDiffusion):
 
         def denoise(x: Tensor, sigma: float) -> Generator[Call, Tensor, Tensor]:
             numbers = self.told(settings, *torch.tensor([sigma, following[sigma]], dtype=torch.float64))
-            inputs = {name: value.to(x).expand(len(x)) for name, value in numbers.items()}
+            inputs = {name: x.new_full((len(x),), value.item()) for name, value in numbers.items()}
             return (yield from self.preconditioner.call(x, sigma, {**condition, **inputs}))
 
         return denoise

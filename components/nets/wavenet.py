@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.companding import CODES, codes_of, companded
+from components.devices import constant
 
 
 class Layer(nn.Module):
@@ -127,7 +128,7 @@ class NextSample:
         self.net = net
         sizes = [dilation + 1 for dilation in net.dilations]
         self.rings = sum(sizes)
-        self._sizes, self._starts = sizes, [sum(sizes[:number]) for number in range(len(sizes))]
+        self._sizes, self._starts = tuple(sizes), tuple(sum(sizes[:number]) for number in range(len(sizes)))
 
     @property
     def row_bytes(self) -> int:
@@ -142,7 +143,7 @@ class NextSample:
         net = self.net
         x = net._heard(before, position > 0)
         told = net._told(ids, position[:, None] // net.block)[:, 0].chunk(len(net.layers), dim=1)
-        sizes, starts = (torch.tensor(values, device=x.device) for values in (self._sizes, self._starts))
+        sizes, starts = (constant(values, x.device) for values in (self._sizes, self._starts))
         now = starts + position[:, None] % sizes  # (B, layers)
         past = starts + (position[:, None] + 1) % sizes  # a ring ahead is `dilation` back
         known = (position[:, None] >= sizes - 1).unsqueeze(2).to(x.dtype)

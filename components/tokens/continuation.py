@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from components.nets.token_transformer import CausalTokenTransformer
@@ -12,8 +14,13 @@ class Continuation:
     """What answers a sampler's calls: the net's `next`, with the cache that it keeps its rows in, and the draw from its
     logits, of all rows of a call at once."""
 
-    def __init__(self, net: CausalTokenTransformer):
-        self._net = net
+    def __init__(self, net: CausalTokenTransformer, following: Callable[..., Tensor] | None = None):
+        """`following`: what gives the logits in the place of the net's `next`."""
+        self._net, self._next = net, following or net.next
+
+    def recorded(self, record: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> Continuation:
+        """The same by a recording of the net; what is drawn, the host decides."""
+        return Continuation(self._net, record(self._net.next))
 
     @property
     def row_bytes(self) -> int:
@@ -24,4 +31,4 @@ class Continuation:
 
     def __call__(self, ids: Tensor, position: Tensor, cache: Tensor, slot: Tensor, **draws: Tensor) -> Tensor:
         """Tokens (B,) after ids (B, n); `draws`: of RowDraws."""
-        return RowDraws(**draws).tokens(self._net.next(ids, position, cache, slot))
+        return RowDraws(**draws).tokens(self._next(ids=ids, position=position, cache=cache, slot=slot))

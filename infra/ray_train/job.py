@@ -120,10 +120,3 @@ def _load(path: Path, role: str, expected: Role) -> Family | nn.Module:
     given = pretrained.lpips_net(str(path), role) if expected.is_file else run_folder.load(path).family
     (given if expected.is_file else given.nets).requires_grad_(False).eval()
     return given
-
-
-def to_device(family: Family, device: torch.device | str) -> None:
-    """Moves a family's nets and its inputs."""
-    family.nets.to(device)
-    for given in family.received.values():
-        (given if isinstance(given, nn.Module) else given.nets).to(device)

@@ -20,7 +20,7 @@ from components.families.base import JUDGE, Family
 from components.metrics.figures import VALIDATION, Figures, as_json, definitions_as_json, from_json, values
 from components.training.loop import State, TrainingConfig, restore_nets
 from components.training.precision import Precision, fastest
-from infra.ray_train.job import Job, to_device
+from infra.ray_train.job import Job
 from infra.storage.store import Store
 
 ROWS = 500  # of the training images and of those held out, that figures are made of
@@ -51,7 +51,7 @@ class Validator:
     def _shadow(self) -> Family:
         """The copy of the family, which holds one state after the other."""
         family = self._job.build()
-        to_device(family, self._device)
+        family.to(self._device)
         return family
 
     @functools.cached_property

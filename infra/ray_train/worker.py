@@ -25,7 +25,7 @@ from components.training.precision import Precision, chosen, fastest
 from components.training.weight_sync import fingerprint, refuse_desync
 from infra.ray_train import validation
 from infra.ray_train.checkpoints import newest_whole, read_state, restore, write_checkpoint
-from infra.ray_train.job import Job, to_device
+from infra.ray_train.job import Job
 from infra.ray_train.preemption import Preemption
 from infra.ray_train.progress import RATE
 from infra.storage.store import Store
@@ -76,7 +76,7 @@ class Worker:
         assert self.accelerator.num_processes == self.world, "accelerate does not see Ray's worker group"
         self.device = self.accelerator.device
         self.family = job.build()
-        to_device(self.family, self.device)
+        self.family.to(self.device)
         self.reporter = Reporter(job, reports, self.device, self.world) if self.rank == 0 else None
         self.validator = validation.Validator(job, self.device)
         self.preemption = Preemption()

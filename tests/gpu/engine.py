@@ -42,10 +42,9 @@ def run(part: Part) -> None:
         nets = {"float32": family.calls, "bfloat16": lowered(family, part)}
         for kind, calls in nets.items():
             part.measure(f"curve_ms.{name}.{kind}", lambda c=calls, f=family: curve(part, f, c), needs=3)
-        for kind, calls in nets.items():
-            part.measure(f"overhead.{name}.{kind}", lambda c=calls, f=family: overhead(part, f, c), needs=3)
         if part.on_gpu:
             part.measure(f"graphs.{name}.bfloat16", lambda f=family, c=nets["bfloat16"]: graphs(part, f, c), needs=5)
+        part.measure(f"overhead.{name}.bfloat16", lambda f=family, c=nets["bfloat16"]: overhead(part, f, c), needs=3)
         part.measure(f"clients.{name}.bfloat16", lambda f=family, c=nets["bfloat16"]: clients(part, f, c), needs=3)
 
 

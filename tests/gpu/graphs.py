@@ -56,5 +56,5 @@ def sampled(family: Sampler, part: Part) -> dict:
     wanted, first, second = images(family.calls), images(calls), images(calls)
     told = {"samples": bool(wanted.equal(first) and wanted.equal(second))}
     told["sample_apart"] = float((wanted - second).abs().max())
-    launched = [net.name for net in calls.values() if isinstance(net, Replayed) and net.is_launched]
-    return told | ({"launched": launched} if launched else {})
+    nets = {name: net for name, net in calls.items() if isinstance(net, Replayed) and net.why_launched}
+    return told | ({"launched": {name: net.why_launched for name, net in nets.items()}} if nets else {})

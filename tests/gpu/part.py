@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+TOGETHER = ("parity", "resume", "graphs", "synchronisation")  # parts that time nothing run side by side
 SHOWN = 400  # characters of a message that are kept
 
 
@@ -93,7 +94,7 @@ def run_part(name: str, settings: dict) -> None:
     """Runs a part in the process that this is called in. `settings`: Part's other fields, the device by its name."""
     os.setsid()  # so that it can be ended with all that it started
     part = Part(name, torch.device(settings.pop("device")), **settings)
-    if part.toy:
+    if part.toy or name in TOGETHER:
         torch.set_num_threads(1)  # the fastest for nets as small as these
     try:
         importlib.import_module(f"tests.gpu.{name}").run(part)

@@ -62,10 +62,9 @@ def run(part: Part) -> None:
 
 def chosen(part: Part) -> dict:
     """The options that were fastest in this run."""
-    from tests.gpu.speed import OPTIONS
+    from tests.gpu.speed import BEST, OPTIONS
 
-    best = part.earlier.get("speed", {}).get("best", {}).get("option", "bfloat16 channels_last")
-    return OPTIONS[best]
+    return OPTIONS[part.earlier.get("speed", {}).get("best", {}).get("option", BEST)]
 
 
 def denoiser(part: Part, size: Size, data: DataInfo, option: dict) -> latent_diffusion.Model:

@@ -35,7 +35,7 @@ def all_of(part: Part, what: str) -> str:
 
 def placed(name: str, device: torch.device) -> Family:
     family = build(name)
-    family.nets.to(device)
+    family.to(device)
     return family
 
 

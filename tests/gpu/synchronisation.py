@@ -44,7 +44,7 @@ def noted(places: Counter) -> Iterator[None]:
     """Counts what blocks, by the innermost line of components/ that asked for it."""
 
     def note(message: Warning | str, *_: object, **__: object) -> None:
-        if "synchroniz" not in str(message):
+        if "called a synchronizing" not in str(message):
             return
         frames = [frame for frame in traceback.extract_stack() if str(ROOT / "components") in frame.filename]
         if frames:

@@ -123,7 +123,7 @@ def test_a_low_temperature_takes_the_likeliest_code():
 
 
 def test_codes_stand_for_all_stored_values_and_are_decoded_among_them():
-    sizes = log_bin_sizes(LEVELS).exp()
+    sizes = log_bin_sizes(torch.arange(CODES), LEVELS).exp()
     assert sizes.sum() == pytest.approx(LEVELS, rel=1e-5) and sizes.min() >= 1
     codes = torch.arange(CODES)
     assert torch.equal(codes_of(values_of(codes, LEVELS)), codes)
