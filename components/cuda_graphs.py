@@ -66,7 +66,7 @@ class Replayed:
             try:
                 self._recorded[asked] = self._record(inputs, kept)
             except RuntimeError as error:
-                self.why_launched = str(error).splitlines()[0]
+                self.why_launched = _first_line(error)
                 log.info("launched without CUDA graphs: %s: %s", self.net, self.why_launched)
                 return self.net(**inputs, **kept)
         return self._recorded[asked](inputs)
@@ -124,7 +124,6 @@ class Trained:
     def __init__(self, net: nn.Module, phase: str):
         self.net, self._phase = net, phase
         self._recorded: dict[Hashable, _ByPlace] = {}
-        self._adding: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.net, name)
@@ -144,9 +143,6 @@ class Trained:
     def _record(self, inputs: Mapping[Any, Any], tensors: Mapping[Any, Tensor]) -> _ByPlace:
         asked = tuple(value.detach().clone().requires_grad_(value.requires_grad) for value in tensors.values())
         fixed = {name: value for name, value in inputs.items() if name not in tensors}
-        # what adds up gradients is made here, and not beside, or each would wait for the stream of the recording
-        weights = (weight for weight in self.net.parameters() if weight.requires_grad)
-        self._adding.extend(weight.expand_as(weight).grad_fn for weight in weights)
         # running statistics move in the runs before the recording, which are none of the training's
         before = {name: value.clone() for name, value in self.net.named_buffers()}
         casts = torch.autocast("cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"), False)
@@ -156,7 +152,7 @@ class Trained:
                 found = torch.cuda.make_graphed_callables(module, asked, allow_unused_input=True)
         except RuntimeError as error:
             raise TrainingError(
-                f"cuda_graphs: {self._phase}: its net cannot be recorded ({str(error).splitlines()[0]}); "
+                f"cuda_graphs: {self._phase}: its net cannot be recorded ({_first_line(error)}); "
                 "expected cuda_graphs: false"
             ) from error
         with torch.no_grad():
@@ -185,3 +181,10 @@ class _ByPlace(nn.Module):
         left = iter(tensors)
         leaves = [next(left) if leaf is Tensor else leaf for leaf in self._leaves]
         return pytree.tree_unflatten(leaves, self._spec)
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong first: the end of a recording that failed raises once more."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return str(error).splitlines()[0]

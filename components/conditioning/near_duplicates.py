@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from components.config import Strict
+from components.constants import constant
 from components.data.randomness import mix
-from components.devices import constant
 
 _BASE = 1099511628211  # of the hash of a word's bytes; FNV's prime: odd and large
 _BUCKETS = 4096  # of words; two that share one are taken for the same
@@ -50,13 +50,13 @@ def _buckets_of(words: Sequence[str]) -> Tensor:
 def _buckets(tokens: Tensor) -> Tensor:
     """Bytes (N, L) -> (N, L) int64: the bucket of each word of a text, _BUCKETS where there is none."""
     lower = torch.where((tokens >= ord("A")) & (tokens <= ord("Z")), tokens + 32, tokens)
-    is_letter = ~torch.isin(lower, constant((0, *_SEPARATORS), tokens.device))
+    is_letter = (lower[..., None] != constant((0, *_SEPARATORS), tokens)).all(-1)
     before = torch.nn.functional.pad(is_letter[:, :-1], (1, 0))
     starts = is_letter & ~before
     word = (starts.cumsum(1) - 1).clamp(min=0)
     place = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     first = torch.where(starts, place, 0).cummax(1).values  # where the word of each byte begins
-    powers = constant(tuple(_power(exponent) for exponent in range(tokens.shape[1])), tokens.device)
+    powers = constant(tuple(_power(exponent) for exponent in range(tokens.shape[1])), tokens)
     terms = torch.where(is_letter, (lower + 1) * powers[place - first], 0)
     hashes = torch.zeros_like(tokens).scatter_add_(1, word, terms)
     held = torch.zeros_like(tokens).scatter_add_(1, word, is_letter.long()) > 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from components.config import Strict
-from components.devices import constant
+from components.constants import constant
 from components.nets.unet import AddedEmbedding
 
 POOLED, SIZES = "pooled", "sizes"  # inputs of a net
@@ -55,4 +55,4 @@ class SizeEmbedding(nn.Module):
 
 def rows_of(numbers: tuple[float, ...], like: Tensor) -> Tensor:
     """The same numbers for each row, (B, len(numbers)) float32 on the device of `like` (B, ...)."""
-    return constant(tuple(map(float, numbers)), like.device).expand(len(like), -1)
+    return constant(numbers, like.new_empty(0, dtype=torch.float32)).expand(len(like), -1)

@@ -82,7 +82,7 @@ class Denoiser(nn.Module):
         tells_deep: bool = False,
         **given: Tensor,
     ) -> Tensor | tuple[Tensor, ...]:
-        names = (*self.numbers, *(() if self.further is None else self.further.names))
+        names = (*self.numbers.keys(), *(() if self.further is None else self.further.names))
         passed = {name: given.pop(name) for name in names}
         condition = given if self.conditioner is None else self.conditioner(**given)
         training = ({"tap": tap} if tap else {}) | ({} if routed is None else {"routed": routed})

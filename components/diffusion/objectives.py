@@ -16,11 +16,11 @@ from torch import Tensor
 
 
 class Coefficients(NamedTuple):
-    """Each of sigma's shape."""
+    """Each of sigma's shape; of one noise level they may be numbers."""
 
-    c_skip: Tensor
-    c_out: Tensor
-    c_in: Tensor
+    c_skip: Tensor | float
+    c_out: Tensor | float
+    c_in: Tensor | float
 
 
 def epsilon(sigma: Tensor) -> Coefficients:

@@ -78,7 +78,7 @@ class Model(Student):
         steps = self.config.steps_at(batch.step)
         place = (batch.draws.integers("place", steps).double() + 1) / steps
         rows = self.rows(batch, self.schedule.sigma(place))
-        parts = torch.linspace(0, 1, self.config.ratio + 1, dtype=torch.float64)[1:].to(place.device)
+        parts = torch.linspace(0, 1, self.config.ratio + 1, dtype=torch.float64, device=place.device)[1:]
         visited = self.schedule.sigma((place[:, None] - parts / steps).clamp(min=0))
         visited[:, -1] = visited[:, -1].where(place > 1.5 / steps, 0.0)
         wanted = self._of_teacher(rows, visited.unbind(1), is_first=batch.step < self.config.round_steps)

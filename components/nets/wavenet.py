@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.companding import CODES, codes_of, companded
-from components.devices import constant
+from components.constants import constant
 
 
 class Layer(nn.Module):
@@ -143,7 +143,7 @@ class NextSample:
         net = self.net
         x = net._heard(before, position > 0)
         told = net._told(ids, position[:, None] // net.block)[:, 0].chunk(len(net.layers), dim=1)
-        sizes, starts = (constant(values, x.device) for values in (self._sizes, self._starts))
+        sizes, starts = (constant(values, position) for values in (self._sizes, self._starts))
         now = starts + position[:, None] % sizes  # (B, layers)
         past = starts + (position[:, None] + 1) % sizes  # a ring ahead is `dilation` back
         known = (position[:, None] >= sizes - 1).unsqueeze(2).to(x.dtype)
