@@ -42,6 +42,7 @@ class TrainingConfig(Strict):
     clip_norm: float | None = Field(None, gt=0)  # of each phase's whole gradient
     accumulate: int = Field(1, ge=1)  # parts that a worker's batch is computed in, for less memory
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the networks; weights stay float32
+    deterministic: bool = True  # algorithms that repeat their bits; on a GPU others may be faster
     compile: bool = False  # by torch.compile: minutes at the start, less a step
     cuda_graphs: bool = False  # passes are recorded once and replayed, on one GPU; for small nets, bound by launches
     recompute: bool = False  # activations in the backward pass, for less memory (Chen et al. 2016)

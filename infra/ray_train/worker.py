@@ -68,10 +68,7 @@ class Worker:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
         on_gpu = torch.cuda.is_available()
-        if not on_gpu:
-            torch.use_deterministic_algorithms(True)
-            # else it fills every new tensor with NaN first, 5 to 10 % of a step, for who reads what none has written
-            torch.utils.deterministic.fill_uninitialized_memory = False
+        keep_to_deterministic_algorithms(job.training.deterministic, on_gpu)
         self.accelerator = _accelerator(on_gpu, self.sharded)
         assert self.accelerator.num_processes == self.world, "accelerate does not see Ray's worker group"
         self.device = self.accelerator.device
@@ -174,6 +171,15 @@ def validate_apart(checkpoint: ray.train.Checkpoint, job: Job, reports: Queue, r
     picture, figures = validation.Validator(job, "cpu").validate(state)
     Reporter(job, reports, torch.device("cpu")).validated(run, state, picture, figures)
     return {}
+
+
+def keep_to_deterministic_algorithms(asked: bool, on_gpu: bool) -> None:
+    """To be called before the first work on a GPU. Where a layer has none there, torch warns and the run goes on."""
+    if asked and on_gpu:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for
+    torch.use_deterministic_algorithms(asked, warn_only=on_gpu)
+    # else it fills every new tensor with NaN first, 5 to 10 % of a step, for who reads what none has written
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def _accelerator(on_gpu: bool, sharded: bool) -> Accelerator:
