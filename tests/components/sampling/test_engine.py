@@ -14,7 +14,6 @@ from components.diffusion.guidance import Guidance, Preconditioner, solve
 from components.diffusion.schedules import FlowSchedule
 from components.diffusion.solvers import SOLVERS
 from components.families.dcgan import Model as DCGAN
-from components.sampling.batching import powers_of_two
 from components.sampling.engine import DeadlineExceeded, Engine, EngineFull, EngineStopped
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call, Preview, drive
@@ -410,7 +409,3 @@ def test_cancelling_ends_the_previews_too(gated, gate):
     gate.open(2)
     assert gated_result(engine, gate, walk(3, 1)) == 3
     assert engine.load().active == 0
-
-
-def test_buckets_are_powers_of_two_up_to_the_most_rows():
-    assert [powers_of_two(most) for most in (1, 2, 8, 10)] == [(1,), (1, 2), (1, 2, 4, 8), (1, 2, 4, 8, 10)]
