@@ -10,6 +10,8 @@ from pydantic.fields import FieldInfo
 
 from components.errors import ConfigError
 
+MOST_SHOWN = 100  # characters of a value in a message
+
 
 class Strict(BaseModel):
     """Base of every configuration block: unknown keys are refused, values never change. A block below that names
@@ -81,7 +83,11 @@ def from_paths(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def named_block(default: str) -> Discriminator:
     """For a choice of blocks, each under the Tag of what its key `name` says; a block without one is of `default`."""
-    return Discriminator(lambda block: block.get("name", default) if isinstance(block, dict) else block.name)
+
+    def name(block: Any) -> Any:
+        return block.get("name", default) if isinstance(block, dict) else getattr(block, "name", default)
+
+    return Discriminator(name)
 
 
 def _kinds_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[type[BaseModel]]:
@@ -135,7 +141,9 @@ def _describe(item: dict, model: type[BaseModel], where: str, block: object) -> 
         return f"{path}: unknown key; known keys here: {', '.join(known)}{nearest}"
     if item["type"] == "missing":
         return f"{path}: required key is missing"
-    return f"{path}: {item['msg'].removeprefix('Value error, ')}, found {item['input']!r}"
+    found = repr(item["input"])
+    shown = found if len(found) <= MOST_SHOWN else f"{found[: MOST_SHOWN - 4]} ..."
+    return f"{path}: {item['msg'].removeprefix('Value error, ')}, found {shown}"
 
 
 def _keys(item: dict, block: Any) -> list[str]:

@@ -8,6 +8,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from components.errors import DataError
 
 
 @contextlib.contextmanager
@@ -40,6 +43,16 @@ def write_whole(target: Path, content: bytes | str) -> None:
     except BaseException:
         os.unlink(working)
         raise
+
+
+def read_json(path: Path, cure: str = "") -> Any:
+    """Raises DataError of what is missing, cut off or otherwise no JSON, with `cure` behind it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing{cure}") from None
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise DataError(f"{path}: not valid JSON ({error}){cure}") from None
 
 
 def write_json(target: Path, value: object) -> None:

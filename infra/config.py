@@ -70,7 +70,7 @@ class ClusterConfig(Strict):
 class TrackingConfig(Strict):
     """MLflow. A relative `artifacts` folder lies below the project's root; a server keeps its own and ignores it."""
 
-    uri: str = "sqlite:///mlflow.db"
+    uri: str = Field("sqlite:///mlflow.db", min_length=1)
     experiment: str = Field("latent-foundry", min_length=1)
     artifacts: str = "mlartifacts"
 

@@ -15,10 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from components.files import write_json
-from pipelines.support import cli, paths
+from pipelines.support import cli, paths, yaml_files
 
 PARAMS, LOCK = Path("params.yaml"), Path("dvc.lock")
 GROUPS = ("autoencoders", "judges", "samplers", "encode")
@@ -54,7 +52,7 @@ def left_behind(stages: Mapping[str, Any], removed: list[str]) -> Iterator[Path]
 
 def clear(content: Mapping[str, Any]) -> list[str]:
     """Removes files and entries; returns the stages that these were of."""
-    stages = (yaml.safe_load(LOCK.read_text()) or {}).get("stages", {}) if LOCK.is_file() else {}
+    stages = yaml_files.locked_stages(LOCK)
     removed = [stage for stage in stages if is_removed(stage, content)]
     if not removed:
         return []
@@ -82,7 +80,7 @@ def _remove_entries(stages: list[str]) -> None:
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv, "python -m pipelines.clear_removed")
-    content = yaml.safe_load(PARAMS.read_text())
+    content = yaml_files.mapping(PARAMS)
     for stage in clear(content):
         print(f"{stage}: removed from params.yaml; its figures and pictures are cleared", flush=True)
     write_json(paths.INPUTS / "models.json", names(content))

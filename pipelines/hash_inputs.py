@@ -12,11 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from components.errors import ConfigError, DataError
 from components.files import sha256, write_json, write_whole
-from pipelines.support import cli, paths
+from pipelines.support import cli, paths, yaml_files
 
 NOT_TRAINED = ("candidates",)  # keys of a block that decide how a model samples, not what it becomes
 PARAMS = Path("params.yaml")
@@ -60,7 +58,7 @@ def clear_others(folder: Path, kept: set[str]) -> None:
 
 def main(argv: list[str]) -> None:
     key = cli.one_argument(argv, "python -m pipelines.hash_inputs GROUP.NAME | NAME/ROLE")
-    content = yaml.safe_load(PARAMS.read_text())
+    content = yaml_files.mapping(PARAMS)
     if "/" in key:
         if key not in (content.get("inputs") or {}):
             raise ConfigError(f"{PARAMS}: inputs: no {key!r}")

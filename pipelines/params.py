@@ -11,14 +11,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
 from components.config import models_in
 from components.errors import ConfigError
 from components.families import family_class
 from components.families.base import Sampler
 from components.training.optimizers import OptimizerConfig
-from pipelines.support import cli
+from pipelines.support import cli, yaml_files
 from pipelines.support.keys import Key, default_of, keys_of, sections
 from pipelines.support.params import DEFAULT, TRAINED, SamplerBlock
 
@@ -117,7 +115,7 @@ def main(argv: list[str]) -> None:
     if asked is None:
         print(table())
         return
-    content = yaml.safe_load(DEFAULT.read_text()) if DEFAULT.is_file() else {}
+    content = yaml_files.mapping(DEFAULT) if DEFAULT.exists() else {}
     print(explain(asked, content))
 
 

@@ -27,13 +27,13 @@ from components.data.dataset import read_manifest
 from components.devices import default_device
 from components.errors import InputError
 from components.evaluation import generation
-from components.files import sha256_folder, whole_folder, write_json, write_whole
+from components.files import read_json, sha256_folder, whole_folder, write_json, write_whole
 from components.metrics.figures import Figures, as_json, definitions, definitions_as_json, values
 from infra.ray_cluster.worker_pool import worker_pool
 from infra.tracking import runs
 from infra.tracking.registry import SHA256_TAG, Entry, Registry, Version
 from pipelines.support import cli, lineage, measurement, paths, sample_pictures
-from pipelines.support.candidates import Candidate, read_champion, recorded_candidate, settings_text
+from pipelines.support.candidates import Candidate, read_champion, read_promotion, recorded_candidate, settings_text
 from pipelines.support.metrics_files import SamplerMetrics, read_metrics
 from pipelines.support.params import TRAINED, Bound, Params, PromoteConfig, load
 from pipelines.support.paths import ROOT
@@ -74,7 +74,7 @@ def read_reigning(
     if same:
         return replace(same, version=version.number)
     registry.fetch(version, scratch)
-    recorded = json.loads((scratch / pyfunc.CANDIDATE).read_text())
+    recorded = read_json(scratch / pyfunc.CANDIDATE)
     facts = {"content": version.content, "version": version.number, "withdrawn": version.withdrawn}
     present = next(iter(metrics.values()))
     # of versions registered before figures had definitions, the figures can be read by nobody
@@ -268,7 +268,7 @@ def write_champion(
     """champion/ and promoted.json, from a folder as the registry keeps it."""
     with whole_folder(paths.CHAMPION) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
-    champion = json.loads((paths.CHAMPION / pyfunc.CANDIDATE).read_text())
+    champion = read_json(paths.CHAMPION / pyfunc.CANDIDATE)
     promoted = {
         "sampler": champion["sampler"],
         "key": f"samplers.{champion['sampler']}",
@@ -317,7 +317,7 @@ def go_to(params: Params, registry: Registry, number: str, why: str) -> dict[str
 
 def recorded_judgement() -> dict[str, Any]:
     """How candidates were judged last; nothing where that is not on record."""
-    recorded = json.loads(paths.PROMOTED.read_text()) if paths.PROMOTED.is_file() else {}
+    recorded = read_promotion() if paths.PROMOTED.is_file() else {}
     return {name: recorded[name] for name in ("guards", "objections") if name in recorded}
 
 
@@ -335,9 +335,7 @@ def describe(promoted: dict[str, Any], champion: Candidate, report: Path) -> str
 
 
 def show(params: Params) -> None:
-    if not paths.PROMOTED.is_file():
-        raise InputError(f"{paths.PROMOTED}: missing; expected what `dvc repro` writes")
-    promoted = json.loads(paths.PROMOTED.read_text())
+    promoted = read_promotion()
     if promoted["version"] is None:
         print(f"nobody reigns: {promoted['why']}")
     else:
@@ -374,17 +372,20 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--show", action="store_true", help="print the champion and its figures")
     parser.add_argument("--moves", action="store_true", help="print every change of the champion")
     parser.add_argument("--to", metavar="VERSION", help="go to a version by hand")
-    parser.add_argument("--why", default="by hand", help="the reason that is recorded with --to")
+    parser.add_argument("--why", help="the reason that is recorded with --to, `by hand` if there is none")
     asked = parser.parse_args(argv)
+    if asked.to == "" or (asked.why is not None and asked.to is None):
+        parser.error(f"--to: expected the number of a version, found {asked.to!r}")  # an unset variable of a shell, say
     params = load()
     if asked.show:
         return show(params)
     registry = Registry(params.tracking, ROOT, params.promote.registered_model)
     if asked.moves:
         return show_moves(registry)
-    if asked.to:
-        promoted = go_to(params, registry, asked.to.removeprefix("v"), asked.why)
-        print(f"{promoted['model']} v{promoted['version']} reigns: {asked.why}")
+    if asked.to is not None:
+        why = asked.why or "by hand"
+        promoted = go_to(params, registry, asked.to.removeprefix("v"), why)
+        print(f"{promoted['model']} v{promoted['version']} reigns: {why}")
         return None
     promote(params, registry, read_metrics(params))
     return None

@@ -8,12 +8,15 @@ Every stage can start its own, and does after a plain `dvc repro`; that costs se
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from components.errors import ConfigError
+from components.errors import ConfigError, InputError
 from pipelines.support import cli
 from pipelines.support.paths import ROOT
 
@@ -65,11 +68,33 @@ def main(argv: list[str]) -> None:
     if "--dry" in argv:
         sys.exit(dry_run(argv))
     cli.expect_writable(ROOT)
-    if cluster.address != ray_session.LOCAL:
-        sys.exit(subprocess.call([*DVC, "repro", *argv]))
-    with ray_session.session(cluster, ROOT) as address:
-        shared = {ray_session.SHARED: address}
-        sys.exit(subprocess.call([*DVC, "repro", *argv], env=os.environ | shared))
+    with alone(ROOT):
+        if cluster.address != ray_session.LOCAL:
+            sys.exit(repro(argv, {}))
+        with ray_session.session(cluster, ROOT) as address:
+            sys.exit(repro(argv, {ray_session.SHARED: address}))
+
+
+def repro(argv: list[str], variables: dict[str, str]) -> int:
+    """`dvc repro`, which ends if this process does, with the stage that it runs: Ray goes, too."""
+    return subprocess.call([*DVC, "repro", *argv], env=os.environ | variables, preexec_fn=cli.end_with_parent)
+
+
+@contextlib.contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Keeps a second one out of the project before it starts a Ray; DVC would refuse it then. Raises InputError."""
+    path = root / ".cache" / "repro.lock"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(f"{root}: {file.read().strip()} is at work here; wait for it, or end it") from None
+        file.truncate(0)
+        file.write(f"pipelines.repro, process {os.getpid()},")
+        file.flush()
+        yield
 
 
 def compute_preset(argv: list[str]) -> list[str]:

@@ -160,7 +160,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(
             f"{folder}: no {MANIFEST} here; expected a data set as `prepare` or `encode` writes it"
         ) from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise DataError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         raise DataError(f"{path}: expected schema_version {SCHEMA_VERSION}")
@@ -169,6 +169,9 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(f"{path}: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    rows = sum(shard.rows for shard in manifest.shards)
+    if manifest.count != rows:
+        raise DataError(f"{path}: count: {manifest.count}, where its shards have {rows} rows")
     of = medium(manifest.medium, f"{path}: medium")
     if of.column in manifest.columns:
         of.refuse_unfit(manifest.columns[of.column].shape, f"{path}: columns.{of.column}")

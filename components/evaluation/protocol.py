@@ -41,7 +41,7 @@ class EvaluateConfig(Strict):
     neighbours: int = Field(5, ge=1)  # of precision and recall: Kynkaanniemi et al. 2019 use 3, and 5 for few images
     neighbour_images: int = Field(10_000, ge=2)  # at most, real or generated, in figures whose cost is quadratic
     resamples: int = Field(200, ge=20)  # of the bootstrap behind each interval
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31 - 1)  # beyond it, sets of different seeds would share images
     likelihood_rows: int = Field(500, ge=2)  # held-out, and as many of the training set, whose likelihood is measured
     latent_likelihood: bool = False  # whether diffusion on latents tells its density of them, at some seconds a sampler
     lpips: str = ""  # a file of AlexNet's weights as torchvision ships it; empty: LPIPS diversity is not measured

@@ -16,6 +16,8 @@ from components.errors import InputError
 def claimed(host: str, port: int, key: str = "serve.port") -> Iterator[None]:
     """The time of a server at `host` and `port`, which `key` sets. Raises InputError if it cannot listen there, or
     another is starting to."""
+    if not 0 < port < 2**16:  # larger ones are taken modulo 65,536
+        raise InputError(f"{key}: {port} is no port; expected 1 to {2**16 - 1}")
     with contextlib.ExitStack() as claims:
         try:
             if sys.platform == "linux":  # a name without a file, free again when this process ends, however it ends

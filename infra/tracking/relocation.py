@@ -10,6 +10,8 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+from components.errors import InputError
+
 # MLflow 3.17: tables and columns that hold locations
 _LOCATIONS = (
     ("runs", "artifact_uri"),
@@ -21,9 +23,22 @@ _LOCATIONS = (
 _SCHEME = "file://"
 
 
+def refuse_no_database(path: Path) -> None:
+    """Raises InputError of what cannot be a SQLite store, which MLflow would try again for minutes; one that is not
+    there yet can be."""
+    if path.is_dir() or not path.parent.is_dir():
+        found = "a folder" if path.is_dir() else f"{path.parent} is no folder"
+        raise InputError(f"tracking.uri: {path}: {found}; expected the file of a SQLite database, there or to be made")
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(16) not in (b"", b"SQLite format 3\0"):
+                raise InputError(f"tracking.uri: {path}: holds no SQLite database")
+
+
 def repair(database: Path, artifacts: Path) -> None:
     """Makes locations below the folder that `artifacts` was before name the same files below `artifacts`. What lies at
     its former place alone, as after another `tracking.artifacts`, stays. Does nothing where there is no such store."""
+    refuse_no_database(database)
     if not database.is_file():
         return
     connection = sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=60)

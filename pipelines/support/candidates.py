@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from components.artifacts import pyfunc
 from components.config import parse
-from components.errors import InputError
+from components.errors import DataError, InputError
 from components.evaluation.protocol import Protocol
+from components.files import read_json
 from components.metrics.figures import Figures, as_json, from_json
 from pipelines.support import paths
 
@@ -66,12 +66,21 @@ def recorded_candidate(stored: dict[str, Any], where: str, **facts: Any) -> Cand
     return candidate_from_json(stored, stored["sampler"], stored["definitions"], protocol.id, where, **facts)
 
 
+WRITTEN = "; expected what `python -m pipelines.promote` writes"
+
+
 def read_champion(**facts: Any) -> Candidate:
     """The candidate that promote put into champion/. Raises InputError if there is none, or an older one."""
     path = paths.CHAMPION / pyfunc.CANDIDATE
-    if not path.is_file():
-        raise InputError(f"{path}: missing; expected what `python -m pipelines.promote` writes")
-    return recorded_candidate(json.loads(path.read_text()), str(path), **facts)
+    return recorded_candidate(read_json(path, WRITTEN), str(path), **facts)
+
+
+def read_promotion() -> dict[str, Any]:
+    """promoted.json. Raises DataError of one that is missing or damaged."""
+    content = read_json(paths.PROMOTED, WRITTEN)
+    if not isinstance(content, dict) or not {"version", "model"} <= content.keys():
+        raise DataError(f"{paths.PROMOTED}: says no version{WRITTEN}")
+    return content
 
 
 def settings_text(settings: dict[str, Any]) -> str:

@@ -66,7 +66,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _end_with_dvc() -> None:
     """A stage whose dvc was killed would go on unseen, and its rerun beside it: on Linux it ends with dvc instead."""
-    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+    if "DVC_STAGE" in os.environ:
+        end_with_parent()
+
+
+def end_with_parent() -> None:
+    """On Linux this process is asked to end when the one that started it has."""
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

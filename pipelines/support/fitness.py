@@ -107,6 +107,9 @@ def problems(params: Params, info: DataInfo) -> Iterator[str]:
                     _build(params, name, data, info)
             except InputError as error:
                 yield f"{group}.{name}: {error}"
+            # torch's own refusals of sizes: negative, beyond memory, beyond 64 bits
+            except (RuntimeError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+                yield f"{group}.{name}: no net can be built of its model ({str(error).splitlines()[0][:200]})"
 
 
 def data_of(params: Params, folder: str, info: DataInfo) -> DataInfo | None:

@@ -8,6 +8,7 @@ NAME is a model, a latent data set of `encode`, or `evaluate`; which roles a mod
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -125,32 +126,35 @@ def resolve(params: Params, name: str) -> dict[str, Given]:
     return found
 
 
-def whole_model(params: Params, name: str, trained: bool = False) -> Any:
+def whole_model(params: Params, name: str, trained: bool = False, asked_by: tuple[str, ...] = ()) -> Any:
     """A block's `model`, on that of the run that it starts from and on what its family inherits of other inputs.
     `trained`: those runs are there, and their folders say what they are; otherwise params.yaml does, where it trains
-    them. Raises SamplerError if one is no run folder."""
+    them. `asked_by`: the models whose inputs led here. Raises SamplerError if one is no run folder, ConfigError of
+    inputs that lead in a circle."""
     block, given = params.models[name], params.inputs_of(name)
     if not isinstance(block.model, dict):
         return block.model
     whole = dict(block.model)
     for role, keys in {START: None, **family_class(block.family).inherits}.items():
         if role in given:
-            base = _model_of_input(params, name, role, trained)
+            base = _model_of_input(params, name, role, trained, (*asked_by, name))
             whole = {key: value for key, value in base.items() if keys is None or key in keys} | whole
     return whole
 
 
-def _model_of_input(params: Params, name: str, role: str, trained: bool) -> dict:
+def _model_of_input(params: Params, name: str, role: str, trained: bool, asked_by: tuple[str, ...]) -> dict:
     """The `model` of the run that a name has in a role."""
     path = params.inputs_of(name)[role]
     source = None if trained else _model_at(params, path)
     if source == name:
         raise ConfigError(f"inputs: {name}/{role}: expected another run than its own")
+    if source in asked_by:
+        raise ConfigError(f"inputs: {name}/{role}: leads in a circle, {' to '.join((*asked_by, source))}")
     if source is None:
         run = run_folder.read_config(path)
         family, model = run.family, run.config
     else:
-        family, model = params.models[source].family, whole_model(params, source)
+        family, model = params.models[source].family, whole_model(params, source, asked_by=asked_by)
     kind = family_class(params.models[name].family)
     expected = Role(family=params.models[name].family) if role == START else kind.roles(kind.Config())[role]
     _refuse_unless_fits(expected, family, f"inputs: {name}/{role}: {path}")
@@ -159,6 +163,7 @@ def _model_of_input(params: Params, name: str, role: str, trained: bool) -> dict
 
 def _model_at(params: Params, path: Path) -> str | None:
     """The model of params.yaml that is trained into a folder, if one is."""
+    path = Path(os.path.normpath(path))
     return path.name if path == paths.RUNS / path.name and path.name in params.models else None
 
 

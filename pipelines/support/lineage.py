@@ -7,9 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pipelines.support import cli
+from pipelines.support import cli, yaml_files
 from pipelines.support.params import DEFAULT, TRAINED
 
 DVC_LOCK = Path("dvc.lock")
@@ -31,11 +29,9 @@ def git_commit() -> str:
 
 def locked_stages() -> dict[str, Any]:
     """dvc.lock's stages, without those of models that params.yaml names no more; none where DVC did not run."""
-    if not DVC_LOCK.is_file():
-        return {}
-    content = yaml.safe_load(DEFAULT.read_text()) if DEFAULT.is_file() else {}
+    stages = yaml_files.locked_stages(DVC_LOCK)
+    content = yaml_files.mapping(DEFAULT) if stages and DEFAULT.is_file() else {}
     known = {"evaluate", *(name for group in (*TRAINED, "encode") for name in content.get(group) or {})}
-    stages = yaml.safe_load(DVC_LOCK.read_text()).get("stages", {})
     return {name: entry for name, entry in stages.items() if "@" not in name or _model_of(name) in known}
 
 
@@ -74,7 +70,10 @@ def graph() -> list[list[dict[str, Any]]]:
 
 def read_duration(stage: str) -> float | None:
     path = cli.DURATIONS / f"{stage}.json"
-    return json.loads(path.read_text())["seconds"] if path.is_file() else None
+    try:
+        return json.loads(path.read_text())["seconds"]
+    except (OSError, ValueError, KeyError, TypeError):  # it is told for the reader's interest alone
+        return None
 
 
 def locked_outputs() -> list[dict[str, str]]:

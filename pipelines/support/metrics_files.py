@@ -127,7 +127,7 @@ def read_json(path: Path, writer: str) -> dict:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: missing; expected what `python -m pipelines.{writer}` writes") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object as `python -m pipelines.{writer}` writes it")

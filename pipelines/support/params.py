@@ -19,12 +19,13 @@ from components.data.info import DataOutline
 from components.errors import ConfigError
 from components.evaluation.generation import AVERAGE, CHECKPOINT, weights_and_settings
 from components.evaluation.protocol import EvaluateConfig
+from components.evaluation.search import refuse_bad_space
 from components.families import family_class
 from components.families.base import Sampler
 from components.sources import DataConfig
 from components.training.loop import TrainingConfig
 from infra.config import ClusterConfig, ServeConfig, TrackingConfig
-from pipelines.support import inputs, paths
+from pipelines.support import inputs, paths, yaml_files
 
 DEFAULT = Path("params.yaml")
 WHERE = ("cluster", "tracking", "serve")  # blocks that say where, not what; the environment may change them
@@ -47,7 +48,8 @@ class TrainBlock(Strict):
         for key, role in {"watch": "judge", "start": "start"}.items():
             if isinstance(content, dict) and key in content:
                 raise ValueError(f"{key}: replaced by the block inputs of params.yaml: NAME/{role}: runs/...")
-        perceptual = (content.get("model") or {}).get("perceptual") if isinstance(content, dict) else None
+        model = content.get("model") if isinstance(content, dict) else None
+        perceptual = model.get("perceptual") if isinstance(model, dict) else None
         for role in ("judge", "lpips"):
             if isinstance(perceptual, dict) and role in perceptual:
                 raise ValueError(
@@ -113,6 +115,8 @@ class Bound(Strict):
     def _bounds_something(self) -> Bound:
         if self.at_least is None and self.at_most is None:
             raise ValueError("expected at_least, at_most or both")
+        if None not in (self.at_least, self.at_most) and self.at_least > self.at_most:
+            raise ValueError(f"nothing is at least {self.at_least:g} and at most {self.at_most:g}")
         return self
 
 
@@ -147,7 +151,7 @@ class PromoteConfig(Strict):
     tie_break: str | None = None  # among candidates that the metric does not tell apart the best of this figure
     guards: dict[str, Bound] = {}
     refuse_collapsed: bool = True  # samplers that draw only a part of the data (components/metrics/modes.py)
-    registered_model: str = Field("latent-foundry", min_length=1)
+    registered_model: str = Field("latent-foundry", pattern=r"""^[^/:'"\n]{1,250}$""")  # as MLflow takes names
 
     @model_validator(mode="before")
     @classmethod
@@ -219,13 +223,8 @@ class Params(Strict):
 
 def load(path: Path = DEFAULT) -> Params:
     """Reads and checks the whole file, each family's own blocks included. Raises ConfigError, one clear line."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: not found; run from the project's root") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    params = parse(Params, _with_environment(content), str(path))
+    params = parse(Params, _with_environment(yaml_files.read(path)), str(path))
+    refuse_bad_space(params.evaluate.search.space, f"{path}.evaluate.search.space")
     _refuse_two_of_a_name(params, str(path))
     for group in TRAINED:
         for name, block in getattr(params, group).items():

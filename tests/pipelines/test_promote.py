@@ -19,7 +19,7 @@ from infra.tracking.registry import CHAMPION, CONTENT_TAG, Registry
 from infra.tracking.runs import Described, TrainingData, open_run
 from pipelines import evaluate, promote, reference, report
 from pipelines.support import measurement
-from pipelines.support.candidates import Candidate
+from pipelines.support.candidates import Candidate, read_champion
 from pipelines.support.metrics_files import read_metrics
 from pipelines.support.params import load
 from tests.pipelines.measured import PARAMS, write_run_with_averages
@@ -249,6 +249,25 @@ def test_show_names_champion_figures_and_report(project, capsys):
     assert "champion: ldm (" in told and "solver heun" in told and "registered as latent-foundry v1" in told
     assert "frechet_distance     1  (0.9 to 1.1)" in told
     assert "not written yet" in told and "registry:" not in told
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
+def test_a_damaged_record_of_who_reigns_is_told(project, content):
+    run_promote()
+    (project / "promoted.json").write_text(content)
+    with pytest.raises(InputError, match=r"promoted\.json: .*; expected what `python -m pipelines\.promote` writes"):
+        promote.main(["--show"])
+    (project / "champion/candidate.json").write_text(content)
+    with pytest.raises(InputError, match=r"candidate\.json"):
+        read_champion()
+
+
+@pytest.mark.parametrize("arguments", [["--to", ""], ["--why", "x"]])
+def test_a_version_that_is_not_said_promotes_nothing(project, arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        promote.main(arguments)
+    assert ended.value.code == 2 and "expected the number of a version" in capsys.readouterr().err
+    assert not (project / "promoted.json").exists()
 
 
 def test_show_tells_where_the_registry_and_promoted_json_differ(project, capsys):

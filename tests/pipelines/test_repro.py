@@ -1,12 +1,17 @@
 """One Ray for all stages of a `dvc repro`: when it is started, and that the stages join it."""
 
 import contextlib
+import os
+import re
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 import ray
 
+from components.errors import InputError
 from infra.config import ClusterConfig
 from infra.ray_cluster import ray_session
 from pipelines import repro
@@ -18,7 +23,7 @@ def calls(monkeypatch):
     """The commands that were run, each with the address that its stages would join; `dvc status` says `changed`."""
     made = []
 
-    def call(command, env=None):
+    def call(command, env=None, preexec_fn=None):
         made.append((" ".join(command[2:]), (env or {}).get(ray_session.SHARED)))
         return 1 if "status" in command else 0
 
@@ -28,6 +33,7 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(subprocess, "call", call)
     monkeypatch.setattr(ray_session, "session", session)
+    monkeypatch.setattr(repro, "alone", lambda root: contextlib.nullcontext())  # tests run beside each other
     monkeypatch.setattr(params, "load", lambda: type("Params", (), {"cluster": ClusterConfig()}))
     return made
 
@@ -53,6 +59,34 @@ def test_nothing_to_do_imports_neither_torch_nor_ray():
     )
     told = subprocess.run([sys.executable, "-c", code], cwd=repro.ROOT, capture_output=True, text=True, check=True)
     assert told.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_second_one_in_a_project_is_refused_at_once(tmp_path):
+    with repro.alone(tmp_path):
+        held = f"{tmp_path}: pipelines.repro, process {os.getpid()}, is at work here"
+        with pytest.raises(InputError, match=re.escape(held)), repro.alone(tmp_path):
+            pass
+    with repro.alone(tmp_path):
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is of Linux")
+def test_dvc_ends_with_the_one_that_started_it(tmp_path, monkeypatch):
+    dvc = tmp_path / "dvc.py"
+    dvc.write_text("import os, sys, time; open(sys.argv[2], 'w').write(str(os.getpid())); time.sleep(60)")
+    told = tmp_path / "pid"
+    code = (
+        f"import sys; from pipelines import repro; repro.DVC = (sys.executable, {str(dvc)!r}); "
+        f"repro.repro([{str(told)!r}], {{}})"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=repro.ROOT)
+    until = time.monotonic() + 60
+    while not (told.exists() and told.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    child = psutil.Process(int(told.read_text()))
+    parent.kill()
+    parent.wait()
+    child.wait(10)
 
 
 def test_arguments_go_to_dvc_and_a_cluster_is_not_replaced(calls, monkeypatch):

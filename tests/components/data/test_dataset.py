@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from components.data.dataset import Dataset, batches, read_manifest, verify, write_manifest, write_shard, write_shards
 from components.errors import DataError
-from components.files import sha256_folder
+from components.files import sha256_folder, write_json
 
 
 def rows_of(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
@@ -100,6 +101,14 @@ def test_what_is_no_manifest_is_refused_in_one_line(tmp_path, content, told):
     with pytest.raises(DataError, match=told) as caught:
         read_manifest(tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_manifest_that_counts_other_rows_than_its_shards_have_is_refused(tmp_path):
+    write(tmp_path, rows_of(7), 4)
+    path = tmp_path / "manifest.json"
+    write_json(path, json.loads(path.read_text()) | {"count": 5})
+    with pytest.raises(DataError, match="manifest.json: count: 5, where its shards have 7 rows"):
+        read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(

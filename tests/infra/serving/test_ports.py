@@ -32,3 +32,9 @@ def test_an_address_of_another_machine_is_refused():
     refused = pytest.raises(InputError, match=r"serve.port: 8000 at 192.0.2.1 cannot be listened at \(")
     with refused, claimed("192.0.2.1", 8000):
         pass
+
+
+@pytest.mark.parametrize("port", [0, -1, 2**16, 99999])
+def test_a_number_that_is_no_port_is_refused(port):
+    with pytest.raises(InputError, match=f"--port: {port} is no port"), claimed("127.0.0.1", port, "--port"):
+        pass

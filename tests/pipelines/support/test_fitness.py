@@ -45,6 +45,15 @@ def test_a_size_that_does_not_fit_is_refused_with_those_that_would(size, told, t
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("widths", [[-1, 16], [10**30, 16], [10**12, 16]])
+def test_a_net_that_torch_cannot_build_is_told_in_a_line(widths, tmp_path):
+    asked = params(tmp_path, 16)
+    asked.autoencoders["vae"].model["widths"] = widths
+    with pytest.raises(DataError, match="autoencoders.vae: no net can be built of its model") as caught:
+        refuse_unfit(asked, source())
+    assert "\n" not in str(caught.value)
+
+
 def test_latents_are_checked_as_the_autoencoder_will_make_them(tmp_path):
     asked = params(tmp_path, 16)
     unet = asked.samplers["ldm"].model["backbone"] | {"widths": [8] * 5, "attention": [False] * 5}

@@ -1,5 +1,6 @@
 """params.yaml at the door: everything wrong ends in one line that says where."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,45 @@ def test_what_contrasts_a_batch_needs_it_whole(content, tmp_path, training, told
     block = {"family": "clip", "data": "data/images/train"}
     content["judges"]["clip"] = block | {"training": {"steps": 1, "batch_size": 8, **training}}
     assert told in refusal(content, tmp_path)
+
+
+@pytest.mark.parametrize("backbone", ["dit", None, 3, ["unet"]])
+def test_a_block_that_is_none_is_told(content, tmp_path, backbone):
+    content["samplers"]["ldm"]["model"]["backbone"] = backbone
+    assert "samplers.ldm.model.backbone" in refusal(content, tmp_path)
+
+
+@pytest.mark.parametrize("group, name", [("autoencoders", "vae"), ("judges", "judge"), ("samplers", "ldm")])
+@pytest.mark.parametrize("model", ["x", 3, [1]])
+def test_a_model_that_is_no_block_is_told(content, tmp_path, group, name, model):
+    content[group][name]["model"] = model
+    assert f"{group}.{name}.model" in refusal(content, tmp_path)
+
+
+def test_a_long_value_is_shown_in_part(content, tmp_path):
+    content["samplers"]["of a bad name, which names no folder"] = content["samplers"]["ldm"]
+    assert len(refusal(content, tmp_path)) < 400
+
+
+def test_inputs_in_a_circle_are_told(content, tmp_path):
+    content["samplers"]["other"] = copy.deepcopy(content["samplers"]["ldm"])
+    content["inputs"] |= {"ldm/start": "runs/other", "other/start": "runs/ldm"}
+    assert "leads in a circle" in refusal(content, tmp_path)
+
+
+@pytest.mark.parametrize("space", [{"num_inference_steps": [50, 5]}, {"num_inference_steps": []}])
+def test_a_space_that_holds_nothing_is_refused_before_training(content, tmp_path, space):
+    content["evaluate"]["search"] = {"trials": 2, "space": space}
+    assert "evaluate.search.space" in refusal(content, tmp_path)
+
+
+def test_guards_that_nothing_passes_and_names_that_no_registry_takes(content, tmp_path):
+    content["promote"]["guards"]["ms_per_image"] = {"at_least": 2, "at_most": 1}
+    assert "nothing is at least 2 and at most 1" in refusal(content, tmp_path)
+    del content["promote"]["guards"]["ms_per_image"]
+    for name in ("o'hara", "a/b", "", "a" * 300):
+        content["promote"]["registered_model"] = name
+        assert "promote.registered_model" in refusal(content, tmp_path)
 
 
 def test_latents_have_no_bounds_to_threshold(content, tmp_path):
