@@ -129,16 +129,18 @@ def test_it_starts_at_nothing_and_every_weight_gets_a_gradient():
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("level", [torch.tensor([1.0, 5.0, 900.0]), torch.rand(3, 4) * 900], ids=["rows", "runs"])
-def test_rows_alone_are_rows_in_a_batch(level):
+@pytest.mark.parametrize("each", [(), (4,)], ids=["rows", "runs"])
+def test_rows_alone_are_rows_in_a_batch(each):
     """Whatever the others' texts and levels, of whole rows or of each place on the first axis."""
+    torch.manual_seed(0)
+    level = torch.rand(3, *each) * 900
     net, x = stirred(mmdit(num_classes=3, patch=(1, 2))), torch.randn(3, 2, 4, 4)
     label, text = torch.tensor([0, 1, 2]), torch.randn(3, 4, CONTEXT)
     text[1, 2:], text[2] = 0, 0
     together = net(x, level, text, label)
     for row in range(3):
         part = slice(row, row + 1)
-        assert torch.allclose(net(x[part], level[part], text[part], label[part])[0], together[row], atol=1e-5)
+        assert torch.allclose(net(x[part], level[part], text[part], label[part])[0], together[row], atol=1e-4)
 
 
 def test_image_rows_know_their_places_and_texts_order_is_the_encoders():
