@@ -1,16 +1,17 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, are read with their faults told, or are held alone."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from components.errors import DataError
+from components.errors import DataError, InputError
 
 
 @contextlib.contextmanager
@@ -43,6 +44,23 @@ def write_whole(target: Path, content: bytes | str) -> None:
     except BaseException:
         os.unlink(working)
         raise
+
+
+@contextlib.contextmanager
+def held_alone(path: Path, holder: str, refusal: Callable[[str], str]) -> Iterator[None]:
+    """Keeps other processes of this machine from the block by a lock on a file, which goes with its process, however
+    that ends. Raises InputError of what `refusal` makes of the `holder` that another wrote there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(refusal(file.read().strip())) from None
+        file.truncate(0)
+        file.write(f"{holder}\n")
+        file.flush()
+        yield
 
 
 def read_json(path: Path, cure: str = "") -> Any:

@@ -24,7 +24,7 @@ from components.devices import default_device
 from components.errors import ConfigError, InputError, SamplerError
 from components.evaluation import generation
 from components.evaluation.features import Extractors, Features
-from components.evaluation.search import Trial, best, refuse_bad_space, search
+from components.evaluation.search import Trial, best, search
 from components.families.base import Sampler
 from components.files import sha256, whole_folder, write_whole
 from components.metrics.figures import Figures, definitions, named
@@ -86,7 +86,6 @@ def search_settings(
     """Trials of solver settings, scored against the training images with samples of another seed than the figures':
     the held-out images do not help to choose what they measure."""
     config, seed = params.evaluate.search, params.evaluate.seed
-    refuse_bad_space(config.space, "evaluate.search.space")
     task = replace(sampling(params, run.folder, candidate), num_samples=config.num_samples, seed=seed + 1)
     validation, device = Moments.of(measurement.train_features.vectors), default_device()
 

@@ -22,7 +22,8 @@ from components.few_step.base import TEACHER
 from components.files import write_whole
 from infra.tracking import runs
 from pipelines.support import cli, lineage, paths, sample_pictures
-from pipelines.support.metrics_files import SamplerMetrics, read_json, read_metrics
+from pipelines.support.candidates import read_promotion
+from pipelines.support.metrics_files import SamplerMetrics, read_metrics
 from pipelines.support.params import Params, load
 from pipelines.support.paths import ROOT
 from pipelines.support.report_pictures import (
@@ -89,7 +90,7 @@ def teachers(params: Params, promoted: dict) -> dict[str, str]:
 
 def gather(params: Params) -> Context:
     """Everything that the page shows. Raises InputError naming what is missing."""
-    promoted = read_json(paths.PROMOTED, "promote")
+    promoted = read_promotion()
     metrics = read_metrics(params)
     _refuse_stale(promoted, metrics)
     policy = params.promote
@@ -162,7 +163,7 @@ def render(context: Context) -> str:
 
 def track(params: Params, page: str) -> None:
     """Puts the page, with all its plots, into the MLflow run that trained the champion, if this store has it."""
-    promoted = read_json(paths.PROMOTED, "promote")
+    promoted = read_promotion()
     if promoted["version"] is None:
         return
     champion = Path(promoted["run_folder"])

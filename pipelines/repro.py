@@ -9,14 +9,13 @@ Every stage can start its own, and does after a plain `dvc repro`; that costs se
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-from components.errors import ConfigError, InputError
+from components.errors import ConfigError
+from components.files import held_alone
 from pipelines.support import cli
 from pipelines.support.paths import ROOT
 
@@ -80,21 +79,12 @@ def repro(argv: list[str], variables: dict[str, str]) -> int:
     return subprocess.call([*DVC, "repro", *argv], env=os.environ | variables, preexec_fn=cli.end_with_parent)
 
 
-@contextlib.contextmanager
-def alone(root: Path) -> Iterator[None]:
+def alone(root: Path) -> contextlib.AbstractContextManager[None]:
     """Keeps a second one out of the project before it starts a Ray; DVC would refuse it then. Raises InputError."""
-    path = root / ".cache" / "repro.lock"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(f"{root}: {file.read().strip()} is at work here; wait for it, or end it") from None
-        file.truncate(0)
-        file.write(f"pipelines.repro, process {os.getpid()},")
-        file.flush()
-        yield
+    holder = f"pipelines.repro, process {os.getpid()},"
+    return held_alone(
+        root / ".cache" / "repro.lock", holder, lambda other: f"{root}: {other} is at work here; wait for it, or end it"
+    )
 
 
 def compute_preset(argv: list[str]) -> list[str]:

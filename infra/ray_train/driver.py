@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import ray.train
@@ -17,6 +15,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 
 from components.artifacts.run_folder import Best
 from components.errors import DataError, InputError, TrainingError
+from components.files import held_alone
 from components.training.loop import State
 from infra.config import ClusterConfig
 from infra.ray_cluster.ray_session import LOCAL, has_gpu
@@ -158,19 +157,9 @@ def _lock_folder(storage: str | Path) -> Path:
     return node_cache() / "runs" if is_remote(storage) else Path(storage)
 
 
-@contextlib.contextmanager
-def run_lock(storage: Path, name: str) -> Iterator[None]:
-    """Keeps a second driver from the same run for the time of the block; the lock goes with its process, however that
-    ends. Raises InputError naming the first driver."""
-    storage.mkdir(parents=True, exist_ok=True)
-    path = storage / f"{name}.lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(f"{storage / name}: {file.read().strip()} trains this run already") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
+def run_lock(storage: Path, name: str) -> contextlib.AbstractContextManager[None]:
+    """Keeps a second driver from the same run for the time of the block. Raises InputError naming the first driver."""
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    return held_alone(
+        storage / f"{name}.lock", holder, lambda other: f"{storage / name}: {other} trains this run already"
+    )

@@ -66,20 +66,23 @@ def recorded_candidate(stored: dict[str, Any], where: str, **facts: Any) -> Cand
     return candidate_from_json(stored, stored["sampler"], stored["definitions"], protocol.id, where, **facts)
 
 
-WRITTEN = "; expected what `python -m pipelines.promote` writes"
+def written_by(stage: str) -> str:
+    """The cure for a file that is missing or damaged."""
+    return f"; expected what `python -m pipelines.{stage}` writes"
 
 
 def read_champion(**facts: Any) -> Candidate:
     """The candidate that promote put into champion/. Raises InputError if there is none, or an older one."""
     path = paths.CHAMPION / pyfunc.CANDIDATE
-    return recorded_candidate(read_json(path, WRITTEN), str(path), **facts)
+    return recorded_candidate(read_json(path, written_by("promote")), str(path), **facts)
 
 
 def read_promotion() -> dict[str, Any]:
     """promoted.json. Raises DataError of one that is missing or damaged."""
-    content = read_json(paths.PROMOTED, WRITTEN)
+    cure = written_by("promote")
+    content = read_json(paths.PROMOTED, cure)
     if not isinstance(content, dict) or not {"version", "model"} <= content.keys():
-        raise DataError(f"{paths.PROMOTED}: says no version{WRITTEN}")
+        raise DataError(f"{paths.PROMOTED}: says no version{cure}")
     return content
 
 

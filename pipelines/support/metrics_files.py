@@ -3,11 +3,11 @@ few figures that `dvc metrics show` lists, a table that fits a terminal."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components import files
 from components.config import parse
 from components.errors import InputError
 from components.evaluation.protocol import Protocol, ProtocolMismatch, refuse_unless_equal
@@ -20,7 +20,7 @@ from components.metrics.figures import (
     values,
 )
 from pipelines.support import paths
-from pipelines.support.candidates import Candidate, candidate_from_json
+from pipelines.support.candidates import Candidate, candidate_from_json, written_by
 from pipelines.support.params import Params
 
 # known sets of real images, by what samplers are asked for: every class as often, the captions' classes, nothing
@@ -123,12 +123,7 @@ def write_metrics(path: Path, figures: Figures, details: dict[str, Any], collect
 
 def read_json(path: Path, writer: str) -> dict:
     """Raises InputError if the file is missing or no JSON object; `writer` is the stage that writes it."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; expected what `python -m pipelines.{writer}` writes") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
+    content = files.read_json(path, written_by(writer))
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object as `python -m pipelines.{writer}` writes it")
     return content

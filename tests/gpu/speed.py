@@ -25,8 +25,6 @@ OPTIONS = {  # of our loop
     "bfloat16 cuda_graphs": {"precision": "bfloat16", "cuda_graphs": True},
     "bfloat16 channels_last cuda_graphs": {"precision": "bfloat16", "channels_last": True, "cuda_graphs": True},
 }
-
-
 BEST = "bfloat16 cuda_graphs"  # where none was measured
 
 
