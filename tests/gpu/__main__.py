@@ -4,9 +4,9 @@ synchronisation, training speed, the engine, quality by the clock.
     python -m tests.gpu --data ../shared/data/fashion-mnist          # on one NVIDIA GPU, seven minutes
     python -m tests.gpu --toy                                        # on a CPU at toy size, three minutes
 
-It needs torch, accelerate, safetensors, pydantic, numpy, Pillow and, for sound and films, PyAV; where diffusers can be imported, training is also
-compared with it. Each part runs in a process of its own under a time limit: one that fails or overruns is reported, and
-what it had found stays. OUT gets results.json, rewritten as findings come, and pictures.
+It needs torch, accelerate, safetensors, pydantic, numpy, Pillow and, for sound and films, PyAV; where diffusers can be
+imported, training is also compared with it. Each part runs in a process of its own under a time limit: one that fails
+or overruns is reported, and what it had found stays. OUT gets results.json, rewritten as findings come, and pictures.
 """
 
 from __future__ import annotations
