@@ -22,6 +22,7 @@ from components.sampling.state import caches, refuse_more_rows
 from components.sampling.tasks import DeadlineExceeded, EngineFull, EngineStopped, Forward, Load, Task, Usage
 from components.sampling.trajectories import Answer, Trajectory
 from components.sampling.workload import NO_WORK, Paces, Work
+from components.threads import in_passing
 
 IDLE_BEAT = 0.2  # seconds between heartbeats of an engine with nothing to do
 LATE = "the deadline passed before the image was finished"
@@ -55,7 +56,7 @@ class Engine:
         on_forward: Callable[[Forward], None] = lambda forward: None,
     ):
         self.nets, self.max_rows, self.queue = nets, max_rows, queue
-        self._caches = caches(nets, cache_rows or slots, cache_bytes)
+        self._caches = in_passing(lambda: caches(nets, cache_rows or slots, cache_bytes))
         self.slots = min([slots, *(cache.rows for cache in self._caches.values())])
         self.buckets = sorted(buckets)
         self.on_forward = on_forward

@@ -50,8 +50,10 @@ HELD_BY_PROXIES = 0.25  # seconds for which a full queue of the only engine goes
 ONGOING = 10_000  # requests of one API replica: it limits them itself, and health is asked for the same way
 HEALTH = {"health_check_period_s": 1, "health_check_timeout_s": 10}
 # how threads of one forward wait for each other, where the environment says so: libgomp reads the first two, LLVM's and
-# Intel's OpenMP the last. By default they spin, which is the fastest on a machine of one's own (docs/RESULTS.md)
+# Intel's OpenMP the last. By default they spin, which is the fastest on a machine of one's own, and where engines share a
+# machine they sleep: spinning they hold up each other (docs/RESULTS.md)
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+ASLEEP = {"OMP_WAIT_POLICY": "passive"}
 LOGGING = {"encoding": "JSON"}  # a line a request: id, route, status, milliseconds; never the body
 
 logger = logging.getLogger(__name__)
@@ -240,7 +242,7 @@ def version_app(
             ray_actor_options={
                 "num_cpus": 1,
                 "num_gpus": config.gpu_share * ray_session.has_gpu(config.use_gpu),
-                "runtime_env": {"env_vars": {name: os.environ[name] for name in WAITING if name in os.environ}},
+                "runtime_env": {"env_vars": waiting(config)},
             },
             # above the engine's own limit, which refuses with a reason
             max_ongoing_requests=config.slots + config.queue + 64,
@@ -252,6 +254,13 @@ def version_app(
         )
         .bind(model, config, model_store)
     )
+
+
+def waiting(config: ServeConfig) -> dict[str, str]:
+    """How threads of one forward wait for each other, as variables of an engine's environment."""
+    told = {name: os.environ[name] for name in WAITING if name in os.environ}
+    may_share = bool(config.versions) or config.replicas != 1
+    return told or (ASLEEP if may_share else {})
 
 
 def app_name(key: str) -> str:

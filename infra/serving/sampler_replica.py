@@ -8,10 +8,10 @@ import functools
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from components.sampling.engine import Engine
 from components.sampling.requests import Blend, Conditions, Request, Source
 from components.sampling.tasks import Usage
 from components.sampling.trajectories import Trajectory
+from components.threads import begun_in_passing, in_passing
 from infra.config import ServeConfig
 from infra.ray_cluster import closed_session
 from infra.serving import file_notes, serve_metrics
@@ -35,7 +36,6 @@ from infra.serving.model_store import ModelStore, folder_here
 from infra.serving.orders import SampleRequest, SourceImage, Towards
 from infra.serving.served_model import ServedModel
 
-T = TypeVar("T")
 QUEUE_EVERY = 0.1  # seconds between two looks at a request's place in the queue
 
 
@@ -151,8 +151,12 @@ class SamplerReplica:
     async def _file(self, rows: Tensor, order: SampleRequest, notes: bool = True) -> bytes:
         """The only row of an order as a file, made beside the event loop."""
         began, medium = time.monotonic(), self.family.medium
-        row = medium.resized(rows[0], order.size) if order.size else rows[0]
-        data = await asyncio.to_thread(medium.encode, row, order.output_format, order.output_compression)
+
+        def encoded() -> bytes:
+            row = medium.resized(rows[0], order.size) if order.size else rows[0]
+            return medium.encode(row, order.output_format, order.output_compression)
+
+        data = await asyncio.wrap_future(begun_in_passing(encoded))
         self.stages("encode", time.monotonic() - began)
         told = file_notes.of(order, self.model) if notes and order.notes else {}
         return medium.annotated(data, order.output_format, told)
@@ -190,16 +194,6 @@ class SamplerReplica:
         # Serve calls this after the last request; a replica whose __init__ failed has no engine
         if hasattr(self, "engine"):
             self.engine.stop(timeout=5)
-
-
-def in_passing(function: Callable[[], T]) -> T:
-    """What a function returns, computed in a thread that then ends.
-
-    libgomp keeps a team of threads for every thread that ever computed, and lets none wait actively once all of them
-    outnumber the cores (gomp_throttled_spin_count_var in its env.c): with another thread's team beside the engine's,
-    forwards on two cores took twice as long."""
-    with ThreadPoolExecutor(1) as passing:
-        return passing.submit(function).result()
 
 
 def _cancel(futures: list[Future[Tensor]]) -> None:

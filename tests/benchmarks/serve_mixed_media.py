@@ -58,9 +58,9 @@ def served() -> Iterator[str]:
         stack.enter_context(ray_session.session(ClusterConfig(num_workers=4), ROOT))
         # the API waits as long as a request may take until all versions are up
         settings = {"deadline": UP, "max_steps": 50, "watch_every": 1, "videos": str(root / "videos")}
-        config = ServeConfig(port=free_port(), **settings)
-        stack.callback(ray_serve.stop)
         beside = tuple(version.number for version in versions[1:])
+        config = ServeConfig(port=free_port(), versions=beside, **settings)
+        stack.callback(ray_serve.stop)
         ray_serve.start(ModelStore(root=str(root), tracking=TrackingConfig(), versions=beside), config)
         host = f"http://127.0.0.1:{config.port}"
         asyncio.run(up(host, len(versions)))

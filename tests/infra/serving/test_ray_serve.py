@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import openai
@@ -358,18 +359,19 @@ def test_no_process_of_serve_listens_beyond_loopback(address):
 
 
 def test_replicas_take_the_environments_word_on_how_threads_wait(monkeypatch):
-    """And have none of their own: what spins is the fastest on a machine of one's own."""
+    """Else they spin, which is the fastest on a machine of one's own, and sleep where engines may share one."""
 
-    def told() -> dict[str, str]:
-        app = ray_serve.version_app(None, ServeConfig())
+    def told(**config: Any) -> dict[str, str]:
+        app = ray_serve.version_app(None, ServeConfig(**config))
         return app._bound_deployment.ray_actor_options["runtime_env"]["env_vars"]
 
     monkeypatch.setattr(ray_serve.ray_session, "has_gpu", lambda wanted: False)
     for name in ray_serve.WAITING:
         monkeypatch.delenv(name, raising=False)
     assert told() == {}
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    assert told() == {"OMP_WAIT_POLICY": "passive"}
+    assert told(versions=("3",)) == told(replicas=2) == told(replicas=(1, 4)) == {"OMP_WAIT_POLICY": "passive"}
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    assert told() == told(versions=("3",)) == {"GOMP_SPINCOUNT": "1000"}
 
 
 def test_a_replica_that_dies_is_replaced_and_its_requests_are_told(address, client):
