@@ -1,7 +1,8 @@
 """Strict typed configuration: every block of params.yaml becomes a frozen pydantic model at the door."""
 
 import difflib
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -28,7 +29,36 @@ class Strict(BaseModel):
         for name, field in cls.model_fields.items():
             if isinstance(block.get(name), dict) and _of_one_model(field):
                 laid[name] = _laid_over(field.default, block[name])
+            elif name in block and name in _fields_of_numbers(cls):
+                laid[name] = _truths_in_words(block[name])
         return block | laid
+
+
+@functools.cache
+def _fields_of_numbers(kind: type[BaseModel]) -> frozenset[str]:
+    """The keys that take numbers and neither truth values, which pydantic takes for 0 and 1, nor words."""
+    leaves = {name: list(_leaves(field.annotation)) for name, field in kind.model_fields.items()}
+    others = (bool, str, Any)
+    return frozenset(
+        name
+        for name, found in leaves.items()
+        if {int, float} & set(found) and not any(one in others or isinstance(one, bool) for one in found)
+    )
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    parts = get_args(annotation)
+    if not parts:
+        yield annotation
+    for part in parts:
+        yield from _leaves(part)
+
+
+def _truths_in_words(value: Any) -> Any:
+    """A value, and those of a list, with words for truth values, which pydantic then refuses where a number belongs."""
+    if isinstance(value, list):
+        return [_truths_in_words(one) for one in value]
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _of_one_model(field: FieldInfo) -> bool:

@@ -50,8 +50,8 @@ HELD_BY_PROXIES = 0.25  # seconds for which a full queue of the only engine goes
 ONGOING = 10_000  # requests of one API replica: it limits them itself, and health is asked for the same way
 HEALTH = {"health_check_period_s": 1, "health_check_timeout_s": 10}
 # how threads of one forward wait for each other, where the environment says so: libgomp reads the first two, LLVM's and
-# Intel's OpenMP the last. By default they spin, which is the fastest on a machine of one's own, and where engines share a
-# machine they sleep: spinning they hold up each other (docs/RESULTS.md)
+# Intel's OpenMP the last. By default they spin, which is the fastest on a machine of one's own, and where engines share
+# a machine they sleep: spinning they hold up each other (docs/RESULTS.md)
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 ASLEEP = {"OMP_WAIT_POLICY": "passive"}
 LOGGING = {"encoding": "JSON"}  # a line a request: id, route, status, milliseconds; never the body

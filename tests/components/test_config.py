@@ -91,6 +91,26 @@ def test_mistake_is_named_in_one_line(mistake):
         assert part in message
 
 
+class Chosen(Strict):
+    often: bool | int = 1
+    share: float | None = None
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_truth_values_are_no_numbers(value):
+    """pydantic takes them for 1 and 0."""
+    word = str(value).lower()
+    for kind, block, path in (
+        (Outer, {"steps": value}, "x.steps"),
+        (Outer, {"steps": 1, "widths": [2, value]}, "x.widths.1"),
+        (Outer, {"steps": 1, "inner": {"rate": value}}, "x.inner.rate"),
+        (Chosen, {"share": value}, "x.share"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{path}: [^;]*found '{word}'$"):
+            parse(kind, block, "x")
+    assert parse(Chosen, {"often": value}, "x").often is value
+
+
 @pytest.mark.parametrize("block", [None, 3, "steps", ["steps"]])
 def test_block_that_is_no_mapping(block):
     with pytest.raises(ConfigError, match=r"^a\.b: expected a mapping of steps, inner, widths, found "):

@@ -11,7 +11,6 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import openai
@@ -24,7 +23,6 @@ from ray import serve
 
 from components.artifacts import run_folder
 from components.data.media.image import MEDIUM
-from components.errors import InputError, SamplerError
 from components.sampling.requests import Conditions, Request
 from infra.config import ServeConfig
 from infra.serving import ray_serve
@@ -262,22 +260,6 @@ def test_errors_as_the_client_sees_them(client):
     assert refused.value.param == "prompt" and refused.value.request_id
 
 
-def test_a_folder_that_cannot_be_loaded_is_refused_on_the_driver(tmp_path):
-    write_promoted(tmp_path, "runs/ldm", "1")
-    with pytest.raises(SamplerError, match="config.json: missing"):
-        ray_serve.start(ModelStore(root=str(tmp_path)), ServeConfig())
-
-
-def test_a_machine_too_loaded_for_serve_is_one_line(folder, monkeypatch):
-    def start(**options):
-        raise ray.exceptions.GetTimeoutError("the proxy is not up")
-
-    monkeypatch.setattr(serve, "start", start)
-    monkeypatch.setattr(ray_serve.Champions, "first", lambda self: (served_model(folder),))
-    with pytest.raises(InputError, match="^serve: Ray Serve did not start in time"):
-        ray_serve.start(ModelStore(root=""), ServeConfig())
-
-
 def health(address: str) -> dict:
     with urllib.request.urlopen(f"{address}/healthz", timeout=60) as answer:
         return json.load(answer)
@@ -356,22 +338,6 @@ def test_no_process_of_serve_listens_beyond_loopback(address):
                 listening |= {(process.name(), ip) for ip in opened}
     assert any("ServeReplica" in name for name, _ in listening)
     assert {ip for _, ip in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
-
-
-def test_replicas_take_the_environments_word_on_how_threads_wait(monkeypatch):
-    """Else they spin, which is the fastest on a machine of one's own, and sleep where engines may share one."""
-
-    def told(**config: Any) -> dict[str, str]:
-        app = ray_serve.version_app(None, ServeConfig(**config))
-        return app._bound_deployment.ray_actor_options["runtime_env"]["env_vars"]
-
-    monkeypatch.setattr(ray_serve.ray_session, "has_gpu", lambda wanted: False)
-    for name in ray_serve.WAITING:
-        monkeypatch.delenv(name, raising=False)
-    assert told() == {}
-    assert told(versions=("3",)) == told(replicas=2) == told(replicas=(1, 4)) == {"OMP_WAIT_POLICY": "passive"}
-    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
-    assert told() == told(versions=("3",)) == {"GOMP_SPINCOUNT": "1000"}
 
 
 def test_a_replica_that_dies_is_replaced_and_its_requests_are_told(address, client):
