@@ -39,7 +39,14 @@ def told(
 def line(so_far: int, total: int | None, unit: str, seconds: float) -> str:
     """How many are done, the rate and, where the total is known, the time left."""
     rate = so_far / seconds
-    told_rate = f"{rate:.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s"
     if total is None:
-        return f"{so_far} {unit}  {told_rate}"
-    return f"{so_far}/{total} {unit}  {told_rate}  {(total - so_far) / rate:.0f} s left"
+        return f"{so_far} {unit}  {rate_text(rate, unit)}"
+    return f"{so_far}/{total} {unit}  {rate_text(rate, unit)}  {left_text(total - so_far, rate)}"
+
+
+def rate_text(rate: float, unit: str) -> str:
+    return f"{rate:.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s"
+
+
+def left_text(left: float, rate: float) -> str:
+    return f"{left / rate:.0f} s left"

@@ -18,9 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 from components.errors import InputError
-from infra.progress import LINE_EVERY
+from infra.progress import LINE_EVERY, left_text, rate_text
 
-RATE = "images_per_second"  # a figure of every report on steps
+RATE, UNIT = "images_per_second", "images"  # a figure of every report on steps, and what it counts
 
 
 class Listener(Protocol):
@@ -83,11 +83,7 @@ def console(name: str, total: int, batch_size: int, start: int = 0) -> Listener:
 def describe(figures: dict[str, float]) -> str:
     """The rate and the losses, the rest is for the tracker."""
     losses = [f"{name} {value:.4g}" for name, value in figures.items() if name.endswith("/loss")]
-    return "  ".join([rate_text(figures[RATE]), *losses])
-
-
-def rate_text(rate: float) -> str:
-    return f"{rate:.0f} images/s"
+    return "  ".join([rate_text(figures[RATE], UNIT), *losses])
 
 
 def precision_text(used: str, emulated: bool) -> str:
@@ -130,7 +126,7 @@ class Lines:
         print(f"{self._name}: {precision_text(used, emulated)}", flush=True)
 
     def progress(self, step: int, rate: float) -> None:
-        self._tell(step, rate, rate_text(rate))
+        self._tell(step, rate, rate_text(rate, UNIT))
 
     def figures(self, step: int, figures: dict[str, float]) -> None:
         if RATE in figures:  # else of a checkpoint's validation, not of steps
@@ -141,5 +137,7 @@ class Lines:
         if now - self._last < LINE_EVERY and step < self._total:
             return
         self._last = now
-        left = f"  {(self._total - step) * self._batch_size / rate:.0f} s left" if step < self._total and rate else ""
-        print(f"{self._name}: step {step}/{self._total}  {told}{left}", flush=True)
+        parts = [f"{self._name}: step {step}/{self._total}", told]
+        if step < self._total and rate:
+            parts.append(left_text((self._total - step) * self._batch_size, rate))
+        print("  ".join(parts), flush=True)

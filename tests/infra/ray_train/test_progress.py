@@ -21,3 +21,8 @@ def test_the_first_line_comes_at_once_and_the_next_with_rate_and_time_left(monke
     lines.figures(300, {"validation/recall": 0.5})  # of a checkpoint, no steps
     lines.figures(1000, {"denoise/loss": 0.25, RATE: 80.0})
     assert capsys.readouterr().out == "ldm: step 1000/1000  80 images/s  denoise/loss 0.25\n"
+
+
+def test_a_rate_below_one_image_a_second_is_told(capsys):
+    progress.Lines("ldm", 10, batch_size=4).progress(1, 0.25)
+    assert capsys.readouterr().out.endswith("ldm: step 1/10  0.25 images/s  144 s left\n")
