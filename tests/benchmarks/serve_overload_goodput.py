@@ -1,4 +1,5 @@
-"""Images a second at three times the capacity, as a share of the capacity; what is accepted is finished.
+"""Images a second at three times the capacity, as a share of the capacity; what is accepted is finished. Clients run on
+the server's own cores: how many of them they take is told, since a server of its own does not bear that.
 
 python -m tests.benchmarks.serve_overload_goodput
 """
@@ -7,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
+from collections.abc import Coroutine
 
 from tests.benchmarks.common import emit
 from tests.benchmarks.serving_load import Load, by_chance, closed
@@ -22,11 +25,20 @@ def told(load: Load) -> dict:
     return {"statuses": dict(load.statuses), "median_retry_after_s": middle, **load.told()}
 
 
+def run(clients: Coroutine[None, None, Load]) -> tuple[Load, dict[str, float]]:
+    """What came of some clients' requests, and how many cores the clients took."""
+    began, computed = time.perf_counter(), time.process_time()
+    load = asyncio.run(clients)
+    cores = (time.process_time() - computed) / (time.perf_counter() - began)
+    return load, {"clients_cores": round(cores, 3)}
+
+
 def main() -> None:
     with served() as (addresses, sampler):
-        capacity = asyncio.run(closed(addresses["ours"], CLIENTS, SECONDS / 2))
-        load = asyncio.run(by_chance(addresses["ours"], OVERLOAD * capacity.rate, SECONDS, ramp=SECONDS / 4))
-        again = asyncio.run(closed(addresses["ours"], CLIENTS, SECONDS / 2))
+        ours = addresses["ours"]
+        capacity, at_capacity = run(closed(ours, CLIENTS, SECONDS / 2))
+        load, overloaded = run(by_chance(ours, OVERLOAD * capacity.rate, SECONDS, ramp=SECONDS / 4))
+        again, afterwards = run(closed(ours, CLIENTS, SECONDS / 2))
     lost = {status: count for status, count in load.statuses.items() if status not in (200, 429)}
     emit(
         "serve_overload_goodput",
@@ -34,9 +46,9 @@ def main() -> None:
         "% of the capacity, of three times as many requests",
         ">= 90, none lost",
         lost=lost,
-        overload=told(load),
-        capacity=told(capacity),
-        afterwards=told(again),
+        overload=told(load) | overloaded,
+        capacity=told(capacity) | at_capacity,
+        afterwards=told(again) | afterwards,
         sampler=sampler,
     )
 
