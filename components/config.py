@@ -54,10 +54,11 @@ def _leaves(annotation: Any) -> Iterator[Any]:
         yield from _leaves(part)
 
 
-def _truths_in_words(value: Any) -> Any:
-    """A value, and those of a list, with words for truth values, which pydantic then refuses where a number belongs."""
-    if isinstance(value, list):
-        return [_truths_in_words(one) for one in value]
+def _truths_in_words(value: Any, depth: int = 3) -> Any:
+    """A value, and those of a list and of lists in it, with words for truth values, which pydantic then refuses where a
+    number belongs."""
+    if isinstance(value, list) and depth:
+        return [_truths_in_words(one, depth - 1) for one in value]
     return str(value).lower() if isinstance(value, bool) else value
 
 

@@ -105,8 +105,7 @@ def counted(dataset: Dataset) -> Iterator[str]:
 
 def few_of(train: Path, classes: tuple[str, ...]) -> list[str]:
     """A line on the classes with fewer than FEW training images, if there are any."""
-    labels = torch.cat([chunk["label"] for chunk in Dataset(train).chunks(4096)])
-    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    counts = torch.bincount(Dataset(train).labels(), minlength=len(classes)).tolist()
     few = [f"{name} {count}" for name, count in zip(classes, counts, strict=True) if count < FEW]
     more = f" and {len(few) - _SHOWN} more" if len(few) > _SHOWN else ""
     return [f"classes with fewer than {FEW} training images: {', '.join(few[:_SHOWN])}{more}"] if few else []

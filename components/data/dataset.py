@@ -112,7 +112,11 @@ def write_buckets(folder: Path, rows: Iterable[dict[str, np.ndarray]], rows_per_
         number = sum(map(len, shards.values()))
         shards.setdefault(bucket, []).append(write_shard(folder, number, _stack(pending.pop(bucket))))
 
+    known: set[str] = set()
     for row in rows:
+        known = known or set(row)
+        if set(row) != known:
+            raise DataError(f"{folder}: rows of {', '.join(sorted(row))} among others of {', '.join(sorted(known))}")
         bucket = int(row.get(BUCKET, 0))
         pending.setdefault(bucket, []).append({name: part for name, part in row.items() if name != BUCKET})
         if len(pending[bucket]) == rows_per_shard:
@@ -252,10 +256,17 @@ class Dataset:
         """The row numbers of one shard."""
         return np.arange(self._starts[number], self._starts[number + 1])
 
-    def chunks(self, size: int) -> Iterator[dict[str, Tensor]]:
-        """All rows in stored order, `size` at a time."""
+    def chunks(self, size: int, only: Iterable[str] | None = None) -> Iterator[dict[str, Tensor]]:
+        """All rows in stored order, `size` at a time, of those columns `only` that there are."""
+        columns = self.manifest.columns
+        if only is not None:
+            columns = {name: columns[name] for name in only if name in columns}
         for start in range(0, len(self), size):
-            yield self.take(np.arange(start, min(start + size, len(self))))
+            yield self._take(np.arange(start, min(start + size, len(self))), columns)
+
+    def labels(self) -> Tensor:
+        """(N,) int64 classes of all rows; empty where there are none."""
+        return next(self.chunks(len(self), ("label",))).get("label", torch.empty(0, dtype=torch.int64))
 
     @functools.lru_cache(maxsize=256)  # noqa: B019 - open maps of one long-lived set, bounded
     def _map(self, shard: int, column: str) -> np.ndarray:

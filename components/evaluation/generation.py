@@ -93,7 +93,7 @@ class Captions:
             return None
         texts: list[str] = []
         labels: list[int] = []
-        for chunk in dataset.chunks(_CHUNK):
+        for chunk in dataset.chunks(_CHUNK, ("caption", "label")):
             texts += texts_of_column(chunk["caption"])
             labels += chunk["label"].tolist() if "label" in chunk else []
         return Captions(tuple(texts), tuple(labels) or None)

@@ -18,7 +18,7 @@ def rows_by_class(dataset: Dataset, columns: int) -> list[Tensor]:
     """For each class the numbers of its first `columns` rows."""
     if not dataset.manifest.classes:
         return []
-    labels = torch.cat([chunk["label"] for chunk in dataset.chunks(4096)])
+    labels = dataset.labels()
     return [torch.nonzero(labels == number).flatten()[:columns] for number in range(len(dataset.manifest.classes))]
 
 

@@ -25,6 +25,8 @@ _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 _SIDE_SUFFIXES = {".txt", ".md", ".rst", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".html", ".log"}
 _SIDE_SUFFIXES |= {".caption", ".npz", ".safetensors"}  # texts, and what other tools cache of images
 _SIDE_STEMS = {"license", "licence", "copying", "notice", "readme", "authors", "changelog", "checksums", "sha256sums"}
+_MEDIA = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff"}
+_MEDIA |= {".mp4", ".m4v", ".webm", ".mkv", ".mov", ".avi"}  # beside what Pillow reads
 _PACKED = {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".parquet", ".arrow", ".tfrecord", ".h5", ".hdf5", ".mdb"}
 
 
@@ -96,10 +98,12 @@ def _is_litter(name: str) -> bool:
 
 
 def _is_side_file(path: Path) -> bool:
-    is_named_so = (
-        path.name.split(".")[0].lower() in _SIDE_STEMS and path.suffix.lower() not in Image.registered_extensions()
-    )
+    is_named_so = path.name.split(".")[0].lower() in _SIDE_STEMS and not _is_named_as_data(path)
     return is_named_so or path.suffix.lower() in _SIDE_SUFFIXES
+
+
+def _is_named_as_data(path: Path) -> bool:
+    return path.suffix.lower() in {*Image.registered_extensions(), *_MEDIA}
 
 
 def _printable(name: str) -> str:

@@ -32,8 +32,9 @@ _SPLIT = re.compile(
 _WRAPPERS = {"images", "image", "imgs", "img", "jpegimages", "jpg", "jpeg", "png", "pictures", "data", "dataset"}
 _NO_CLASSES = {*_WRAPPERS, "masks", "mask", "labels", "annotations", "segmentationclass", "segmentationobject", "reg"}
 _KOHYA = re.compile(r"([1-9]\d*)_(.+)")  # repeats, and the words for images without a text
-_NUMBERED = re.compile(r"\d+(_.*)?")
-_BOX = re.compile(r"\s*\d+(\s+-?\d+(\.\d+)?){4,}\s*")
+_SHARD = re.compile(r"\d{5,}(_.*)?")  # as img2dataset names them; shorter numbers are classes
+_NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
+_BOX = re.compile(rf"\s*\d+(\s+{_NUMBER}){{4,}}\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +87,14 @@ class Files:
 @dataclass
 class _Part:
     """A split, or all: its images, their sub-folder behind outer ones, and the tables that describe them, each with its
-    folder. `own`: no other part's images lie among these."""
+    folder. `own`: no other part's images lie among these; `shared`: its table describes other parts, too."""
 
     name: str
     images: dict[str, Path]
     base: str = ""
     tables: list[tuple[Path, str]] = field(default_factory=list)
     own: bool = True
+    shared: bool = False
 
 
 def arrange(files: Files, layout: Layout, label_key: str, speaker_key: str | None = None) -> Arranged:
@@ -114,6 +116,7 @@ def arrange(files: Files, layout: Layout, label_key: str, speaker_key: str | Non
         raise DataError(f"{unread[0]}: a table of images in a sub-folder; expected it in {where}; {_WITHOUT}")
     locator = Locator(files.images)
     found = {part.name: _described(part, files, locator, label_key, speaker_key) for part in parts}
+    found["train" if "train" in found else next(iter(found))] += _unnamed(parts, found)
     refuse_unlike(found, where)
     if list(found) == [""]:
         return Arranged(found[""])
@@ -150,7 +153,7 @@ def _parts(files: Files) -> list[_Part]:
             inner, own = _unwrapped(files, f"{base}{top}/")
             if split in parts:
                 raise DataError(f"{files.folder}: found more than one folder of the {split} split; expected one")
-            parts[split] = _Part(split, files.below(inner), inner, own or known)
+            parts[split] = _Part(split, files.below(inner), inner, own or known, shared=not own)
         return [_checked(part, files.folder) for part in parts.values()]
     whole = _Part("", files.below(base), base, known)
     given = {split_of(table.stem): (table, at) for table, at in known}
@@ -214,8 +217,8 @@ def _described(part: _Part, files: Files, locator: Locator, label_key: str, spea
     if not texts:
         return _by_class(part, where) if tops else [Described(name, path) for name, path in part.images.items()]
     _refuse_boxes(texts, where)
-    numbered = all(_NUMBERED.fullmatch(top) for top in tops)  # shards, as img2dataset writes them
-    items = _by_class(part, where) if tops and not numbered else [Described(n, p) for n, p in part.images.items()]
+    are_shards = all(_SHARD.fullmatch(top) for top in tops)
+    items = _by_class(part, where) if tops and not are_shards else [Described(n, p) for n, p in part.images.items()]
     return [_with_text(item, texts) if isinstance(item, Described) else item for item in items]
 
 
@@ -245,7 +248,7 @@ def _by_table(
     for line in lines:
         name, problem = locator.find(line["file"], base)
         is_known = name in part.images
-        if not is_known and not base.startswith(part.base) and (not problem or part.name != "train"):
+        if not is_known and part.shared and (not problem or part.name != "train"):
             continue  # of another split; what nobody has is told with the first
         if not problem and not is_known:
             problem = f"lies outside {part.base}, which {table.name} describes"
@@ -265,6 +268,15 @@ def _by_table(
     return sorted(items, key=name_of)
 
 
+def _unnamed(parts: list[_Part], found: Mapping[str, list[Item]]) -> list[Item]:
+    """The images that lie among those of several splits and that no split's table names."""
+    named = {name_of(item) for items in found.values() for item in items}
+    among = [part for part in parts if not part.own]
+    names = " or ".join(dict.fromkeys(table.name for part in among for table, _ in part.tables))
+    lying = dict.fromkeys(name for part in among for name in part.images)
+    return [Rejected(path=name, reason=f"no line of {names} names it") for name in lying if name not in named]
+
+
 def _by_repeats(part: _Part, texts: Mapping[str, str]) -> list[Item]:
     """kohya-ss's folders: `10_a girl` repeats its images ten times an epoch; those without a text have the folder's
     words. Here the repeats count against one another."""
@@ -277,17 +289,24 @@ def _by_repeats(part: _Part, texts: Mapping[str, str]) -> list[Item]:
 
 
 def _sidecars(part: _Part, files: Files) -> dict[str, str]:
-    """The first line of the text beside each image that has one. Raises DataError of an image with two, or of one that
-    is no text."""
+    """The first line of the text beside each image that has one: `1.txt` or `1.png.txt` of `1.png`. Raises DataError of
+    an image with two, or of one that is no text."""
+    texts = {_lower_suffix(name): path for name, path in files.side_files.items()}
     found = {}
     for name in part.images:
         stem = name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name
-        beside = [files.side_files[f"{stem}{suffix}"] for suffix in SIDECARS if f"{stem}{suffix}" in files.side_files]
+        named = [f"{start}{suffix}" for start in dict.fromkeys((stem, name)) for suffix in SIDECARS]
+        beside = [texts[one] for one in named if one in texts]
         if len(beside) > 1:
             raise DataError(f"{beside[0]}: found {beside[1].name} beside it; expected one text an image")
         if beside:
             found[name] = first_line(_text(beside[0]), beside[0])
     return found
+
+
+def _lower_suffix(name: str) -> str:
+    start, dot, suffix = name.rpartition(".")
+    return f"{start}{dot}{suffix.lower()}"
 
 
 def _text(path: Path) -> str:
@@ -306,8 +325,9 @@ def first_line(text: str, where: str | Path) -> str:
 
 
 def _refuse_boxes(texts: Mapping[str, str], where: Path) -> None:
-    if all(_BOX.fullmatch(text) for text in texts.values()):
-        example = next(iter(texts.values()))
+    said = [text for text in texts.values() if text]  # an image without objects has an empty one
+    if said and all(map(_BOX.fullmatch, said)):
+        example = said[0]
         raise DataError(
             f"{where}: the texts beside the images hold a detector's boxes ({example[:40]!r}); expected captions; "
             f"{_WITHOUT}"

@@ -76,7 +76,9 @@ def _splits(folder: Path, found: dict[str, Path]) -> dict[str, list[str]]:
 def _alike(items: dict[str, list[Item]]) -> dict[str, list[Item]]:
     """The items, those left out that lack what others have, and second ones of a name."""
     every = [item for part in items.values() for item in part if isinstance(item, Described)]
-    wanted = [name for name in ("caption", "label") if any(getattr(item, name) is not None for item in every)]
+    wanted = [
+        name for name in ("caption", "label", "speaker") if any(getattr(item, name) is not None for item in every)
+    ]
     seen: set[str] = set()
 
     def checked(item: Item) -> Item:

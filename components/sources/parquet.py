@@ -127,9 +127,14 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
     """Names of numbered classes by column, as the library `datasets` puts them into the schema's metadata."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: one["names"] for name, one in features.items() if one.get("_type") == "ClassLabel"}
+        return {name: one["names"] for name, one in features.items() if _is_class(one)}
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}
+
+
+def _is_class(feature: object) -> bool:
+    # a feature of lists is a list there
+    return isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
 
 
 def _named(value: object, names: list[str] | None) -> object:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import collections
 import csv
+import io
 import json
 import os
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from components.errors import DataError
 
@@ -103,13 +105,28 @@ def _delimiter(table: Path) -> str | None:
 
 
 def _csv_rows(table: Path) -> Iterator[tuple[str, object]]:
-    reader = csv.DictReader(_text(table).splitlines(), delimiter=_delimiter(table) or ",", skipinitialspace=True)
+    text, written = _text(table), {"delimiter": _delimiter(table) or ",", "skipinitialspace": True}
+    _refuse_open_quotation(table, text, written)
+    # a reader of lines that csv itself parts, since a text may hold other line breaks
+    reader = csv.DictReader(io.StringIO(text, newline=""), **written)
     for row in reader:
         where = f"{table}: line {reader.line_num}"
         if None in row or None in row.values():
             columns = ", ".join(reader.fieldnames or ())
             raise DataError(f"{where}: expected {columns}; a text with the delimiter in it wants quotation marks")
         yield where, {name: value.strip() or None for name, value in row.items()}
+
+
+def _refuse_open_quotation(table: Path, text: str, written: dict[str, Any]) -> None:
+    """Raises DataError of a quotation mark that is never closed, behind which all lines would be one text."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **written)
+    begun = 1
+    try:
+        for _ in reader:
+            begun = reader.line_num + 1
+    except csv.Error as error:
+        if "unexpected end of data" in str(error) or "field larger" in str(error):
+            raise DataError(f"{table}: line {begun}: a quotation mark that is left open, or too long a text") from None
 
 
 def _stylegan(table: Path) -> dict | None:

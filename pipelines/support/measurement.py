@@ -103,11 +103,6 @@ def _described(split: str, extractors: Extractors) -> tuple[Features, Manifest]:
     return features, facts
 
 
-def _labels(images: Dataset) -> Tensor:
-    """(N,) classes of all rows, empty where there are none."""
-    return torch.cat([columns.get("label", torch.empty(0, dtype=torch.int64)) for columns in images.chunks(4096)])
-
-
 def open_measurement(params: Params, extractors: Extractors) -> Measurement:
     """Reads the descriptions of the real images. Raises InputError if missing, or of other images or extractors."""
     config = params.evaluate
@@ -117,7 +112,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
     tensors = safetensors.torch.load_file(paths.REFERENCE / "test" / MOMENTS)
     moments = Moments(int(tensors["count"]), tensors["mean"], tensors["covariance"])
     images = test.take(torch.arange(min(len(test), KEPT_IMAGES)))
-    labels, train_labels = _labels(test), _labels(train)
+    labels, train_labels = test.labels(), train.labels()
     known_labels, known_train_labels = (part if test.manifest.classes else None for part in (labels, train_labels))
     real = Real(
         Reference.of(test_features.vectors, config, moments, known_labels, test_features.judged),

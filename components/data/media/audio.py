@@ -7,7 +7,7 @@ Silence of exact zeros at the end is no part of a clip: a row says its own lengt
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -130,10 +130,7 @@ def samples(file: Path | BinaryIO, rate: float) -> np.ndarray:
         with av.open(str(file) if isinstance(file, Path) else file, options={"format_whitelist": _READ}) as opened:
             if not opened.streams.audio:
                 raise DataError("holds no sound")
-            resampler = av.AudioResampler(format="s16", layout="mono", rate=round(rate))
-            parts = [
-                part.to_ndarray()[0] for frame in (*opened.decode(audio=0), None) for part in resampler.resample(frame)
-            ]
+            parts = [part.to_ndarray()[0] for part in _resampled(opened.decode(audio=0), round(rate))]
     except FFmpegError as error:
         raise DataError(f"not a file of sound that FFmpeg reads ({error.strerror or error})") from None
     except OSError as error:
@@ -141,6 +138,18 @@ def samples(file: Path | BinaryIO, rate: float) -> np.ndarray:
     if not sum(map(len, parts)):
         raise DataError("holds no samples")
     return np.concatenate(parts)
+
+
+def _resampled(frames: Iterable[av.AudioFrame], rate: int) -> Iterator[av.AudioFrame]:
+    """Frames as one channel of int16 at `rate`. What they are may change within a file that was joined of others."""
+    resampler, written = None, None
+    for frame in frames:
+        found = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if found != written:
+            yield from resampler.resample(None) if resampler else ()
+            resampler, written = av.AudioResampler(format="s16", layout="mono", rate=rate), found
+        yield from resampler.resample(frame)
+    yield from resampler.resample(None) if resampler else ()
 
 
 def encoded(values: np.ndarray, file_format: str, rate: int, quality: int = 90) -> bytes:

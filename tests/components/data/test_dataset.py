@@ -70,6 +70,18 @@ def test_chunks_hold_every_row_in_stored_order(dataset, size):
     assert max(map(len, labels)) == min(size, 23)
 
 
+def test_columns_are_read_alone(dataset):
+    assert [sorted(chunk) for chunk in dataset.chunks(20, ("label", "caption"))] == [["label"], ["label"]]
+    assert dataset.labels().tolist() == list(range(23))
+
+
+def test_rows_of_other_columns_are_refused(tmp_path):
+    rows = rows_of(3)
+    del rows[2]["label"]
+    with pytest.raises(DataError, match="rows of image among others of image, label$"):
+        write(tmp_path, rows, 1)
+
+
 @pytest.mark.parametrize("harm", ["truncated", "altered", "missing"])
 def test_a_damaged_shard_is_refused_with_its_name(tmp_path, harm):
     write(tmp_path, rows_of(9), 3)

@@ -48,11 +48,15 @@ def write_tar(path: Path, files: dict[str, bytes | str]) -> Path:
     return path
 
 
-def write_parquet(path: Path, columns: dict[str, object], names: dict[str, list[str]] | None = None) -> Path:
+def write_parquet(
+    path: Path, columns: dict[str, object], names: dict[str, list[str]] | None = None, features=None
+) -> Path:
+    """`names`: of the classes of a column, or `features`: what the hub's library says of all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(columns)
     if names is not None:
         features = {name: {"names": given, "_type": "ClassLabel"} for name, given in names.items()}
+    if features is not None:
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pq.write_table(table, path, row_group_size=3)
     return path

@@ -80,6 +80,15 @@ READ = {
     "captions beside": ("a.png b.png", {"a.caption": "A", "b.caption": "B"}, (), {"A", "B"}),
     "classes with texts": ("cat/a.png dog/b.png", {"cat/a.txt": "A", "dog/b.txt": "B"}, ("cat", "dog"), {"A", "B"}),
     "shards with texts": ("00000/1.png 00001/2.png", {"00000/1.txt": "A", "00001/2.txt": "B"}, (), {"A", "B"}),
+    "classes by numbers with texts": ("0/a.png 1/b.png", {"0/a.txt": "A", "1/b.txt": "B"}, ("0", "1"), {"A", "B"}),
+    "csv with line breaks": (
+        "a.png b.png c.png",
+        {"m.csv": 'file,text\na.png,"A\nand more"\nb.png,B\u2028C\nc.png,5" wide\n'},
+        (),
+        {"A\nand more", "B\u2028C", '5" wide'},
+    ),
+    "texts in capitals": ("a.PNG b.png", {"a.TXT": "A", "b.Txt": "B"}, (), {"A", "B"}),
+    "texts by whole names": ("a.png b.png", {"a.png.txt": "A", "b.png.caption": "B"}, (), {"A", "B"}),
     "kohya": ("10_girl/a.png 10_girl/b.png", {"10_girl/a.txt": "A"}, (), {"A", "girl"}),
     "kohya without texts": ("img/5_red cat/a.png".replace(" ", "~") + " img/5_red~cat/b.png", {}, (), {"red~cat"}),
     "numbered classes": ("0_cat/a.png 1_dog/b.png 1_dog/c.png", {}, ("0_cat", "1_dog"), {None}),
@@ -136,6 +145,23 @@ def test_a_given_split_is_kept(name, tmp_path):
     assert not left_out and not {"train", "test", "val"} & set(classes)
 
 
+def test_lines_and_images_that_the_tables_of_splits_do_not_share_are_told(tmp_path):
+    lay(tmp_path, "images/a.png images/b.png images/c.png images/d.png")
+    table(
+        tmp_path,
+        {"train.csv": "file,label\na.png,x\nB.png,x\n", "test.csv": "file,label\nc.png,x\nnope.png,x\n"},
+    )
+    found, _, left_out = read(tmp_path)
+    assert [row[0] for row in found["train"]] == [0] and [row[0] for row in found["test"]] == [2]
+    unnamed = "no line of test.csv or train.csv names it"
+    assert {item.path: item.reason for item in left_out} == {
+        "B.png": "no such image in the folder; there is images/b.png",
+        "nope.png": "no such image in the folder",
+        "images/b.png": unnamed,
+        "images/d.png": unnamed,
+    }
+
+
 def test_validation_images_beside_a_test_split_are_in_neither_and_told(tmp_path):
     lay(tmp_path, "train/a.png val/b.png val/c.png test/d.png")
     source = sources.read(config_of(tmp_path), seed=0)
@@ -167,6 +193,16 @@ REFUSED = {
     "headless": ("a.png b.png", {"captions.csv": "a.png,A\nb.png,B\n"}, "captions.csv: describes the images in a form"),
     "deeper": ("x/a.png y/b.png", {"x/metadata.jsonl": jsonl(a="A")}, "x/metadata.jsonl: a table of images in a sub-"),
     "boxes": ("a.png", {"a.txt": "0 0.5 0.5 0.1 0.2\n"}, "hold a detector's boxes"),
+    "boxes, and an image of nothing": (
+        "a.png b.png",
+        {"a.txt": "0 .5 5e-1 0.1 0.2\n", "b.txt": ""},
+        "hold a detector's boxes ('0 .5 5e-1 0.1 0.2')",
+    ),
+    "an open quotation": (
+        "a.png b.png",
+        {"c.csv": 'file,text\na.png,A\nb.png,"B\n' + "more of it\n" * 20_000},
+        "c.csv: line 3: a quotation mark that is left open",
+    ),
     "two texts": ("a.png", {"a.txt": "A", "a.caption": "B"}, "found a.caption beside it"),
     "unquoted": (
         "a.png",

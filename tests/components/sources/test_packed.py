@@ -130,10 +130,24 @@ class TestWebDataset:
         told = "an archive or table; expected its images unpacked, or no other files beside"
         assert reasons(read(tmp_path)) == {"more.tar": told}
 
+    def test_samples_without_a_speaker_are_left_out(self, tmp_path):
+        files: dict[str, bytes | str] = {}
+        for number, said in enumerate(('{"speaker": "s"}', "{}", '{"speaker": "t"}')):
+            files |= {f"{number}.png": png(number), f"{number}.json": said}
+        write_tar(tmp_path / "a.tar", files)
+        source = read(tmp_path, speaker_key="speaker")
+        assert source.speakers == ("s", "t") and reasons(source) == {"a.tar/1": "has no speaker, as others have"}
+
 
 class TestParquet:
     def columns(self, count: int, **more) -> dict[str, object]:
         return {"image": [{"bytes": png(number), "path": None} for number in range(count)], **more}
+
+    def test_classes_have_names_beside_features_of_lists(self, tmp_path):
+        columns = self.columns(2, label=[0, 1], tags=[["a"], ["b"]])
+        features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "tags": [{"_type": "Value"}]}
+        write_parquet(tmp_path / "data.parquet", columns, features=features)
+        assert read(tmp_path).classes == ("cat", "dog")
 
     def test_rows_of_a_hub_data_set(self, tmp_path):
         text = [f"text {number}" for number in range(7)]

@@ -97,6 +97,15 @@ def test_sub_folders_of_clips_are_classes(tmp_path):
         sources.read(DataConfig(source="folder", medium="audio", path=tmp_path / "empty"), 0)
 
 
+def test_clips_by_the_names_of_side_files_are_clips(tmp_path):
+    for name in ("notice.wav", "license.1.wav", "hello.wav"):
+        (tmp_path / name).write_bytes(wav(1))
+    for name in ("LICENSE", "README.de", "NOTICE.txt"):
+        (tmp_path / name).write_text("text")
+    found = sources.read(DataConfig(source="folder", path=tmp_path, medium="audio", **WHERE), 0)
+    assert sum(len(list(make())) for make in found.splits.values()) == 3 and found.facts["side_files"] == 3
+
+
 def test_a_medium_that_is_none_or_another_than_the_sources_is_told():
     with pytest.raises(ValueError, match="medium: expected one of audio, "):
         DataConfig(source="folder", medium="smell")

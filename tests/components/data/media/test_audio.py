@@ -4,6 +4,7 @@ import io
 import math
 import wave
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -66,6 +67,21 @@ def test_another_rate_and_more_channels_are_resampled_and_averaged(tmp_path):
     row = MEDIUM.to_floats(torch.from_numpy(MEDIUM.read(tmp_path / "b.wav", SHAPE)))[None]
     expected = tone(500) / 2
     assert (row - expected)[:, :, 100:-100].abs().max() < 0.02
+
+
+def test_a_file_joined_of_others_is_read_as_one(tmp_path):
+    """Of two channels and of one, as podcasts with inserted spots are."""
+    parts = []
+    for channels, layout in ((2, "stereo"), (1, "mono")):
+        path = tmp_path / f"{channels}.mp3"
+        with av.open(str(path), "w", format="mp3", options={"write_xing": "0", "id3v2_version": "0"}) as file:
+            stream = file.add_stream("libmp3lame", rate=RATE, layout=layout)
+            frame = av.AudioFrame.from_ndarray(np.full((1, channels * RATE), 8000, np.int16), "s16", layout)
+            frame.sample_rate = RATE
+            file.mux([*stream.encode(frame), *stream.encode(None)])
+        parts.append(path.read_bytes())
+    (tmp_path / "both.mp3").write_bytes(b"".join(parts))
+    assert 2 * RATE <= len(samples(tmp_path / "both.mp3", RATE)) < 2.5 * RATE  # a codec fills its last frames
 
 
 @pytest.mark.parametrize(
