@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import io
 import time
 import uuid
@@ -28,7 +29,7 @@ from infra.serving.http_guards import key_of
 from infra.serving.openai_api import UNUSED, PromptedRequest, invalid, order_basics, refuse_other_medium, seed_of
 from infra.serving.orders import SampleRequest
 from infra.serving.served_model import ServedModel, find
-from infra.serving.uploads import open_image
+from infra.serving.uploads import Decoder, num_pixels, open_image
 from infra.serving.video_jobs import Job, JobStore, Worker
 
 POLL_AFTER = 500  # milliseconds, as clients are told
@@ -46,7 +47,7 @@ class VideoRequest(PromptedRequest):
     output_format: Literal[tuple(VIDEOS.formats)] | None = "mp4"
 
 
-def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, worker: Worker) -> None:
+def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, worker: Worker, decoder: Decoder) -> None:
     """The routes. Jobs belong to the API key that made them; without keys to everybody."""
 
     def job_of(raw: Request, name: str) -> Job:
@@ -57,8 +58,9 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, wo
 
     @app.post("/v1/videos", openapi_extra=_body())
     async def create(raw: Request) -> Response:
-        request, first = await _read(raw, config)
+        request, picture = await _read(raw)
         model = find(request.model, await backend.served(), config.aliases)
+        first = None if picture is None else await _first(picture, model, decoder)
         wanted = order(request, model, config, first)
         frames = wanted.settings.get("frames") or model.row_shape[1]
         job = Job(
@@ -119,18 +121,18 @@ def _content(store: JobStore, job: Job, variant: str) -> Response:
     return Response(_picture(path, job, variant), media_type="image/png")
 
 
-def order(request: VideoRequest, model: ServedModel, limits: ServeConfig, first: bytes | None) -> SampleRequest:
-    """The film that a request asks of a model. Raises ApiError naming the field that cannot be met."""
+def order(request: VideoRequest, model: ServedModel, limits: ServeConfig, first: str | None) -> SampleRequest:
+    """The film that a request asks of a model; `first`: as SampleRequest has it. Raises ApiError naming the field that
+    cannot be met."""
     refuse_other_medium(model, VIDEOS)
     basics = order_basics(request, model, limits)
     if request.seconds is not None:
         if "frames" not in model.kind.Settings.model_fields:
             raise ApiError(400, f"seconds: {model.id} makes films of one length; expected none", param="seconds")
         basics["settings"]["frames"] = _frames(request.seconds, model)
-    told = None if first is None else _told(first, model, limits)
     return SampleRequest(
         seed=seed_of(request),
-        first=told,
+        first=first,
         output_format=request.output_format or "mp4",
         output_compression=100 if request.output_compression is None else request.output_compression,
         notes=request.metadata is not False,
@@ -151,16 +153,23 @@ def _frames(seconds: str | float, model: ServedModel) -> int:
     return min(most, 1 + FACTOR * round((asked - 1) / FACTOR))
 
 
-def _told(first: bytes, model: ServedModel, limits: ServeConfig) -> str:
-    """A picture that a film begins with, brought to the model's sides: its stored values in base64."""
+async def _first(picture: bytes, model: ServedModel, decoder: Decoder) -> str:
+    """A picture that a film begins with, decoded beside the event loop. Raises ApiError."""
+    refuse_other_medium(model, VIDEOS)
     if "first" not in model.accepts:
         raise ApiError(400, f"{REFERENCE}: {model.id} begins with no picture", param=REFERENCE)
-    opened = open_image(first, REFERENCE, limits.max_pixels)
+    pixels = num_pixels(picture, REFERENCE, decoder.most)
+    return await decoder.run(pixels, functools.partial(_stored, picture, model, decoder.most))
+
+
+def _stored(picture: bytes, model: ServedModel, max_pixels: int) -> str:
+    """A picture brought to the model's sides: its stored values in base64."""
+    opened = open_image(picture, REFERENCE, max_pixels)
     channels, _, *sides = model.row_shape
     return base64.b64encode(fitted(on_white(opened), (channels, *sides)).tobytes()).decode()
 
 
-async def _read(raw: Request, limits: ServeConfig) -> tuple[VideoRequest, bytes | None]:
+async def _read(raw: Request) -> tuple[VideoRequest, bytes | None]:
     """The fields of a JSON body or a form, and the picture in it. Raises ApiError."""
     files: dict[str, bytes] = {}
     if raw.headers.get("content-type", "").startswith("application/json"):

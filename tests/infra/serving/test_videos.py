@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 import time
 
 import numpy as np
@@ -20,7 +21,7 @@ from components.sampling.requests import Conditions, Request
 from components.training.ema import copy_of
 from components.training.loop import State
 from infra.config import ServeConfig
-from infra.serving import video_jobs
+from infra.serving import uploads, video_jobs, video_routes
 from infra.serving.api_error import ApiError
 from infra.serving.http_guards import digest
 from infra.serving.video_jobs import JobStore
@@ -107,6 +108,33 @@ def test_a_film_begins_with_the_picture_that_it_is_given(run, films):
     assert films.orders[-1].first is not None
     with pytest.raises(openai.BadRequestError, match="input_reference: expected a whole PNG"):
         api.create(prompt="one", input_reference=("a.png", b"nothing", "image/png"))
+
+
+def test_pictures_of_images_and_films_are_opened_by_one_decoder_beside_the_event_loop(run, monkeypatch):
+    opened, decoders = [], []
+
+    class Decoder(uploads.Decoder):
+        def __init__(self, *limits):
+            super().__init__(*limits)
+            decoders.append(self)
+
+    def open_image(*args):
+        opened.append((threading.current_thread().name, decoders[-1]._pixels))
+        return uploads.open_image(*args)
+
+    monkeypatch.setattr(uploads, "Decoder", Decoder)
+    monkeypatch.setattr(video_routes, "open_image", open_image)
+    api = client(run(max_pixels=200)).videos
+    pictures = [io.BytesIO(), io.BytesIO()]
+    for buffer, side in zip(pictures, (12, 20), strict=True):
+        Image.new("L", (side, 10)).save(buffer, "PNG")
+    small, large = (("a.png", buffer.getvalue(), "image/png") for buffer in pictures)
+    api.create(prompt="one", input_reference=small, extra_body=SETTINGS)
+    assert opened == [("decoder_0", 120)] and len(decoders) == 1 and decoders[0]._pixels == 0
+    decoders[0]._pixels = decoders[0].in_flight
+    with pytest.raises(openai.RateLimitError, match="too many images are being opened"):
+        api.create(prompt="one", input_reference=large, extra_body=SETTINGS)
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize(
