@@ -117,6 +117,11 @@ def refuse_other_medium(model: ServedModel, expected: Medium) -> None:
         raise ApiError(400, message, param="model")
 
 
+def declared(request: ImageRequest, field: str) -> Any:
+    """A field's value; None where the request's route has no such field, though a client may send one beside."""
+    return getattr(request, field) if field in type(request).model_fields else None
+
+
 def seed_of(request: ImageRequest) -> int:
     """The seed that is asked for, or any."""
     return secrets.randbelow(2**31) if request.seed in (None, RANDOM_SEED) else request.seed
@@ -131,7 +136,7 @@ def _ways(
     request: ImageRequest, model: ServedModel, limits: ServeConfig, count: int
 ) -> list[tuple[int, Towards | None]]:
     """Each image's seed and, of a blend, where it goes from there and how far. Raises ApiError."""
-    seeds, blend = seeds_of(seed_of(request), count), getattr(request, BLEND, None)
+    seeds, blend = seeds_of(seed_of(request), count), declared(request, BLEND)
     if blend is None:
         return [(seed, None) for seed in seeds]
     other = _other(blend, model, limits)
@@ -196,7 +201,7 @@ def ignored(request: ImageRequest, model: ServedModel) -> list[str]:
     found += [name for name in request.unused if name in given and getattr(request, name) is not None]
     fields = type(request).model_fields
     for field in ("prompt", "negative_prompt", "instead_of"):
-        if getattr(request, field, None) and model.condition(field) is None:
+        if declared(request, field) and model.condition(field) is None:
             found.append(fields[field].alias or field)
     return found
 
@@ -208,7 +213,7 @@ def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig, pr
     if not isinstance(request, PromptedRequest):
         return found
     said = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or None}
-    said |= {"instead_of": getattr(request, "instead_of", None)}
+    said |= {"instead_of": declared(request, "instead_of")}
     for field, text in said.items():
         if text is not None:
             found |= _meaning(field, prompt_name if field == "prompt" else field, text, model, limits)

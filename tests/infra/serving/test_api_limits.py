@@ -182,6 +182,20 @@ def test_what_is_ignored_is_told(run):
     assert headers["x-model"] == "latent-foundry@3" and int(headers["x-queue-ms"]) >= 0
 
 
+def test_fields_of_other_routes_are_ignored_and_told(run, backend):
+    address, files = run(), {"image": ("a.png", image(16, 16))}
+    for value in ("a cat", 5, ["a cat"]):
+        assert post(address, instead_of=value)[1]["x-ignored"] == "instead_of"
+    images = client(address).images.with_raw_response
+    for blend in ({"seed": 8}, "x"):
+        extra = {"blend": blend, **FAST}
+        assert images.edit(prompt="one", extra_body=extra, **files).headers["x-ignored"] == "blend"
+        extra |= {"prompt": "one", "negative_prompt": "two"}
+        told = images.create_variation(extra_body=extra, **files).headers["x-ignored"]
+        assert sorted(told.split(", ")) == ["blend", "negative_prompt", "prompt"]
+    assert all(order.blend is None and order.instead_of is None for order in backend.orders)
+
+
 def test_names_sizes_and_urls_of_other_clients(run):
     asked = {"model": "dall-e-2", "size": "512x256", "response_format": "url"}
     address = run(aliases={"dall-e-2": "latent-foundry"}, sizes="resize")
