@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import threading
 import time
 
@@ -243,6 +244,17 @@ def test_jobs_belong_to_the_key_that_made_them(run):
         client(address, "b").videos.retrieve(made.id)
     assert not list(client(address, "b").videos.list()) and len(list(client(address, "a").videos.list())) == 1
     assert ask(address, "/v1/videos")[0] == 401
+
+
+def test_without_keys_jobs_belong_to_everybody(run):
+    guarded, free = run(keys=(digest("a"),)), run()
+    ids = {client(address, "a").videos.create(prompt="one", extra_body=SETTINGS).id for address in (guarded, free)}
+    listed = json.loads(ask(free, "/v1/videos")[2])["data"]
+    assert {job["id"] for job in listed} == ids, "what was made with a key among them"
+    for name in ids:
+        assert ask(free, f"/v1/videos/{name}")[0] == 200, "a page sends no key"
+        assert client(free, "b").videos.retrieve(name).id == name, "and OpenAI's client any"
+        assert client(free, "c").videos.delete(name).deleted
 
 
 @pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium here")
