@@ -44,6 +44,7 @@ class Job(Strict):
     model: str
     prompt: str
     seconds: str
+    frames: int = 0  # 0 of jobs from before frames were kept
     size: str
     created_at: int
     at: float = Field(default_factory=time.time)  # the same, to the order of jobs
@@ -60,7 +61,7 @@ class Job(Strict):
 
     def card(self) -> dict:
         """As the API tells it."""
-        told = self.model_dump(mode="json", exclude={"order", "owner", "at"})
+        told = self.model_dump(mode="json", exclude={"order", "owner", "at", "frames"})
         return {**told, "object": "video", "remixed_from_video_id": None, "seed": self.order.seed}
 
 

@@ -72,6 +72,7 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, wo
             model=model.id,
             prompt=request.prompt,
             seconds=f"{frames / model.medium.rate:g}",
+            frames=frames,
             size=wanted.size or model.size,
             created_at=int(time.time()),
             owner=key_of(raw),
@@ -216,8 +217,9 @@ def _of_url(url: str) -> bytes:
 def _picture(path: Path, job: Job, variant: str) -> bytes:
     """A PNG of a film's first frame, or of all of them side by side."""
     width, height = map(int, job.size.split("x"))
-    frames = round(float(job.seconds) * VIDEOS.rate)
-    film = VIDEOS.read(path, (3, frames, height, width))
+    seconds = float(job.seconds)
+    frames = job.frames or round(seconds * VIDEOS.rate)
+    film = VIDEOS.at(frames / seconds).read(path, (3, frames, height, width))
     film = film[:, :1] if variant == "thumbnail" else film
     sheet = np.concatenate(np.moveaxis(film, 0, -1), axis=1)  # (H, T * W, 3)
     buffer = io.BytesIO()

@@ -26,16 +26,19 @@ from infra.serving import uploads, video_jobs, video_routes
 from infra.serving.api_error import ApiError
 from infra.serving.http_guards import digest
 from infra.serving.video_jobs import JobStore
-from tests.components.helpers import build
+from tests.components.helpers import build, tiny_data
 from tests.infra.chromium import EXECUTABLE, Page
 from tests.infra.local import LocalBackend, ask, client, free_port, serving
 
 SETTINGS = {"num_inference_steps": 4, "seed": 7}
 
 
-def write_film_sampler(folder) -> Family:
+def write_film_sampler(folder, rate: float = MEDIUM.rate) -> Family:
     """A sampler of films of 5 frames 8x8 of three classes, of random weights."""
-    family = build("video_diffusion")
+    data = tiny_data("video_diffusion")
+    decoded = data.autoencoder.data.model_copy(update={"rate": rate})
+    autoencoder = data.autoencoder.model_copy(update={"data": decoded})
+    family = build("video_diffusion", data=data.model_copy(update={"autoencoder": autoencoder}))
     for name, parameter in family.nets.named_parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(len(name)))
@@ -98,6 +101,22 @@ def test_a_film_is_made_polled_fetched_listed_and_deleted(run, films, tmp_path):
     with pytest.raises(openai.NotFoundError):
         api.retrieve(made.id)
     assert [job.id for job in api.list()] == [other.id]
+
+
+@pytest.mark.parametrize("rate", [4.0, 24.0])
+def test_frames_of_films_of_any_rate_are_shown(run, tmp_path, rate):
+    write_film_sampler(tmp_path / "film", rate)
+    backend = LocalBackend(tmp_path / "film", ServeConfig())
+    api = client(run(backend)).videos
+    for frames, asked in ((5, {}), (1, {"seconds": f"{1 / rate:g}"})):
+        done = api.create_and_poll(prompt="one", poll_interval_ms=20, extra_body=SETTINGS, **asked)
+        assert done.seconds == f"{frames / rate:g}" and not hasattr(done, "frames")
+        content = io.BytesIO(api.download_content(done.id).read())
+        film = MEDIUM.at(rate).read(content, (3, frames, 8, 8))
+        for variant, shown in (("thumbnail", film[:, :1]), ("spritesheet", film)):
+            picture = Image.open(io.BytesIO(api.download_content(done.id, variant=variant).read()))
+            assert np.array_equal(np.asarray(picture), np.concatenate(np.moveaxis(shown, 0, -1), axis=1))
+    backend.engine.stop(timeout=30)
 
 
 def test_a_film_begins_with_the_picture_that_it_is_given(run, films):
