@@ -31,7 +31,7 @@ NUM_PREVIEWS = 8  # estimates of a film on its way
 LOOK_EVERY = 0.5  # seconds between two looks for jobs
 RENEW_EVERY, LEASE = 2.0, 10.0  # seconds between two renewals of a lease, and until it counts as left
 TRY_AGAIN = (429, 503, 504)  # answers of a backend that is full or whose replica is being replaced
-PATIENCE = 900.0  # seconds from a job's creation, after which it is not tried again
+PATIENCE = 900.0  # seconds from a job's first try, after which it is not tried again; it may have waited long before
 
 logger = logging.getLogger("ray.serve")
 
@@ -182,11 +182,12 @@ class Worker:
             self.store.release(job)
 
     async def _make(self, job: Job) -> None:
+        until = time.monotonic() + PATIENCE
         while True:
             try:
                 film = await self._film(job)
             except ApiError as error:
-                if error.status in TRY_AGAIN and time.time() < job.created_at + PATIENCE:
+                if error.status in TRY_AGAIN and time.monotonic() < until:
                     await asyncio.sleep(error.retry_after or 1)
                     continue
                 told = error.body["error"]

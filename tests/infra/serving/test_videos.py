@@ -211,6 +211,19 @@ def test_a_job_survives_its_samplers_death(run, films, tmp_path, monkeypatch):
     assert api.download_content(lost.id).read() == api.download_content(whole.id).read(), "the same film"
 
 
+def test_a_job_that_waited_long_is_tried_again_and_not_for_ever(run, films, tmp_path, monkeypatch):
+    monkeypatch.setattr(video_jobs.asyncio, "sleep", quickly(video_jobs.asyncio.sleep))
+    dying = Dying(films, 1)
+    api, store = client(run(dying)).videos, JobStore(tmp_path / "videos", 200, 3600)
+    done = store.get(api.create_and_poll(prompt="one", poll_interval_ms=20, extra_body=SETTINGS).id)
+    old = {"status": "queued", "created_at": done.created_at - 1000, "at": done.at - 1000, "expires_at": None}
+    for name, times, status in (("video_old", 1, "completed"), ("video_late", 1000, "failed")):
+        dying.times = times
+        monkeypatch.setattr(video_jobs, "PATIENCE", 900.0 if status == "completed" else 0.1)
+        store.put(done.model_copy(update={"id": name, **old}))
+        assert api.poll(name, poll_interval_ms=20).status == status
+
+
 def quickly(sleep):
     async def shorter(seconds):
         await sleep(min(seconds, 0.02))
