@@ -127,6 +127,9 @@ class JobStore:
         """False of a job that was deleted meanwhile."""
         with contextlib.suppress(OSError):
             os.utime(self._lease(job))
+        return self.has(job)
+
+    def has(self, job: Job) -> bool:
         return (self.folder / f"{job.id}.json").is_file()
 
     def release(self, job: Job) -> None:
@@ -180,6 +183,8 @@ class Worker:
         finally:
             making.cancel()
             self.store.release(job)
+            if not self.store.has(job):  # what was written while it was being deleted
+                self.store.remove(job.id)
 
     async def _make(self, job: Job) -> None:
         until = time.monotonic() + PATIENCE
@@ -197,7 +202,8 @@ class Worker:
                 logger.exception("%s failed", job.id)
                 self._end(job, "failed", error={"code": "server_error", "message": "the server's log says why"})
                 return
-            write_whole(self.store.film(job), film)
+            if self.store.has(job):
+                write_whole(self.store.film(job), film)
             self._end(job, "completed", progress=100)
             return
 

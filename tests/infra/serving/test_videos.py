@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from components import files
 from components.artifacts import run_folder
 from components.data.media.video import MEDIUM
 from components.families.base import Family
@@ -224,6 +225,13 @@ def test_a_job_that_waited_long_is_tried_again_and_not_for_ever(run, films, tmp_
         assert api.poll(name, poll_interval_ms=20).status == status
 
 
+def wait_for(condition):
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def quickly(sleep):
     async def shorter(seconds):
         await sleep(min(seconds, 0.02))
@@ -243,6 +251,51 @@ def test_a_job_survives_the_death_of_the_api_that_took_it(run, films, tmp_path, 
     assert not store.claim(left)
     monkeypatch.setattr(video_jobs, "LEASE", 0.1)
     assert api.poll(left.id, poll_interval_ms=20).status == "completed", "whoever looks takes it over"
+
+
+@pytest.mark.parametrize("part", ["film", "estimate"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_nothing_is_left_of_a_film_that_is_deleted_as_it_is_written(run, tmp_path, monkeypatch, part, moment):
+    store, deleted = JobStore(tmp_path / "videos", 200, 3600), []
+
+    def write_whole(path, content):
+        name, kind = path.name.split(".")[:2]
+        if moment == "after":
+            files.write_whole(path, content)
+        if kind == part:
+            store.remove(name)
+            deleted.append(name)
+        if moment == "before":
+            files.write_whole(path, content)
+
+    monkeypatch.setattr(video_jobs, "RENEW_EVERY", 600.0)
+    monkeypatch.setattr(video_jobs, "write_whole", write_whole)
+    made = client(run()).videos.create(prompt="one", extra_body=SETTINGS)
+    wait_for(lambda: deleted and not any(store.folder.iterdir()))
+    assert deleted[0] == made.id
+
+
+def test_a_film_that_is_deleted_before_it_is_whole_is_not_written(run, films, tmp_path, monkeypatch):
+    store, written = JobStore(tmp_path / "videos", 200, 3600), []
+
+    class Deleting(Dying):
+        async def stream(self, orders):
+            async for item in self.backend.stream(orders):
+                if item[1].final:
+                    self.times -= 1
+                    store.remove(made.id)
+                yield item
+
+    def write_whole(path, content):
+        written.append(path.name.split(".")[1])
+        files.write_whole(path, content)
+
+    monkeypatch.setattr(video_jobs, "RENEW_EVERY", 600.0)
+    monkeypatch.setattr(video_jobs, "write_whole", write_whole)
+    deleting = Deleting(films, 1)
+    made = client(run(deleting)).videos.create(prompt="one", extra_body=SETTINGS)
+    wait_for(lambda: not deleting.times and not any(store.folder.iterdir()))
+    assert "film" not in written
 
 
 def test_the_store_is_bounded_and_forgets(tmp_path):
