@@ -30,6 +30,7 @@ from infra.serving.orders import SampleRequest
 NUM_PREVIEWS = 8  # estimates of a film on its way
 LOOK_EVERY = 0.5  # seconds between two looks for jobs
 RENEW_EVERY, LEASE = 2.0, 10.0  # seconds between two renewals of a lease, and until it counts as left
+PUT_OFF = 60.0  # seconds for which a job is let be whose end cannot be written, as on a full disk
 TRY_AGAIN = (429, 503, 504)  # answers of a backend that is full or whose replica is being replaced
 PATIENCE = 900.0  # seconds from a job's first try, after which it is not tried again; it may have waited long before
 
@@ -146,6 +147,7 @@ class Worker:
         self.store, self.backend, self.at_once = store, backend, config.videos_at_once
         self._looking: asyncio.Task | None = None
         self._running: set[asyncio.Task] = set()
+        self._put_off: dict[str, float] = {}  # jobs' ids, until a time.monotonic()
 
     def start(self) -> None:
         """In the running loop; does nothing where it has begun."""
@@ -162,14 +164,29 @@ class Worker:
 
     async def _look(self) -> None:
         while True:
-            for job in await asyncio.to_thread(self.store.all):
+            jobs = await asyncio.to_thread(self.store.all)
+            self._put_off = {job.id: self._put_off[job.id] for job in jobs if job.id in self._put_off}
+            for job in jobs:
                 if len(self._running) >= self.at_once:
                     break
-                if not job.ended and self.store.claim(job):
+                if not job.ended and self._claim(job):
                     task = asyncio.create_task(self._work(job))
                     self._running.add(task)
                     task.add_done_callback(self._running.discard)
             await asyncio.sleep(LOOK_EVERY)
+
+    def _claim(self, job: Job) -> bool:
+        try:
+            return time.monotonic() >= self._put_off.get(job.id, 0.0) and self.store.claim(job)
+        except OSError as error:
+            self._let_be(job, error)
+            return False
+
+    def _let_be(self, job: Job, error: Exception) -> None:
+        """For a while; told in the log once for each job."""
+        if job.id not in self._put_off:
+            logger.error("%s: nothing can be written of it, it is tried again every %g s: %s", job.id, PUT_OFF, error)
+        self._put_off[job.id] = time.monotonic() + PUT_OFF
 
     async def _work(self, job: Job) -> None:
         making = asyncio.create_task(self._make(job))
@@ -179,7 +196,9 @@ class Worker:
                 if not self.store.renew(job):
                     making.cancel()  # deleted: its rows are freed
                     break
-            await asyncio.gather(making, return_exceptions=True)
+            (failure,) = await asyncio.gather(making, return_exceptions=True)
+            if isinstance(failure, Exception):
+                self._let_be(job, failure)
         finally:
             making.cancel()
             self.store.release(job)
@@ -187,10 +206,13 @@ class Worker:
                 self.store.remove(job.id)
 
     async def _make(self, job: Job) -> None:
+        """Ends the job, however its film fares. Raises OSError where that cannot be written."""
         until = time.monotonic() + PATIENCE
         while True:
             try:
                 film = await self._film(job)
+                if self.store.has(job):
+                    write_whole(self.store.film(job), film)
             except ApiError as error:
                 if error.status in TRY_AGAIN and time.monotonic() < until:
                     await asyncio.sleep(error.retry_after or 1)
@@ -199,11 +221,10 @@ class Worker:
                 self._end(job, "failed", error={"code": str(told.get("code") or "failed"), "message": told["message"]})
                 return
             except Exception:  # whatever it was, the job ends and tells so
-                logger.exception("%s failed", job.id)
+                if job.id not in self._put_off:
+                    logger.exception("%s failed", job.id)
                 self._end(job, "failed", error={"code": "server_error", "message": "the server's log says why"})
                 return
-            if self.store.has(job):
-                write_whole(self.store.film(job), film)
             self._end(job, "completed", progress=100)
             return
 

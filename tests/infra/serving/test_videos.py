@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import threading
 import time
 
@@ -23,7 +24,7 @@ from components.sampling.requests import Conditions, Request
 from components.training.ema import copy_of
 from components.training.loop import State
 from infra.config import ServeConfig
-from infra.serving import uploads, video_jobs, video_routes
+from infra.serving import http_api, uploads, video_jobs, video_routes
 from infra.serving.api_error import ApiError
 from infra.serving.http_guards import digest
 from infra.serving.video_jobs import JobStore
@@ -251,6 +252,38 @@ def test_a_job_survives_the_death_of_the_api_that_took_it(run, films, tmp_path, 
     assert not store.claim(left)
     monkeypatch.setattr(video_jobs, "LEASE", 0.1)
     assert api.poll(left.id, poll_interval_ms=20).status == "completed", "whoever looks takes it over"
+
+
+@pytest.mark.parametrize("part", ["film", "estimate", "lease"])
+def test_on_a_full_disk_a_job_is_let_be_for_a_while(run, films, tmp_path, monkeypatch, caplog, part):
+    store, full, tried = JobStore(tmp_path / "videos", 200, 3600), [part], []
+
+    class Store(JobStore):
+        def claim(self, job):
+            tried.append(time.monotonic())
+            if "lease" in full:
+                raise OSError(28, "No space left on device")
+            return super().claim(job)
+
+    def write_whole(path, content):
+        if full and (path.name.split(".")[1] == part or '"status":"failed"' in str(content)):
+            raise OSError(28, "No space left on device")
+        files.write_whole(path, content)
+
+    monkeypatch.setattr(http_api, "JobStore", Store)
+    monkeypatch.setattr(video_jobs, "write_whole", write_whole)
+    monkeypatch.setattr(video_jobs, "logger", logging.getLogger("tests.videos"))
+    monkeypatch.setattr(video_jobs, "PUT_OFF", 0.4)
+    api, before = client(run()).videos, len(films.orders)
+    made = api.create(prompt="one", extra_body=SETTINGS)
+    wait_for(lambda: len(tried) == 4)
+    assert min(np.diff(tried)) >= 0.4 and len(films.orders) - before in ((0,) if part == "lease" else (3, 4))
+    assert store.get(made.id).status in ("queued", "in_progress")
+    told = [record.getMessage() for record in caplog.records if record.name == "tests.videos"]
+    assert len([line for line in told if "tried again every 0.4 s: [Errno 28] No space" in line]) == 1
+    assert len(told) == (1 if part == "lease" else 2)
+    full.clear()
+    assert api.poll(made.id, poll_interval_ms=20).status == "completed"
 
 
 @pytest.mark.parametrize("part", ["film", "estimate"])
