@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 import secrets
 import uuid
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from components.conditioning.classes import class_of
 from components.config import may_be_none, overlaid
@@ -28,6 +29,18 @@ RANDOM_SEED = -1  # as other servers' clients ask for any
 MAX_RESIZED = 2048  # pixels of a side
 UNUSED = ("n", "stream", "partial_images", "queue_updates")  # where a request makes one thing and is answered at once
 ALIASES = {"sampler": "solver"}  # names that other servers give to our settings
+
+
+def _of_whole_characters(text: str) -> str:
+    """Raises PydanticCustomError of half a character, a lone surrogate, as JSON may escape one and no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("half_character", "expected whole characters") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_of_whole_characters)]
 
 
 class ImageRequest(BaseModel):
@@ -53,8 +66,8 @@ class ImageRequest(BaseModel):
 
 
 class PromptedRequest(ImageRequest):
-    prompt: str
-    negative_prompt: str | None = None  # what guidance leads away from
+    prompt: Text
+    negative_prompt: Text | None = None  # what guidance leads away from
 
 
 class BlendRequest(BaseModel):
@@ -65,7 +78,7 @@ class BlendRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    prompt: str | None = None
+    prompt: Text | None = None
     share: float | None = Field(None, ge=0, le=1)
 
 
@@ -80,7 +93,7 @@ class EditRequest(PromptedRequest):
     the mask leaves transparent is redrawn. `strength`: see Source; 1 with a mask if not told, 0.6 without."""
 
     strength: float | None = Field(None, gt=0, le=1)
-    instead_of: str | None = None  # what the image shows, of a sampler that leads it from there to the prompt
+    instead_of: Text | None = None  # what the image shows, of a sampler that leads it from there to the prompt
 
 
 class VariationRequest(ImageRequest):

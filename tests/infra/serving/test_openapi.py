@@ -1,5 +1,7 @@
 """Whatever is sent, the API answers, and never with a failure of its own."""
 
+import json
+
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -67,6 +69,30 @@ def test_nothing_makes_the_server_fail(api, mode):
 
         ask()
     assert (200 in statuses) == (mode is GenerationMode.POSITIVE) and 400 in statuses
+
+
+HALF = "\ud83d"  # of an emoji, as json.dumps escapes it
+IMAGES, VIDEOS = "/v1/images/generations", "/v1/videos"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (IMAGES, {"prompt": HALF}, "prompt"),
+        (IMAGES, {"prompt": "one", "negative_prompt": f"two {HALF}"}, "negative_prompt"),
+        (IMAGES, {"prompt": "one", "blend": {"prompt": HALF}}, "blend.prompt"),
+        (IMAGES, {"prompt": "one", "blend": {HALF: 1}}, "blend"),
+        ("/v1/audio/speech", {"input": HALF}, "input"),
+        (VIDEOS, {"prompt": HALF}, "prompt"),
+        (VIDEOS, {"prompt": "one", "negative_prompt": HALF}, "negative_prompt"),
+        (IMAGES, {"prompt": "one", HALF: 1}, None),
+        (VIDEOS, {"prompt": "one", HALF: 1}, None),
+    ],
+)
+def test_half_a_character_is_refused_by_the_fields_name(run, path, fields, param):
+    status, _, answer = ask(run(), path, json.dumps(fields).encode(), **{"Content-Type": "application/json"})
+    error = json.loads(answer)["error"]
+    assert status == 400 and error["param"] == param and error["message"].startswith(f"{param or 'body'}: ")
 
 
 def test_docs_describe_every_route_and_load_nothing_from_elsewhere(run, tmp_path):
