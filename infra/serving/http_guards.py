@@ -107,7 +107,10 @@ class Guard:
         origin = headers.get("origin")
         if origin is None or origin in self.config.cors_origins or "*" in self.config.cors_origins:
             return True
-        return urlsplit(origin).netloc == headers.get("host", "")
+        try:
+            return urlsplit(origin).netloc == headers.get("host", "")
+        except ValueError:  # http://[::1
+            return False
 
     def known(self, authorization: str) -> bool:
         scheme, _, key = authorization.partition(" ")

@@ -263,6 +263,10 @@ def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) ->
         chosen = model.kind.Settings(**overlaid(model.settings, known))
     except ValidationError as error:
         raise invalid(error.errors()) from None
+    except RecursionError:
+        param = next(iter(known)) if len(known) == 1 else None
+        message = f"{', '.join(known)[:80]}: nested too deeply"
+        raise ApiError(400, message, param=param, code="invalid_value") from None
     if reason := model.kind.why_not(model.kind.Config(**model.run.config), chosen, model.run.data.outline):
         raise ApiError(400, reason, param=reason.partition(":")[0])
     settings = chosen.model_dump(mode="json")

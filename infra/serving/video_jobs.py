@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from components.config import Strict
 from components.files import write_whole
@@ -89,7 +89,7 @@ class JobStore:
     def get(self, name: str) -> Job | None:
         try:
             job = Job.model_validate_json((self.folder / f"{Path(name).name}.json").read_text())
-        except (OSError, ValidationError):
+        except (OSError, ValueError):  # no such file, no name of one, or no job in it
             return None
         if job.expires_at is not None and job.expires_at < time.time():
             self.remove(job.id)

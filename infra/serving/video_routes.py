@@ -179,7 +179,7 @@ async def _read(raw: Request) -> tuple[VideoRequest, bytes | None]:
     if raw.headers.get("content-type", "").startswith("application/json"):
         try:
             fields = await raw.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ApiError(400, "body: not valid JSON", code="invalid_json") from None
         if not isinstance(fields, dict):
             raise ApiError(400, "body: expected an object", code="invalid_value")
