@@ -218,7 +218,7 @@ def _picture(path: Path, job: Job, variant: str) -> bytes:
     """A PNG of a film's first frame, or of all of them side by side."""
     width, height = map(int, job.size.split("x"))
     seconds = float(job.seconds)
-    frames = job.frames or round(seconds * VIDEOS.rate)
+    frames = job.frames or max(1, round(seconds * VIDEOS.rate))
     film = VIDEOS.at(frames / seconds).read(path, (3, frames, height, width))
     film = film[:, :1] if variant == "thumbnail" else film
     sheet = np.concatenate(np.moveaxis(film, 0, -1), axis=1)  # (H, T * W, 3)
