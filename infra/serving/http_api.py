@@ -62,9 +62,10 @@ def build(backend: Backend, config: ServeConfig, keys: tuple[str, ...] = ()) -> 
     model_routes.add(app, backend, config)
     _tell_pages(app)
     held = Held(config.images_per_key)
-    _make_images(app, backend, config, held)
+    decoder = uploads.Decoder(config.max_pixels, config.pixels_in_flight)
+    _make_images(app, backend, config, held, decoder)
     speech.add(app, backend, config, held)
-    video_routes.add(app, backend, config, store, worker)
+    video_routes.add(app, backend, config, store, worker, decoder)
     app.add_middleware(Guard, config=config, keys=keys)
     if config.cors_origins:
         app.add_middleware(
@@ -77,9 +78,8 @@ def build(backend: Backend, config: ServeConfig, keys: tuple[str, ...] = ()) -> 
     return app
 
 
-def _make_images(app: FastAPI, backend: Backend, config: ServeConfig, held: Held) -> None:
+def _make_images(app: FastAPI, backend: Backend, config: ServeConfig, held: Held, decoder: uploads.Decoder) -> None:
     """The routes that make images."""
-    decoder = uploads.Decoder(config.max_pixels, config.pixels_in_flight)
 
     async def answer(
         raw: Request, request: ImageRequest, model: ServedModel, event: str, source: SourceImage | None = None

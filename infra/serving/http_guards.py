@@ -57,7 +57,7 @@ def read_keys(config: ServeConfig) -> tuple[str, ...]:
 
 class Guard:
     """ASGI middleware. `keys` are digests; none: no key is asked for. Keys guard what lies below /v1, and /metrics. The
-    request's scope then tells the key's digest as state["key"]."""
+    request's scope then tells the key's digest as state["key"], empty without keys: clients send any then, or none."""
 
     def __init__(self, app: ASGIApp, config: ServeConfig, keys: tuple[str, ...]):
         self.app, self.config = app, config
@@ -73,7 +73,8 @@ class Guard:
         error = self.refusal(scope["method"], scope["path"], headers)
         if error is not None:
             return await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
-        scope.setdefault("state", {})["key"] = digest(headers.get("authorization", "").partition(" ")[2].strip())
+        given = headers.get("authorization", "").partition(" ")[2].strip()
+        scope.setdefault("state", {})["key"] = digest(given) if self.keys else ""
         if scope["method"] != "POST":
             return await self.app(scope, receive, send)
         body = Body(self, receive)
@@ -106,7 +107,10 @@ class Guard:
         origin = headers.get("origin")
         if origin is None or origin in self.config.cors_origins or "*" in self.config.cors_origins:
             return True
-        return urlsplit(origin).netloc == headers.get("host", "")
+        try:
+            return urlsplit(origin).netloc == headers.get("host", "")
+        except ValueError:  # http://[::1
+            return False
 
     def known(self, authorization: str) -> bool:
         scheme, _, key = authorization.partition(" ")

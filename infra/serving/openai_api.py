@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 import secrets
 import uuid
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from components.conditioning.classes import class_of
 from components.config import may_be_none, overlaid
@@ -28,6 +29,18 @@ RANDOM_SEED = -1  # as other servers' clients ask for any
 MAX_RESIZED = 2048  # pixels of a side
 UNUSED = ("n", "stream", "partial_images", "queue_updates")  # where a request makes one thing and is answered at once
 ALIASES = {"sampler": "solver"}  # names that other servers give to our settings
+
+
+def _of_whole_characters(text: str) -> str:
+    """Raises PydanticCustomError of half a character, a lone surrogate, as JSON may escape one and no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("half_character", "expected whole characters") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_of_whole_characters)]
 
 
 class ImageRequest(BaseModel):
@@ -53,8 +66,8 @@ class ImageRequest(BaseModel):
 
 
 class PromptedRequest(ImageRequest):
-    prompt: str
-    negative_prompt: str | None = None  # what guidance leads away from
+    prompt: Text
+    negative_prompt: Text | None = None  # what guidance leads away from
 
 
 class BlendRequest(BaseModel):
@@ -65,7 +78,7 @@ class BlendRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    prompt: str | None = None
+    prompt: Text | None = None
     share: float | None = Field(None, ge=0, le=1)
 
 
@@ -80,7 +93,7 @@ class EditRequest(PromptedRequest):
     the mask leaves transparent is redrawn. `strength`: see Source; 1 with a mask if not told, 0.6 without."""
 
     strength: float | None = Field(None, gt=0, le=1)
-    instead_of: str | None = None  # what the image shows, of a sampler that leads it from there to the prompt
+    instead_of: Text | None = None  # what the image shows, of a sampler that leads it from there to the prompt
 
 
 class VariationRequest(ImageRequest):
@@ -117,6 +130,11 @@ def refuse_other_medium(model: ServedModel, expected: Medium) -> None:
         raise ApiError(400, message, param="model")
 
 
+def declared(request: ImageRequest, field: str) -> Any:
+    """A field's value; None where the request's route has no such field, though a client may send one beside."""
+    return getattr(request, field) if field in type(request).model_fields else None
+
+
 def seed_of(request: ImageRequest) -> int:
     """The seed that is asked for, or any."""
     return secrets.randbelow(2**31) if request.seed in (None, RANDOM_SEED) else request.seed
@@ -131,7 +149,7 @@ def _ways(
     request: ImageRequest, model: ServedModel, limits: ServeConfig, count: int
 ) -> list[tuple[int, Towards | None]]:
     """Each image's seed and, of a blend, where it goes from there and how far. Raises ApiError."""
-    seeds, blend = seeds_of(seed_of(request), count), getattr(request, BLEND, None)
+    seeds, blend = seeds_of(seed_of(request), count), declared(request, BLEND)
     if blend is None:
         return [(seed, None) for seed in seeds]
     other = _other(blend, model, limits)
@@ -196,7 +214,7 @@ def ignored(request: ImageRequest, model: ServedModel) -> list[str]:
     found += [name for name in request.unused if name in given and getattr(request, name) is not None]
     fields = type(request).model_fields
     for field in ("prompt", "negative_prompt", "instead_of"):
-        if getattr(request, field, None) and model.condition(field) is None:
+        if declared(request, field) and model.condition(field) is None:
             found.append(fields[field].alias or field)
     return found
 
@@ -208,7 +226,7 @@ def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig, pr
     if not isinstance(request, PromptedRequest):
         return found
     said = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or None}
-    said |= {"instead_of": getattr(request, "instead_of", None)}
+    said |= {"instead_of": declared(request, "instead_of")}
     for field, text in said.items():
         if text is not None:
             found |= _meaning(field, prompt_name if field == "prompt" else field, text, model, limits)
@@ -245,6 +263,10 @@ def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) ->
         chosen = model.kind.Settings(**overlaid(model.settings, known))
     except ValidationError as error:
         raise invalid(error.errors()) from None
+    except RecursionError:
+        param = next(iter(known)) if len(known) == 1 else None
+        message = f"{', '.join(known)[:80]}: nested too deeply"
+        raise ApiError(400, message, param=param, code="invalid_value") from None
     if reason := model.kind.why_not(model.kind.Config(**model.run.config), chosen, model.run.data.outline):
         raise ApiError(400, reason, param=reason.partition(":")[0])
     settings = chosen.model_dump(mode="json")

@@ -21,7 +21,7 @@ from infra.serving.answer_headers import of_answer
 from infra.serving.api_error import ApiError
 from infra.serving.backend import Backend
 from infra.serving.http_guards import Held, key_of
-from infra.serving.openai_api import UNUSED, PromptedRequest, order_basics, refuse_other_medium, seed_of
+from infra.serving.openai_api import UNUSED, PromptedRequest, Text, order_basics, refuse_other_medium, seed_of
 from infra.serving.orders import SampleRequest
 from infra.serving.served_model import ServedModel, find
 
@@ -38,7 +38,7 @@ class SpeechRequest(PromptedRequest):
     model_config = ConfigDict(extra="allow")
     unused = (*UNUSED, "size", "output_format", "output_compression", "metadata")
 
-    prompt: str = Field(alias="input")
+    prompt: Text = Field(alias="input")
     voice: str | dict[str, Any] | None = None
     response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] | None = "mp3"
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import io
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,6 +21,8 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 # SDEdit keeps an image and makes it look like the data between 0.3 and 0.6 (Meng et al. 2022, section 3)
 EDIT_STRENGTH, VARIATION_STRENGTH = 0.6, 0.5
 REDRAW_STRENGTH = 1.0  # behind a mask nothing of the image is to be kept
+
+T = TypeVar("T")
 
 
 def open_image(data: bytes, param: str, max_pixels: int) -> Image.Image:
@@ -45,11 +49,14 @@ class Decoder:
     ) -> SourceImage:
         """As `source` below. Raises ApiError too while there are too many pixels."""
         pixels = num_pixels(image, "image", self.most) + (num_pixels(mask, "mask", self.most) if mask else 0)
+        return await self.run(pixels, functools.partial(source, image, mask, strength, model, self.most, redraws))
+
+    async def run(self, pixels: int, work: Callable[[], T]) -> T:
+        """What `work` makes of images of so many pixels, in its turn. Raises ApiError while there are too many."""
         if self._pixels and self._pixels + pixels > self.in_flight:
             message = "too many images are being opened at the moment; try again"
             raise ApiError(429, message, kind="rate_limit_error", code="queue_full", retry_after=1)
         self._pixels += pixels
-        work = functools.partial(source, image, mask, strength, model, self.most, redraws)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         finally:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from components.config import Strict
 from components.files import write_whole
@@ -30,8 +30,9 @@ from infra.serving.orders import SampleRequest
 NUM_PREVIEWS = 8  # estimates of a film on its way
 LOOK_EVERY = 0.5  # seconds between two looks for jobs
 RENEW_EVERY, LEASE = 2.0, 10.0  # seconds between two renewals of a lease, and until it counts as left
+PUT_OFF = 60.0  # seconds for which a job is let be whose end cannot be written, as on a full disk
 TRY_AGAIN = (429, 503, 504)  # answers of a backend that is full or whose replica is being replaced
-PATIENCE = 900.0  # seconds from a job's creation, after which it is not tried again
+PATIENCE = 900.0  # seconds from a job's first try, after which it is not tried again; it may have waited long before
 
 logger = logging.getLogger("ray.serve")
 
@@ -44,6 +45,7 @@ class Job(Strict):
     model: str
     prompt: str
     seconds: str
+    frames: int = 0  # 0 of jobs from before frames were kept
     size: str
     created_at: int
     at: float = Field(default_factory=time.time)  # the same, to the order of jobs
@@ -60,7 +62,7 @@ class Job(Strict):
 
     def card(self) -> dict:
         """As the API tells it."""
-        told = self.model_dump(mode="json", exclude={"order", "owner", "at"})
+        told = self.model_dump(mode="json", exclude={"order", "owner", "at", "frames"})
         return {**told, "object": "video", "remixed_from_video_id": None, "seed": self.order.seed}
 
 
@@ -87,7 +89,7 @@ class JobStore:
     def get(self, name: str) -> Job | None:
         try:
             job = Job.model_validate_json((self.folder / f"{Path(name).name}.json").read_text())
-        except (OSError, ValidationError):
+        except (OSError, ValueError):  # no such file, no name of one, or no job in it
             return None
         if job.expires_at is not None and job.expires_at < time.time():
             self.remove(job.id)
@@ -126,6 +128,9 @@ class JobStore:
         """False of a job that was deleted meanwhile."""
         with contextlib.suppress(OSError):
             os.utime(self._lease(job))
+        return self.has(job)
+
+    def has(self, job: Job) -> bool:
         return (self.folder / f"{job.id}.json").is_file()
 
     def release(self, job: Job) -> None:
@@ -142,6 +147,7 @@ class Worker:
         self.store, self.backend, self.at_once = store, backend, config.videos_at_once
         self._looking: asyncio.Task | None = None
         self._running: set[asyncio.Task] = set()
+        self._put_off: dict[str, float] = {}  # jobs' ids, until a time.monotonic()
 
     def start(self) -> None:
         """In the running loop; does nothing where it has begun."""
@@ -158,14 +164,29 @@ class Worker:
 
     async def _look(self) -> None:
         while True:
-            for job in await asyncio.to_thread(self.store.all):
+            jobs = await asyncio.to_thread(self.store.all)
+            self._put_off = {job.id: self._put_off[job.id] for job in jobs if job.id in self._put_off}
+            for job in jobs:
                 if len(self._running) >= self.at_once:
                     break
-                if not job.ended and self.store.claim(job):
+                if not job.ended and self._claim(job):
                     task = asyncio.create_task(self._work(job))
                     self._running.add(task)
                     task.add_done_callback(self._running.discard)
             await asyncio.sleep(LOOK_EVERY)
+
+    def _claim(self, job: Job) -> bool:
+        try:
+            return time.monotonic() >= self._put_off.get(job.id, 0.0) and self.store.claim(job)
+        except OSError as error:
+            self._let_be(job, error)
+            return False
+
+    def _let_be(self, job: Job, error: Exception) -> None:
+        """For a while; told in the log once for each job."""
+        if job.id not in self._put_off:
+            logger.error("%s: nothing can be written of it, it is tried again every %g s: %s", job.id, PUT_OFF, error)
+        self._put_off[job.id] = time.monotonic() + PUT_OFF
 
     async def _work(self, job: Job) -> None:
         making = asyncio.create_task(self._make(job))
@@ -175,27 +196,35 @@ class Worker:
                 if not self.store.renew(job):
                     making.cancel()  # deleted: its rows are freed
                     break
-            await asyncio.gather(making, return_exceptions=True)
+            (failure,) = await asyncio.gather(making, return_exceptions=True)
+            if isinstance(failure, Exception):
+                self._let_be(job, failure)
         finally:
             making.cancel()
             self.store.release(job)
+            if not self.store.has(job):  # what was written while it was being deleted
+                self.store.remove(job.id)
 
     async def _make(self, job: Job) -> None:
+        """Ends the job, however its film fares. Raises OSError where that cannot be written."""
+        until = time.monotonic() + PATIENCE
         while True:
             try:
                 film = await self._film(job)
+                if self.store.has(job):
+                    write_whole(self.store.film(job), film)
             except ApiError as error:
-                if error.status in TRY_AGAIN and time.time() < job.created_at + PATIENCE:
+                if error.status in TRY_AGAIN and time.monotonic() < until:
                     await asyncio.sleep(error.retry_after or 1)
                     continue
                 told = error.body["error"]
                 self._end(job, "failed", error={"code": str(told.get("code") or "failed"), "message": told["message"]})
                 return
             except Exception:  # whatever it was, the job ends and tells so
-                logger.exception("%s failed", job.id)
+                if job.id not in self._put_off:
+                    logger.exception("%s failed", job.id)
                 self._end(job, "failed", error={"code": "server_error", "message": "the server's log says why"})
                 return
-            write_whole(self.store.film(job), film)
             self._end(job, "completed", progress=100)
             return
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import io
 import time
 import uuid
@@ -28,7 +29,7 @@ from infra.serving.http_guards import key_of
 from infra.serving.openai_api import UNUSED, PromptedRequest, invalid, order_basics, refuse_other_medium, seed_of
 from infra.serving.orders import SampleRequest
 from infra.serving.served_model import ServedModel, find
-from infra.serving.uploads import open_image
+from infra.serving.uploads import Decoder, num_pixels, open_image
 from infra.serving.video_jobs import Job, JobStore, Worker
 
 POLL_AFTER = 500  # milliseconds, as clients are told
@@ -46,19 +47,23 @@ class VideoRequest(PromptedRequest):
     output_format: Literal[tuple(VIDEOS.formats)] | None = "mp4"
 
 
-def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, worker: Worker) -> None:
-    """The routes. Jobs belong to the API key that made them; without keys to everybody."""
+def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, worker: Worker, decoder: Decoder) -> None:
+    """The routes. Jobs belong to the API key that made them; without keys to everybody, whoever made them."""
+
+    def is_of(job: Job, raw: Request) -> bool:
+        return key_of(raw) in ("", job.owner)
 
     def job_of(raw: Request, name: str) -> Job:
         job = store.get(name)
-        if job is None or job.owner != key_of(raw):
+        if job is None or not is_of(job, raw):
             raise ApiError(404, f"videos: no {name[:80]!r} here", param="video_id", code="not_found")
         return job
 
     @app.post("/v1/videos", openapi_extra=_body())
     async def create(raw: Request) -> Response:
-        request, first = await _read(raw, config)
+        request, picture = await _read(raw)
         model = find(request.model, await backend.served(), config.aliases)
+        first = None if picture is None else await _first(picture, model, decoder)
         wanted = order(request, model, config, first)
         frames = wanted.settings.get("frames") or model.row_shape[1]
         job = Job(
@@ -67,6 +72,7 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, wo
             model=model.id,
             prompt=request.prompt,
             seconds=f"{frames / model.medium.rate:g}",
+            frames=frames,
             size=wanted.size or model.size,
             created_at=int(time.time()),
             owner=key_of(raw),
@@ -77,7 +83,7 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, wo
 
     @app.get("/v1/videos")
     async def listed(raw: Request, after: str = "", limit: int = 20, order: Literal["asc", "desc"] = "desc") -> dict:
-        jobs = [job for job in await asyncio.to_thread(store.all) if job.owner == key_of(raw)]
+        jobs = [job for job in await asyncio.to_thread(store.all) if is_of(job, raw)]
         return _page(jobs if order == "asc" else jobs[::-1], after, max(1, min(limit, MOST_LISTED)))
 
     @app.get("/v1/videos/{name}")
@@ -119,18 +125,18 @@ def _content(store: JobStore, job: Job, variant: str) -> Response:
     return Response(_picture(path, job, variant), media_type="image/png")
 
 
-def order(request: VideoRequest, model: ServedModel, limits: ServeConfig, first: bytes | None) -> SampleRequest:
-    """The film that a request asks of a model. Raises ApiError naming the field that cannot be met."""
+def order(request: VideoRequest, model: ServedModel, limits: ServeConfig, first: str | None) -> SampleRequest:
+    """The film that a request asks of a model; `first`: as SampleRequest has it. Raises ApiError naming the field that
+    cannot be met."""
     refuse_other_medium(model, VIDEOS)
     basics = order_basics(request, model, limits)
     if request.seconds is not None:
         if "frames" not in model.kind.Settings.model_fields:
             raise ApiError(400, f"seconds: {model.id} makes films of one length; expected none", param="seconds")
         basics["settings"]["frames"] = _frames(request.seconds, model)
-    told = None if first is None else _told(first, model, limits)
     return SampleRequest(
         seed=seed_of(request),
-        first=told,
+        first=first,
         output_format=request.output_format or "mp4",
         output_compression=100 if request.output_compression is None else request.output_compression,
         notes=request.metadata is not False,
@@ -151,22 +157,29 @@ def _frames(seconds: str | float, model: ServedModel) -> int:
     return min(most, 1 + FACTOR * round((asked - 1) / FACTOR))
 
 
-def _told(first: bytes, model: ServedModel, limits: ServeConfig) -> str:
-    """A picture that a film begins with, brought to the model's sides: its stored values in base64."""
+async def _first(picture: bytes, model: ServedModel, decoder: Decoder) -> str:
+    """A picture that a film begins with, decoded beside the event loop. Raises ApiError."""
+    refuse_other_medium(model, VIDEOS)
     if "first" not in model.accepts:
         raise ApiError(400, f"{REFERENCE}: {model.id} begins with no picture", param=REFERENCE)
-    opened = open_image(first, REFERENCE, limits.max_pixels)
+    pixels = num_pixels(picture, REFERENCE, decoder.most)
+    return await decoder.run(pixels, functools.partial(_stored, picture, model, decoder.most))
+
+
+def _stored(picture: bytes, model: ServedModel, max_pixels: int) -> str:
+    """A picture brought to the model's sides: its stored values in base64."""
+    opened = open_image(picture, REFERENCE, max_pixels)
     channels, _, *sides = model.row_shape
     return base64.b64encode(fitted(on_white(opened), (channels, *sides)).tobytes()).decode()
 
 
-async def _read(raw: Request, limits: ServeConfig) -> tuple[VideoRequest, bytes | None]:
+async def _read(raw: Request) -> tuple[VideoRequest, bytes | None]:
     """The fields of a JSON body or a form, and the picture in it. Raises ApiError."""
     files: dict[str, bytes] = {}
     if raw.headers.get("content-type", "").startswith("application/json"):
         try:
             fields = await raw.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ApiError(400, "body: not valid JSON", code="invalid_json") from None
         if not isinstance(fields, dict):
             raise ApiError(400, "body: expected an object", code="invalid_value")
@@ -204,8 +217,9 @@ def _of_url(url: str) -> bytes:
 def _picture(path: Path, job: Job, variant: str) -> bytes:
     """A PNG of a film's first frame, or of all of them side by side."""
     width, height = map(int, job.size.split("x"))
-    frames = round(float(job.seconds) * VIDEOS.rate)
-    film = VIDEOS.read(path, (3, frames, height, width))
+    seconds = float(job.seconds)
+    frames = job.frames or max(1, round(seconds * VIDEOS.rate))
+    film = VIDEOS.at(frames / seconds).read(path, (3, frames, height, width))
     film = film[:, :1] if variant == "thumbnail" else film
     sheet = np.concatenate(np.moveaxis(film, 0, -1), axis=1)  # (H, T * W, 3)
     buffer = io.BytesIO()

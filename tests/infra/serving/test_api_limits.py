@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote
 
 import openai
 import pytest
@@ -180,6 +181,37 @@ def test_what_is_ignored_is_told(run):
     _, headers, _ = post(run(), background="transparent", **{"größe\r\nX-Evil: 1": 2, "guidance_scale": 2})
     assert headers["x-ignored"] == "background, gr%C3%B6%C3%9Fe%0D%0AX-Evil%3A%201"
     assert headers["x-model"] == "latent-foundry@3" and int(headers["x-queue-ms"]) >= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("latent-foundry", "latent-foundry@3"),
+        ("a (b), c_d.e+f", "a (b), c_d.e+f@3"),
+        ("模型", "%E6%A8%A1%E5%9E%8B@3"),
+        ("café 100%", "caf%C3%A9 100%25@3"),
+    ],
+)
+def test_a_models_name_may_be_of_any_letters(run, backend, name, told):
+    backend.models = (backend.models[0].model_copy(update={"name": name}),)
+    address = run()
+    for stream in (False, True):
+        answer = client(address).images.with_raw_response.generate(prompt="one", stream=stream, extra_body=FAST)
+        assert answer.headers["x-model"] == told and unquote(told) == f"{name}@3"
+
+
+def test_fields_of_other_routes_are_ignored_and_told(run, backend):
+    address, files = run(), {"image": ("a.png", image(16, 16))}
+    for value in ("a cat", 5, ["a cat"]):
+        assert post(address, instead_of=value)[1]["x-ignored"] == "instead_of"
+    images = client(address).images.with_raw_response
+    for blend in ({"seed": 8}, "x"):
+        extra = {"blend": blend, **FAST}
+        assert images.edit(prompt="one", extra_body=extra, **files).headers["x-ignored"] == "blend"
+        extra |= {"prompt": "one", "negative_prompt": "two"}
+        told = images.create_variation(extra_body=extra, **files).headers["x-ignored"]
+        assert sorted(told.split(", ")) == ["blend", "negative_prompt", "prompt"]
+    assert all(order.blend is None and order.instead_of is None for order in backend.orders)
 
 
 def test_names_sizes_and_urls_of_other_clients(run):

@@ -1,10 +1,13 @@
 """Whatever is sent, the API answers, and never with a failure of its own."""
 
+import json
+
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
+from starlette.testclient import TestClient
 
 from components.data.media.image import MEDIUM
 from infra.config import ServeConfig
@@ -49,6 +52,21 @@ def api(folder):
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
+@pytest.fixture
+def asked(folder):
+    """asked(method, path, body, headers...) -> status and body, of the same server."""
+    app = http_api.build(Ready(served_model(folder)), ServeConfig())
+
+    def ask(method, path, body=None, **headers):
+        headers = {"content-type": "application/json", **headers}
+        answer = TestClient(app, "http://localhost", raise_server_exceptions=False).request(
+            method, path, content=body, headers=headers
+        )
+        return answer.status_code, answer.json()
+
+    return ask
+
+
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_nothing_makes_the_server_fail(api, mode):
     """Bodies and parameters that fit the description of each route, and ones that do not."""
@@ -67,6 +85,59 @@ def test_nothing_makes_the_server_fail(api, mode):
 
         ask()
     assert (200 in statuses) == (mode is GenerationMode.POSITIVE) and 400 in statuses
+
+
+HALF = "\ud83d"  # of an emoji, as json.dumps escapes it
+IMAGES, VIDEOS = "/v1/images/generations", "/v1/videos"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (IMAGES, {"prompt": HALF}, "prompt"),
+        (IMAGES, {"prompt": "one", "negative_prompt": f"two {HALF}"}, "negative_prompt"),
+        (IMAGES, {"prompt": "one", "blend": {"prompt": HALF}}, "blend.prompt"),
+        (IMAGES, {"prompt": "one", "blend": {HALF: 1}}, "blend"),
+        ("/v1/audio/speech", {"input": HALF}, "input"),
+        (VIDEOS, {"prompt": HALF}, "prompt"),
+        (VIDEOS, {"prompt": "one", "negative_prompt": HALF}, "negative_prompt"),
+        (IMAGES, {"prompt": "one", HALF: 1}, None),
+        (VIDEOS, {"prompt": "one", HALF: 1}, None),
+    ],
+)
+def test_half_a_character_is_refused_by_the_fields_name(run, path, fields, param):
+    status, _, answer = ask(run(), path, json.dumps(fields).encode(), **{"Content-Type": "application/json"})
+    error = json.loads(answer)["error"]
+    assert status == 400 and error["param"] == param and error["message"].startswith(f"{param or 'body'}: ")
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize("name", ["a%00b", "%00", "..%2F..%2Fetc", "x" * 5000, "%ED%A0%80"])
+def test_what_names_no_video_is_not_found(asked, method, name):
+    status, body = asked(method, f"{VIDEOS}/{name}")
+    assert status == 404 and set(body["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "field"),
+    [
+        (IMAGES, '"num_inference_steps": ', "num_inference_steps"),
+        (IMAGES, '"guidance_interval": ', "guidance_interval"),
+        (IMAGES, '"n": ', "n"),
+        (VIDEOS, '"seed": ', "seed"),
+    ],
+)
+def test_what_is_nested_deeply_is_refused(asked, path, before, field):
+    for depth in (450, 900, 100_000):
+        status, body = asked("POST", path, f'{{"prompt": "one", {before}{"[" * depth}{"]" * depth}}}')
+        assert status == 400 and body["error"]["type"] == "invalid_request_error"
+        assert depth > 900 or body["error"]["param"].startswith(field)
+
+
+@pytest.mark.parametrize(("headers", "status"), [({"origin": "http://[::1"}, 403), ({"host": "[::1"}, 400)])
+def test_addresses_that_are_none_are_refused(asked, headers, status):
+    assert asked("POST", IMAGES, '{"prompt": "one"}', **headers)[0] == status
+    assert asked("GET", "/none", **headers)[0] == (404 if "origin" in headers else 400)
 
 
 def test_docs_describe_every_route_and_load_nothing_from_elsewhere(run, tmp_path):

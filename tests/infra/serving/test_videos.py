@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import logging
+import threading
 import time
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from components import files
 from components.artifacts import run_folder
 from components.data.media.video import MEDIUM
 from components.families.base import Family
@@ -20,20 +24,23 @@ from components.sampling.requests import Conditions, Request
 from components.training.ema import copy_of
 from components.training.loop import State
 from infra.config import ServeConfig
-from infra.serving import video_jobs
+from infra.serving import http_api, uploads, video_jobs, video_routes
 from infra.serving.api_error import ApiError
 from infra.serving.http_guards import digest
 from infra.serving.video_jobs import JobStore
-from tests.components.helpers import build
+from tests.components.helpers import build, tiny_data
 from tests.infra.chromium import EXECUTABLE, Page
 from tests.infra.local import LocalBackend, ask, client, free_port, serving
 
 SETTINGS = {"num_inference_steps": 4, "seed": 7}
 
 
-def write_film_sampler(folder) -> Family:
+def write_film_sampler(folder, rate: float = MEDIUM.rate) -> Family:
     """A sampler of films of 5 frames 8x8 of three classes, of random weights."""
-    family = build("video_diffusion")
+    data = tiny_data("video_diffusion")
+    decoded = data.autoencoder.data.model_copy(update={"rate": rate})
+    autoencoder = data.autoencoder.model_copy(update={"data": decoded})
+    family = build("video_diffusion", data=data.model_copy(update={"autoencoder": autoencoder}))
     for name, parameter in family.nets.named_parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(len(name)))
@@ -98,6 +105,22 @@ def test_a_film_is_made_polled_fetched_listed_and_deleted(run, films, tmp_path):
     assert [job.id for job in api.list()] == [other.id]
 
 
+@pytest.mark.parametrize("rate", [4.0, 24.0])
+def test_frames_of_films_of_any_rate_are_shown(run, tmp_path, rate):
+    write_film_sampler(tmp_path / "film", rate)
+    backend = LocalBackend(tmp_path / "film", ServeConfig())
+    api = client(run(backend)).videos
+    for frames, asked in ((5, {}), (1, {"seconds": f"{1 / rate:g}"})):
+        done = api.create_and_poll(prompt="one", poll_interval_ms=20, extra_body=SETTINGS, **asked)
+        assert done.seconds == f"{frames / rate:g}" and not hasattr(done, "frames")
+        content = io.BytesIO(api.download_content(done.id).read())
+        film = MEDIUM.at(rate).read(content, (3, frames, 8, 8))
+        for variant, shown in (("thumbnail", film[:, :1]), ("spritesheet", film)):
+            picture = Image.open(io.BytesIO(api.download_content(done.id, variant=variant).read()))
+            assert np.array_equal(np.asarray(picture), np.concatenate(np.moveaxis(shown, 0, -1), axis=1))
+    backend.engine.stop(timeout=30)
+
+
 def test_a_film_begins_with_the_picture_that_it_is_given(run, films):
     picture = io.BytesIO()
     Image.fromarray(np.full((8, 8), 220, np.uint8)).save(picture, "PNG")
@@ -107,6 +130,33 @@ def test_a_film_begins_with_the_picture_that_it_is_given(run, films):
     assert films.orders[-1].first is not None
     with pytest.raises(openai.BadRequestError, match="input_reference: expected a whole PNG"):
         api.create(prompt="one", input_reference=("a.png", b"nothing", "image/png"))
+
+
+def test_pictures_of_images_and_films_are_opened_by_one_decoder_beside_the_event_loop(run, monkeypatch):
+    opened, decoders = [], []
+
+    class Decoder(uploads.Decoder):
+        def __init__(self, *limits):
+            super().__init__(*limits)
+            decoders.append(self)
+
+    def open_image(*args):
+        opened.append((threading.current_thread().name, decoders[-1]._pixels))
+        return uploads.open_image(*args)
+
+    monkeypatch.setattr(uploads, "Decoder", Decoder)
+    monkeypatch.setattr(video_routes, "open_image", open_image)
+    api = client(run(max_pixels=200)).videos
+    pictures = [io.BytesIO(), io.BytesIO()]
+    for buffer, side in zip(pictures, (12, 20), strict=True):
+        Image.new("L", (side, 10)).save(buffer, "PNG")
+    small, large = (("a.png", buffer.getvalue(), "image/png") for buffer in pictures)
+    api.create(prompt="one", input_reference=small, extra_body=SETTINGS)
+    assert opened == [("decoder_0", 120)] and len(decoders) == 1 and decoders[0]._pixels == 0
+    decoders[0]._pixels = decoders[0].in_flight
+    with pytest.raises(openai.RateLimitError, match="too many images are being opened"):
+        api.create(prompt="one", input_reference=large, extra_body=SETTINGS)
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize(
@@ -163,6 +213,26 @@ def test_a_job_survives_its_samplers_death(run, films, tmp_path, monkeypatch):
     assert api.download_content(lost.id).read() == api.download_content(whole.id).read(), "the same film"
 
 
+def test_a_job_that_waited_long_is_tried_again_and_not_for_ever(run, films, tmp_path, monkeypatch):
+    monkeypatch.setattr(video_jobs.asyncio, "sleep", quickly(video_jobs.asyncio.sleep))
+    dying = Dying(films, 1)
+    api, store = client(run(dying)).videos, JobStore(tmp_path / "videos", 200, 3600)
+    done = store.get(api.create_and_poll(prompt="one", poll_interval_ms=20, extra_body=SETTINGS).id)
+    old = {"status": "queued", "created_at": done.created_at - 1000, "at": done.at - 1000, "expires_at": None}
+    for name, times, status in (("video_old", 1, "completed"), ("video_late", 1000, "failed")):
+        dying.times = times
+        monkeypatch.setattr(video_jobs, "PATIENCE", 900.0 if status == "completed" else 0.1)
+        store.put(done.model_copy(update={"id": name, **old}))
+        assert api.poll(name, poll_interval_ms=20).status == status
+
+
+def wait_for(condition):
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def quickly(sleep):
     async def shorter(seconds):
         await sleep(min(seconds, 0.02))
@@ -182,6 +252,83 @@ def test_a_job_survives_the_death_of_the_api_that_took_it(run, films, tmp_path, 
     assert not store.claim(left)
     monkeypatch.setattr(video_jobs, "LEASE", 0.1)
     assert api.poll(left.id, poll_interval_ms=20).status == "completed", "whoever looks takes it over"
+
+
+@pytest.mark.parametrize("part", ["film", "estimate", "lease"])
+def test_on_a_full_disk_a_job_is_let_be_for_a_while(run, films, tmp_path, monkeypatch, caplog, part):
+    store, full, tried = JobStore(tmp_path / "videos", 200, 3600), [part], []
+
+    class Store(JobStore):
+        def claim(self, job):
+            tried.append(time.monotonic())
+            if "lease" in full:
+                raise OSError(28, "No space left on device")
+            return super().claim(job)
+
+    def write_whole(path, content):
+        if full and (path.name.split(".")[1] == part or '"status":"failed"' in str(content)):
+            raise OSError(28, "No space left on device")
+        files.write_whole(path, content)
+
+    monkeypatch.setattr(http_api, "JobStore", Store)
+    monkeypatch.setattr(video_jobs, "write_whole", write_whole)
+    monkeypatch.setattr(video_jobs, "logger", logging.getLogger("tests.videos"))
+    monkeypatch.setattr(video_jobs, "PUT_OFF", 0.4)
+    api, before = client(run()).videos, len(films.orders)
+    made = api.create(prompt="one", extra_body=SETTINGS)
+    wait_for(lambda: len(tried) == 4)
+    assert min(np.diff(tried)) >= 0.4 and len(films.orders) - before in ((0,) if part == "lease" else (3, 4))
+    assert store.get(made.id).status in ("queued", "in_progress")
+    told = [record.getMessage() for record in caplog.records if record.name == "tests.videos"]
+    assert len([line for line in told if "tried again every 0.4 s: [Errno 28] No space" in line]) == 1
+    assert len(told) == (1 if part == "lease" else 2)
+    full.clear()
+    assert api.poll(made.id, poll_interval_ms=20).status == "completed"
+
+
+@pytest.mark.parametrize("part", ["film", "estimate"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_nothing_is_left_of_a_film_that_is_deleted_as_it_is_written(run, tmp_path, monkeypatch, part, moment):
+    store, deleted = JobStore(tmp_path / "videos", 200, 3600), []
+
+    def write_whole(path, content):
+        name, kind = path.name.split(".")[:2]
+        if moment == "after":
+            files.write_whole(path, content)
+        if kind == part:
+            store.remove(name)
+            deleted.append(name)
+        if moment == "before":
+            files.write_whole(path, content)
+
+    monkeypatch.setattr(video_jobs, "RENEW_EVERY", 600.0)
+    monkeypatch.setattr(video_jobs, "write_whole", write_whole)
+    made = client(run()).videos.create(prompt="one", extra_body=SETTINGS)
+    wait_for(lambda: deleted and not any(store.folder.iterdir()))
+    assert deleted[0] == made.id
+
+
+def test_a_film_that_is_deleted_before_it_is_whole_is_not_written(run, films, tmp_path, monkeypatch):
+    store, written = JobStore(tmp_path / "videos", 200, 3600), []
+
+    class Deleting(Dying):
+        async def stream(self, orders):
+            async for item in self.backend.stream(orders):
+                if item[1].final:
+                    self.times -= 1
+                    store.remove(made.id)
+                yield item
+
+    def write_whole(path, content):
+        written.append(path.name.split(".")[1])
+        files.write_whole(path, content)
+
+    monkeypatch.setattr(video_jobs, "RENEW_EVERY", 600.0)
+    monkeypatch.setattr(video_jobs, "write_whole", write_whole)
+    deleting = Deleting(films, 1)
+    made = client(run(deleting)).videos.create(prompt="one", extra_body=SETTINGS)
+    wait_for(lambda: not deleting.times and not any(store.folder.iterdir()))
+    assert "film" not in written
 
 
 def test_the_store_is_bounded_and_forgets(tmp_path):
@@ -215,6 +362,17 @@ def test_jobs_belong_to_the_key_that_made_them(run):
         client(address, "b").videos.retrieve(made.id)
     assert not list(client(address, "b").videos.list()) and len(list(client(address, "a").videos.list())) == 1
     assert ask(address, "/v1/videos")[0] == 401
+
+
+def test_without_keys_jobs_belong_to_everybody(run):
+    guarded, free = run(keys=(digest("a"),)), run()
+    ids = {client(address, "a").videos.create(prompt="one", extra_body=SETTINGS).id for address in (guarded, free)}
+    listed = json.loads(ask(free, "/v1/videos")[2])["data"]
+    assert {job["id"] for job in listed} == ids, "what was made with a key among them"
+    for name in ids:
+        assert ask(free, f"/v1/videos/{name}")[0] == 200, "a page sends no key"
+        assert client(free, "b").videos.retrieve(name).id == name, "and OpenAI's client any"
+        assert client(free, "c").videos.delete(name).deleted
 
 
 @pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium here")
