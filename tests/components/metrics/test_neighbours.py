@@ -75,6 +75,19 @@ def test_shares_of_parts_are_those_of_the_samples_in_them():
     assert torch.equal(found.real_wide.T, torch.cat(list(squared_distances(samples, real))) <= wide[:, None])
 
 
+@pytest.mark.parametrize("per_class", [1, 2, 3, 5])
+@pytest.mark.parametrize("number", [2, 4])
+def test_parts_are_equal_all_in_all_and_in_every_class(number, per_class):
+    labels = torch.arange(100 * per_class) % 100
+    found = parts(len(labels), number, 3, torch.Generator().manual_seed(0), labels)
+    assert found.sum(1).eq(1).all(), "every sample is in one part"
+    sizes = found.sum(2)
+    assert sizes.max() - sizes.min() <= 1
+    of_classes = found @ torch.nn.functional.one_hot(labels).float()
+    assert (of_classes.amax(1) - of_classes.amin(1)).max() <= 1
+    assert not torch.equal(found[0], found[1]), "splits differ, of one sample a class too"
+
+
 def test_intervals_of_recall_and_coverage_tell_the_spread_between_sets(monkeypatch):
     monkeypatch.setattr(neighbours, "_ROWS", 1024)
     real = Manifold.of(normal(150, 4, 0), 3)
