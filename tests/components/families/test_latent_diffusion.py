@@ -7,6 +7,7 @@ import torch
 
 from components.artifacts import run_folder
 from components.diffusion.objectives import OBJECTIVES
+from components.diffusion.schedules import TIMES
 from components.diffusion.solvers import SOLVERS
 from components.sampling.requests import Conditions, Request
 from tests.components.families.contract import request
@@ -23,6 +24,15 @@ def test_latent_diffusion_samples_with_every_solver(solver, spacing, folders):
     together = sampler.sample(request(sampler, [1, 2], **settings))
     assert torch.isfinite(together).all()
     assert torch.allclose(sampler.sample(request(sampler, [2], **settings))[0], together[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun", "plms", "unipc"])
+@pytest.mark.parametrize("levels", TIMES)
+def test_flows_sample_from_wherever_steps_are_placed(solver, levels):
+    sampler = build("latent_diffusion", schedule={"levels": levels})
+    for steps in (1, 4):
+        rows = sampler.sample(request(sampler, [1], solver=solver, num_inference_steps=steps))
+        assert torch.isfinite(rows).all()
 
 
 def test_labels_and_guidance_steer_latent_diffusion(folders):
