@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.composite.base import Composite, named
+from components.composite.base import Composite, chosen, named
 from components.conditioning.low_resolution import LOW, LOW_LEVEL, LowResolution, enlarged, noised, reduced
 from components.config import Strict
 from components.data.dataset import Batch
@@ -197,6 +197,13 @@ class Model(Composite):
                 return f"{name}: this cascade has no such stage; expected settings of {', '.join([BASE, *config.ups])}"
         for name, stage in {BASE: config.base, **config.ups}.items():
             if reason := Diffusion.why_not(stage, settings.of(name), data):
+                return f"{name}.{reason}"
+        return None
+
+    @classmethod
+    def unheard(cls, config: Config, settings: Settings, data: DataOutline) -> str | None:
+        for name, stage in {BASE: config.base, **config.ups}.items():
+            if reason := Diffusion.unheard(stage, chosen(settings.of(name)), data):
                 return f"{name}.{reason}"
         return None
 
