@@ -39,7 +39,7 @@ class Config(ConvConfig):
     r1: float = Field(1.0, ge=0)
     penalise_every: int = Field(16, ge=1)
     path_length: float = Field(2.0, ge=0)  # weight
-    path_length_every: int = Field(4, ge=1)  # steps
+    path_length_every: int = Field(4, ge=1)  # steps of the generator, of which there is one in num_critic_steps
     style_mixing: float = Field(0.9, ge=0, le=1)  # share of rows of two styles
     minibatch_std: bool = True
     growing: Growing | None = None
@@ -107,7 +107,7 @@ class Model(GAN):
     def generator_loss(self, net: nn.Module, batch: Batch) -> Losses:
         config, fake = self.config, self.generated(net, batch)
         terms = self.generator_objective(without_styles(fake), batch)
-        if config.path_length and batch.step % config.path_length_every == 0:
+        if config.path_length and batch.step // config.num_critic_steps % config.path_length_every == 0:
             noise = batch.draws.normal("path", fake["images"].shape[1:])
             terms["path_length"] = self.path_length(penalties.path_lengths(fake["images"], fake["styles"], noise))
             terms["loss"] = terms["loss"] + config.path_length_every * config.path_length * terms["path_length"]

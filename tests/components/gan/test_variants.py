@@ -273,11 +273,13 @@ def test_mixed_rows_take_their_later_styles_from_the_second_code():
     assert torch.allclose(w[1], one[1].expand(5, -1)), "not mixed"
 
 
-def test_path_length_regularisation_comes_at_times_and_keeps_its_mean():
-    family = build("stylegan2", path_length_every=2)
+@pytest.mark.parametrize("num_critic_steps", [1, 2, 4, 5])
+def test_path_length_regularisation_comes_at_times_and_keeps_its_mean(num_critic_steps):
+    family = build("stylegan2", path_length_every=2, num_critic_steps=num_critic_steps)
     family.nets.train()
-    batches = stream("stylegan2")
-    found = [family.generator_loss(family.nets["generator"], next(batches)) for _ in range(3)]
+    (generate,) = (phase for phase in family.phases if phase.name == "generate")
+    due = [step for step in range(3 * num_critic_steps) if (step + 1) % generate.every == 0]
+    found = [generate.loss(family.nets["generator"], next(stream("stylegan2", start=step))) for step in due]
     assert ["path_length" in figures for figures in found] == [True, False, True]
     assert float(family.nets["generator"].mean_path) > 0
 
