@@ -63,7 +63,8 @@ class Model(GAN):
 
     def networks(self) -> dict[str, nn.Module]:
         (channels, size), config = doubled_side(self), self.config
-        trunk = Trunk(channels, size, config.width, config.growing is not None)
+        growing = config.growing is not None
+        trunk = Trunk(channels, size, config.width, growing)
         critic = Critic(
             trunk,
             functools.partial(Head, dim=trunk.channels),
@@ -72,7 +73,7 @@ class Model(GAN):
             **critic_options(self),
         )
         sizes = (config.latent_dim, config.width, config.style_dim, config.mapping_layers)
-        return {"generator": Generator(channels, size, *sizes, self.num_classes), "discriminator": critic}
+        return {"generator": Generator(channels, size, *sizes, self.num_classes, growing), "discriminator": critic}
 
     def generator_inputs(self, draws: Draws, name: str, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         generator, draws = self.nets["generator"], draws.fold(name)
@@ -93,7 +94,8 @@ class Model(GAN):
         if self.config.growing:
             generator, trunk = self.nets["generator"], self.nets["discriminator"].trunk
             grown = (len(generator.sides) - 1) * min(1.0, step / self.config.growing.steps)
-            generator.grown = trunk.grown = grown
+            for net in (generator, trunk):
+                net.growth.reach(grown)
 
     def generate(self, net: nn.Module, batch: Batch) -> CriticInputs:
         self.grow(batch.step)
