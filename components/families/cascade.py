@@ -128,6 +128,8 @@ class Up(Stage):
     def __init__(self, config: UpConfig, data: DataInfo, name: str):
         if config.crop is not None and config.crop > min(data.shape[1:]):
             raise ConfigError(f"cascade: {name}.crop: expected at most {min(data.shape[1:])}, found {config.crop}")
+        if config.crop is not None:
+            config.backbone.refuse_unfit((data.shape[0], config.crop, config.crop), f"cascade: {name}.crop")
         self.name, self.low_sides = name, tuple(side // config.factor for side in data.shape[1:])
         super().__init__(config, data)
         self.accepts = (self.accepts - {"source", BLEND}) | {LOW}

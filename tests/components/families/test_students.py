@@ -240,3 +240,15 @@ def test_a_teacher_of_another_kind_is_refused():
     for name in ("shortcut", "meanflow"):
         with pytest.raises(ConfigError, match="objective"):
             parse(family_class(name).Config, {"objective": "v"}, "model")
+
+
+def test_settings_beyond_what_a_student_learned_are_refused():
+    with pytest.raises(ConfigError, match=r"schedule\.name: a table has no derivative by time; expected flow"):
+        parse(family_class("meanflow").Config, {"schedule": {"name": "cosine"}}, "model")
+    shortcut = build("shortcut", halvings=2)
+    assert shortcut.sample(asked(shortcut, 0, 4)).isfinite().all()
+    with pytest.raises(SamplerError, match=r"^num_inference_steps: this student learned up to 4, .* found 5$"):
+        shortcut.sample(asked(shortcut, 0, 5))
+    unguided = build("meanflow", most_guidance=1.0)
+    with pytest.raises(SamplerError, match="^guidance_interval: this student learned no guidance"):
+        unguided.sample(Request(torch.arange(1), unguided.Settings(guidance_interval=(0.1, 5.0))))
