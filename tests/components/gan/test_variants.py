@@ -158,6 +158,21 @@ def test_standing_statistics_are_those_of_the_truncation():
     assert family.calls["generator"].statistics(0.3) is not narrow, "other weights, other statistics"
 
 
+def test_statistics_of_any_truncation_are_few():
+    family = build("biggan")
+    family.nets.eval()
+    answer = family.calls["generator"]
+    assert answer.statistics(0.51) is answer.statistics(0.5) is answer.statistics(0.4801)
+    assert answer.statistics(1e-4) is answer.statistics(0.05), "never of no spread"
+    first = answer.statistics(0.3)
+    for place in range(1, 32):
+        answer.statistics(1 + place / 20)
+    assert answer.statistics(0.3) is first and len(answer._found) == 32
+    for place in range(1, 33):
+        answer.statistics(3 + place / 20)
+    assert len(answer._found) == 32 and answer.statistics(0.3) is not first
+
+
 def test_rows_of_different_truncation_share_a_call():
     family = build("biggan")
     z = truncated_normal(Draws.of_seeds(torch.arange(4)), "z", 7, torch.full((4,), 0.5))
