@@ -109,3 +109,9 @@ def prefixed(part: str, trajectory: Trajectory, shows: bool) -> Trajectory:
             answer = yield replace(call, net=named(part, call.net), preview=previewed(call.preview))
     except StopIteration as stop:
         return stop.value
+
+
+def chosen(settings: Strict) -> Strict:
+    """A part's settings of which none is said that equals its default: a block within a block is laid over the defaults
+    and says them all."""
+    return type(settings)(**settings.model_dump(exclude_defaults=True))

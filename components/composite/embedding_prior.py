@@ -89,7 +89,8 @@ class Prior(Family):
         count, rows = settings.candidates, len(seeds)
         keys = torch.cat([Draws.of_seeds(seeds).fold(f"candidate {number}").keys for number in range(count)])
         towards, away = ({name: torch.cat([part] * count) for name, part in texts.items()} for texts in (told, nothing))
-        denoise = self.preconditioner.guided(towards, away, Guidance(settings.guidance_scale))
+        scale = settings.guidance_scale if self.config.label_dropout else 1.0
+        denoise = self.preconditioner.guided(towards, away, Guidance(scale))
         start = sigmas[0] * Draws(keys).normal("start", (self.dim,))
         drawn = yield from solve(SOLVERS["ddim"](start, sigmas, lambda step: torch.zeros_like(start)), denoise)
         found = F.normalize(drawn, dim=1).unflatten(0, (count, rows))

@@ -18,6 +18,7 @@ from components.sampling.trajectories import Call, Preview, Trajectory, offering
 from components.shapes import per_row
 
 Denoise = Callable[[Tensor, float], Generator[Call, Tensor, Tensor]]
+NO_SPREAD = 1e-6  # of an answer of one value, but for rounding: there is nothing to bring back
 NUM_KEPT = 2**14  # noise levels whose numbers are kept
 Condition = Mapping[str, Tensor]  # what steers the net, by the name of its input, a row an image
 
@@ -49,7 +50,8 @@ class Guidance:
         if self.rescale == 0:
             return guided
         spread, wanted = (per_row(answer.flatten(1).std(1), answer) for answer in (guided, better))
-        return torch.lerp(guided, guided * (wanted / spread), self.rescale)
+        factor = torch.where(spread > NO_SPREAD, wanted / spread, 1.0)
+        return torch.lerp(guided, guided * factor, self.rescale)
 
 
 def level(schedule: Schedule, sigma: Tensor) -> Tensor:

@@ -53,11 +53,13 @@ class Schedule:
 
     def sigmas(self, num_steps: int, start: float = 1.0) -> list[float]:
         """`num_steps` levels at equally spaced times from `start`, by default the noisiest, down, then 0; under
-        `karras` equally spaced in the seventh root of the level."""
+        `karras` equally spaced in the seventh root of the level. Fewer where two would be the same, or one is 0 as in a
+        flow; one at least."""
         visited = self.sigma(TIMES[self.levels](num_steps, 1.0 if self.karras else start, self.offset)).tolist()
         if self.karras:
-            return karras_sigmas(num_steps, visited[-1], visited[0], start=start)
-        return [*visited, 0.0]
+            visited = karras_sigmas(num_steps, visited[-1], visited[0], start=start)
+        falling = [level for level, above in zip(visited, [math.inf, *visited], strict=False) if 0 < level < above]
+        return [*(falling or self.sigma(torch.tensor([start], dtype=torch.float64)).tolist()), 0.0]
 
     @property
     def bounds(self) -> tuple[float, float]:

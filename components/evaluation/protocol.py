@@ -51,7 +51,7 @@ class EvaluateConfig(Strict):
     snapshot_samples: int = Field(0, ge=0)  # at each step that a training kept averages of; 0: not measured
 
 
-REVISION = 2  # of the arithmetic behind the figures: raised where a figure comes to mean something else
+REVISION = 4  # of the arithmetic behind the figures: raised where a figure comes to mean something else
 
 
 class ProtocolMismatch(InputError):

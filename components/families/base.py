@@ -63,8 +63,7 @@ class Role(NamedTuple):
 
     `kind`: what its family must be, such as Judge; any sampler by default. `family`: its very name. `kept`: whether the
     model needs a net of it to sample; DataInfo.inputs then says how to build it, and the net of the role's name goes
-    into the run folder. `beside_data`: what it says of each row may lie in the data set, which then names the same run
-    for the role."""
+    into the run folder. `beside_data`: what it says of each row may lie in the data set, then made by the same run."""
 
     kind: type[Family] | None = None
     family: str = ""
@@ -165,8 +164,7 @@ class Family:
     def validate(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor], judge: Judge | None) -> Figures:
         """Checkpoint validation: figures beside the losses. `train`, `held_out`: rows of the training set and of images
         that are not trained on; `judge`: a classifier of them, None only where `checkpoint_figures` says that there are
-        some without. Averaged nets hold their average, others their live
-        weights."""
+        some without. Averaged nets hold their average, others their live weights."""
         return {}
 
     def held_out_losses(self, columns: Mapping[str, Tensor], draws: Draws) -> Tensor:
@@ -225,6 +223,11 @@ class Sampler(Family):
     def why_not(cls, config: Strict, settings: Strict, data: DataOutline) -> str | None:
         """Why a model of this config and data cannot sample with these settings: the setting's name, a colon, the
         reason. None if it can."""
+        return None
+
+    @classmethod
+    def unheard(cls, config: Strict, settings: Strict, data: DataOutline) -> str | None:
+        """Likewise, why what a candidate chooses would change nothing, though the model can sample with it."""
         return None
 
     def trajectory(self, request: Request) -> Trajectory:

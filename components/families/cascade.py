@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.composite.base import Composite, named
+from components.composite.base import Composite, chosen, named
 from components.conditioning.low_resolution import LOW, LOW_LEVEL, LowResolution, enlarged, noised, reduced
 from components.config import Strict
 from components.data.dataset import Batch
@@ -128,6 +128,8 @@ class Up(Stage):
     def __init__(self, config: UpConfig, data: DataInfo, name: str):
         if config.crop is not None and config.crop > min(data.shape[1:]):
             raise ConfigError(f"cascade: {name}.crop: expected at most {min(data.shape[1:])}, found {config.crop}")
+        if config.crop is not None:
+            config.backbone.refuse_unfit((data.shape[0], config.crop, config.crop), f"cascade: {name}.crop")
         self.name, self.low_sides = name, tuple(side // config.factor for side in data.shape[1:])
         super().__init__(config, data)
         self.accepts = (self.accepts - {"source", BLEND}) | {LOW}
@@ -197,6 +199,13 @@ class Model(Composite):
                 return f"{name}: this cascade has no such stage; expected settings of {', '.join([BASE, *config.ups])}"
         for name, stage in {BASE: config.base, **config.ups}.items():
             if reason := Diffusion.why_not(stage, settings.of(name), data):
+                return f"{name}.{reason}"
+        return None
+
+    @classmethod
+    def unheard(cls, config: Config, settings: Settings, data: DataOutline) -> str | None:
+        for name, stage in {BASE: config.base, **config.ups}.items():
+            if reason := Diffusion.unheard(stage, chosen(settings.of(name)), data):
                 return f"{name}.{reason}"
         return None
 

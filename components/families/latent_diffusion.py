@@ -6,11 +6,13 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from components.conditioning.classes import apart
+from components.conditioning.dropout import leads_away, unheard_guidance
 from components.conditioning.sizes import refuse_without_crops
 from components.config import parse
 from components.data.dataset import Batch
@@ -137,6 +139,12 @@ class Model(Levers, Sampler):
             )
         return reuse.why_not(config.backbone, settings.reuse)
 
+    @classmethod
+    def unheard(cls, config: Config, settings: Settings, data: DataOutline) -> str | None:
+        if settings.guidance == "autoguidance":
+            return None
+        return unheard_guidance(config.conditioning, config.label_dropout, settings)
+
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         return self._loss_at(self._sigma(self.times(batch.draws).double()), net, batch, self._told(batch))
 
@@ -251,7 +259,10 @@ class Model(Levers, Sampler):
             return drawn(request, lambda draws: draws.normal(name, shape))
 
         start = sigmas[0] * noise("start")
-        denoise = yield from self._denoise(request, self._guidance(settings), sigmas)
+        guidance = self._guidance(settings)
+        if guidance.guide is None and not self._leads_away(request):
+            guidance = replace(guidance, scale=1.0)
+        denoise = yield from self._denoise(request, guidance, sigmas)
         if (quantile := self._threshold(settings)) is not None:
             denoise = thresholded(denoise, quantile, self.space.normalise, self.space.denormalise)
         finish = self.space.decode
@@ -286,6 +297,10 @@ class Model(Levers, Sampler):
     def _guidance(self, settings: Settings) -> Guidance:
         worse = GUIDE if settings.guidance == "autoguidance" else None
         return Guidance(settings.guidance_scale, settings.guidance_interval, settings.guidance_rescale, worse)
+
+    def _leads_away(self, request: Request) -> bool:
+        """Whether the net has learned an answer that classifier-free guidance can lead away from."""
+        return leads_away(self.config.label_dropout, request.conditions)
 
     def _threshold(self, settings: Settings) -> float | None:
         return settings.dynamic_threshold

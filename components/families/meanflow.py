@@ -35,6 +35,13 @@ class Config(AverageConfig):
     power: float = Field(1.0, ge=0, le=2)  # of the adaptive weight, 0 for none
     floor: float = Field(1e-2, gt=0)  # of the mean squared error that it divides by
 
+    @model_validator(mode="after")
+    def _has_pace(self) -> Config:
+        if self.schedule.name != "flow":
+            found = self.schedule.name
+            raise ValueError(f"schedule.name: a table has no derivative by time; expected flow, found {found}")
+        return self
+
     @property
     def numbers(self) -> tuple[str, ...]:
         return (*super().numbers, *((FIRST, LAST) if self.is_guided else ()))
@@ -55,7 +62,9 @@ class Model(AverageStudent):
 
     @classmethod
     def why_not(cls, config: Config, settings: Settings, data: DataOutline) -> str | None:
-        if settings.guidance_interval is not None and config.is_guided:
+        if settings.guidance_interval is not None and not config.is_guided:
+            return "guidance_interval: this student learned no guidance; expected none"
+        if settings.guidance_interval is not None:
             middle = float(schedules.build(config.schedule).sigma(torch.tensor(0.5, dtype=torch.float64)))
             if not settings.guidance_interval[0] <= middle <= settings.guidance_interval[1]:
                 return f"guidance_interval: this student learned those around {middle:.3g}"

@@ -81,7 +81,7 @@ class Model(Student):
         parts = torch.linspace(0, 1, self.config.ratio + 1, dtype=torch.float64, device=place.device)[1:]
         visited = self.schedule.sigma((place[:, None] - parts / steps).clamp(min=0))
         visited[:, -1] = visited[:, -1].where(place > 1.5 / steps, 0.0)
-        wanted = self._of_teacher(rows, visited.unbind(1), is_first=batch.step < self.config.round_steps)
+        wanted = self._of_teacher(rows, visited.unbind(1), is_first=steps == self.config.first_steps)
         told = self.told_scale(rows.scale) | rows.condition
         error = (self.clean(rows.x, rows.sigma, self.answer(net, rows.x, rows.sigma, told)) - wanted).square()
         error = error.flatten(1).mean(1)
@@ -89,8 +89,9 @@ class Model(Student):
 
     @torch.no_grad()
     def _begin_round(self, step: int) -> None:
-        """Keeps the net as it is at the first step of a round."""
-        if step and step % self.config.round_steps == 0:
+        """Keeps the net as it is at the first step of a round. The last round keeps its teacher however long it is:
+        a student that taught itself would drift."""
+        if step and self.config.steps_at(step) != self.config.steps_at(step - 1):
             self.nets[FORMER].load_state_dict(sharding.gathered(self.nets["denoiser"].state_dict()))
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components.data.dataset import Batch
+from components.data.info import DataOutline
 from components.diffusion.config import Times
 from components.diffusion.guidance import Condition
 from components.diffusion.schedules import steps_within
@@ -33,6 +34,13 @@ class Config(AverageConfig):
 class Model(AverageStudent):
     Config = Config
     Settings = StudentSettings
+
+    @classmethod
+    def why_not(cls, config: Config, settings: StudentSettings, data: DataOutline) -> str | None:
+        if settings.num_inference_steps > 2**config.halvings:
+            most, found = 2**config.halvings, settings.num_inference_steps
+            return f"num_inference_steps: this student learned up to {most}, of 1 / 2^halvings each, found {found}"
+        return super().why_not(config, settings, data)
 
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         """The squared error of velocities: of the flow's own at the smallest step, of the mean over two steps of half

@@ -173,6 +173,13 @@ class Model(LatentDiffusion):
             return f"adapter: expected one of {', '.join([*config.adapters, NO_ADAPTER])}, found {settings.adapter!r}"
         return super().why_not(config, settings, data)
 
+    @classmethod
+    def unheard(cls, config: Config, settings: Settings, data: DataOutline) -> str | None:
+        return None
+
+    def _leads_away(self, request: Request) -> bool:
+        return True  # the empty text was learned before its weights came here
+
     def _embedded(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}  # captions are encoded in training
 

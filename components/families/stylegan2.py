@@ -39,7 +39,7 @@ class Config(ConvConfig):
     r1: float = Field(1.0, ge=0)
     penalise_every: int = Field(16, ge=1)
     path_length: float = Field(2.0, ge=0)  # weight
-    path_length_every: int = Field(4, ge=1)  # steps
+    path_length_every: int = Field(4, ge=1)  # steps of the generator, of which there is one in num_critic_steps
     style_mixing: float = Field(0.9, ge=0, le=1)  # share of rows of two styles
     minibatch_std: bool = True
     growing: Growing | None = None
@@ -63,7 +63,8 @@ class Model(GAN):
 
     def networks(self) -> dict[str, nn.Module]:
         (channels, size), config = doubled_side(self), self.config
-        trunk = Trunk(channels, size, config.width, config.growing is not None)
+        growing = config.growing is not None
+        trunk = Trunk(channels, size, config.width, growing)
         critic = Critic(
             trunk,
             functools.partial(Head, dim=trunk.channels),
@@ -72,7 +73,7 @@ class Model(GAN):
             **critic_options(self),
         )
         sizes = (config.latent_dim, config.width, config.style_dim, config.mapping_layers)
-        return {"generator": Generator(channels, size, *sizes, self.num_classes), "discriminator": critic}
+        return {"generator": Generator(channels, size, *sizes, self.num_classes, growing), "discriminator": critic}
 
     def generator_inputs(self, draws: Draws, name: str, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         generator, draws = self.nets["generator"], draws.fold(name)
@@ -93,7 +94,8 @@ class Model(GAN):
         if self.config.growing:
             generator, trunk = self.nets["generator"], self.nets["discriminator"].trunk
             grown = (len(generator.sides) - 1) * min(1.0, step / self.config.growing.steps)
-            generator.grown = trunk.grown = grown
+            for net in (generator, trunk):
+                net.growth.reach(grown)
 
     def generate(self, net: nn.Module, batch: Batch) -> CriticInputs:
         self.grow(batch.step)
@@ -107,7 +109,7 @@ class Model(GAN):
     def generator_loss(self, net: nn.Module, batch: Batch) -> Losses:
         config, fake = self.config, self.generated(net, batch)
         terms = self.generator_objective(without_styles(fake), batch)
-        if config.path_length and batch.step % config.path_length_every == 0:
+        if config.path_length and batch.step // config.num_critic_steps % config.path_length_every == 0:
             noise = batch.draws.normal("path", fake["images"].shape[1:])
             terms["path_length"] = self.path_length(penalties.path_lengths(fake["images"], fake["styles"], noise))
             terms["loss"] = terms["loss"] + config.path_length_every * config.path_length * terms["path_length"]

@@ -140,7 +140,7 @@ class Model(Sampler):
         """Undoes a flow token by token: T calls of one token a row."""
         tokens, length = [torch.zeros_like(latents[:, 0])], latents.shape[1]
         for place in range(length):
-            guided = settings.guidance_scale != 1
+            guided = _is_guided(label, settings)
             inputs = self._rows(guided, {"previous": tokens[-1]}, label)
             inputs["position"] = torch.full_like(inputs["previous"][:, 0], place, dtype=torch.int64)
             numbers = yield Call(f"flow{flow}", inputs, stateful=True)
@@ -152,7 +152,7 @@ class Model(Sampler):
     def _by_jacobi(self, flow: str, latents: Tensor, label: Tensor | None, settings: Settings) -> Trajectory:
         """Undoes a flow by guesses of all tokens at once, each from the last guess: a token is right once those before
         it are. A row leaves when it changes by less than the tolerance."""
-        guess, length, guided = latents, latents.shape[1], settings.guidance_scale != 1
+        guess, length, guided = latents, latents.shape[1], _is_guided(label, settings)
         live = torch.arange(len(latents), device=latents.device)
         ramp = torch.arange(length, device=latents.device) / max(1, length - 1)
         scale = (1 + (settings.guidance_scale - 1) * ramp)[:, None]
@@ -180,6 +180,11 @@ class Model(Sampler):
         if label.is_floating_point():
             nothing = class_weights(nothing, self.null + 1)
         return twice | {"label": torch.cat([label, nothing])}
+
+
+def _is_guided(label: Tensor | None, settings: Settings) -> bool:
+    """Of data without classes nothing guides, as in diffusion."""
+    return label is not None and settings.guidance_scale != 1
 
 
 def _guided(numbers: Tensor, scale: Tensor | float, guided: bool) -> Tensor:

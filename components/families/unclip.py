@@ -17,8 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components.composite import embedding_prior
-from components.composite.base import Composite, named, prefixed
+from components.composite.base import Composite, chosen, named, prefixed
 from components.composite.embedding_prior import Prior
+from components.conditioning.dropout import unheard_guidance
 from components.conditioning.embedding import EMBEDDING, ImageEmbedding, scaled
 from components.conditioning.text import cut, texts_of_column
 from components.config import Strict
@@ -98,10 +99,16 @@ class Decoder(Diffusion):
         dropped = batch.draws.uniform("embedding_dropout") < self.config.embedding_dropout
         return {EMBEDDING: scaled(embedding).masked_fill(dropped[:, None], 0)}
 
+    def _leads_away(self, request: Request) -> bool:
+        return self.config.embedding_dropout > 0 or super()._leads_away(request)
+
     def _conditions(self, request: Request, guidance: Guidance) -> Generator[Call, Tensor, tuple[Condition, Condition]]:
         towards, away = yield from super()._conditions(request, guidance)
         embedding = scaled(request.conditions.embedding)
-        worse = embedding if guidance.guide is not None else torch.zeros_like(embedding)
+        is_kept = guidance.guide is not None or not self.config.embedding_dropout
+        worse = embedding if is_kept else torch.zeros_like(embedding)
+        if not super()._leads_away(request):
+            away = towards
         return {**towards, EMBEDDING: embedding}, {**away, EMBEDDING: worse}
 
 
@@ -135,6 +142,15 @@ class Model(Composite):
     @classmethod
     def why_not(cls, config: Config, settings: Settings, data: DataOutline) -> str | None:
         reason = Diffusion.why_not(config.decoder, settings.decoder, data)
+        return reason and f"{DECODER}.{reason}"
+
+    @classmethod
+    def unheard(cls, config: Config, settings: Settings, data: DataOutline) -> str | None:
+        if reason := unheard_guidance("text", config.prior.label_dropout, settings.prior):
+            return f"{PRIOR}.{reason}"
+        if config.decoder.embedding_dropout > 0:
+            return None
+        reason = Diffusion.unheard(config.decoder, chosen(settings.decoder), data)
         return reason and f"{DECODER}.{reason}"
 
     def _trajectory(self, request: Request) -> Trajectory:

@@ -81,7 +81,9 @@ class Student(LatentDiffusion):
 
     @classmethod
     def roles(cls, config: StudentConfig) -> dict[str, Role]:
-        return {TEACHER: Role(family="latent_diffusion", needed=cls.needs_teacher)}
+        # without rows of no condition a student cannot learn by itself what guidance leads away from
+        needed = cls.needs_teacher or (config.is_guided and not config.label_dropout)
+        return {TEACHER: Role(family="latent_diffusion", needed=needed)}
 
     @classmethod
     def refuse_unfit_input(cls, config: StudentConfig, data: DataInfo, role: str, run: RunInfo) -> None:
@@ -113,6 +115,10 @@ class Student(LatentDiffusion):
                 f"guidance_scale: this student learned scales from 1 to {config.most_guidance:g}, "
                 f"found {settings.guidance_scale:g}"
             )
+        return None
+
+    @classmethod
+    def unheard(cls, config: StudentConfig, settings: StudentSettings, data: DataOutline) -> None:
         return None
 
     # -- training -----------------------------------------------------------------------------------------------------

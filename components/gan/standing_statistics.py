@@ -14,6 +14,8 @@ from components.shapes import all_but_channels
 WHOLE = 8.0  # a truncation that leaves the normal distribution whole
 _STANDING_BATCHES = 8  # forwards over which standing statistics are taken
 _STANDING_ROWS = 64
+_PER_UNIT = 20  # truncations that are measured; one between two of them takes the nearer one's statistics
+_KEPT = 32  # truncations whose statistics are kept, those asked for last
 
 
 def truncated_normal(draws: Draws, name: str, dim: int, truncation: Tensor) -> Tensor:
@@ -26,16 +28,18 @@ def truncated_normal(draws: Draws, name: str, dim: int, truncation: Tensor) -> T
 
 class StandingStatistics:
     """Answers the generator's calls with standing statistics: the norms' means and variances are those of many forwards
-    at the truncation that is asked for and with the weights that there are (Brock et al. 2019, section 3.1)."""
+    at the truncation that is asked for, to a twentieth, and with the weights that there are (Brock et al. 2019, section
+    3.1)."""
 
     def __init__(self, net: nn.Module, latent_dim: int, num_classes: int):
         self.net, self.latent_dim, self.num_classes = net, latent_dim, num_classes
         self._weights: tuple[int, ...] = ()
-        self._found: dict[float, dict[str, Tensor]] = {}  # by truncation
+        self._found: dict[float, dict[str, Tensor]] = {}  # by truncation, the one asked for last at the end
 
     def __call__(self, z: Tensor, truncation: Tensor, label: Tensor | None = None) -> Tensor:
-        levels = truncation.unique()
-        rows = [truncation == level for level in levels]
+        measured = _measured_at(truncation)
+        levels = measured.unique()
+        rows = [measured == level for level in levels]
         parts = [self._images(z[here], None if label is None else label[here], float(level))
                  for here, level in zip(rows, levels, strict=True)]  # fmt: skip
         images = parts[0].new_empty(len(z), *parts[0].shape[1:])
@@ -52,9 +56,12 @@ class StandingStatistics:
         weights = tuple(number for value in self.net.parameters() for number in (value._version, value.data_ptr()))
         if weights != self._weights:
             self._weights, self._found = weights, {}
-        if truncation not in self._found:
-            self._found[truncation] = self._measured(truncation)
-        return self._found[truncation]
+        truncation = float(_measured_at(torch.tensor(truncation)))
+        found = self._found.pop(truncation, None) or self._measured(truncation)
+        self._found[truncation] = found
+        if len(self._found) > _KEPT:
+            del self._found[next(iter(self._found))]
+        return found
 
     @torch.no_grad()
     def _measured(self, truncation: float) -> dict[str, Tensor]:
@@ -84,6 +91,11 @@ class StandingStatistics:
             level = torch.full((_STANDING_ROWS,), truncation, device=device)
             z = truncated_normal(Draws.of_seeds(seeds), "standing", self.latent_dim, level)
             yield z, seeds % self.num_classes if self.num_classes else None
+
+
+def _measured_at(truncation: Tensor) -> Tensor:
+    """The truncations nearest to these that are measured: a client chooses any number, and each costs 512 rows."""
+    return (truncation * _PER_UNIT).round().clamp(min=1) / _PER_UNIT
 
 
 def _adding(total: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

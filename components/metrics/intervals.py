@@ -58,13 +58,14 @@ def resampled_rows(count: int, resamples: int, generator: torch.Generator, strat
 
 
 def parts(count: int, number: int, splits: int, generator: torch.Generator, strata: Tensor | None = None) -> Tensor:
-    """(splits, number, count) float32: which images are in each of the disjoint parts of each random split. Every part
-    holds as many of each stratum as there can be."""
+    """(splits, number, count) float32: which images are in each of the disjoint parts of each random split. Parts are
+    as equal as they can be, all in all and in every stratum."""
+    stratum = torch.zeros(count, dtype=torch.int64) if strata is None else strata.unique(return_inverse=True)[1]
+    # dealt out in turn, one stratum after the other: with a turn for each, all would leave their odd ones to one part
+    turns = torch.rand(splits, int(stratum.max()) + 1, generator=generator).argsort(1)[:, stratum]
+    order = (turns + torch.rand(splits, count, generator=generator, dtype=torch.float64)).argsort(1)
     found = torch.zeros(splits, number, count)
-    for members in _members(count, strata):
-        order = torch.rand(splits, len(members), generator=generator).argsort(1)
-        place = (torch.arange(len(members)) % number).expand(splits, -1)
-        found[torch.arange(splits)[:, None], place, members[order]] = 1
+    found[torch.arange(splits)[:, None], torch.arange(count) % number, order] = 1
     return found
 
 

@@ -21,6 +21,8 @@ _ROWS = 1024  # of the distance matrix held at once
 _AMONG = 8192  # of the set that is searched for neighbours, as float64 at once
 _EQUAL = 1e-12  # of the squared lengths: what cancellation leaves of the squared distance of equal vectors
 MEMORISED_RATIO = 1 / 3  # Yoon et al. 2023, section 4.1
+_DUPLICATE = 0.1  # of the mean distance to so many nearest others: rows below it show one image, stored repeatedly
+_NEARBY = 50  # Carlini et al. 2023, section 4.2
 PRECISION = Definition(
     name="precision",
     label="precision",
@@ -63,7 +65,7 @@ MEMORISED = Definition(
     label="copies",
     column="Memorised",
     group="fidelity and diversity",
-    explanation="images less than a third as far from one training image as from any other",
+    explanation="images less than a third as far from one training image as from any other that is not its duplicate",
     kind="share",
     better="lower",
 )
@@ -173,7 +175,7 @@ def neighbour_figures(inside: Inside, resampling: Resampling) -> Figures:
 
 def memorised_figure(features: Tensor, train: Tensor) -> Figure | None:
     """The share of images, by features (M, D), that copy a training image (N, D); None of a single training image."""
-    return None if len(train) < 2 else MEMORISED.figure(_share(memorised(nearest(features, train, 2)[1])))
+    return None if len(train) < 2 else MEMORISED.figure(_share(memorised(features, train)))
 
 
 def _share(hits: Tensor) -> float:
@@ -201,10 +203,31 @@ def nearest(features: Tensor, among: Tensor, count: int = 1) -> tuple[Tensor, Te
     return rows, values.sqrt()
 
 
-def memorised(distances: Tensor) -> Tensor:
-    """(M,) bool: whether a sample is a copy of a training image: less than a third as far from its nearest as from its
-    second nearest (Yoon et al. 2023, section 4.1). `distances`: (M, 2) as `nearest` gives them."""
-    return (distances[:, 0] < MEMORISED_RATIO * distances[:, 1]) | (distances[:, 0] == 0)
+def memorised(features: Tensor, train: Tensor) -> Tensor:
+    """(M,) bool: whether a sample, by features (M, D), is a copy of one of the training images (N, D), N of 2 or more:
+    less than a third as far from its nearest as from the second nearest (Yoon et al. 2023, section 4.1), duplicates of
+    the nearest left out, which would be as near: stored repeatedly, images are copied most."""
+    rows, distances = nearest(features, train)
+    nearby = nearest(train[rows[:, 0]], train, 1 + min(_NEARBY, len(train) - 1))[1][:, 1:]  # less the image itself
+    other = _nearest_outside(features, train, rows[:, 0], _DUPLICATE * nearby.mean(1))
+    own = distances[:, 0]
+    return ((own < MEMORISED_RATIO * other) & other.isfinite()) | (own == 0)  # not finite: all show one image
+
+
+def _nearest_outside(features: Tensor, among: Tensor, rows: Tensor, radii: Tensor) -> Tensor:
+    """(M,) distances of features (M, D) to the nearest of `among` (N, D) that lies further from the one of its row (M,)
+    than its radius (M,); infinite where none does."""
+    found = torch.full((len(features),), torch.inf, dtype=torch.float64)
+    for part in among.split(_AMONG):
+        distances = zip(
+            squared_distances(features, part),
+            squared_distances(among[rows], part),
+            radii.square().split(_ROWS),
+            strict=True,
+        )
+        blocks = [own.masked_fill(apart <= radius[:, None], torch.inf).amin(1) for own, apart, radius in distances]
+        found = torch.minimum(found, torch.cat(blocks))
+    return found.sqrt()
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:

@@ -10,10 +10,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from components.conditioning.dropout import leads_away, unheard_guidance
 from components.conditioning.text import cut, tokens_of, tokens_of_column
 from components.config import Strict
 from components.data.dataset import Batch
-from components.data.info import DataInfo
+from components.data.info import DataInfo, DataOutline
 from components.data.randomness import Draws
 from components.errors import DataError
 from components.families import family_class
@@ -79,6 +80,10 @@ class TokenSampler(Sampler):
         layout = self.config.width, self.config.depth, self.config.heads
         return self.Net(self.vocabulary, conditions, prefix, self.sides, *layout)
 
+    @classmethod
+    def unheard(cls, config: TokenConfig, settings: Strict, data: DataOutline) -> str | None:
+        return unheard_guidance(config.conditioning, config.label_dropout, settings)
+
     @property
     def accepts(self) -> frozenset[str]:
         steering = {"none": (), "class": ("label", "negative_label"), "text": ("prompt", "negative_prompt")}
@@ -116,7 +121,8 @@ class TokenSampler(Sampler):
         return self.vocabulary + batch.columns["label"].masked_fill(dropped, self.null)[:, None]
 
     def prefixes(self, request: Request) -> tuple[Tensor, Tensor]:
-        """Ids (B, prefix) of what a request asks for, and of what guidance leads away from."""
+        """Ids (B, prefix) of what a request asks for, and of what guidance leads away from; the same where that was
+        never learned."""
         asked: Conditions = request.conditions
         if self.texts:
             nothing = ("",) * len(request.seeds)
@@ -128,6 +134,8 @@ class TokenSampler(Sampler):
             towards = null if asked.label is None else asked.label
             away = null if asked.negative_label is None else asked.negative_label
             towards, away = towards[:, None], away[:, None]
+        if not leads_away(self.config.label_dropout, asked):
+            away = towards
         return self.vocabulary + towards, self.vocabulary + away
 
     def known(self, source: Source, draws: Draws) -> Trajectory:

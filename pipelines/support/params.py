@@ -273,7 +273,7 @@ def _check_family(params: Params, name: str, block: TrainBlock, where: str) -> N
         for number, candidate in enumerate(block.candidates):
             weights, settings = weights_and_settings(candidate)
             chosen = parse(kind.Settings, settings, f"{where}.candidates.{number}")
-            if reason := kind.why_not(config, chosen, outline):
+            if reason := kind.why_not(config, chosen, outline) or kind.unheard(config, chosen, outline):
                 raise ConfigError(f"{where}.candidates.{number}.{reason}")
             _check_weights(weights, block, f"{where}.candidates.{number}")
 

@@ -124,20 +124,50 @@ class Layer(nn.Module):
         return activate(self.conv(x, w) + self.strength * noise)
 
 
+class Growth(nn.Module):
+    """How many resolutions above 4x4 have come in, the last by its fraction; all of them until it is told otherwise. It
+    goes with the weights, as an integer, which their averages copy: an average draws what the net draws by then."""
+
+    ONE = 2**16  # resolution, in units
+    ALL = 64 * ONE
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("units", torch.tensor(self.ALL))
+
+    def reach(self, resolutions: float) -> None:
+        self.units.fill_(round(resolutions * self.ONE))
+
+    def share(self, resolution: int) -> Tensor:
+        """() of what a resolution, counted from 1, adds: it comes in on the way from the one before to itself."""
+        return (self.units / self.ONE - resolution + 1).clamp(0, 1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest) -> None:
+        state_dict.setdefault(f"{prefix}units", torch.full_like(self.units, self.ALL))  # weights of older versions
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
 class Generator(nn.Module):
     """z and the class -> images (B, C, size, size) in about [-1, 1], clamped in evaluation.
 
     `noise` (B, noise_size) is cut into a map for each layer. In training `z2` and `cross` (B,) give every layer from
     `cross` on another style (style mixing). `psi` (B,) draws w towards its mean (the truncation trick). `with_styles`
-    returns w (B, layers, D) too.
+    returns w (B, layers, D) too. `growing`: resolutions come in as `growth` says.
     """
 
-    grown = math.inf  # how many resolutions above 4x4 have come in, the last by its fraction
-
     def __init__(
-        self, channels: int, size: int, latent_dim: int, width: int, style_dim: int, layers: int, num_classes: int
+        self,
+        channels: int,
+        size: int,
+        latent_dim: int,
+        width: int,
+        style_dim: int,
+        layers: int,
+        num_classes: int,
+        growing: bool = False,
     ):
         super().__init__()
+        self.growth = Growth() if growing else None
         stages = doublings(size) + 1
         widths = [width * min(8, 2**stage) for stage in reversed(range(stages))]
         self.sides = [4 * 2**stage for stage in range(stages)]
@@ -189,9 +219,8 @@ class Generator(nn.Module):
         for k in range(1, len(self.sides)):
             x = self.ups[k - 1](enlarge(x), w[:, 2 * k - 1], maps[2 * k - 1])
             x = self.seconds[k - 1](x, w[:, 2 * k], maps[2 * k])
-            share = min(1.0, max(0.0, self.grown - k + 1))  # resolution k comes in while `grown` goes from k - 1 to k
             more = self.to_image[k](x, w[:, min(2 * k + 1, self.num_layers - 1)])
-            images = enlarge(images) + share * more
+            images = enlarge(images) + (more if self.growth is None else self.growth.share(k) * more)
         return images
 
 
@@ -210,24 +239,23 @@ class DownBlock(nn.Module):
 
 class Trunk(nn.Module):
     """Images (B, C, size, size) -> maps (B, channels, 4, 4). `growing` adds a way in at every resolution; what lies
-    above the way is blended in as `grown` says (Karras et al. 2018, section 2)."""
-
-    grown = math.inf
+    above the way is blended in as `growth` says (Karras et al. 2018, section 2)."""
 
     def __init__(self, channels: int, size: int, width: int, growing: bool = False):
         super().__init__()
         widths = [width * min(8, 2**stage) for stage in range(doublings(size) + 1)]
         self.blocks = nn.ModuleList([DownBlock(*pair) for pair in itertools.pairwise(widths)])
         self.from_image = nn.ModuleList([Conv(channels, size, 1) for size in (widths if growing else widths[:1])])
+        self.growth = Growth() if growing else None
         self.channels = widths[-1]
 
     def forward(self, images: Tensor) -> Tensor:
         x = activate(self.from_image[0](images))
         for k, block in enumerate(self.blocks):
             x = block(x)
-            if len(self.from_image) > 1:
+            if self.growth is not None:
                 images = F.avg_pool2d(images, 2)
-                share = min(1.0, max(0.0, self.grown - (len(self.blocks) - k) + 1))
+                share = self.growth.share(len(self.blocks) - k)
                 x = torch.lerp(activate(self.from_image[k + 1](images)), x, share)
         return x
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from components.diffusion.guidance import Preconditioner, coefficients_of, level, level_of
+from components.diffusion.guidance import Guidance, Preconditioner, coefficients_of, level, level_of
 from components.diffusion.objectives import OBJECTIVES
 from components.diffusion.schedules import ScheduleConfig, build
 
@@ -32,3 +32,14 @@ def test_coefficients_of_one_level_are_numbers_in_float64(name):
     for sigma in SIGMAS:
         wanted = OBJECTIVES[name](torch.tensor(sigma, dtype=torch.float64))
         assert coefficients_of(name, sigma) == tuple(c.item() for c in wanted)
+
+
+def test_rescaling_keeps_the_spread_and_bears_answers_without_any():
+    better, worse = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    better[2], worse[2] = 1.0, 0.5  # a row of one value
+    found = Guidance(3.0, rescale=1.0).combine(better, worse)
+    assert torch.allclose(found[:2].flatten(1).std(1), better[:2].flatten(1).std(1))
+    assert torch.allclose(found[2], torch.full((1, 4, 4), 2.0)), "guided, and nothing else"
+    assert torch.equal(
+        Guidance(2.0, rescale=0.7).combine(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)).flatten(), torch.zeros(4)
+    )

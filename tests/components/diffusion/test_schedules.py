@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from components.diffusion.schedules import (
     BETAS,
     NUM_TRAIN_TIMESTEPS,
+    TIMES,
     ScheduleConfig,
     build,
     karras_sigmas,
@@ -53,6 +54,26 @@ def test_levels_of_a_solver_fall_to_zero(config):
         assert sigmas[0] == pytest.approx(float(build(config).sigma(torch.tensor(1.0, dtype=torch.float64))))
         assert sigmas[-1] == 0
         assert all(before > after for before, after in itertools.pairwise(sigmas))
+
+
+@pytest.mark.parametrize("karras", [False, True])
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("levels", TIMES)
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_levels_fall_wherever_steps_are_placed(config, levels, offset, karras):
+    schedule = build(config.model_copy(update={"levels": levels, "offset": offset, "karras": karras}))
+    for num_steps, start in ((1, 1.0), (2, 1.0), (4, 1.0), (1000, 1.0), (1, 0.1), (30, 0.6)):
+        sigmas = schedule.sigmas(num_steps, start)
+        assert 2 <= len(sigmas) <= num_steps + 1 and sigmas[-1] == 0
+        assert all(before > after for before, after in itertools.pairwise(sigmas))
+
+
+def test_levels_of_a_flow_leave_out_the_time_without_noise():
+    sigmas = {levels: build(ScheduleConfig(levels=levels)).sigmas for levels in TIMES}
+    assert sigmas["linspace"](5) == sigmas["trailing"](4)
+    assert len(sigmas["leading"](4)) == 4, "the places 750, 500, 250 and the end"
+    assert sigmas["leading"](1) == sigmas["trailing"](1)
+    assert len(build(ScheduleConfig(name="linear", levels="inner")).sigmas(1000)) == 1000, "999 places above the first"
 
 
 DIFFUSERS = {

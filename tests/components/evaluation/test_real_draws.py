@@ -45,6 +45,9 @@ def test_an_extractor_that_knows_the_training_images_is_told():
     assert found["training_bias"].interval[0] > 0
     assert found["training_distance"].value > found["held_out_distance"].value
     assert training_bias(train, None, held_out[:3], None, 20, 0) == {}
+    of_each = training_bias(train, torch.arange(300) % 120, held_out, torch.arange(120), 20, 0)
+    low, high = of_each["training_bias"].interval
+    assert low < 0 < high, "one held-out image a class"
 
 
 def test_a_judge_of_one_half_never_saw_the_other():

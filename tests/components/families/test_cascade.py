@@ -51,6 +51,10 @@ def test_stages_have_the_datas_size_less_the_factors_after_them():
         build("cascade", data=LATENTS)
     with pytest.raises(ConfigError, match=r"up1\.crop: expected at most 16, found 24"):
         build("cascade", up1={**SMALL, "crop": 24})
+    with pytest.raises(
+        SamplerError, match=r"up1\.crop: expected a height and width that are multiples of 2, found 9x9"
+    ):
+        build("cascade", up1={**SMALL, "crop": 9})
 
 
 def test_every_stage_learns_from_the_same_rows_at_its_size(sampler):

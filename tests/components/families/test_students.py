@@ -179,18 +179,31 @@ def test_progressive_rounds_halve_the_steps_and_keep_the_net_of_the_round_before
     student = build("progressive", first_steps=8, last_steps=1, round_steps=3)
     assert [student.config.steps_at(step) for step in (0, 2, 3, 6, 9, 50)] == [8, 8, 4, 2, 1, 1]
     moving = active_phase(student, "distil")
-    for step in range(5):
+    kept = copied(student.nets["former"])
+    for step in range(16):
         batch = next(stream("progressive", start=step))
         assert batch.step == step
-        kept = copied(student.nets["denoiser"]) if step == 3 else None
+        if step in (3, 6, 9):  # the last round goes on from 9
+            kept = copied(student.nets["denoiser"])
         step_phase(student, moving, batch, step, CONFIG)
-        if kept is not None:
-            assert_same(copied(student.nets["former"]), kept)
+        assert_same(copied(student.nets["former"]), kept)
     kind = family_class("progressive").Config
     with pytest.raises(ConfigError, match=r"first_steps: expected last_steps \(2\) times a power of 2, found 6"):
         parse(kind, {"first_steps": 6, "last_steps": 2}, "model")
     with pytest.raises(SamplerError, match=r"num_inference_steps: this student was distilled to 1, found 2"):
         student.sample(Request(torch.arange(1), student.Settings(num_inference_steps=2)))
+
+
+def test_the_only_round_of_a_progressive_student_is_taught_by_its_teacher():
+    student = build("progressive", first_steps=2, last_steps=2, round_steps=1)
+    untrained = copied(student.nets["former"])
+    batch = next(stream("progressive", start=5))
+    wanted = student.loss(student.nets["denoiser"], batch)["loss"]
+    assert_same(copied(student.nets["former"]), untrained)
+    with torch.no_grad():
+        for parameter in student.nets["former"].parameters():
+            parameter.fill_(torch.nan)
+    assert torch.equal(student.loss(student.nets["denoiser"], batch)["loss"], wanted), "the net of a round ago is asked"
 
 
 def test_matched_students_sample_with_the_steps_that_they_learned():
@@ -227,3 +240,15 @@ def test_a_teacher_of_another_kind_is_refused():
     for name in ("shortcut", "meanflow"):
         with pytest.raises(ConfigError, match="objective"):
             parse(family_class(name).Config, {"objective": "v"}, "model")
+
+
+def test_settings_beyond_what_a_student_learned_are_refused():
+    with pytest.raises(ConfigError, match=r"schedule\.name: a table has no derivative by time; expected flow"):
+        parse(family_class("meanflow").Config, {"schedule": {"name": "cosine"}}, "model")
+    shortcut = build("shortcut", halvings=2)
+    assert shortcut.sample(asked(shortcut, 0, 4)).isfinite().all()
+    with pytest.raises(SamplerError, match=r"^num_inference_steps: this student learned up to 4, .* found 5$"):
+        shortcut.sample(asked(shortcut, 0, 5))
+    unguided = build("meanflow", most_guidance=1.0)
+    with pytest.raises(SamplerError, match="^guidance_interval: this student learned no guidance"):
+        unguided.sample(Request(torch.arange(1), unguided.Settings(guidance_interval=(0.1, 5.0))))

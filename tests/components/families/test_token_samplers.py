@@ -140,6 +140,21 @@ def test_classes_and_negative_classes_steer(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_nothing_guides_away_from_what_was_never_learned(name):
+    family, label = stirred(name, label_dropout=0.0), torch.tensor([0, 1])
+
+    def tokens(scale, **conditions):
+        settings = family.Settings(**{**fast(name), "guidance_scale": scale, "temperature": 0.1})
+        return tokens_of(family, Request(torch.tensor([1, 2]), settings, Conditions(label=label, **conditions)))
+
+    assert torch.equal(tokens(1.0), tokens(20.0))
+    assert not torch.equal(tokens(1.0), tokens(20.0, negative_label=torch.tensor([2, 2])))
+    reason = family.unheard(family.config, family.Settings(guidance_scale=2.0), family.data.outline)
+    assert reason.startswith("guidance_scale: this model is never trained without its class")
+    assert family.unheard(family.config, family.Settings(), family.data.outline) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_texts_steer_too_and_every_weight_learns(name):
     family = build(name, data=CAPTIONED, **TEXT)
     rows = Rows(CAPTIONED.model_copy(update={"classes": IMAGES.classes}))

@@ -132,6 +132,28 @@ def test_a_blend_leads_from_one_text_to_the_other(sampler):
     )
 
 
+def test_what_was_never_dropped_is_not_led_away_from():
+    tiny_config = unclip.TINY.config
+    family = build(
+        "unclip",
+        prior={**tiny_config["prior"], "label_dropout": 0.0},
+        decoder={**tiny_config["decoder"], "label_dropout": 0.0, "embedding_dropout": 0.0},
+    )
+
+    def drawn(scale: float) -> torch.Tensor:
+        settings = fast("unclip")
+        settings = {name: settings[name] | {"guidance_scale": scale} for name in ("prior", "decoder")}
+        request = Request(torch.tensor([3, 4, 5]), family.Settings(**settings), Conditions(prompt=TEXTS))
+        return family.sample(request)
+
+    assert torch.equal(drawn(1.0), drawn(4.0))
+    told = {name: family.Settings(**{name: {"guidance_scale": 4.0}}) for name in ("prior", "decoder")}
+    for name, settings in told.items():
+        reason = family.unheard(family.config, settings, family.data.outline)
+        assert reason.startswith(f"{name}.guidance_scale: this model is never trained without its text")
+    assert family.unheard(family.config, family.Settings(), family.data.outline) is None
+
+
 def test_figures_of_a_prior_by_hand(sampler):
     true = torch.eye(3)
     perfect, constant = (values(prior_figures(drawn, true)) for drawn in (true, torch.full((3, 3), 3**-0.5)))

@@ -94,6 +94,16 @@ def test_guidance_needs_rows_without_their_class():
         family.trajectory(request)
 
 
+@pytest.mark.parametrize("jacobi", [None, 1e-3])
+def test_without_classes_nothing_guides(jacobi):
+    family = build("tarflow", data=DataInfo(shape=(1, 6, 8)))
+
+    def sample(scale: float) -> torch.Tensor:
+        return family.sample(Request(torch.tensor([1, 2]), family.Settings(guidance_scale=scale, jacobi=jacobi)))
+
+    assert torch.equal(sample(2.0), sample(1.0))
+
+
 def test_heads_that_do_not_fit_are_refused():
     with pytest.raises(SamplerError, match="tarflow: width: 10 is no multiple of twice the 4 heads"):
         build("tarflow", width=10, heads=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -20,9 +21,11 @@ from components.nets.gan.critic import Critic
 from components.nets.gan.dcgan import Flat, Trunk
 from components.nets.gan.layers import SelfAttention
 from components.nets.gan.residual import part_sizes
-from components.nets.gan.stylegan2 import ModulatedConv, demodulation, enlarge, reduce
+from components.nets.gan.stylegan2 import Growth, ModulatedConv, demodulation, enlarge, reduce
 from components.sampling.requests import Conditions, Request
-from tests.components.helpers import IMAGES, Rows, build, copied, stream, tiny_data
+from components.training import ema
+from components.training.loop import State, TrainingConfig, fit
+from tests.components.helpers import IMAGES, Rows, assert_same, build, copied, no_wrap, stream, tiny_data
 
 VARIANTS = [name for name in family_names() if issubclass(family_class(name), GAN)]
 
@@ -155,6 +158,21 @@ def test_standing_statistics_are_those_of_the_truncation():
     assert family.calls["generator"].statistics(0.3) is not narrow, "other weights, other statistics"
 
 
+def test_statistics_of_any_truncation_are_few():
+    family = build("biggan")
+    family.nets.eval()
+    answer = family.calls["generator"]
+    assert answer.statistics(0.51) is answer.statistics(0.5) is answer.statistics(0.4801)
+    assert answer.statistics(1e-4) is answer.statistics(0.05), "never of no spread"
+    first = answer.statistics(0.3)
+    for place in range(1, 32):
+        answer.statistics(1 + place / 20)
+    assert answer.statistics(0.3) is first and len(answer._found) == 32
+    for place in range(1, 33):
+        answer.statistics(3 + place / 20)
+    assert len(answer._found) == 32 and answer.statistics(0.3) is not first
+
+
 def test_rows_of_different_truncation_share_a_call():
     family = build("biggan")
     z = truncated_normal(Draws.of_seeds(torch.arange(4)), "z", 7, torch.full((4,), 0.5))
@@ -273,11 +291,13 @@ def test_mixed_rows_take_their_later_styles_from_the_second_code():
     assert torch.allclose(w[1], one[1].expand(5, -1)), "not mixed"
 
 
-def test_path_length_regularisation_comes_at_times_and_keeps_its_mean():
-    family = build("stylegan2", path_length_every=2)
+@pytest.mark.parametrize("num_critic_steps", [1, 2, 4, 5])
+def test_path_length_regularisation_comes_at_times_and_keeps_its_mean(num_critic_steps):
+    family = build("stylegan2", path_length_every=2, num_critic_steps=num_critic_steps)
     family.nets.train()
-    batches = stream("stylegan2")
-    found = [family.generator_loss(family.nets["generator"], next(batches)) for _ in range(3)]
+    (generate,) = (phase for phase in family.phases if phase.name == "generate")
+    due = [step for step in range(3 * num_critic_steps) if (step + 1) % generate.every == 0]
+    found = [generate.loss(family.nets["generator"], next(stream("stylegan2", start=step))) for step in due]
     assert ["path_length" in figures for figures in found] == [True, False, True]
     assert float(family.nets["generator"].mean_path) > 0
 
@@ -295,11 +315,11 @@ def test_growing_brings_in_one_resolution_after_the_other():
             return float((out - enlarge(enlarge(F.avg_pool2d(out, 4)))).abs().mean())
 
     family.grow(0)
-    assert generator.grown == 0
+    assert [float(generator.growth.share(k)) for k in (1, 2)] == [0, 0]
     assert torch.allclose(trunk(images), trunk(smooth), atol=1e-5), "the discriminator sees no more than 4x4"
     coarse = detail()
     family.grow(10)
-    assert generator.grown == 2
+    assert [float(generator.growth.share(k)) for k in (1, 2)] == [1, 1]
     assert not torch.allclose(trunk(images), trunk(smooth), atol=1e-3)
     assert detail() > coarse
     for step in (0, 7):
@@ -308,6 +328,45 @@ def test_growing_brings_in_one_resolution_after_the_other():
             family.nets.zero_grad()
             phase.loss(family.nets[phase.net], next(stream("stylegan2")))["loss"].backward()
             assert all(p.grad is not None for p in family.nets[phase.net].parameters()), "an unused weight stalls DDP"
+
+
+def test_what_has_grown_goes_with_the_weights():
+    family, again = build("stylegan2", growing={"steps": 10}), build("stylegan2", seed=1, growing={"steps": 10})
+    asked = Request(torch.arange(2), family.Settings(), family.cycled(2))
+    whole = family.sample(asked)
+    family.grow(3)
+    drawn = family.sample(asked)
+    assert not torch.equal(drawn, whole)
+    again.nets.load_state_dict(family.nets.state_dict())
+    assert torch.equal(again.sample(asked), drawn)
+    average = ema.copy_of({"generator": build("stylegan2", growing={"steps": 10}).nets["generator"]})
+    ema.update(average, {"generator": family.nets["generator"]}, 0.9)
+    assert torch.equal(average["generator"]["growth.units"], family.nets["generator"].growth.units), "not averaged"
+    before = {key: value for key, value in copied(family.nets["generator"]).items() if "growth" not in key}
+    again.nets["generator"].load_state_dict(before)
+    assert torch.equal(again.sample(asked), whole), "weights of older versions are grown"
+
+
+def test_an_interrupted_growth_goes_on_bit_for_bit():
+    saved = {}
+    config = TrainingConfig(steps=6, batch_size=6, save_every=3)
+
+    def run(start: State | None) -> State:
+        return fit(
+            build("stylegan2", growing={"steps": 20}),
+            stream("stylegan2", start=start.step if start else 0),
+            config,
+            start=start,
+            wrap=no_wrap,
+            report=lambda step, figures: figures,
+            save=lambda state: saved.setdefault(state.step, copy.deepcopy(state)),
+        )
+
+    whole = run(None)
+    resumed = run(saved[3])
+    assert_same(resumed.nets, whole.nets)
+    assert_same(resumed.average, whole.average)
+    assert whole.average["generator"]["growth.units"] == 0.5 * Growth.ONE, "a quarter of the way to two resolutions"
 
 
 # -- R3GAN

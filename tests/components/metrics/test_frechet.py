@@ -97,6 +97,17 @@ def test_interval_is_a_function_of_its_rows():
     assert first == again != other
 
 
+def test_the_distance_at_infinity_is_the_same_of_odd_classes():
+    exact = Moments(10**9, torch.zeros(8).double(), torch.eye(8).double())
+    for per_class in (1, 3):
+        labels = torch.arange(100 * per_class) % 100
+        found = [
+            frechet_infinity(normal(len(labels), 8, seed), exact, Resampling.of(len(labels), 0, seed, labels).halves)
+            for seed in range(20)
+        ]
+        assert sum(found) / len(found) == pytest.approx(0, abs=0.03), "the samples are of the very distribution"
+
+
 def test_interval_of_strata_is_the_spread_of_sets_with_as_many_of_each():
     reference = Moments.of(normal(2000, 2, 0))
     labels = torch.arange(200) % 2

@@ -75,6 +75,19 @@ def test_shares_of_parts_are_those_of_the_samples_in_them():
     assert torch.equal(found.real_wide.T, torch.cat(list(squared_distances(samples, real))) <= wide[:, None])
 
 
+@pytest.mark.parametrize("per_class", [1, 2, 3, 5])
+@pytest.mark.parametrize("number", [2, 4])
+def test_parts_are_equal_all_in_all_and_in_every_class(number, per_class):
+    labels = torch.arange(100 * per_class) % 100
+    found = parts(len(labels), number, 3, torch.Generator().manual_seed(0), labels)
+    assert found.sum(1).eq(1).all(), "every sample is in one part"
+    sizes = found.sum(2)
+    assert sizes.max() - sizes.min() <= 1
+    of_classes = found @ torch.nn.functional.one_hot(labels).float()
+    assert (of_classes.amax(1) - of_classes.amin(1)).max() <= 1
+    assert not torch.equal(found[0], found[1]), "splits differ, of one sample a class too"
+
+
 def test_intervals_of_recall_and_coverage_tell_the_spread_between_sets(monkeypatch):
     monkeypatch.setattr(neighbours, "_ROWS", 1024)
     real = Manifold.of(normal(150, 4, 0), 3)
@@ -109,6 +122,28 @@ def test_a_copy_is_at_distance_zero_far_from_the_origin_too():
 
 
 def test_a_copy_is_much_nearer_to_one_training_image_than_to_all_others():
-    train = line(0, 10, 20, 20)
-    _, distances = nearest(line(0.5, 5, 20, 13), train, 2)
-    assert memorised(distances).tolist() == [True, False, True, False]
+    assert memorised(line(0.5, 5, 20, 13, 20.5), line(0, 10, 20, 20)).tolist() == [True, False, True, False, True]
+    assert memorised(line(3, 7), line(3, 3, 3)).tolist() == [True, False], "a set of one image has no other"
+
+
+def test_of_distinct_images_a_copy_is_told_by_the_two_nearest():
+    train, samples = normal(200, 8, 0), 0.9 * normal(200, 8, 1)
+    samples[:50] = train[:50] + 0.3 * normal(50, 8, 2)
+    distances = nearest(samples, train, 2)[1]
+    found = memorised(samples, train)
+    assert torch.equal(found, distances[:, 0] < distances[:, 1] / 3)
+    assert 0 < share(found) < 1
+
+
+@pytest.mark.parametrize("times", [2, 80])
+@pytest.mark.parametrize("apart", [0, 1e-3])
+def test_copies_of_images_that_are_stored_repeatedly_are_seen(monkeypatch, times, apart):
+    monkeypatch.setattr(neighbours, "_ROWS", 1024)
+    monkeypatch.setattr(neighbours, "_AMONG", 1000)
+    if times == 80 and apart:
+        pytest.skip("as many near copies as there are neighbours to tell the scale by are a cluster")
+    once = normal(60, 16, 0)
+    train = once.repeat(times, 1) + apart * normal(60 * times, 16, 1)
+    copies, fresh = once[:40] + 1e-3 * normal(40, 16, 2), normal(40, 16, 3)
+    assert memorised(copies, train).all()
+    assert not memorised(fresh, train).any() and not memorised(1000 + fresh, train).any()

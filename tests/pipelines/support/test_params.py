@@ -84,6 +84,27 @@ def test_candidates_are_checked_against_the_familys_settings(content, tmp_path):
     assert "samplers.cgan.candidates.0.guidance_scale: unknown key" in refusal(content, tmp_path)
 
 
+def test_guidance_needs_rows_without_their_class(content, tmp_path):
+    block = content["samplers"]["ldm"]
+    block["model"]["label_dropout"] = 0.0
+    told = "samplers.ldm.candidates.0.guidance_scale: this model is never trained without its class"
+    assert told in refusal(content, tmp_path)
+    block["candidates"] = [{"num_inference_steps": 8}]  # by default, guidance is where it was learned
+    del content["samplers"]["student"], content["inputs"]["student/teacher"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    load(tmp_path / "params.yaml")
+
+
+def test_a_student_without_a_teacher_learns_what_nothing_is(content, tmp_path):
+    del content["inputs"]["student/teacher"]
+    content["samplers"]["student"] |= {"family": "shortcut", "model": {"label_dropout": 0.0}}
+    assert "expected student/teacher: runs/..., which student needs" in refusal(content, tmp_path)
+    for learned in ({"label_dropout": 0.1}, {"label_dropout": 0.0, "most_guidance": 1.0}):
+        content["samplers"]["student"] |= {"model": learned, "candidates": [{"guidance_scale": 1.0}]}
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+        load(tmp_path / "params.yaml")
+
+
 def test_another_averaging_length_needs_snapshots(content, tmp_path):
     block = content["samplers"]["ldm"]
     block["candidates"][0]["ema_sigma_rel"] = 0.1
