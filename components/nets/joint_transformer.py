@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from components.nets.blocks import TimestepEmbedding, dot_product_attention
 from components.nets.rotary import GRID_BASE, rotary_angles
 from components.nets.routing import Passage, Route, of_tokens
-from components.nets.transformer import Attention, Modulation, RMSNorm, SwiGLU, modulated
+from components.nets.transformer import Attention, Modulation, RMSNorm, SwiGLU, gated, modulated
 
 
 class Stream(nn.Module):
@@ -33,8 +33,8 @@ class Stream(nn.Module):
     def moved(self, x: Tensor, seen: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
         """The rows after what attention has `seen` (B, heads, N, d) and the feed-forward."""
         _, _, gate, shift, scale, gate_feed = vectors
-        x = x + gate * self.attention.to_out(seen.transpose(1, 2).flatten(2))
-        return x + gate_feed * self.feed(modulated(self.norm_feed(x), shift, scale))
+        x = x + gated(self.attention.to_out(seen.transpose(1, 2).flatten(2)), gate)
+        return x + gated(self.feed(modulated(self.norm_feed(x), shift, scale)), gate_feed)
 
 
 class JointBlock(nn.Module):
@@ -58,7 +58,7 @@ class JointBlock(nn.Module):
         """An image's tokens (B, N, width) and a text's (B, M, width), of which `there` (B, M) are seen. `condition`: of
         the image's rows, as Modulation takes it; `of_text`: (B, width)."""
         num_tokens, length = x.shape[1], text.shape[1]
-        vectors, text_vectors = self.image.modulation(condition, num_tokens), self.text.modulation(of_text, length)
+        vectors, text_vectors = self.image.modulation(condition), self.text.modulation(of_text)
         q, k, v = self.image.projected(x, vectors, angles)
         text_q, text_k, text_v = self.text.projected(text, text_vectors)
         seen_by_all = torch.cat([there, there.new_ones(len(x), num_tokens)], dim=1)[:, None, None]  # (B, 1, 1, M + N)
@@ -118,4 +118,4 @@ class JointTransformer(nn.Module):
             angles, *of_each = way.beside
             x, text = block(x, text, *(of_each or [condition]), of_text, angles, there)
             x = way.after(number, x)
-        return modulated(self.norm(x), *self.modulation(condition, x.shape[1])), way.tapped
+        return modulated(self.norm(x), *self.modulation(condition)), way.tapped

@@ -123,7 +123,7 @@ class SwiGLU(nn.Module):
 
 class Modulation(nn.Module):
     """adaLN-zero (Peebles and Xie 2023, section 3.2): a condition (B, condition_dim), or one for each of M equal runs
-    of tokens (B, M, condition_dim) -> `count` vectors (B, 1 or N, width), all zero at first."""
+    of tokens (B, M, condition_dim) -> `count` vectors (B, 1 or M, width), all zero at first."""
 
     modulates = True  # a kind of embedding, for the optimizer
 
@@ -134,16 +134,23 @@ class Modulation(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, condition: Tensor, num_tokens: int) -> tuple[Tensor, ...]:
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
         vectors = self.linear(F.silu(condition))
-        vectors = vectors[:, None] if vectors.ndim == 2 else vectors
-        if vectors.shape[1] not in (1, num_tokens):
-            vectors = vectors.repeat_interleave(num_tokens // vectors.shape[1], dim=1)
-        return vectors.chunk(self.count, dim=2)
+        return (vectors[:, None] if vectors.ndim == 2 else vectors).chunk(self.count, dim=2)
+
+
+def by_runs(tokens: Tensor, vectors: Tensor) -> Tensor:
+    """Tokens (B, N, width) as (B, M, N / M, width), where each of M runs has a vector (B, M, width)."""
+    return tokens.unflatten(1, (vectors.shape[1], -1))
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale) + shift
+    """x (B, N, width) under vectors (B, M, width), each of a run of N / M tokens."""
+    return (by_runs(x, shift) * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
+
+
+def gated(x: Tensor, gate: Tensor) -> Tensor:
+    return (by_runs(x, gate) * gate[:, :, None]).flatten(1, 2)
 
 
 class Block(nn.Module):
@@ -169,10 +176,10 @@ class Block(nn.Module):
         if self.modulation is None:
             x = self._crossed(x + self.attention(self.norm_attention(x), **attention), context)
             return x + self.feed(self.norm_feed(x))
-        shift, scale, gate, shift_feed, scale_feed, gate_feed = self.modulation(condition, x.shape[1])
-        x = x + gate * self.attention(modulated(self.norm_attention(x), shift, scale), **attention)
+        shift, scale, gate, shift_feed, scale_feed, gate_feed = self.modulation(condition)
+        x = x + gated(self.attention(modulated(self.norm_attention(x), shift, scale), **attention), gate)
         x = self._crossed(x, context)
-        return x + gate_feed * self.feed(modulated(self.norm_feed(x), shift_feed, scale_feed))
+        return x + gated(self.feed(modulated(self.norm_feed(x), shift_feed, scale_feed)), gate_feed)
 
     def _crossed(self, x: Tensor, context: Tensor | None) -> Tensor:
         return x if self.cross is None else x + self.cross(self.norm_cross(x), context=context)
@@ -284,7 +291,7 @@ class Transformer(nn.Module):
 
     def _ended(self, x: Tensor, condition: Tensor | None) -> Tensor:
         x = self.norm(x)
-        return x if self.modulation is None else modulated(x, *self.modulation(condition, x.shape[1]))
+        return x if self.modulation is None else modulated(x, *self.modulation(condition))
 
     def row_bytes(self, length: int) -> int:
         """Of one row of `allocate`."""

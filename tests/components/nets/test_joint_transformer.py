@@ -47,7 +47,7 @@ def test_a_block_is_torchs_attention_on_concatenated_rows():
     angles, there = rotary_angles(PLACES, HEAD), torch.ones(2, 4, dtype=torch.bool)
     got, got_text = block(x, text, condition, condition, angles, there)
 
-    vectors, text_vectors = (stream.modulation(condition, 1) for stream in (block.image, block.text))
+    vectors, text_vectors = (stream.modulation(condition) for stream in (block.image, block.text))
     q, k, v = heads_of(block.image, x, vectors)
     q, k = rotate(q, angles), rotate(k, angles)
     text_q, text_k, text_v = heads_of(block.text, text, text_vectors)

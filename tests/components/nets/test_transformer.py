@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from components.nets.rotary import grid_places, rotary_angles, rotate
-from components.nets.transformer import Attention, Block, Kept, Modulation, RMSNorm, SwiGLU, Transformer
+from components.nets.transformer import Attention, Block, Kept, RMSNorm, SwiGLU, Transformer
 from components.sampling.engine import Engine
 from components.sampling.trajectories import Call, drive
 
@@ -196,8 +196,18 @@ def test_adaln_zero_starts_as_the_identity_and_lets_gradients_through():
     block(x, condition).square().sum().backward()
     assert all(parameter.grad is not None for parameter in block.parameters())
     assert block.modulation.linear.weight.grad.abs().max() > 0
-    of_each = stirred(Modulation(6, WIDTH, 2))
-    assert torch.allclose(of_each(condition, 5)[1], of_each(condition[:, None].expand(2, 5, 6), 5)[1][:, :1])
+
+
+@pytest.mark.parametrize("runs", [1, 2, 6])
+def test_a_condition_of_a_run_of_tokens_is_that_of_each_of_them(runs):
+    block, x, condition = (
+        stirred(Block(WIDTH, HEADS, condition_dim=6)),
+        torch.randn(2, 6, WIDTH),
+        torch.randn(2, runs, 6),
+    )
+    assert torch.allclose(block(x, condition), block(x, condition.repeat_interleave(6 // runs, dim=1)), atol=1e-6)
+    if runs == 1:
+        assert torch.allclose(block(x, condition[:, 0]), block(x, condition), atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"condition_dim": 6, "context_dim": 5}])
