@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -112,10 +112,10 @@ def write_buckets(folder: Path, rows: Iterable[dict[str, np.ndarray]], rows_per_
         number = sum(map(len, shards.values()))
         shards.setdefault(bucket, []).append(write_shard(folder, number, _stack(pending.pop(bucket))))
 
-    known: set[str] = set()
+    known: Collection[str] = ()
     for row in rows:
-        known = known or set(row)
-        if set(row) != known:
+        known = known or row.keys()
+        if row.keys() != known:
             raise DataError(f"{folder}: rows of {', '.join(sorted(row))} among others of {', '.join(sorted(known))}")
         bucket = int(row.get(BUCKET, 0))
         pending.setdefault(bucket, []).append({name: part for name, part in row.items() if name != BUCKET})

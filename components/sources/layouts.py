@@ -17,7 +17,7 @@ from typing import Literal
 from components.data.dataset import Rejected
 from components.errors import DataError
 from components.sources import tables
-from components.sources.tables import Locator, composed
+from components.sources.tables import Locator, composed, text_of
 
 Layout = Literal["auto", "classes", "flat"]
 SIDECARS = (".txt", ".caption")
@@ -300,20 +300,13 @@ def _sidecars(part: _Part, files: Files) -> dict[str, str]:
         if len(beside) > 1:
             raise DataError(f"{beside[0]}: found {beside[1].name} beside it; expected one text an image")
         if beside:
-            found[name] = first_line(_text(beside[0]), beside[0])
+            found[name] = first_line(text_of(beside[0]), beside[0])
     return found
 
 
 def _lower_suffix(name: str) -> str:
     start, dot, suffix = name.rpartition(".")
     return f"{start}{dot}{suffix.lower()}"
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 
 
 def first_line(text: str, where: str | Path) -> str:

@@ -76,15 +76,16 @@ def plain(key: str) -> str:
     return key.strip().casefold()
 
 
-def _text(table: Path) -> str:
+def text_of(file: Path) -> str:
+    """A text file's content. Raises DataError of one that cannot be read, or is not UTF-8."""
     try:
-        return table.read_text(encoding="utf-8-sig")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{table}: cannot be read as UTF-8 text ({error})") from None
+        raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from None
 
 
 def _json_lines(table: Path) -> Iterator[tuple[str, object]]:
-    for number, line in enumerate(_text(table).split("\n"), start=1):
+    for number, line in enumerate(text_of(table).split("\n"), start=1):
         where = f"{table}: line {number}"
         if not line.strip():
             continue
@@ -96,7 +97,7 @@ def _json_lines(table: Path) -> Iterator[tuple[str, object]]:
 
 def _delimiter(table: Path) -> str | None:
     """What parts the columns of a header with a column of files; None of a file without such a header."""
-    header = _text(table).partition("\n")[0]
+    header = text_of(table).partition("\n")[0]
     for delimiter in _DELIMITERS:
         names = next(csv.reader([header], delimiter=delimiter, skipinitialspace=True), [])
         if set(map(plain, names)) & set(FILE_KEYS):
@@ -105,7 +106,7 @@ def _delimiter(table: Path) -> str | None:
 
 
 def _csv_rows(table: Path) -> Iterator[tuple[str, object]]:
-    text, written = _text(table), {"delimiter": _delimiter(table) or ",", "skipinitialspace": True}
+    text, written = text_of(table), {"delimiter": _delimiter(table) or ",", "skipinitialspace": True}
     _refuse_open_quotation(table, text, written)
     # a reader of lines that csv itself parts, since a text may hold other line breaks
     reader = csv.DictReader(io.StringIO(text, newline=""), **written)

@@ -40,9 +40,11 @@ TOLD = (*DISTANCES, "precision", "recall", "label_agreement", "classes_hit")
 
 
 def read(config: DataConfig, seed: int = 0) -> dict[str, Data]:
-    """Both splits of a source."""
+    """Both splits of a source, of any medium."""
     source = sources.read(config, seed)
-    info = DataInfo(shape=(config.channels, config.image_size, config.image_size), classes=source.classes)
+    of, shape = config.of(source.medium)
+    told = {"classes": source.classes, "speakers": source.speakers}
+    info = DataInfo(shape=shape, medium=of.name, rate=of.rate, **told)
     found = {}
     for split, stream in source.splits.items():
         rows = list(stream())
@@ -167,15 +169,15 @@ class Yardstick:
 
     def __init__(self, judge: Family, test: Data, protocol: EvaluateConfig):
         self.judge, self.protocol = judge, protocol
-        vectors, logits = self.features(test.columns["image"])
+        vectors, logits = self.features(test.columns[judge.medium.column])
         self.reference = Reference.of(vectors, protocol, labels=test.columns["label"], judged=logits)
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Of images (N, C, H, W), uint8 or in [-1, 1]: vectors (N, D) float64 and logits."""
-        net, found = self.judge.nets["classifier"], []
+        """Of rows (N, C, ...), as stored or in [-1, 1]: vectors (N, D) float64 and logits."""
+        net, of, found = self.judge.nets["classifier"], self.judge.medium, []
         for part in images.split(500):
-            vectors = net.features((MEDIUM.to_floats(part) if part.dtype == torch.uint8 else part).to(device()))
+            vectors = net.features((part if part.is_floating_point() else of.to_floats(part)).to(device()))
             found.append((vectors.double().cpu(), net.logits(vectors).double().cpu()))
         vectors, logits = zip(*found, strict=True)
         return torch.cat(vectors), torch.cat(logits)
@@ -191,7 +193,7 @@ class Yardstick:
     def of_real(self, train: Data, count: int | None = None, balanced: bool = True, draws: int = 40) -> Figures:
         """Figures of `count` training images, by default as many as samples, by the mean and the spread of random
         draws: as many of each class, as samplers are asked for, or the classes by chance."""
-        vectors, logits = self.features(train.columns["image"])
+        vectors, logits = self.features(train.columns[self.judge.medium.column])
         labels, config = train.columns["label"], without_intervals(self.protocol)
         count = count or config.num_samples
         wanted = torch.arange(count) % len(train.info.classes) if balanced else None
