@@ -14,6 +14,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from components.artifacts.run_folder import Best
+from components.data.media import medium
 from components.errors import DataError, InputError, TrainingError
 from components.files import held_alone
 from components.training.loop import State
@@ -101,7 +102,8 @@ def _fit(
     which is of step `start`."""
     if is_remote(storage):
         job = job.in_storage(str(storage), cluster.cache_bytes)
-    reports = Reports([console(job.name, job.training.steps, job.training.batch_size, start), tracker])
+    unit = medium(job.info.decoded.medium).plural
+    reports = Reports([console(job.name, job.training.steps, job.training.batch_size, unit, start), tracker])
     settings = {"job": job, "reports": reports.queue, "threads": cluster.threads_per_worker}
     trainer = (LocalTrainer if cluster.address == LOCAL else Trainer)(
         work,

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from components.errors import InputError
 from infra.progress import LINE_EVERY, left_text, rate_text
 
-RATE, UNIT = "images_per_second", "images"  # a figure of every report on steps, and what it counts
+RATE = "images_per_second"  # a figure of every report on steps, of whatever medium
 
 
 class Listener(Protocol):
@@ -75,15 +75,15 @@ class Reports:
                     traceback.print_exc()
 
 
-def console(name: str, total: int, batch_size: int, start: int = 0) -> Listener:
-    """Shows progress from step `start` towards `total`, of batches of `batch_size`, as fits the output."""
-    return Bar(name, total, start) if sys.stderr.isatty() else Lines(name, total, batch_size, start)
+def console(name: str, total: int, batch_size: int, unit: str = "images", start: int = 0) -> Listener:
+    """Shows progress from step `start` towards `total`, of batches of `batch_size` of `unit`, as fits the output."""
+    return Bar(name, total, unit, start) if sys.stderr.isatty() else Lines(name, total, batch_size, unit, start)
 
 
-def describe(figures: dict[str, float]) -> str:
+def describe(figures: dict[str, float], unit: str) -> str:
     """The rate and the losses, the rest is for the tracker."""
     losses = [f"{name} {value:.4g}" for name, value in figures.items() if name.endswith("/loss")]
-    return "  ".join([rate_text(figures[RATE], UNIT), *losses])
+    return "  ".join([rate_text(figures[RATE], unit), *losses])
 
 
 def precision_text(used: str, emulated: bool) -> str:
@@ -94,7 +94,8 @@ def precision_text(used: str, emulated: bool) -> str:
 class Bar:
     """A progress bar."""
 
-    def __init__(self, name: str, total: int, start: int = 0):
+    def __init__(self, name: str, total: int, unit: str = "images", start: int = 0):
+        self._unit = unit
         layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}] {postfix}"
         self._bar = tqdm(total=total, initial=start, desc=name, bar_format=layout, dynamic_ncols=True)
 
@@ -107,7 +108,7 @@ class Bar:
     def figures(self, step: int, figures: dict[str, float]) -> None:
         if RATE not in figures:  # of a checkpoint's validation, not of steps
             return
-        self._bar.set_postfix_str(describe(figures), refresh=False)
+        self._bar.set_postfix_str(describe(figures, self._unit), refresh=False)
         self._bar.update(step - self._bar.n)
         self._bar.refresh()
         if step >= self._bar.total:
@@ -117,8 +118,8 @@ class Bar:
 class Lines:
     """A line at once, one soon after the first steps, and one now and then, with the time left at the rate so far."""
 
-    def __init__(self, name: str, total: int, batch_size: int, start: int = 0):
-        self._name, self._total, self._batch_size = name, total, batch_size
+    def __init__(self, name: str, total: int, batch_size: int, unit: str = "images", start: int = 0):
+        self._name, self._total, self._batch_size, self._unit = name, total, batch_size, unit
         self._last = -math.inf
         print(f"{name}: step {start}/{total}, workers start", flush=True)
 
@@ -126,11 +127,11 @@ class Lines:
         print(f"{self._name}: {precision_text(used, emulated)}", flush=True)
 
     def progress(self, step: int, rate: float) -> None:
-        self._tell(step, rate, rate_text(rate, UNIT))
+        self._tell(step, rate, rate_text(rate, self._unit))
 
     def figures(self, step: int, figures: dict[str, float]) -> None:
         if RATE in figures:  # else of a checkpoint's validation, not of steps
-            self._tell(step, figures[RATE], describe(figures))
+            self._tell(step, figures[RATE], describe(figures, self._unit))
 
     def _tell(self, step: int, rate: float, told: str) -> None:
         now = time.monotonic()

@@ -23,6 +23,6 @@ def test_the_first_line_comes_at_once_and_the_next_with_rate_and_time_left(monke
     assert capsys.readouterr().out == "ldm: step 1000/1000  80 images/s  denoise/loss 0.25\n"
 
 
-def test_a_rate_below_one_image_a_second_is_told(capsys):
-    progress.Lines("ldm", 10, batch_size=4).progress(1, 0.25)
-    assert capsys.readouterr().out.endswith("ldm: step 1/10  0.25 images/s  144 s left\n")
+def test_a_rate_below_one_clip_a_second_is_told(capsys):
+    progress.Lines("mel", 10, batch_size=4, unit="clips").progress(1, 0.25)
+    assert capsys.readouterr().out.endswith("mel: step 1/10  0.25 clips/s  144 s left\n")
