@@ -216,7 +216,21 @@ def ignored(request: ImageRequest, model: ServedModel) -> list[str]:
     for field in ("prompt", "negative_prompt", "instead_of"):
         if declared(request, field) and model.condition(field) is None:
             found.append(fields[field].alias or field)
-    return found
+    return [*found, *_unheard(request, model)]
+
+
+def _unheard(request: ImageRequest, model: ServedModel) -> list[str]:
+    """The setting, if there is one, that a request chooses and the model has, but that changes nothing: guidance of a
+    model that never learned what to be led away from. A negative prompt says that."""
+    if declared(request, "negative_prompt") and model.condition("negative_prompt"):
+        return []
+    asked = _own_settings(request, model)
+    chosen = model.kind.Settings(**overlaid(model.settings, asked))
+    reason = model.kind.unheard(model.kind.Config(**model.run.config), chosen, model.run.data.outline) or ""
+    name, value = reason.partition(":")[0], asked
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return [] if value is None else [name]
 
 
 def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig, prompt_name: str) -> dict[str, Any]:
@@ -253,12 +267,18 @@ def _class(param: str, text: str, classes: tuple[str, ...]) -> int:
         raise ApiError(400, message, param=param, code="unknown_class") from None
 
 
-def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
-    """The model's default settings under the request's own; null says none where a setting may be none, or nothing."""
+def _own_settings(request: ImageRequest, model: ServedModel) -> dict[str, Any]:
+    """The model's settings that a request says, as it says them; null says none where a setting may be none, or
+    nothing."""
     fields = model.kind.Settings.model_fields
     given = {ALIASES.get(name, name): value for name, value in request.model_extra.items()}
     known = {name: value for name, value in given.items() if name in fields}
-    known = {name: value for name, value in known.items() if value is not None or may_be_none(fields[name])}
+    return {name: value for name, value in known.items() if value is not None or may_be_none(fields[name])}
+
+
+def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
+    """The model's default settings under the request's own."""
+    known = _own_settings(request, model)
     try:
         chosen = model.kind.Settings(**overlaid(model.settings, known))
     except ValidationError as error:

@@ -200,6 +200,16 @@ def test_a_models_name_may_be_of_any_letters(run, backend, name, told):
         assert answer.headers["x-model"] == told and unquote(told) == f"{name}@3"
 
 
+def test_guidance_that_a_model_never_learned_is_told_as_ignored(run, backend):
+    served = backend.models[0]
+    config = {**served.run.config, "label_dropout": 0.0}
+    backend.models = (served.model_copy(update={"run": served.run.model_copy(update={"config": config})}),)
+    address = run()
+    assert post(address, guidance_scale=2)[1]["x-ignored"] == "guidance_scale"
+    for heard in ({}, {"guidance_scale": 1}, {"guidance_scale": 2, "negative_prompt": "two"}):
+        assert "x-ignored" not in post(address, **heard)[1]
+
+
 def test_fields_of_other_routes_are_ignored_and_told(run, backend):
     address, files = run(), {"image": ("a.png", image(16, 16))}
     for value in ("a cat", 5, ["a cat"]):
