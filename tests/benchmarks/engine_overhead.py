@@ -15,6 +15,7 @@ from torch import Tensor
 from components.families.base import Sampler
 from components.sampling.engine import Engine
 from components.sampling.requests import Conditions, Request
+from components.threads import in_passing
 from tests.benchmarks.common import emit
 from tests.infra.champion import champion_or_untrained, device
 
@@ -58,7 +59,7 @@ def overhead(family: Sampler, solver: str) -> float:
 
 
 def main() -> None:
-    family, which = champion_or_untrained()
+    family, which = in_passing(champion_or_untrained)  # its team of threads ends before the engine's begins
     shares = {}
     for solver in ("ddim", "dpmpp_2m"):
         overhead(family, solver)  # warm

@@ -14,6 +14,7 @@ import torch
 from components.families.base import Sampler
 from components.sampling.engine import Engine
 from components.sampling.requests import Conditions, Request
+from components.threads import in_passing
 from tests.benchmarks import digits
 from tests.benchmarks.common import as_a_worker, emit
 from tests.benchmarks.few_step_speed import samplers
@@ -53,7 +54,7 @@ def served(sampler: Sampler, orders: Orders) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     as_a_worker()
-    teacher, student = samplers()
+    teacher, student = in_passing(samplers)  # their team of threads ends before the engine's begins
     of = {
         "teacher": served(teacher, of_teacher(teacher)),
         "student, 1 or 2 steps": served(student, of_student(student, (1, 2))),

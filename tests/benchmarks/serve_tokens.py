@@ -26,6 +26,7 @@ from components.families.base import Sampler
 from components.sampling.engine import Engine
 from components.sampling.requests import Conditions, Request
 from components.sampling.trajectories import drive
+from components.threads import in_passing
 from tests.benchmarks.common import as_a_worker, emit
 from tests.benchmarks.transformers_peer import Batches
 
@@ -143,7 +144,7 @@ def by_generate(made: Sampler, shares: Sequence[float]) -> tuple[float, float]:
     def finish(tokens: Tensor) -> Tensor:
         return made.autoencoder.bounded(made.nets["autoencoder"].decode_tokens(tokens.view(-1, *made.sides)))
 
-    server = Batches(net, finish)
+    server = in_passing(lambda: Batches(net, finish))
 
     def ask(request: Request) -> None:
         prefix, _ = made.prefixes(request)
@@ -168,8 +169,8 @@ def against_generate(made: Sampler) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> None:
     as_a_worker()
-    made = sampler()
-    alone = one_by_one(made)
+    made = in_passing(sampler)  # so that no side meets another one's team of threads
+    alone = in_passing(lambda: one_by_one(made))
     rate, rows, taken = together(made)
     emit(
         "serve_tokens",

@@ -15,6 +15,7 @@ from components.nets.wavenet import WaveNet
 from components.sampling.engine import Engine
 from components.sampling.requests import Conditions, Request
 from components.sampling.trajectories import drive
+from components.threads import in_passing
 from tests.benchmarks.common import as_a_worker, emit
 from tests.benchmarks.mixed_media import wavenet
 
@@ -67,11 +68,11 @@ def together(model) -> float:
 
 def main() -> None:
     as_a_worker()
-    model = wavenet(LENGTH)
+    model = in_passing(lambda: wavenet(LENGTH))  # no side meets another one's team of threads
     model.nets.requires_grad_(False).eval()
     net = model.nets["wavenet"]
-    queues, drawn = seconds(model, model.calls)
-    whole, expected = seconds(model, {"wavenet": WholeForwards(net)})
+    queues, drawn = in_passing(lambda: seconds(model, model.calls))
+    whole, expected = in_passing(lambda: seconds(model, {"wavenet": WholeForwards(net)}))
     shared = together(model)
     emit(
         "wavenet_generation",
