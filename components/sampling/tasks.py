@@ -17,11 +17,11 @@ from components.sampling.workload import NO_WORK, Work
 class EngineFull(Exception):
     """Nothing was accepted: slots and queue are taken, or it could not be finished in time. `retry_after`: seconds
     until there may be room, if that is known; `seconds`: of work that was refused, after which there may be room for
-    the next; `for_all`: whether whatever else came now would hardly be accepted either."""
+    the next; `hold`: seconds for which whatever else comes would hardly be accepted either, if it goes for all."""
 
-    def __init__(self, message: str, retry_after: float | None = None, seconds: float = 0.0, for_all: bool = False):
+    def __init__(self, message: str, retry_after: float | None = None, seconds: float = 0.0, hold: float = 0.0):
         super().__init__(message)
-        self.retry_after, self.seconds, self.for_all = retry_after, seconds, for_all
+        self.retry_after, self.seconds, self.hold = retry_after, seconds, hold
 
 
 class DeadlineExceeded(Exception):

@@ -22,6 +22,7 @@ from infra.serving.orders import SampleRequest, num_steps
 BEFORE, HELD, TURN = 0.2, 0.5, 0.8
 STEPS = "num_inference_steps"
 NEARLY = 0.9  # of the time for what the engine holds: from there on next to nothing is accepted
+HOLD, LONGEST_HOLD = 0.1, 1.0  # for how much of what it holds, and for how many seconds at most, it is not asked again
 
 
 class Admission:
@@ -67,8 +68,9 @@ class Admission:
         ahead = sum(seconds for _, seconds in self._turned_away)
         retry_after = min(LONGEST, max(1.0, late + ahead))
         self._turned_away.append((now + retry_after, own))
-        for_all = is_crowded or before > NEARLY * BEFORE * left
-        raise EngineFull(f"it would be {late:.1f} s late", retry_after, own, for_all)
+        is_for_all = is_crowded or before > NEARLY * BEFORE * left
+        hold = min(LONGEST_HOLD, HOLD * before) if is_for_all else 0.0
+        raise EngineFull(f"it would be {late:.1f} s late", retry_after, own, hold)
 
 
 def _steps(order: SampleRequest) -> int:

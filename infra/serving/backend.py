@@ -9,6 +9,13 @@ from infra.serving.orders import SampleRequest
 from infra.serving.served_model import Served, ServedModel
 
 
+class Refused(NamedTuple):
+    """What a replica answers in the place of an image that a request does not get, for a reason that is no fault of the
+    replica's. Serve would log it with a traceback if it were raised."""
+
+    error: Exception
+
+
 class Made(NamedTuple):
     """The encoded images of a request, and the seconds that it waited for its turn."""
 

@@ -33,7 +33,7 @@ from infra.config import ServeConfig, TrackingConfig
 from infra.ray_cluster import closed_session, ray_session
 from infra.serving import autoscaling, http_api, http_guards, serve_metrics
 from infra.serving.api_error import ApiError, Hold, queue_full
-from infra.serving.backend import Made, Update
+from infra.serving.backend import Made, Refused, Update
 from infra.serving.model_store import Champions, ModelStore
 from infra.serving.orders import SampleRequest, num_steps
 from infra.serving.rollout import Rollout
@@ -46,7 +46,6 @@ RETRY_AFTER = 1  # seconds
 LATE = 5.0  # seconds after an order's own deadline, when its replica is taken for lost
 START = 300.0  # seconds in which a version must be up
 REMEMBERED = 0.1  # seconds for which the only engine's refusal goes for all requests as large, without asking it again
-HELD_BY_PROXIES = 0.25  # seconds for which a full queue of the only engine goes for all, without asking the API
 ONGOING = 10_000  # requests of one API replica: it limits them itself, and health is asked for the same way
 HEALTH = {"health_check_period_s": 1, "health_check_timeout_s": 10}
 # how threads of one forward wait for each other, where the environment says so: libgomp reads the first two, LLVM's and
@@ -97,7 +96,8 @@ class Samplers:
     async def generate(self, orders: list[SampleRequest]) -> Made:
         self._refuse_remembered(orders)
         with self._remembering(orders):
-            return await self._asked(lambda: self._handle(orders).generate.remote(orders), self.deadline + LATE)
+            made = self._asked(lambda: self._handle(orders).generate.remote(orders), self.deadline + LATE)
+            return unless_refused(await made)
 
     async def stream(self, orders: list[SampleRequest]) -> AsyncIterator[tuple[int, Update]]:
         self._refuse_remembered(orders)
@@ -106,7 +106,7 @@ class Samplers:
         try:
             with self._remembering(orders):
                 while True:
-                    yield await self._asked(lambda: anext(updates), until - time.monotonic())
+                    yield unless_refused(await self._asked(lambda: anext(updates), until - time.monotonic()))
         except StopAsyncIteration:
             return
         finally:
@@ -123,13 +123,13 @@ class Samplers:
         try:
             yield
         except ApiError as error:
-            cause = getattr(error.__cause__, "cause", None)
+            cause = error.__cause__
             if isinstance(cause, EngineFull) and cause.retry_after:
                 now = time.monotonic()
                 hold = Hold(now + self.remembered, now + cause.retry_after, cause.seconds)
                 self._refused[orders[0].model] = Refusal(_size(orders), hold)
-                if cause.for_all and self.remembered and len(self._served) == 1:
-                    error.hold = HELD_BY_PROXIES, cause.seconds
+                if cause.hold and self.remembered and len(self._served) == 1:
+                    error.hold = cause.hold, cause.seconds
             raise
 
     async def metrics(self, everything: bool) -> str:
@@ -154,6 +154,13 @@ class Samplers:
             return await asyncio.wait_for(ask(), seconds)
         except (RayError, RayServeException, TimeoutError) as error:
             raise api_error_of(error) from error
+
+
+def unless_refused(answer: Answer | Refused) -> Answer:
+    """A replica's answer. Raises ApiError of what it answers in the place of one."""
+    if isinstance(answer, Refused):
+        raise api_error_of(answer.error) from answer.error
+    return answer
 
 
 def _size(orders: list[SampleRequest]) -> int:

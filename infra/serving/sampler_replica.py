@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import functools
 import os
 import time
@@ -19,11 +20,12 @@ from torch import Tensor
 from components.artifacts import run_folder
 from components.cuda_graphs import replayed
 from components.data.media import Medium
+from components.errors import SamplerError
 from components.families.base import Sampler
 from components.sampling.batching import powers_of_two
 from components.sampling.engine import Engine
 from components.sampling.requests import Blend, Conditions, Request, Source
-from components.sampling.tasks import Usage
+from components.sampling.tasks import DeadlineExceeded, EngineFull, Usage
 from components.sampling.trajectories import Trajectory
 from components.threads import begun_in_passing, in_passing
 from infra.config import ServeConfig
@@ -31,12 +33,13 @@ from infra.ray_cluster import closed_session
 from infra.serving import file_notes, serve_metrics
 from infra.serving.admission import Admission
 from infra.serving.autoscaling import LOAD
-from infra.serving.backend import Made, Update
+from infra.serving.backend import Made, Refused, Update
 from infra.serving.model_store import ModelStore, folder_here
 from infra.serving.orders import SampleRequest, SourceImage, Towards
 from infra.serving.served_model import ServedModel
 
 QUEUE_EVERY = 0.1  # seconds between two looks at a request's place in the queue
+REFUSALS = (EngineFull, DeadlineExceeded, SamplerError)  # no faults of the replica's
 
 
 class SamplerReplica:
@@ -65,8 +68,14 @@ class SamplerReplica:
         self.stages = serve_metrics.stages()
         self._submit(self._specimen()).result()  # warm, and known to work, before it counts as up
 
-    async def generate(self, orders: list[SampleRequest]) -> Made:
-        """The encoded images of a request. Raises what the engine raises; cancelling the call frees their rows."""
+    async def generate(self, orders: list[SampleRequest]) -> Made | Refused:
+        """The encoded images of a request. Cancelling the call frees their rows."""
+        try:
+            return await self._made(orders)
+        except REFUSALS as error:
+            return Refused(error)
+
+    async def _made(self, orders: list[SampleRequest]) -> Made:
         waited: list[float] = []
         futures = self._accept(orders, on_usage=lambda usage: waited.append(usage.queue_seconds))
         try:
@@ -75,9 +84,17 @@ class SamplerReplica:
         finally:
             _cancel(futures)
 
-    async def stream(self, orders: list[SampleRequest]) -> AsyncIterator[tuple[int, Update]]:
+    async def stream(self, orders: list[SampleRequest]) -> AsyncIterator[tuple[int, Update] | Refused]:
         """By each one's number: its place in the queue, at first when all are accepted, its turn, previews, the
         image."""
+        try:
+            async with contextlib.aclosing(self._streamed(orders)) as updates:
+                async for update in updates:
+                    yield update
+        except REFUSALS as error:
+            yield Refused(error)
+
+    async def _streamed(self, orders: list[SampleRequest]) -> AsyncIterator[tuple[int, Update]]:
         loop, arrived, began = asyncio.get_running_loop(), asyncio.Queue(), time.monotonic()
 
         def arrive(*item: object) -> None:

@@ -16,9 +16,7 @@ import openai
 import uvicorn
 
 from components.artifacts import run_folder
-from components.errors import SamplerError
 from components.sampling.engine import Engine
-from components.sampling.tasks import EngineFull
 from infra.config import ServeConfig
 from infra.serving import http_api, ray_serve
 from infra.serving.admission import Admission
@@ -71,17 +69,13 @@ class LocalBackend(SamplerReplica):
             raise ray_serve.api_error_of(ray_serve.RayTaskError("generate", "", error)) from error
         return self.submitted[-1]
 
-    def _accept(self, *args, **options):
-        try:
-            return super()._accept(*args, **options)
-        except EngineFull as error:
-            raise ray_serve.api_error_of(ray_serve.RayTaskError("generate", "", error)) from error
-
     async def generate(self, orders):
-        try:
-            return await super().generate(orders)
-        except SamplerError as error:
-            raise ray_serve.api_error_of(ray_serve.RayTaskError("generate", "", error)) from error
+        return ray_serve.unless_refused(await super().generate(orders))
+
+    async def stream(self, orders):
+        async with contextlib.aclosing(super().stream(orders)) as updates:
+            async for update in updates:
+                yield ray_serve.unless_refused(update)
 
     async def served(self):
         return self.models

@@ -6,7 +6,7 @@ import pytest
 
 from components.sampling.tasks import EngineFull, Load, Usage
 from components.sampling.workload import Work
-from infra.serving.admission import Admission
+from infra.serving.admission import LONGEST_HOLD, Admission
 from infra.serving.api_error import LONGEST
 from infra.serving.orders import SampleRequest
 
@@ -99,12 +99,14 @@ def test_each_who_is_refused_is_told_a_later_time():
 
 
 @pytest.mark.parametrize(
-    "backlog, count, goes", [(3.3, 1, True), (2.0, 7, False)], ids=["a full queue", "a large request"]
+    "backlog, count, hold",
+    [(3.3, 1, 0.33), (33.0, 1, LONGEST_HOLD), (2.0, 7, 0)],
+    ids=["a full queue", "a long one", "a large request"],
 )
-def test_a_refusal_goes_for_all_where_the_queue_is_why(backlog, count, goes):
+def test_a_refusal_goes_for_all_where_the_queue_is_why(backlog, count, hold):
     with pytest.raises(EngineFull) as refused:
         admission(Paced(backlog=backlog)).refuse_unfinishable(orders(count=count))
-    assert refused.value.for_all is goes
+    assert refused.value.hold == pytest.approx(hold)
 
 
 @pytest.mark.parametrize("cause", [EngineFull("busy", 3.2)])

@@ -26,6 +26,7 @@ from components.data.media.image import MEDIUM
 from components.sampling.requests import Conditions, Request
 from infra.config import ServeConfig
 from infra.serving import ray_serve
+from infra.serving.admission import LONGEST_HOLD
 from infra.serving.model_store import ModelStore
 from tests.infra.local import StuckReplica, free_port, served_model, serving
 from tests.infra.local import client as client_of
@@ -285,7 +286,7 @@ def test_overload_is_refused_and_leaving_makes_room(address, client):
     for stream in streams:
         stream.close()
     wait_for(lambda: load(address)["active"] + load(address)["waiting"] == 0)
-    time.sleep(2 * ray_serve.HELD_BY_PROXIES)
+    time.sleep(1.5 * LONGEST_HOLD)
     assert client.images.generate(prompt="one", extra_body=FAST).data[0].b64_json
 
 

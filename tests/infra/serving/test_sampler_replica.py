@@ -1,3 +1,4 @@
+import asyncio
 import threading
 import time
 
@@ -5,11 +6,13 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from components.artifacts import run_folder
+from components.errors import SamplerError
 from components.sampling.engine import DeadlineExceeded, EngineFull, EngineStopped
 from infra.config import ServeConfig
 from infra.serving import ray_serve
 from infra.serving.api_error import ApiError
 from infra.serving.autoscaling import LOAD, replicas_for_load
+from infra.serving.backend import Refused
 from infra.serving.orders import SampleRequest
 from infra.serving.sampler_replica import SamplerReplica
 from tests.infra.local import served_model
@@ -82,6 +85,26 @@ def test_what_a_client_may_know(raised, status, code):
     assert (error.retry_after is not None) == (status in (429, 503))
 
 
+@pytest.mark.parametrize("cause", [EngineFull("busy", 3.0, 2.0), DeadlineExceeded("late"), SamplerError("size: no")])
+def test_what_a_request_does_not_get_is_answered_and_not_raised(model, monkeypatch, cause):
+    """Serve logs what is raised with its traceback, which under overload costs the engine time."""
+
+    def refuse(orders):
+        raise cause
+
+    async def streamed():
+        return [item async for item in replica.stream([order])]
+
+    replica, order = SamplerReplica(model, CONFIG), SampleRequest(model=model.key, seed=1, group="g", settings=SETTINGS)
+    monkeypatch.setattr(replica.admission, "refuse_unfinishable", refuse)
+    assert asyncio.run(replica.generate([order])) == Refused(cause)
+    assert asyncio.run(streamed()) == [Refused(cause)]
+    with pytest.raises(ApiError) as told:
+        ray_serve.unless_refused(Refused(cause))
+    assert told.value.status == ray_serve.api_error_of(RayTaskError("generate", "traceback", cause)).status
+    replica.engine.stop(timeout=60)
+
+
 class Context:
     """What Serve tells an autoscaling policy."""
 
@@ -124,7 +147,7 @@ def test_a_refusal_goes_for_as_large_requests_for_a_moment(model):
 
     cause = EngineFull("busy", 3.0, 2.0)
     with pytest.raises(ApiError), backend._remembering(order(10)):
-        raise ray_serve.api_error_of(cause) from RayTaskError("generate", "traceback", cause)
+        ray_serve.unless_refused(Refused(cause))
     told = []
     for _ in range(2):
         with pytest.raises(ApiError) as refused:
