@@ -46,6 +46,9 @@ class Composite(Sampler):
             for name, part in parts.items()
             for net in (part.kept if name in self.data.inputs else part.pretrained)
         )
+        self.in_data = {
+            named(name, net): part.in_data.get(net, net) for name, part in parts.items() for net in part.pretrained
+        }
         self.libraries = tuple(dict.fromkeys(library for part in parts.values() for library in part.libraries))
         self.early = {
             named(name, net): early._replace(net=named(name, early.net))

@@ -97,8 +97,7 @@ class Early(NamedTuple):
 
 
 class Family:
-    """A model and how it is trained, the class `Model` of a family's file. Subclasses fill `nets` and `phases` in their
-    __init__(config, data)."""
+    """A model and how it is trained. The class `Model` of a family's file fills `nets` and `phases` as it is made."""
 
     Config: ClassVar[type[Strict]]
 
@@ -107,6 +106,7 @@ class Family:
     data: DataInfo
     kept: tuple[str, ...]  # the nets that make the trained model; their average goes into the run folder
     pretrained: tuple[str, ...] = ()  # nets that are never trained here; kept, but not averaged
+    in_data: Mapping[str, str] = {}  # of pretrained nets, what their files beside the data are called, where it differs
     libraries: tuple[str, ...] = ()  # beyond torch, that own a part of its nets
     early: Mapping[str, Early] = {}  # kept nets that are snapshots of others; what early_nets says
     added: tuple[str, ...] = ()  # kept nets that a run to start from may lack: they begin with initial weights

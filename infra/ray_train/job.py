@@ -105,7 +105,8 @@ class Job:
         start = self.input(START)
         received = {net for role in self.info.inputs for net in family.nets_of_input(role)}
         for net in family.pretrained if start is None else family.kept:
-            path = (start or self.folder(self.data)) / f"{net}.safetensors"
+            file = net if start is not None else family.in_data.get(net, net)
+            path = (start or self.folder(self.data)) / f"{file}.safetensors"
             is_new = start is not None and net in family.added and not path.is_file()
             if net not in received and not is_new:
                 run_folder.load_weights(family.nets[net], path)

@@ -74,7 +74,10 @@ def test_every_model_of_a_preset_fits_its_data(path):
             kind = family_class(block.family)
             data = sets[block.data].model_copy(update={"inputs": kept(params, name, sets)})
             with torch.device("meta"):
-                kind(kind.Config(**inputs.whole_model(params, name)), data)
+                family = kind(kind.Config(**inputs.whole_model(params, name)), data)
+            received = {net for role in data.inputs for net in family.nets_of_input(role)}
+            beside = {family.in_data.get(net, net) for net in family.pretrained if net not in received}
+            assert beside <= ({"autoencoder"} if data.autoencoder else set()), "no file of `encode` has these weights"
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
