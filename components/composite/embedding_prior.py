@@ -4,7 +4,8 @@ they would drown in the noise."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,12 +52,13 @@ class Settings(Strict):
 
 
 class Prior(Family):
-    """`clip`: whose image embeddings it draws, frozen."""
+    """`clip`: whose image embeddings it draws, frozen; `embeddings`: those of a batch's images, (B, dim), of unit
+    length."""
 
     kept = ("net",)
 
-    def __init__(self, config: Config, data: DataInfo, clip: CLIPFamily):
-        self.config, self.data, self.clip = config, data, clip
+    def __init__(self, config: Config, data: DataInfo, clip: CLIPFamily, embeddings: Callable[[Batch], Tensor]):
+        self.config, self.data, self.clip, self.embeddings = config, data, clip, embeddings
         self.dim, self.length = clip.config.dim, clip.config.text.length
         net = PriorNet(self.dim, clip.config.text.width, config.width, config.depth, config.heads)
         self.nets = nn.ModuleDict({"net": net})
@@ -70,7 +72,7 @@ class Prior(Family):
         dropped = draws.uniform("label_dropout") < self.config.label_dropout
         tokens = tokens_of_column(batch.columns["caption"], self.length).masked_fill(dropped[:, None], 0)
         with torch.no_grad():
-            clean = scaled(self.clip.nets["clip"].images(self.clip.medium.rows(batch.columns)))
+            clean = scaled(self.embeddings(replace(batch, draws=draws)))
             told = self.clip.nets["clip"].texts(tokens)
         sigma = self.schedule.sigma(draws.uniform("time").double())
         wide = per_row(sigma, clean).float()

@@ -91,13 +91,16 @@ class Decoder(Diffusion):
         return super().loss(net, replace(batch, draws=batch.draws.fold(DECODER)))
 
     def _training_further(self, batch: Batch, flips: bool) -> Condition:
-        with torch.no_grad():
-            rows = self.space.clean(batch, flips)
-            if self.autoencoder is not None:
-                rows = self.autoencoder.bounded(self.nets["autoencoder"].decode(rows))
-            embedding = self.clip.nets["clip"].images(rows)
         dropped = batch.draws.uniform("embedding_dropout") < self.config.embedding_dropout
-        return {EMBEDDING: scaled(embedding).masked_fill(dropped[:, None], 0)}
+        return {EMBEDDING: scaled(self.embeddings(batch, flips)).masked_fill(dropped[:, None], 0)}
+
+    @torch.no_grad()
+    def embeddings(self, batch: Batch, flips: bool = False) -> Tensor:
+        """What the CLIP sees in a batch's images, or in what its latents decode to: (B, dim) of unit length."""
+        rows = self.space.clean(batch, flips)
+        if self.autoencoder is not None:
+            rows = self.autoencoder.bounded(self.nets["autoencoder"].decode(rows))
+        return self.clip.nets["clip"].images(rows)
 
     def _leads_away(self, request: Request) -> bool:
         return self.config.embedding_dropout > 0 or super()._leads_away(request)
@@ -122,8 +125,8 @@ class Model(Composite):
         self.config, self.data = config, data
         clip = clip_family.kept_clip(data, "unclip")
         own = data.model_copy(update={"inputs": {}})
-        parts = {PRIOR: Prior(config.prior, own, clip), DECODER: Decoder(config.decoder, own, clip)}
-        self.adopt(**{CLIP: clip, **parts})
+        decoder = Decoder(config.decoder, own, clip)
+        self.adopt(**{CLIP: clip, PRIOR: Prior(config.prior, own, clip, decoder.embeddings), DECODER: decoder})
         self.phases = (*self.phases_of(PRIOR), *self.phases_of(DECODER))
         away = {"negative_prompt"} & self.parts[DECODER].accepts
         self.accepts = frozenset({"prompt", "image", "instead_of", BLEND, *away})

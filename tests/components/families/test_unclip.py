@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from components.conditioning.embedding import scaled
-from components.data.dataset import Batch
+from components.data.dataset import Batch, batches
 from components.errors import DataError, SamplerError
 from components.families import unclip
 from components.metrics.embeddings import prior_figures
@@ -16,7 +16,7 @@ from components.nets.prior import Prior
 from components.sampling.requests import Blend, Conditions, Request
 from components.sampling.trajectories import drive
 from tests.components.families.contract import fast
-from tests.components.helpers import IMAGES, build, stream, tiny_data
+from tests.components.helpers import IMAGES, LATENTS, Rows, build, stream, tiny_data
 
 TEXTS = ("a dog", "two birds", "a red cat")
 
@@ -58,6 +58,22 @@ def test_the_clip_is_an_input_that_stays_as_it_was_trained(sampler):
         build("unclip", data=tiny_data("unclip").model_copy(update={"inputs": {}}))
     with pytest.raises(DataError, match=r"a CLIP of images \(1, 24, 24\), found one of \(1, 16, 16\)"):
         build("unclip", data=tiny_data("unclip").model_copy(update={"shape": (1, 24, 24)}))
+
+
+def test_on_latents_both_parts_learn_what_these_decode_to():
+    inputs, captions = tiny_data("unclip").inputs, tiny_data("unclip").caption_length
+    data = LATENTS.model_copy(update={"inputs": inputs, "caption_length": captions})
+    sampler, batch = build("unclip", data=data), next(batches(Rows(data), 4))
+    for phase in sampler.phases:
+        loss = phase.loss(sampler.nets[phase.net], batch)["loss"]
+        loss.backward()
+        assert loss.isfinite() and any(parameter.grad is not None for parameter in sampler.nets[phase.net].parameters())
+    decoder = sampler.parts["decoder"]
+    latents = decoder.space.clean(batch, flips=False)
+    images = sampler.nets["decoder_autoencoder"].decode(latents).clamp(-1, 1)
+    assert torch.equal(decoder.embeddings(batch), sampler.nets["clip_clip"].images(images))
+    assert sampler.in_data == {"decoder_autoencoder": "autoencoder"}
+    assert sampler.sample(asked(sampler, prompt=TEXTS)).shape == (3, *IMAGES.shape)
 
 
 def test_embeddings_are_learnt_at_unit_spread(sampler):
