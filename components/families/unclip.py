@@ -196,6 +196,9 @@ class Model(Composite):
         drawn = self.parts[PRIOR].draw(seeds, request.settings.prior, told, nothing)
         return (yield from prefixed(PRIOR, drawn, shows=False))
 
+    def training_columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.parts[DECODER].training_columns(columns)
+
     def held_out_losses(self, columns: Mapping[str, Tensor], draws: Draws) -> Tensor:
         """Those of the decoder; the prior is measured by `validate`."""
         return self.parts[DECODER].held_out_losses(columns, draws)

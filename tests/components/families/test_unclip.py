@@ -73,6 +73,12 @@ def test_on_latents_both_parts_learn_what_these_decode_to():
     images = sampler.nets["decoder_autoencoder"].decode(latents).clamp(-1, 1)
     assert torch.equal(decoder.embeddings(batch), sampler.nets["clip_clip"].images(images))
     assert sampler.in_data == {"decoder_autoencoder": "autoencoder"}
+
+    sampler.nets.requires_grad_(False).eval()
+    held_out = Rows(tiny_data("unclip")).take(torch.arange(4))
+    losses = sampler.held_out_losses(sampler.training_columns(held_out), batch.draws)
+    assert losses.shape == (4, sampler.held_out.levels) and losses.isfinite().all()
+    assert "prior_cosine" in values(sampler.validate(batch.columns, held_out, None))
     assert sampler.sample(asked(sampler, prompt=TEXTS)).shape == (3, *IMAGES.shape)
 
 
