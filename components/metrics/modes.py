@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from components.config import Strict
-from components.metrics.figures import Definition, Figure, Figures, named
+from components.metrics.figures import Definition, Figure, Figures, named, values
 
 CLASSES_HIT = Definition(
     name="classes_hit",
@@ -54,7 +54,12 @@ def mode_coverage(labels: Tensor, num_classes: int, least: float = 0.1) -> Figur
     classes_hit: how many classes hold at least `least` of the share that they would have if all were equally likely,
     because a stray mistake of the classifier is no mode. label_entropy: of the histogram, in [0, 1]; 1 is uniform.
     """
-    shares = class_shares(labels, num_classes)
+    return coverage_of(class_shares(labels, num_classes), least)
+
+
+def coverage_of(shares: Tensor, least: float = 0.1) -> Figures:
+    """mode_coverage of labels that have these shares, (num_classes,)."""
+    num_classes = len(shares)
     entropy = -torch.xlogy(shares, shares).sum() / math.log(num_classes)
     return named(
         CLASSES_HIT.figure((shares >= least / num_classes).sum()),
@@ -128,24 +133,32 @@ def _cell(points: Tensor, centres: Tensor) -> Tensor:
 class Floors(Strict):
     """Below any of these a sampler counts as collapsed. They are far below what a poor but varied one reaches."""
 
-    classes: float = 0.6  # share of the classes
-    label_entropy: float = 0.6
+    classes: float = 0.6  # share of the classes that real images hit
+    label_entropy: float = 0.6  # share of real images' own
     recall: float = 0.1
 
 
 FLOORS = Floors()
 
 
-def collapsed(figures: Mapping[str, float], num_classes: int, floors: Floors = FLOORS) -> str | None:
+def collapsed(
+    figures: Mapping[str, float], num_classes: int, real_shares: Tensor | None = None, floors: Floors = FLOORS
+) -> str | None:
     """Why the figures say that a sampler draws only a part of the data, in one line; None if they do not.
 
-    Reads `classes_hit`, `label_entropy` and `recall`, those of them that are there.
+    Reads `classes_hit`, `label_entropy` and `recall`, those of them that are there. `real_shares`: (num_classes,) of
+    the classes among real images, where they do not come equally often.
     """
-    found = figures
-    if found.get("classes_hit", math.inf) < floors.classes * num_classes:
-        return f"collapsed: draws {found['classes_hit']:.0f} of {num_classes} classes"
-    if found.get("label_entropy", math.inf) < floors.label_entropy:
-        return f"collapsed: the entropy of its labels is {found['label_entropy']:.2f} of the most possible"
+    found, real = figures, {"classes_hit": num_classes, "label_entropy": 1.0}
+    if real_shares is not None:
+        real = values(coverage_of(real_shares))
+    if found.get("classes_hit", math.inf) < floors.classes * real["classes_hit"]:
+        return f"collapsed: draws {found['classes_hit']:.0f} of {real['classes_hit']:.0f} classes"
+    if found.get("label_entropy", math.inf) < floors.label_entropy * real["label_entropy"]:
+        return (
+            f"collapsed: the entropy of its labels is {found['label_entropy']:.2f} of the most possible, that of real "
+            f"images {real['label_entropy']:.2f}"
+        )
     if found.get("recall", math.inf) < floors.recall:
         return f"collapsed: {found['recall']:.1%} of the real images lie among its samples (recall)"
     return None

@@ -261,7 +261,7 @@ def measure(
     return Measured(
         task.candidate | settings.model_dump(mode="json"),
         under(measurement.protocol.id, figures),
-        collapsed(values(figures), len(real.classes)) or "",
+        collapsed(values(figures), len(real.classes), real.reference.judged_shares) or "",
         grid,
         pairs,
         worst,

@@ -12,6 +12,7 @@ from components.metrics.modes import (
     Floors,
     balancing_weights,
     collapsed,
+    coverage_of,
     imbalance_figure,
     kmeans,
     mode_coverage,
@@ -96,10 +97,21 @@ def test_collapse_names_its_sign(change, reason):
     assert collapsed({**HEALTHY, **change}, 10).startswith(reason)
 
 
+def test_unbalanced_data_are_no_collapse_of_who_draws_them():
+    shares = torch.tensor([0.9, 0.06, 0.03, 0.004, 0.003, 0.003])
+    perfect = values(coverage_of(shares)) | {"recall": 0.8}
+    assert perfect["classes_hit"] == 3 and perfect["label_entropy"] < 0.3
+    assert collapsed(perfect, 6).startswith("collapsed: draws 3 of 6 classes")
+    assert collapsed(perfect, 6, shares) is None
+    assert collapsed({**perfect, "classes_hit": 1.0}, 6, shares) == "collapsed: draws 1 of 3 classes"
+    told = collapsed({**perfect, "label_entropy": 0.05}, 6, shares)
+    assert told.startswith("collapsed: the entropy of its labels is 0.05") and told.endswith("that of real images 0.24")
+
+
 def test_missing_figures_say_nothing():
     assert collapsed({}, 10) is None
     assert collapsed({"frechet_distance": 300.0}, 10) is None
-    assert collapsed({"recall": 0.2}, 10, Floors(recall=0.3)) is not None
+    assert collapsed({"recall": 0.2}, 10, floors=Floors(recall=0.3)) is not None
 
 
 def test_overfitting_is_a_gap_between_training_and_held_out_images():
