@@ -119,8 +119,7 @@ def measure(name: str, seed: int) -> dict:
 def main(argv: list[str] | None = None) -> None:
     as_a_worker()
     torch.set_num_threads(1)  # CPU seconds are told
-    names, seeds = digits.asked(argv, MODEL)
-    seeds = seeds if any(word.isdigit() for word in argv or ()) else seeds[:1]
+    names, seeds = digits.asked(argv, MODEL, digits.SEEDS[:1])
     runs = digits.runs(names, seeds, FOLDER, measure)
     told, none = (runs[name][0]["middle"]["frechet_distance"] for name in ("sdxl", "latent_diffusion"))
     cuts = runs["sdxl"][0]

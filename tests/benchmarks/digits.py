@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from components.data.dataset import spread
@@ -51,10 +51,10 @@ def yardstick() -> quality.Yardstick:
     return quality.Yardstick(judge, data()["test"], PROTOCOL)
 
 
-def asked(argv: list[str] | None, names: Iterable[str]) -> tuple[list[str], list[int]]:
-    """What a command line names: models, all of `names` by default, and seeds, by default SEEDS."""
+def asked(argv: list[str] | None, names: Iterable[str], usual: Sequence[int] = SEEDS) -> tuple[list[str], list[int]]:
+    """What a command line names: models, all of `names` by default, and seeds, by default the `usual` ones."""
     words = argv or []
-    seeds = [int(word) for word in words if word.isdigit()] or list(SEEDS)
+    seeds = [int(word) for word in words if word.isdigit()] or list(usual)
     return [word for word in words if not word.isdigit()] or list(names), seeds
 
 

@@ -43,8 +43,7 @@ def read(config: DataConfig, seed: int = 0) -> dict[str, Data]:
     """Both splits of a source, of any medium."""
     source = sources.read(config, seed)
     of, shape = config.of(source.medium)
-    told = {"classes": source.classes, "speakers": source.speakers}
-    info = DataInfo(shape=shape, medium=of.name, rate=of.rate, **told)
+    info = DataInfo(shape=shape, medium=of.name, rate=of.rate, classes=source.classes, speakers=source.speakers)
     found = {}
     for split, stream in source.splits.items():
         rows = list(stream())

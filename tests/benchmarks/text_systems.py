@@ -119,8 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)  # CPU seconds are told
     words = list(argv or [])
     of = next((word for word in words if word in SETS), "digits")
-    names, seeds = digits.asked([word for word in words if word not in SETS], SYSTEMS)
-    seeds = seeds if any(word.isdigit() for word in words) else seeds[:1]
+    names, seeds = digits.asked([word for word in words if word not in SETS], SYSTEMS, digits.SEEDS[:1])
     table = digits.table(names, seeds, FOLDER / of, functools.partial(measure, of))
     best = max(table, key=lambda name: table[name]["clip_score"])
     target = "unclip above text alone in CLIP score or recall"

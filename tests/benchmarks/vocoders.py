@@ -81,8 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     as_a_worker()
     torch.set_num_threads(1)  # CPU seconds are told
     FOLDER.mkdir(parents=True, exist_ok=True)
-    names, seeds = digits.asked(argv, MODELS)
-    seeds = seeds if any(word.isdigit() for word in argv or []) else seeds[:1]
+    names, seeds = digits.asked(argv, MODELS, digits.SEEDS[:1])
     table = digits.table(names, seeds, FOLDER, measure)
     target = "phases of its own at least Griffin and Lim's label agreement"
     best = max(table, key=lambda name: table[name]["label_agreement"])
