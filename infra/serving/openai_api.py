@@ -225,6 +225,8 @@ def _unheard(request: ImageRequest, model: ServedModel) -> list[str]:
     if declared(request, "negative_prompt") and model.condition("negative_prompt"):
         return []
     asked = _own_settings(request, model)
+    if not asked:
+        return []
     chosen = model.kind.Settings(**overlaid(model.settings, asked))
     reason = model.kind.unheard(model.kind.Config(**model.run.config), chosen, model.run.data.outline) or ""
     name, value = reason.partition(":")[0], asked

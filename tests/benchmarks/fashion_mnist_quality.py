@@ -1,6 +1,6 @@
-"""Fashion-MNIST at equal compute and by one protocol: latent diffusion by a U-Net and by a transformer, diffusion on
-pixels, the families on tokens, the GANs whose order is published, and diffusers' own recipe for unconditional training
-as the outside peer.
+"""Fashion-MNIST at equal compute and by one protocol: latent diffusion by a U-Net and by a transformer, a few-step
+student, diffusion on pixels, the families on tokens, the GANs whose order is published, and diffusers' own recipe for
+unconditional training as the outside peer.
 
     python -m tests.benchmarks.fashion_mnist_quality                      # all, a minute of training each
     python -m tests.benchmarks.fashion_mnist_quality gpt 0                # one row of the table: ten minutes, seed 0
@@ -29,6 +29,7 @@ from components.data.dataset import batches
 from components.data.media.image import MEDIUM
 from components.evaluation.protocol import EvaluateConfig
 from components.families.base import Family, Sampler
+from components.few_step.base import TEACHER
 from components.metrics.figures import values
 from components.sources import DataConfig
 from components.training.loop import TrainingConfig
@@ -57,6 +58,8 @@ DIT = {"name": "dit", "patch": 2, "width": 128, "depth": 6, "heads": 4}
 GRID = {"latent_channels": 4, "widths": [16, 32, 64], "codebook": {"name": "fsq", "levels": [5, 5, 5, 5]}}
 SCALES = {**GRID, "codebook": {"name": "scales", "sides": [1, 2, 3, 4, 6, 8], "size": 512}}
 TOKENISERS = {"gpt": GRID, "maskgit": GRID, "var": SCALES}
+STUDENT, STUDENT_STEPS = {"most_guidance": 2.0, "stage_steps": 25}, 200  # as the demo's
+BESIDE = ("frechet_distance", "recall", "label_agreement", "ms_per_image")
 FLAT = OptimizerConfig(learning_rate=1e-3, warmup=50)  # the number of steps is not known beforehand
 SAMPLING = {"solver": "heun", "num_inference_steps": 12, "spacing": "karras", "guidance_scale": 1.5}
 DRAWING = {"guidance_scale": 3.0, "top_p": 0.9}
@@ -105,13 +108,44 @@ def parameters(family: Family) -> int:
     return sum(weight.numel() for weight in family.nets.parameters())
 
 
-def ldm(name: str, backbone: dict, asked: Asked) -> dict:
+class OnLatents(NamedTuple):
+    """Diffusion of latents with its autoencoder, the latents, and what training took."""
+
+    family: Sampler
+    latents: Data
+    steps: int
+    seconds: float
+    encoding: dict
+
+
+def on_latents(backbone: dict, asked: Asked) -> OnLatents:
     optimizer = FLAT.model_copy(update={"learning_rate": 2e-3})
     vae, _, first = asked.trained("vae", {"optimizer": optimizer}, FIRST_PART * asked.seconds)
     latents, told = encoded(lambda: quality.encoded(vae, asked.train))
     model = {"backbone": backbone, "optimizer": FLAT}
     family, steps, second = asked.trained("latent_diffusion", model, asked.seconds - first, latents)
-    return told | asked.sampled(name, quality.with_autoencoder(family, vae), SAMPLING, steps, first + second)
+    return OnLatents(quality.with_autoencoder(family, vae), latents, steps, first + second, told)
+
+
+def ldm(name: str, backbone: dict, asked: Asked) -> dict:
+    made = on_latents(backbone, asked)
+    return made.encoding | asked.sampled(name, made.family, SAMPLING, made.steps, made.seconds)
+
+
+def student(asked: Asked) -> dict:
+    """A consistency model of two evaluations taught by `ldm` as above, whose figures are told beside, and those of one
+    evaluation. The seconds are the student's own."""
+    made = on_latents(BACKBONE, asked)
+    found = {"teacher": asked.sampled("teacher", made.family, SAMPLING, made.steps, made.seconds)}
+    family = quality.made("consistency", {"backbone": BACKBONE, **STUDENT}, made.latents.info, asked.seed)
+    family.receive(TEACHER, made.family)
+    family, state, took = quality.trained(family, made.latents, training(STUDENT_STEPS), asked.seed, clock=clock)
+    family = quality.with_autoencoder(family, made.family)
+    for name, steps in (("one", 1), ("two", 2)):
+        settings = {"num_inference_steps": steps, "guidance_scale": SAMPLING["guidance_scale"]}
+        found[name] = asked.sampled(f"student_{name}", family, settings, state.step, took)
+    beside = {f"{name}_{key}": found[name][key] for name in ("teacher", "one") for key in BESIDE}
+    return found["two"] | beside
 
 
 def on_tokens(name: str, asked: Asked) -> dict:
@@ -198,6 +232,7 @@ def _drawn(net, scheduler, count: int, shape: tuple[int, int, int]) -> Tensor:
 MODELS: dict[str, Callable[[Asked], dict]] = {
     "ldm": functools.partial(ldm, "ldm", BACKBONE),
     "dit": functools.partial(ldm, "dit", DIT),
+    "student": student,
     **{name: functools.partial(on_tokens, name) for name in TOKENISERS},
     "pixels": pixels,
     **{name: functools.partial(gan, name) for name in ("dcgan", "wgan_gp", "sagan", "biggan", "stylegan2")},
