@@ -37,6 +37,7 @@ ALWAYS_LEFT_OUT = (
     "infra.storage.store",
     "pipelines.support.cli",
     "pipelines.support.code_closure",
+    "pipelines.support.figure_names",
     "pipelines.support.fitness",
     "pipelines.support.lineage",
     "pipelines.support.machine_faults",
