@@ -22,6 +22,7 @@ from pipelines.support import cli, code_closure, inputs, lineage, paths, remote
 from pipelines.support.fitness import refuse_unmeasurable
 from pipelines.support.params import Params, load, name_of, train_block
 from pipelines.support.paths import ROOT
+from pipelines.support.readiness import refuse_unready
 
 
 def make_job(params: Params, key: str) -> ray_train.Job:
@@ -159,6 +160,8 @@ def main(argv: list[str]) -> None:
     key = cli.one_argument(argv, "python -m pipelines.train GROUP.NAME")
     params = load()
     refuse_unmeasurable(params)
+    if cli.is_stage():  # the others follow
+        refuse_unready(params)
     job = make_job(params, key)
     if remote.is_away(params.cluster):
         remote.refuse_local_tracker(params)

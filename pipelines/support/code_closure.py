@@ -43,6 +43,7 @@ ALWAYS_LEFT_OUT = (
     "pipelines.support.machine_faults",
     "pipelines.support.params",
     "pipelines.support.paths",
+    "pipelines.support.readiness",
     "pipelines.support.remote",
 )
 LEFT_OUT_OF_TRAINING = (
