@@ -231,12 +231,12 @@ class Params(Strict):
 def load(path: Path = DEFAULT) -> Params:
     """Reads and checks the whole file, each family's own blocks included. Raises ConfigError, one clear line."""
     params = parse(Params, _with_environment(yaml_files.read(path)), str(path))
-    refuse_bad_space(params.evaluate.search.space, f"{path}.evaluate.search.space")
     _refuse_two_of_a_name(params, str(path))
     for group in TRAINED:
         for name, block in getattr(params, group).items():
             _check_family(params, name, block, f"{path}.{group}.{name}")
     inputs.check(params, str(path))
+    _check_space(params, f"{path}.evaluate.search.space")
     figure_names.check_policy(params, f"{path}.promote")
     return params
 
@@ -285,6 +285,14 @@ def _check_family(params: Params, name: str, block: TrainBlock, where: str) -> N
             if reason := kind.why_not(config, chosen, outline) or kind.unheard(config, chosen, outline):
                 raise ConfigError(f"{where}.candidates.{number}.{reason}")
             _check_weights(weights, block, f"{where}.candidates.{number}")
+
+
+def _check_space(params: Params, where: str) -> None:
+    """Raises ConfigError of what a search cannot try; a default space holds what not all samplers have."""
+    search = params.evaluate.search
+    kinds = [family_class(block.family) for block in params.samplers.values()]
+    known = {AVERAGE, *(name for kind in kinds for name in kind.Settings.model_fields)}
+    refuse_bad_space(search.space, known if "space" in search.model_fields_set else search.space, where)
 
 
 def _check_whole_batch(block: TrainBlock, where: str) -> None:
