@@ -13,6 +13,10 @@ class DataError(InputError):
     """A data set, shard or source is missing, damaged, or not what the stage needs."""
 
 
+class StorageError(DataError):
+    """A store or the way to it failed; the same may succeed on another try, where other InputErrors come again."""
+
+
 class TrainingError(RuntimeError):
     """A training run went wrong and would again if it were simply tried again; the message says how and what to do."""
 

@@ -86,6 +86,12 @@ class TrackingConfig(Strict):
         uri = self.absolute_uri(root)
         return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
+    def is_there(self, root: Path) -> bool:
+        """Whether there is a store at all; to open a SQLite one would make it. An empty file, as a crash leaves it, is
+        none."""
+        database = self.database(root)
+        return database is None or (database.is_file() and database.stat().st_size > 0)
+
     def artifact_folder(self, root: Path) -> Path:
         return home(root) / self.artifacts
 

@@ -61,11 +61,14 @@ def main(argv: list[str]) -> None:
         return print("Data and pipelines are up to date.")
     # only now: with nothing to do, seconds of imports would be all that this takes
     from infra.ray_cluster import ray_session
-    from pipelines.support import params
+    from pipelines.support import params, readiness
 
-    cluster = params.load().cluster
+    asked = params.load()
+    cluster = asked.cluster
     if "--dry" in argv:
         sys.exit(dry_run(argv))
+    if all(argument.startswith("-") for argument in argv):  # of stages that are named, trainings look themselves
+        readiness.refuse_unready(asked)
     cli.expect_writable(ROOT)
     with alone(ROOT):
         if cluster.address != ray_session.LOCAL:

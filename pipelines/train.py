@@ -10,9 +10,8 @@ from components.artifacts import old_runs, run_folder
 from components.config import parse
 from components.data.dataset import MANIFEST, read_manifest, verify
 from components.data.info import AutoencoderInfo, RunInfo, data_info
-from components.errors import ConfigError
 from components.families import family_class
-from components.families.base import JUDGE, Family
+from components.families.base import JUDGE
 from components.files import sha256, sha256_folder, whole_folder, write_whole
 from components.training.loop import State
 from infra import ray_train
@@ -23,6 +22,7 @@ from pipelines.support import cli, code_closure, inputs, lineage, paths, remote
 from pipelines.support.fitness import refuse_unmeasurable
 from pipelines.support.params import Params, load, name_of, train_block
 from pipelines.support.paths import ROOT
+from pipelines.support.readiness import refuse_unready
 
 
 def make_job(params: Params, key: str) -> ray_train.Job:
@@ -46,8 +46,6 @@ def make_job(params: Params, key: str) -> ray_train.Job:
     kind(config, info)  # refuses here, on the driver, what no worker could train
     for role, run in told.items():
         kind.refuse_unfit_input(config, info, role, run)
-    if block.training.keep == "best":
-        _refuse_unknown_best(block.training.keep_by, kind, JUDGE in given, key)
     is_validated = JUDGE in given or kind.held_out is not None or bool(kind.checkpoint_figures)
     if is_validated:
         read_manifest(paths.TEST_IMAGES)
@@ -64,18 +62,6 @@ def make_job(params: Params, key: str) -> ray_train.Job:
         inputs=tuple(ray_train.Input(role, str(one.path.resolve()), hashes[role]) for role, one in given.items()),
         held_out_hash=data_hash(paths.TEST_IMAGES) if block.training.keep == "best" else "",
         held_out=str(paths.TEST_IMAGES.resolve()) if is_validated else "",
-    )
-
-
-def _refuse_unknown_best(figure: str, kind: type[Family], is_judged: bool, key: str) -> None:
-    """Raises ConfigError of a figure that no checkpoint will have; what a judge adds is known at the first one."""
-    known = (*(kind.held_out.names if kind.held_out is not None else ()), *kind.checkpoint_figures)
-    if figure in known or is_judged:
-        return
-    expected = f"one of {', '.join(known)}, or " if known else ""
-    raise ConfigError(
-        f"{key}.training.keep_by: no figure {figure!r} of checkpoints; expected {expected}one that inputs' "
-        f"{name_of(key)}/judge adds"
     )
 
 
@@ -174,6 +160,8 @@ def main(argv: list[str]) -> None:
     key = cli.one_argument(argv, "python -m pipelines.train GROUP.NAME")
     params = load()
     refuse_unmeasurable(params)
+    if cli.is_stage():  # the others follow
+        refuse_unready(params)
     job = make_job(params, key)
     if remote.is_away(params.cluster):
         remote.refuse_local_tracker(params)

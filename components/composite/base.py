@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from components.config import Strict, parse
 from components.data.info import RunInfo
 from components.errors import ConfigError
-from components.families import family_class
-from components.families.base import Family, Phase, Sampler, family_name
+from components.families import family_class, family_name
+from components.families.base import Family, Phase, Sampler
 from components.sampling.requests import Conditions, Request
 from components.sampling.trajectories import Preview, Trajectory
 

@@ -8,6 +8,7 @@ that is missing.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,9 +21,9 @@ from torch import Tensor
 from components.data.media.image import MEDIUM
 from components.errors import ConfigError, SamplerError
 from components.evaluation.extractor import Embedding, Extractor
-from components.evaluation.protocol import ExtractorConfig
+from components.evaluation.protocol import EvaluateConfig, ExtractorConfig
 from components.files import sha256, sha256_folder
-from components.interchange.folders import folder_of
+from components.interchange import folders
 from components.shapes import per_channel
 
 _INCEPTION = "weights-inception-2015-12-05-6726825d.pth, an asset of torch-fidelity's releases"
@@ -55,6 +56,38 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise SamplerError(f"{path}: not a file of weights ({str(error).splitlines()[0][:200]})") from None
+
+
+def refuse_missing(config: EvaluateConfig, has_clip: bool) -> None:
+    """Raises ConfigError of weights or libraries that this configuration needs and that are not here. Imports none and
+    asks no network: what only their content tells, opening them will. `has_clip`: whether one is trained here."""
+    extractor, where = config.extractor, "evaluate.extractor.weights"
+    if extractor.name == "inception":
+        _file(extractor.weights, where, _INCEPTION)
+        _refuse_uninstalled("torch_fidelity")
+    elif extractor.name == "dinov2" or (extractor.name == "clip" and (extractor.weights or not has_clip)):
+        _refuse_no_transformer(extractor.weights, where, extractor.name)
+    if config.lpips:
+        _file(config.lpips, "evaluate.lpips", _ALEXNET)
+        _refuse_uninstalled("torchvision")
+    if config.clip_score:
+        _refuse_no_transformer(config.clip_score, "evaluate.clip_score", "clip")
+
+
+def _refuse_no_transformer(weights: str, what: str, name: str) -> None:
+    if not weights:
+        raise ConfigError(f"{what}: no path given; expected {_known(name)}")
+    folders.refuse_missing(weights, what, _known(name))
+    _refuse_uninstalled("transformers")
+
+
+def _known(name: str) -> str:
+    return f"a folder or hub name such as {_SOURCES[name]}"
+
+
+def _refuse_uninstalled(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        raise ConfigError(f"evaluate: {name} is not installed; install the extra `metrics`")
 
 
 def rgb(images: Tensor) -> Tensor:
@@ -102,11 +135,11 @@ def resized(images: Tensor, side: int, statistics: tuple[Sequence[float], Sequen
 
 def _transformer(kind: str, weights: str, what: str, name: str) -> tuple[torch.nn.Module, Path]:
     """A model of transformers and the folder that it came from."""
-    known = f"a folder or hub name such as {_SOURCES[name]}"
+    known = _known(name)
     if not weights:
         raise ConfigError(f"{what}: no path given; expected {known}")
     transformers = _library("transformers")
-    folder = folder_of(weights, what, known)
+    folder = folders.folder_of(weights, what, known)
     try:
         return getattr(transformers, kind).from_pretrained(folder, use_safetensors=True).eval(), folder
     except (OSError, ValueError) as error:

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 from typing import Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, model_validator
 
 from components.config import Strict
 from components.errors import InputError
@@ -49,6 +49,15 @@ class EvaluateConfig(Strict):
     search: SearchConfig = SearchConfig()
     real_draws: int = Field(40, ge=2)  # of real images, measured as samples are: what is possible, and by chance
     snapshot_samples: int = Field(0, ge=0)  # at each step that a training kept averages of; 0: not measured
+
+    @model_validator(mode="after")
+    def _are_enough(self) -> EvaluateConfig:
+        for name in ("num_samples", "neighbour_images"):
+            if (count := getattr(self, name)) <= self.neighbours:
+                raise ValueError(f"{name}: expected more than neighbours ({self.neighbours}), found {count}")
+        if self.snapshot_samples == 1:
+            raise ValueError("snapshot_samples: a distance needs two or more; expected 0 or at least 2, found 1")
+        return self
 
 
 REVISION = 4  # of the arithmetic behind the figures: raised where a figure comes to mean something else

@@ -6,6 +6,7 @@ scores, so where scores are reproducible, so is what it finds; milliseconds coun
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -26,9 +27,13 @@ class Trial:
     in_budget: bool
 
 
-def refuse_bad_space(space: dict[str, list], where: str) -> None:
-    """Raises ConfigError of a setting that has neither two bounds nor values to choose among."""
+def refuse_bad_space(space: dict[str, list], known: Collection[str], where: str) -> None:
+    """Raises ConfigError of a setting that is none of `known`, or has neither two bounds nor values to choose among."""
     for name, values in space.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), 1)
+            hint = f"; the nearest is {near[0]}" if near else ""
+            raise ConfigError(f"{where}.{name}: no sampler's setting; expected one of {', '.join(sorted(known))}{hint}")
         pairs = values if _is_pairs(values) else [values]
         for pair in pairs:
             if not pair or (_is_range(pair) and pair[0] > pair[1]):

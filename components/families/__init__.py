@@ -32,3 +32,8 @@ def family_class(name: str, where: str = "family") -> type[Family]:
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         raise ConfigError(f"{where}: expected one of {', '.join(known)}, found {name!r}{hint}")
     return importlib.import_module(f"{__name__}.{name}").Model
+
+
+def family_name(family: type[Family]) -> str:
+    """The name that params.yaml knows a family by: its module's."""
+    return family.__module__.rpartition(".")[2]

@@ -21,10 +21,11 @@ from components.data.info import DataInfo, DataOutline, RunInfo
 from components.data.media import Medium, medium
 from components.data.randomness import Draws
 from components.errors import SamplerError
+from components.families import family_name
 from components.likelihood.contract import Likelihood, bits_per_value
-from components.metrics.figures import Figures
+from components.metrics.figures import Definition, Figures
 from components.metrics.held_out import HeldOutLoss
-from components.metrics.reconstruction import reconstruction_figures
+from components.metrics.reconstruction import PSNR, RECONSTRUCTION_FD, SSIM, reconstruction_figures
 from components.sampling.blends import drawn, lerp
 from components.sampling.requests import BLEND, Conditions, Request, Takes, refuse_unfit
 from components.sampling.trajectories import Call, Trajectory, drive
@@ -114,6 +115,8 @@ class Family:
     inherits: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by role, the config's keys that a run's own stand in for
     held_out: ClassVar[HeldOutLoss | None] = None  # what `held_out_losses` gives; None: it gives nothing
     checkpoint_figures: ClassVar[tuple[str, ...]] = ()  # names of what `validate` gives without a judge
+    judged_figures: ClassVar[tuple[Definition, ...]] = ()  # what it may give with one, beside those; () does not say
+    own_figures: ClassVar[tuple[Definition, ...]] = ()  # what `figures` of a sampler or judge may give; likewise
     crops: bool = False  # whether it trains on crops, of one size a batch, of a data set that has them
     whole_batch: ClassVar[bool] = False  # whether a loss compares the rows of a batch, which no parts of it can
     prefers_best: ClassVar[bool] = False  # whether a run is read at its best checkpoint, where it kept one
@@ -352,6 +355,7 @@ class Autoencoder(Sampler):
     Settings = NoSettings
     kept = ("autoencoder",)
     accepts = frozenset({BLEND})
+    judged_figures = (PSNR, SSIM, RECONSTRUCTION_FD)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -393,8 +397,3 @@ class Autoencoder(Sampler):
         rows = self.medium.rows(columns)[:20].to(next(self.nets.parameters()).device)
         pairs = zip(rows.split(10), self.reconstruct(rows).split(10), strict=True)
         return torch.cat([line for pair in pairs for line in pair])
-
-
-def family_name(family: type[Family]) -> str:
-    """The name that params.yaml knows a family by: its module's."""
-    return family.__module__.rpartition(".")[2]

@@ -40,6 +40,7 @@ class Model(GAN):
     Config = Config
     Settings = big.BigSettings
     kept = ("generator", "encoder")
+    judged_figures = (*GAN.judged_figures, RECONSTRUCTION, PROBE_ACCURACY)
 
     def __init__(self, config: Config, data: DataInfo):
         super().__init__(config, data)

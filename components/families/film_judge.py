@@ -60,6 +60,7 @@ class Config(Strict):
 
 class Model(base.Judge):
     Config = Config
+    own_figures = (FRAME_AGREEMENT, MOTION_AGREEMENT, TRAJECTORY_ERROR)
 
     def __init__(self, config: Config, data: DataInfo):
         refuse_unless_film(data.shape, 1, 1, "film_judge")

@@ -43,8 +43,8 @@ from components.diffusion.likelihood import log_density
 from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.solvers import SOLVERS, Noise, Solver
 from components.errors import SamplerError
-from components.families import family_class
-from components.families.base import Early, Family, Losses, Phase, Role, Sampler, Tiny, family_name
+from components.families import family_class, family_name
+from components.families.base import Early, Family, Losses, Phase, Role, Sampler, Tiny
 from components.likelihood.contract import Likelihood
 from components.metrics.held_out import DENOISING, NUM_LEVELS
 from components.sampling.blends import between, drawn, lerp

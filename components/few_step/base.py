@@ -24,10 +24,11 @@ from components.diffusion.objectives import OBJECTIVES, target
 from components.diffusion.schedules import steps_within
 from components.diffusion.solvers import SOLVERS, Noise, Solver
 from components.errors import ConfigError
-from components.families.base import Family, Judge, Losses, Phase, Role, family_name
+from components.families import family_name
+from components.families.base import Family, Judge, Losses, Phase, Role
 from components.families.latent_diffusion import Model as LatentDiffusion
 from components.few_step.config import GUIDANCE, StudentConfig, StudentSettings
-from components.few_step.validation import step_figures
+from components.few_step.validation import DISTANCES, step_figures
 from components.metrics.figures import Figures
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call
@@ -68,6 +69,7 @@ class Student(LatentDiffusion):
     Settings = StudentSettings
     inherits: ClassVar[Mapping[str, tuple[str, ...]]] = {TEACHER: (*NET_KEYS, "flips", "label_dropout")}
     held_out = None
+    judged_figures = tuple(DISTANCES.values())
     needs_teacher: ClassVar[bool] = False
 
     def __init__(self, config: StudentConfig, data: DataInfo):

@@ -13,7 +13,8 @@ from components.config import Strict
 from components.data.dataset import Batch
 from components.data.info import DataInfo
 from components.data.randomness import Draws
-from components.families.base import Losses, Phase, Sampler, Told, family_name
+from components.families import family_name
+from components.families.base import Losses, Phase, Sampler, Told
 from components.likelihood.contract import Likelihood, bits_per_value
 from components.likelihood.dequantise import centred, dequantised, levels, log_bin_volume, on_grid
 from components.metrics.held_out import BITS

@@ -14,11 +14,12 @@ from components.data.dataset import Batch
 from components.data.info import DataInfo
 from components.data.randomness import Draws
 from components.errors import DataError
-from components.families.base import Family, Losses, Phase, Sampler, family_name
+from components.families import family_name
+from components.families.base import Family, Losses, Phase, Sampler
 from components.gan import remedies
 from components.gan.config import GANConfig
 from components.gan.losses import LOSSES
-from components.gan.validation import validate
+from components.gan.validation import FIGURES, validate
 from components.metrics.figures import Figures
 from components.nets.gan.critic import CriticInputs
 from components.nets.gan.layers import spectral_normalise
@@ -38,6 +39,7 @@ class GAN(Sampler):
     Config = GANConfig
     kept = ("generator",)
     needs_class = True
+    judged_figures = FIGURES
     conditional = False  # whether labels steer it
     labels_optional = False  # of a conditional family: whether it can do without classes
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from components.errors import SamplerError
-from components.families.base import family_name
+from components.families import family_name
 from components.nets.gan import dcgan, residual
 from components.nets.gan.critic import Condition, Critic
 from components.nets.gan.layers import doublings

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from components.families.base import Judge
 from components.metrics.figures import Definition, Figures, named
-from components.metrics.modes import NDB, mode_coverage, ndb
+from components.metrics.modes import CLASSES_HIT, LABEL_ENTROPY, NDB, mode_coverage, ndb
 from components.metrics.neighbours import RECALL, Inside, Manifold
 from components.sampling.requests import Conditions, Request
 
@@ -28,6 +28,7 @@ ACCURACY_TRAIN, ACCURACY_HELD_OUT, ACCURACY_FAKE = (
     )
     for name, which in (("train", "training"), ("held_out", "held-out"), ("fake", "generated"))
 )
+FIGURES = (ACCURACY_TRAIN, ACCURACY_HELD_OUT, ACCURACY_FAKE, CLASSES_HIT, LABEL_ENTROPY, RECALL, NDB)
 _BINS = 50  # of NDB; at most a tenth of the real images, so that their shares mean something
 _NEIGHBOURS = 5
 _ROWS = 256  # at once, and the number of generated images

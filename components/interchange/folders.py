@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor
 from components.artifacts.run_folder import load_json
 from components.errors import ConfigError, SamplerError
 
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
@@ -30,6 +33,21 @@ def folder_of(name: str, what: str, known: str, files: Sequence[str] | None = No
         return Path(hub.snapshot_download(name, allow_patterns=files))
     except (OSError, ValueError, hub.errors.HFValidationError) as error:
         raise ConfigError(f"{what}: {name}: {str(error).splitlines()[0]}; expected {known}") from None
+
+
+def refuse_missing(name: str, what: str, known: str) -> None:
+    """Raises ConfigError of what can be told without the network to be neither a folder of weights nor a hub name."""
+    folder = Path(name)
+    if folder.is_dir():
+        for pattern in ("config.json", "*.safetensors"):
+            if not any(folder.glob(pattern)):
+                raise ConfigError(f"{what}: {name}: no {pattern} in it; expected {known}")
+    elif not _HUB_NAME.fullmatch(name):
+        raise ConfigError(f"{what}: {name}: no such folder, and no hub name; expected {known}")
+    elif os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        hub = importlib.import_module("huggingface_hub")
+        if not isinstance(hub.try_to_load_from_cache(name, "config.json"), str):
+            raise ConfigError(f"{what}: {name}: no such folder, nor the hub's copy, and it is off; expected {known}")
 
 
 def refuse_pickles(folder: Path) -> None:

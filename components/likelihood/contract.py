@@ -12,19 +12,7 @@ from torch import Tensor
 
 from components.data.randomness import Draws
 from components.metrics.figures import Figures, named
-from components.metrics.likelihood import (
-    BITS_GAP,
-    BITS_PER_DIM,
-    BITS_PER_DIM_TRAIN,
-    BITS_PER_LATENT,
-    BITS_PER_LATENT_GAP,
-    BITS_PER_LATENT_TRAIN,
-    BITS_PER_TOKEN,
-    BITS_PER_TOKEN_GAP,
-    BITS_PER_TOKEN_TRAIN,
-    bits_per_dim_figure,
-    gap_figure,
-)
+from components.metrics.likelihood import OF_LATENTS, OF_TOKENS, OF_VALUES, bits_per_dim_figure, gap_figure
 
 _BATCH = 100  # rows at once
 
@@ -69,11 +57,7 @@ def bits_figures(likelihood: Likelihood, held_out: Rows, train: Rows) -> Figures
     """bits_per_dim, bits_per_token or bits_per_latent of held-out rows and of training rows with 95% intervals, and the
     gap between."""
     bits, train_bits = (_bits(likelihood, *rows) for rows in (held_out, train))
-    found, trained, gap = BITS_PER_DIM, BITS_PER_DIM_TRAIN, BITS_GAP
-    if likelihood.tokens:
-        found, trained, gap = BITS_PER_TOKEN, BITS_PER_TOKEN_TRAIN, BITS_PER_TOKEN_GAP
-    elif likelihood.latents:
-        found, trained, gap = BITS_PER_LATENT, BITS_PER_LATENT_TRAIN, BITS_PER_LATENT_GAP
+    found, trained, gap = OF_TOKENS if likelihood.tokens else OF_LATENTS if likelihood.latents else OF_VALUES
     return named(
         bits_per_dim_figure(found, bits),
         bits_per_dim_figure(trained, train_bits),

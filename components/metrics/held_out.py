@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from components.metrics import intervals
-from components.metrics.figures import Definition, Figure, Figures, named
+from components.metrics.figures import Definition, Figure, Figures, definitions, named
 
 LIVE = "live_"  # before the names of figures of the weights that are trained, not of their average
 
@@ -50,10 +50,11 @@ class HeldOutLoss:
         return f"{self.name}_gap_stderr"
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The names of all figures, of averaged and of live weights."""
+    def definitions(self) -> tuple[Definition, ...]:
+        """Of all figures, of averaged and of live weights."""
         nothing = torch.zeros(2, self.levels)
-        return tuple(name for live in (False, True) for name in self.figures(nothing, nothing, live))
+        figures = (self.figures(nothing, nothing, live) for live in (False, True))
+        return tuple(definitions(figures).values())
 
     def figures(self, held_out: Tensor, training: Tensor, live: bool = False) -> Figures:
         """The means, their gap and its standard error, and the means by level. `held_out`, `training`: (N, L) losses of

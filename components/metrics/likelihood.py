@@ -55,10 +55,10 @@ def _of_unit(unit: str, explanation: str) -> tuple[Definition, Definition, Defin
     )
 
 
-BITS_PER_TOKEN, BITS_PER_TOKEN_TRAIN, BITS_PER_TOKEN_GAP = _of_unit(
-    "token", "negative log2-likelihood of held-out rows' tokens, a token; of no pixel"
-)
-BITS_PER_LATENT, BITS_PER_LATENT_TRAIN, BITS_PER_LATENT_GAP = _of_unit(
+# each of held-out rows, of training rows, and the gap between
+OF_VALUES = (BITS_PER_DIM, BITS_PER_DIM_TRAIN, BITS_GAP)
+OF_TOKENS = _of_unit("token", "negative log2-likelihood of held-out rows' tokens, a token; of no pixel")
+OF_LATENTS = _of_unit(
     "latent",
     "negative log2-density of held-out rows' latents at unit variance, a number of them; comparable between "
     "models on the latents of one autoencoder alone, and of no pixel",

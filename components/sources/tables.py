@@ -7,15 +7,16 @@ under one of CAPTION_KEYS, a class under data.label_key, or both. Keys are compa
 from __future__ import annotations
 
 import collections
+import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from components.errors import DataError
 
@@ -27,6 +28,7 @@ STYLEGAN = "dataset.json"  # {"labels": [["00000/img.png", 6], ...] or null}
 _FOREIGN = re.compile(
     r"(^|[_.-])(captions?|metadata|annotations?|instances|labels?|dataset|meta_(cap|lat))([_.-]|\d|$)", re.IGNORECASE
 )
+_UTF8 = "utf-8-sig"  # with a byte order mark or without
 _DELIMITERS = ",;\t|"
 
 Line = dict[str, str]
@@ -78,10 +80,21 @@ def plain(key: str) -> str:
 
 def text_of(file: Path) -> str:
     """A text file's content. Raises DataError of one that cannot be read, or is not UTF-8."""
+    with _told_unless_text(file):
+        return file.read_text(encoding=_UTF8)
+
+
+@contextlib.contextmanager
+def _told_unless_text(file: Path) -> Iterator[None]:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        yield
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from None
+
+
+def _first_line(file: Path) -> str:
+    with _told_unless_text(file), file.open(encoding=_UTF8) as lines:
+        return lines.readline().removesuffix("\n")
 
 
 def _json_lines(table: Path) -> Iterator[tuple[str, object]]:
@@ -97,7 +110,7 @@ def _json_lines(table: Path) -> Iterator[tuple[str, object]]:
 
 def _delimiter(table: Path) -> str | None:
     """What parts the columns of a header with a column of files; None of a file without such a header."""
-    header = text_of(table).partition("\n")[0]
+    header = _first_line(table)
     for delimiter in _DELIMITERS:
         names = next(csv.reader([header], delimiter=delimiter, skipinitialspace=True), [])
         if set(map(plain, names)) & set(FILE_KEYS):
@@ -106,11 +119,10 @@ def _delimiter(table: Path) -> str | None:
 
 
 def _csv_rows(table: Path) -> Iterator[tuple[str, object]]:
-    text, written = text_of(table), {"delimiter": _delimiter(table) or ",", "skipinitialspace": True}
-    _refuse_open_quotation(table, text, written)
-    # a reader of lines that csv itself parts, since a text may hold other line breaks
-    reader = csv.DictReader(io.StringIO(text, newline=""), **written)
-    for row in reader:
+    # lines that csv itself parts, since a text may hold other line breaks
+    lines = _Lines(io.StringIO(text_of(table), newline=""))
+    reader = csv.DictReader(lines, delimiter=_delimiter(table) or ",", skipinitialspace=True)
+    for row in _whole_rows(reader, lines, table):
         where = f"{table}: line {reader.line_num}"
         if None in row or None in row.values():
             columns = ", ".join(reader.fieldnames or ())
@@ -118,16 +130,35 @@ def _csv_rows(table: Path) -> Iterator[tuple[str, object]]:
         yield where, {name: value.strip() or None for name, value in row.items()}
 
 
-def _refuse_open_quotation(table: Path, text: str, written: dict[str, Any]) -> None:
+class _Lines:
+    """The lines of a file, and whether more were asked for than there are: a row then ends because the file does."""
+
+    def __init__(self, file: io.StringIO):
+        self._file, self.are_wanting = file, False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if line := self._file.readline():
+            return line
+        self.are_wanting = True
+        raise StopIteration
+
+
+def _whole_rows(reader: csv.DictReader, lines: _Lines, table: Path) -> Iterator[dict]:
     """Raises DataError of a quotation mark that is never closed, behind which all lines would be one text."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **written)
     begun = 1
     try:
-        for _ in reader:
+        for row in itertools.chain([reader.fieldnames or []], reader):  # the header is one, too
+            if row and lines.are_wanting:
+                raise DataError(f"{table}: line {begun}: a quotation mark that is left open")
+            if begun > 1:
+                yield row
             begun = reader.line_num + 1
     except csv.Error as error:
-        if "unexpected end of data" in str(error) or "field larger" in str(error):
-            raise DataError(f"{table}: line {begun}: a quotation mark that is left open, or too long a text") from None
+        told = "a quotation mark that is left open, or too long a text"
+        raise DataError(f"{table}: line {begun}: {told if 'field larger' in str(error) else error}") from None
 
 
 def _stylegan(table: Path) -> dict | None:

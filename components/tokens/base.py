@@ -17,8 +17,8 @@ from components.data.dataset import Batch
 from components.data.info import DataInfo, DataOutline
 from components.data.randomness import Draws
 from components.errors import DataError
-from components.families import family_class
-from components.families.base import Sampler, family_name
+from components.families import family_class, family_name
+from components.families.base import Sampler
 from components.likelihood.contract import Likelihood
 from components.metrics.held_out import HeldOutLoss
 from components.nets.byte_transformer import VOCABULARY as NUM_BYTES

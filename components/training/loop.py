@@ -26,6 +26,7 @@ from components.families.base import Family, Phase
 from components.training import ema, optimizers, sharding
 from components.training.metric_averages import MetricAverages
 from components.training.precision import Precision, autocast, chosen, fastest
+from components.training.resuming import fits, refuse_unfit_average
 
 Wrap = Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, torch.optim.Optimizer]]
 
@@ -120,16 +121,19 @@ def fit(
     the run saves where it is and returns, to be continued from there; all workers must answer alike. `automatic`: what
     `precision: auto` is in a run that begins, by default what this device is fastest in; workers must agree on it.
     """
+    averaged = {name: family.nets[name] for name in family.kept if name not in (*family.pretrained, *family.early)}
     if start is not None:
         restore_nets(family, start)
+        for average in (start.average, *start.traces.values()):
+            refuse_unfit_average(start.step, average, averaged)
     active = [_activated(family, phase, wrap, config) for phase in family.phases]
-    averaged = {name: family.nets[name] for name in family.kept if name not in (*family.pretrained, *family.early)}
     state = _begin(start, averaged, config)
     state.precision = state.precision or automatic or fastest(next(family.nets.parameters()).device.type)
     for one in active:
         one.precision = chosen(config.precision, state.precision, one.phase.low_precision)
         if start is not None and one.phase.name in start.optimizers:
-            one.optimizer.load_state_dict(start.optimizers[one.phase.name])
+            with fits(start.step, f"the optimizer of {one.phase.name}"):
+                one.optimizer.load_state_dict(start.optimizers[one.phase.name])
             sharding.place_optimizer_state(one.optimizer)
 
     means = MetricAverages()
@@ -293,6 +297,7 @@ def snapshot(family: Family, active: list[ActivePhase], state: State) -> State:
 
 
 def restore_nets(family: Family, state: State) -> None:
-    """Loads a state's live weights into the family."""
+    """Loads a state's live weights into the family. Raises TrainingError of those of other networks."""
     for name, weights in state.nets.items():
-        family.nets[name].load_state_dict(weights)
+        with fits(state.step, name):
+            family.nets[name].load_state_dict(weights)

@@ -15,12 +15,12 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 
 from components.artifacts.run_folder import Best
 from components.data.media import medium
-from components.errors import DataError, InputError, TrainingError
+from components.errors import TrainingError
 from components.files import held_alone
 from components.training.loop import State
 from infra.config import ClusterConfig
 from infra.ray_cluster.ray_session import LOCAL, has_gpu
-from infra.ray_train import continuation, validation
+from infra.ray_train import continuation, failures, validation
 from infra.ray_train.checkpoints import newest_whole, read_state
 from infra.ray_train.job import Job
 from infra.ray_train.nodes import NodeMonitor
@@ -33,13 +33,18 @@ from infra.tracking.runs import RunLogger
 
 
 class Trainer(TorchTrainer):
-    """Ray's, without actors that nothing here needs: each is a process that takes seconds of a core to start, and
-    Ray 2.60 has no setting for them. One hands out Ray Data sets, of which there are none."""
+    """Ray's, with a failure policy of our own, and without actors that nothing here needs: each is a process that takes
+    seconds of a core to start, and Ray 2.60 has no setting for them. One hands out Ray Data sets, of which there are
+    none."""
 
     unneeded = (DatasetsCallback,)
 
     def _create_default_callbacks(self):
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, self.unneeded)]
+
+    def _initialize_and_run_controller(self, **settings):
+        policy = failures.FailurePolicy(self.run_config.failure_config)
+        return super()._initialize_and_run_controller(**(settings | {"failure_policy": policy}))
 
     def _register_sigint_handler(self, controller) -> None:
         """Leaves Ctrl-C an interrupt, as it is everywhere: Ray's handler ends the process as if all had gone well."""
@@ -134,24 +139,11 @@ def _fit(
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise _mendable(error, run) from None
+            raise failures.mendable(error, run) from None
     if result.return_value is not None:
         raise TrainingError(f"{job.name}: {result.return_value}")
     with result.checkpoint.as_directory() as folder:
         return read_state(Path(folder), "cpu")
-
-
-def _mendable(error: ray.train.TrainingFailedError, run: Store) -> Exception:
-    """What a user can mend, in one line: storage that is gone or full, inputs that are not whole. Otherwise `error`."""
-    failures = getattr(error, "worker_failures", {}).values() or [getattr(error, "controller_failure", None)]
-    for failure in failures:
-        cause = getattr(failure, "_base_exc", failure)  # Ray 2.60: a worker's own exception in its wrapper
-        if isinstance(cause, InputError):
-            return cause
-        if isinstance(cause, OSError):
-            reason = str(cause).splitlines()[0]
-            return DataError(f"{run}: {reason}; what was stored stays, the same command goes on from it")
-    return error
 
 
 def _lock_folder(storage: str | Path) -> Path:

@@ -34,6 +34,13 @@ class Validator:
     def __init__(self, job: Job, device: torch.device | str):
         self._job, self._device = job, device
 
+    def check(self) -> None:
+        """Raises InputError of a judge or of held-out rows that are not there or not whole, before any step is made."""
+        if self._job.held_out:
+            Dataset(self._job.folder(self._job.held_out))
+        if (folder := self._job.input(JUDGE)) is not None:
+            run_folder.load(folder)
+
     def validate(self, state: State) -> tuple[bytes | None, Figures]:
         """A PNG, if the family draws, and the figures of its weights."""
         shadow, dataset = self._shadow, Dataset(self._job.folder(self._job.data))

@@ -80,6 +80,8 @@ class Worker:
         self.weight = row_weight(job.training.batch_size, self.rank, self.world)
 
     def train(self) -> None:
+        if self.reporter:
+            self.validator.check()
         start, dataset = restore(self.device), Dataset(self.job.folder(self.job.data))
         if start is None and self.source is not None:
             start = newest_whole(self.source, self.device)

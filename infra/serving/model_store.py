@@ -168,10 +168,7 @@ class Champions:
 
     def registry(self) -> Registry | None:
         tracking = self.model_store.tracking
-        if tracking is None:
-            return None
-        database = tracking.database(self.root)
-        if database is not None and not database.is_file():
+        if tracking is None or not tracking.is_there(self.root):
             return None  # asking would create it
         return Registry(tracking, self.root, self.model_store.model)
 

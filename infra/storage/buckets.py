@@ -24,7 +24,7 @@ import boto3
 import botocore.exceptions as boto
 from botocore.config import Config
 
-from components.errors import DataError
+from components.errors import DataError, StorageError
 from components.files import write_whole
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _ensure(
             break
         except (*BROKEN_BODY, Damaged) as error:
             if attempt == BODY_ATTEMPTS:
-                raise DataError(f"{SCHEME}{bucket}/{remote.key}: {error}, {attempt} times in a row") from None
+                raise StorageError(f"{SCHEME}{bucket}/{remote.key}: {error}, {attempt} times in a row") from None
             time.sleep(0.2 * 2**attempt)
     os.replace(working, path)
     return Record(remote.name, remote.etag, remote.size, path.stat().st_mtime_ns), True
@@ -267,19 +267,21 @@ def connect(config: Config) -> BaseClient:
 
 @contextlib.contextmanager
 def in_one_line(uri: str) -> Iterator[None]:
-    """Turns what boto3 and the file system raise into a DataError that says what to mend."""
+    """Turns what boto3 and the file system raise into a StorageError that says what to mend."""
     try:
         yield
     except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound) as error:
-        raise DataError(f"{uri}: {error}; expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile") from None
+        raise StorageError(
+            f"{uri}: {error}; expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+        ) from None
     except (boto.ConnectionError, boto.HTTPClientError) as error:
-        raise DataError(f"{uri}: cannot be reached ({error}); see AWS_ENDPOINT_URL and the network") from None
+        raise StorageError(f"{uri}: cannot be reached ({error}); see AWS_ENDPOINT_URL and the network") from None
     except boto.ClientError as error:
-        raise DataError(f"{uri}: {_refusal(error)}") from None
+        raise StorageError(f"{uri}: {_refusal(error)}") from None
     except boto.BotoCoreError as error:
-        raise DataError(f"{uri}: {error}") from None
+        raise StorageError(f"{uri}: {error}") from None
     except OSError as error:
-        raise DataError(f"{uri}: cannot write its local copy {error.filename} ({error.strerror})") from None
+        raise StorageError(f"{uri}: cannot write its local copy {error.filename} ({error.strerror})") from None
 
 
 def _refusal(error: boto.ClientError) -> str:

@@ -28,7 +28,7 @@ import botocore.exceptions as boto
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
-from components.errors import DataError
+from components.errors import DataError, StorageError
 from components.files import sha256
 from infra.storage.buckets import BODY_ATTEMPTS, BROKEN_BODY, SCHEME, WORK, connect, in_one_line, parse_uri
 
@@ -196,7 +196,7 @@ def _get(client: BaseClient, bucket: str, prefix: str, working: Path, file: File
         except BROKEN_BODY as error:
             told = str(error)
         if attempt == BODY_ATTEMPTS:
-            raise DataError(f"{SCHEME}{bucket}/{key}: {told}, {attempt} times in a row")
+            raise StorageError(f"{SCHEME}{bucket}/{key}: {told}, {attempt} times in a row")
         time.sleep(0.2 * 2**attempt)
     os.replace(part, target)
 

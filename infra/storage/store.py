@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from components.errors import DataError
+from components.errors import StorageError
 from infra.storage.buckets import SCHEME, is_remote, parse_uri
 
 _ATTEMPTS = 8  # of a request, with exponential backoff
@@ -112,7 +112,7 @@ class Store:
         try:
             yield
         except OSError as error:
-            raise DataError(f"{self}: {str(error).splitlines()[0]}") from None
+            raise StorageError(f"{self}: {str(error).splitlines()[0]}") from None
 
 
 def _bucket_filesystem() -> fs.S3FileSystem:

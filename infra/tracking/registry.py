@@ -81,16 +81,15 @@ class Registry:
             yield runs.open_store(self.config, self.root)
 
     def is_there(self) -> bool:
-        """Whether there is a store at all; to open a SQLite one would make it."""
-        database = self.config.database(self.root)
-        return database is None or database.is_file()
+        """Whether there is a store at all."""
+        return self.config.is_there(self.root)
 
     def expect(self) -> None:
         """Raises InputError if there is no store, as in a clone: it is no part of what DVC or git keep."""
         if not self.is_there():
             raise InputError(
-                f"tracking.uri: there is no {self.config.database(self.root)}, so no registry here; copy it with "
-                f"{self.config.artifacts}/ from where the champion was promoted, or set tracking.uri to a server"
+                f"tracking.uri: there is no store in {self.config.database(self.root)}, so no registry here; copy it "
+                f"with {self.config.artifacts}/ from where the champion was promoted, or set tracking.uri to a server"
             )
 
     def champion(self) -> Version | None:

@@ -48,7 +48,24 @@ def open_store(config: TrackingConfig, root: Path):
     with FileLock(f"{database}.lock"):  # a client makes the tables
         if database.is_relative_to(home(root)):  # else several projects may share it
             relocation.repair(database, config.artifact_folder(root))
-        return connect(uri)
+        with _half_made(database):
+            return connect(uri)
+
+
+@contextlib.contextmanager
+def _half_made(database: Path) -> Iterator[None]:
+    """Tells of a SQLite store whose tables are not those that MLflow goes on from."""
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        yield
+    except OperationalError as error:
+        if not any(told in str(error) for told in ("duplicate column", "already exists", "no such")):
+            raise
+        raise InputError(
+            f"tracking.uri: {database}: a store that a crash left half made, or of another version of MLflow "
+            f"({one_line(error)}); expected a whole one: put back a copy, or move it away and a new one is made"
+        ) from None
 
 
 def connect(uri: str):

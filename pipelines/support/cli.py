@@ -54,9 +54,14 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
         sys.exit(2)
 
 
+def is_stage() -> bool:
+    """Whether DVC runs this as a stage, on the machine where it runs the others."""
+    return "DVC_STAGE" in os.environ
+
+
 def _record_duration(seconds: float) -> None:
     """For the report: DVC keeps no times."""
-    if "DVC_STAGE" in os.environ:
+    if is_stage():
         write_json(DURATIONS / f"{os.environ['DVC_STAGE']}.json", {"seconds": round(seconds, 1)})
 
 
@@ -66,7 +71,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _end_with_dvc() -> None:
     """A stage whose dvc was killed would go on unseen, and its rerun beside it: on Linux it ends with dvc instead."""
-    if "DVC_STAGE" in os.environ:
+    if is_stage():
         end_with_parent()
 
 

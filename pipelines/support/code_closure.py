@@ -37,11 +37,13 @@ ALWAYS_LEFT_OUT = (
     "infra.storage.store",
     "pipelines.support.cli",
     "pipelines.support.code_closure",
+    "pipelines.support.figure_names",
     "pipelines.support.fitness",
     "pipelines.support.lineage",
     "pipelines.support.machine_faults",
     "pipelines.support.params",
     "pipelines.support.paths",
+    "pipelines.support.readiness",
     "pipelines.support.remote",
 )
 LEFT_OUT_OF_TRAINING = (

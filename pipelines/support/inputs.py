@@ -64,7 +64,7 @@ def check(params: Params, where: str) -> None:
             raise ConfigError(f"{where}.inputs: {key}: expected a role of {', '.join(known)}")
         if Path(path) == paths.RUNS / owner:
             raise ConfigError(f"{where}.inputs: {key}: expected another run than its own")
-        source = _model_at(params, Path(path))
+        source = model_at(params, Path(path))
         if source is not None:
             _refuse_unless_fits(known[role], params.models[source].family, f"{where}.inputs: {key}: {path}")
     for name in (*params.models, *params.encode):
@@ -145,7 +145,7 @@ def whole_model(params: Params, name: str, trained: bool = False, asked_by: tupl
 def _model_of_input(params: Params, name: str, role: str, trained: bool, asked_by: tuple[str, ...]) -> dict:
     """The `model` of the run that a name has in a role."""
     path = params.inputs_of(name)[role]
-    source = None if trained else _model_at(params, path)
+    source = None if trained else model_at(params, path)
     if source == name:
         raise ConfigError(f"inputs: {name}/{role}: expected another run than its own")
     if source in asked_by:
@@ -161,7 +161,7 @@ def _model_of_input(params: Params, name: str, role: str, trained: bool, asked_b
     return model
 
 
-def _model_at(params: Params, path: Path) -> str | None:
+def model_at(params: Params, path: Path) -> str | None:
     """The model of params.yaml that is trained into a folder, if one is."""
     path = Path(os.path.normpath(path))
     return path.name if path == paths.RUNS / path.name and path.name in params.models else None

@@ -21,11 +21,11 @@ from components.evaluation.generation import AVERAGE, CHECKPOINT, weights_and_se
 from components.evaluation.protocol import EvaluateConfig
 from components.evaluation.search import refuse_bad_space
 from components.families import family_class
-from components.families.base import Sampler
+from components.families.base import JUDGE, Sampler
 from components.sources import DataConfig
 from components.training.loop import TrainingConfig
 from infra.config import ClusterConfig, ServeConfig, TrackingConfig
-from pipelines.support import inputs, paths, yaml_files
+from pipelines.support import figure_names, inputs, paths, yaml_files
 
 DEFAULT = Path("params.yaml")
 WHERE = ("cluster", "tracking", "serve")  # blocks that say where, not what; the environment may change them
@@ -153,6 +153,13 @@ class PromoteConfig(Strict):
     refuse_collapsed: bool = True  # samplers that draw only a part of the data (components/metrics/modes.py)
     registered_model: str = Field("latent-foundry", pattern=r"""^[^/:'"\n]{1,250}$""")  # as MLflow takes names
 
+    @property
+    def compared(self) -> dict[str, str]:
+        """The figures that candidates are compared by, by the keys that name them."""
+        opinion = None if self.second_opinion is None else self.second_opinion.metric
+        found = {"metric": self.metric, "tie_break": self.tie_break, "second_opinion.metric": opinion}
+        return {key: name for key, name in found.items() if name is not None}
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_former_guards(cls, block: Any) -> Any:
@@ -224,12 +231,13 @@ class Params(Strict):
 def load(path: Path = DEFAULT) -> Params:
     """Reads and checks the whole file, each family's own blocks included. Raises ConfigError, one clear line."""
     params = parse(Params, _with_environment(yaml_files.read(path)), str(path))
-    refuse_bad_space(params.evaluate.search.space, f"{path}.evaluate.search.space")
     _refuse_two_of_a_name(params, str(path))
     for group in TRAINED:
         for name, block in getattr(params, group).items():
             _check_family(params, name, block, f"{path}.{group}.{name}")
     inputs.check(params, str(path))
+    _check_space(params, f"{path}.evaluate.search.space")
+    figure_names.check_policy(params, f"{path}.promote")
     return params
 
 
@@ -262,6 +270,7 @@ def _check_family(params: Params, name: str, block: TrainBlock, where: str) -> N
     config = parse(kind.Config, inputs.whole_model(params, name), f"{where}.model")
     if kind.early_nets(config) and not block.training.ema_snapshots:
         raise ConfigError(f"{where}.training.ema_snapshots: expected above 0, because model.guide is a snapshot")
+    figure_names.check_keep_by(block.training, kind, JUDGE in params.inputs_of(name), f"{where}.training")
     if kind.whole_batch:
         _check_whole_batch(block, where)
     if isinstance(block, SamplerBlock):
@@ -276,6 +285,14 @@ def _check_family(params: Params, name: str, block: TrainBlock, where: str) -> N
             if reason := kind.why_not(config, chosen, outline) or kind.unheard(config, chosen, outline):
                 raise ConfigError(f"{where}.candidates.{number}.{reason}")
             _check_weights(weights, block, f"{where}.candidates.{number}")
+
+
+def _check_space(params: Params, where: str) -> None:
+    """Raises ConfigError of what a search cannot try; a default space holds what not all samplers have."""
+    search = params.evaluate.search
+    kinds = [family_class(block.family) for block in params.samplers.values()]
+    known = {AVERAGE, *(name for kind in kinds for name in kind.Settings.model_fields)}
+    refuse_bad_space(search.space, known if "space" in search.model_fields_set else search.space, where)
 
 
 def _check_whole_batch(block: TrainBlock, where: str) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from components.errors import InputError
 from components.metrics.figures import Definition, Figure, definitions
+from pipelines.support import figure_names
 from pipelines.support.candidates import Candidate
 from pipelines.support.params import Bound, PromoteConfig
 
 _CLEARLY = 2.0  # a tie-break: times vary by tens of percent on a machine that others use
+_WHERE = "params.yaml.promote"
 Definitions = Mapping[str, Definition]
 
 
@@ -30,19 +31,11 @@ class Decision:
 
 
 def refuse_unknown_figures(policy: PromoteConfig, candidates: Iterable[Candidate]) -> None:
-    """Raises InputError of a figure that the policy names and no candidate was measured by, listing those there are,
+    """Raises ConfigError of a figure that the policy names and no candidate was measured by, listing those there are,
     and of one to compare by that is better neither way."""
     known = definitions(candidate.figures for candidate in candidates)
-    compared = {"metric": policy.metric, "tie_break": policy.tie_break}
-    if policy.second_opinion is not None:
-        compared["second_opinion.metric"] = policy.second_opinion.metric
-    compared = {key: name for key, name in compared.items() if name is not None}
-    for key, name in [*compared.items(), *(("guards", name) for name in policy.guards)]:
-        if name not in known:
-            raise InputError(f"params.yaml.promote.{key}: no figure {name!r}; expected one of {', '.join(known)}")
-    for key, name in compared.items():
-        if known[name].better is None:
-            raise InputError(f"params.yaml.promote.{key}: {name} is better neither higher nor lower")
+    figure_names.refuse_unknown(policy, known, _WHERE)
+    figure_names.refuse_incomparable(policy, known, _WHERE)
 
 
 def objections(candidate: Candidate, policy: PromoteConfig, defined: Definitions) -> list[str]:

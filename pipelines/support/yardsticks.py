@@ -6,26 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from components.errors import InputError
-from components.metrics.classes import CLASSIFIER_ACCURACY, INCEPTION_SCORE, LABEL_AGREEMENT
+from components.evaluation.foreseen import OF_LABELS
 from components.metrics.figures import Figures, definitions
-from components.metrics.frechet import FRECHET_BALANCED
-from components.metrics.modes import CLASS_IMBALANCE, CLASSES_HIT, LABEL_ENTROPY
 from pipelines.support.candidates import Candidate
+from pipelines.support.figure_names import CLASSES, REAL
 from pipelines.support.params import Bound, PromoteConfig
-
-OF_LABELS = {  # figures that only data with classes can have
-    one.name
-    for one in (
-        LABEL_AGREEMENT,
-        CLASSIFIER_ACCURACY,
-        CLASSES_HIT,
-        CLASS_IMBALANCE,
-        FRECHET_BALANCED,
-        LABEL_ENTROPY,
-        INCEPTION_SCORE,
-    )
-}
-CLASSES, REAL = "classes", "real"  # what a bound may be a share of, beside the judge's figures
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from starlette.requests import Request
 
 from components.artifacts import run_folder
 from components.data.media.image import MEDIUM
-from components.families.base import Sampler, family_name
+from components.families import family_name
+from components.families.base import Sampler
 from components.training.ema import copy_of
 from components.training.loop import State
 from infra.config import ClusterConfig, ServeConfig

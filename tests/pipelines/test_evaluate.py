@@ -12,8 +12,10 @@ from PIL import Image
 from components.artifacts import run_folder
 from components.errors import ConfigError, DataError, InputError, SamplerError
 from components.evaluation import generation
+from components.evaluation.foreseen import foreseen
 from components.evaluation.protocol import Protocol
 from components.evaluation.set_figures import Reference, feature_figures, label_figures
+from components.families import family_class
 from components.metrics.figures import values
 from infra.config import ClusterConfig
 from infra.ray_cluster.worker_pool import worker_pool
@@ -56,6 +58,8 @@ def test_every_candidate_has_every_figure_and_a_grid(project, capsys):
         assert 0 <= figures["memorised"] <= 1 >= figures["classifier_accuracy"] >= 0
         assert not {"lpips_diversity", "clip_score"} & figures.keys()  # nobody asked
         assert set(figures) <= {one["name"] for one in result["definitions"]}
+        kinds = family_class("judge"), [family_class("latent_diffusion")]
+        assert figures.keys() <= foreseen(EvaluateConfig(), *kinds, has_clip=False).known.keys()
     distances = [candidate["figures"]["frechet_distance"] for candidate in result["candidates"]]
     assert distances[result["best"]] == min(distances)
     assert Protocol(**result["protocol"]).num_samples == 24

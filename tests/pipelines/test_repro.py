@@ -15,7 +15,7 @@ from components.errors import InputError
 from infra.config import ClusterConfig
 from infra.ray_cluster import ray_session
 from pipelines import repro
-from pipelines.support import params
+from pipelines.support import params, readiness
 
 
 @pytest.fixture()
@@ -35,6 +35,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(ray_session, "session", session)
     monkeypatch.setattr(repro, "alone", lambda root: contextlib.nullcontext())  # tests run beside each other
     monkeypatch.setattr(params, "load", lambda: type("Params", (), {"cluster": ClusterConfig()}))
+    monkeypatch.setattr(readiness, "refuse_unready", lambda asked: None)
     return made
 
 

@@ -13,8 +13,8 @@ import torch
 from components.config import parse
 from components.data.dataset import Batch
 from components.errors import ConfigError, DataError, SamplerError
-from components.families import family_class, family_names
-from components.families.base import Family, Tiny, family_name
+from components.families import family_class, family_name, family_names
+from components.families.base import Family, Tiny
 from components.training.loop import fit, step_phase
 from tests.clones import ROOT
 from tests.components.families.contract import CONFIG, SAMPLERS, Counted, active_phase, stored, trained

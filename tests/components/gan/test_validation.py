@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from components.families import family_class
 from components.metrics.figures import values
 from components.metrics.modes import collapsed, overfitted
 from tests.components.helpers import IMAGES, Rows, build
@@ -21,6 +22,7 @@ def test_every_variant_is_validated(name):
     assert {"classes_hit", "label_entropy", "recall", "ndb"} <= figures.keys()
     assert {"accuracy_train", "accuracy_held_out", "accuracy_fake"} <= figures.keys()
     assert all(isinstance(value, float) for value in figures.values())
+    assert figures.keys() <= {one.name for one in family_class(name).judged_figures}
     assert "recall" not in validated(build(name), judge=False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -21,11 +20,9 @@ from components.nets.gan.critic import Critic
 from components.nets.gan.dcgan import Flat, Trunk
 from components.nets.gan.layers import SelfAttention
 from components.nets.gan.residual import part_sizes
-from components.nets.gan.stylegan2 import Growth, ModulatedConv, demodulation, enlarge, reduce
+from components.nets.gan.stylegan2 import ModulatedConv, demodulation, enlarge, reduce
 from components.sampling.requests import Conditions, Request
-from components.training import ema
-from components.training.loop import State, TrainingConfig, fit
-from tests.components.helpers import IMAGES, Rows, assert_same, build, copied, no_wrap, stream, tiny_data
+from tests.components.helpers import IMAGES, Rows, build, copied, stream, tiny_data
 
 VARIANTS = [name for name in family_names() if issubclass(family_class(name), GAN)]
 
@@ -300,73 +297,6 @@ def test_path_length_regularisation_comes_at_times_and_keeps_its_mean(num_critic
     found = [generate.loss(family.nets["generator"], next(stream("stylegan2", start=step))) for step in due]
     assert ["path_length" in figures for figures in found] == [True, False, True]
     assert float(family.nets["generator"].mean_path) > 0
-
-
-def test_growing_brings_in_one_resolution_after_the_other():
-    family = build("stylegan2", growing={"steps": 10})
-    generator, trunk = family.nets["generator"], family.nets["discriminator"].trunk
-    noise, label = torch.zeros(1, generator.noise_size), torch.tensor([0])
-    images = torch.randn(1, 1, 16, 16)
-    smooth = F.interpolate(F.avg_pool2d(images, 4), scale_factor=4)
-
-    def detail() -> float:
-        with torch.no_grad():
-            out = generator(torch.ones(1, 5), noise, label)
-            return float((out - enlarge(enlarge(F.avg_pool2d(out, 4)))).abs().mean())
-
-    family.grow(0)
-    assert [float(generator.growth.share(k)) for k in (1, 2)] == [0, 0]
-    assert torch.allclose(trunk(images), trunk(smooth), atol=1e-5), "the discriminator sees no more than 4x4"
-    coarse = detail()
-    family.grow(10)
-    assert [float(generator.growth.share(k)) for k in (1, 2)] == [1, 1]
-    assert not torch.allclose(trunk(images), trunk(smooth), atol=1e-3)
-    assert detail() > coarse
-    for step in (0, 7):
-        family.grow(step)
-        for phase in family.phases:
-            family.nets.zero_grad()
-            phase.loss(family.nets[phase.net], next(stream("stylegan2")))["loss"].backward()
-            assert all(p.grad is not None for p in family.nets[phase.net].parameters()), "an unused weight stalls DDP"
-
-
-def test_what_has_grown_goes_with_the_weights():
-    family, again = build("stylegan2", growing={"steps": 10}), build("stylegan2", seed=1, growing={"steps": 10})
-    asked = Request(torch.arange(2), family.Settings(), family.cycled(2))
-    whole = family.sample(asked)
-    family.grow(3)
-    drawn = family.sample(asked)
-    assert not torch.equal(drawn, whole)
-    again.nets.load_state_dict(family.nets.state_dict())
-    assert torch.equal(again.sample(asked), drawn)
-    average = ema.copy_of({"generator": build("stylegan2", growing={"steps": 10}).nets["generator"]})
-    ema.update(average, {"generator": family.nets["generator"]}, 0.9)
-    assert torch.equal(average["generator"]["growth.units"], family.nets["generator"].growth.units), "not averaged"
-    before = {key: value for key, value in copied(family.nets["generator"]).items() if "growth" not in key}
-    again.nets["generator"].load_state_dict(before)
-    assert torch.equal(again.sample(asked), whole), "weights of older versions are grown"
-
-
-def test_an_interrupted_growth_goes_on_bit_for_bit():
-    saved = {}
-    config = TrainingConfig(steps=6, batch_size=6, save_every=3)
-
-    def run(start: State | None) -> State:
-        return fit(
-            build("stylegan2", growing={"steps": 20}),
-            stream("stylegan2", start=start.step if start else 0),
-            config,
-            start=start,
-            wrap=no_wrap,
-            report=lambda step, figures: figures,
-            save=lambda state: saved.setdefault(state.step, copy.deepcopy(state)),
-        )
-
-    whole = run(None)
-    resumed = run(saved[3])
-    assert_same(resumed.nets, whole.nets)
-    assert_same(resumed.average, whole.average)
-    assert whole.average["generator"]["growth.units"] == 0.5 * Growth.ONE, "a quarter of the way to two resolutions"
 
 
 # -- R3GAN

@@ -9,7 +9,7 @@ import pytest
 from components import sources
 from components.data.dataset import Rejected
 from components.errors import DataError
-from components.sources import described
+from components.sources import described, tables
 from tests.components.sources.helpers import config_of, items_of, picture, rows_of
 
 
@@ -203,6 +203,16 @@ REFUSED = {
         {"c.csv": 'file,text\na.png,A\nb.png,"B\n' + "more of it\n" * 20_000},
         "c.csv: line 3: a quotation mark that is left open",
     ),
+    "an open quotation in the last text": (
+        "a.png b.png",
+        {"c.csv": 'file,text\n"a.png","A\nB"\nb.png,"B\nmore of it\n'},
+        "c.csv: line 4: a quotation mark that is left open",
+    ),
+    "an open quotation in the header": (
+        "a.png",
+        {"c.csv": 'file,"text\na.png,A\n'},
+        "c.csv: line 1: a quotation mark that is left open",
+    ),
     "two texts": ("a.png", {"a.txt": "A", "a.caption": "B"}, "found a.caption beside it"),
     "unquoted": (
         "a.png",
@@ -222,6 +232,16 @@ def test_what_would_be_guessed_is_refused_by_name(name, tmp_path):
     with pytest.raises(DataError) as caught:
         read(tmp_path)
     assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_table_is_parsed_once(tmp_path, monkeypatch):
+    lay(tmp_path, "a.png b.png")
+    table(tmp_path, {"metadata.csv": 'file_name,text\na.png,"A, and\nmore"\nb.png,"he said ""B"""'})
+    whole, read_whole = [], tables.text_of
+    monkeypatch.setattr(tables, "text_of", lambda file: whole.append(file.name) or read_whole(file))
+    found, _, left_out = read(tmp_path)
+    assert {caption for rows in found.values() for *_, caption in rows} == {"A, and\nmore", 'he said "B"'}
+    assert whole == ["metadata.csv"] and not left_out
 
 
 def test_a_layout_that_is_told_is_not_guessed(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 
 from components.data.dataset import read_manifest, write_manifest, write_shards
 from components.data.info import data_info
+from components.errors import ConfigError
 from components.families import family_class
 from components.files import whole_folder
 from components.training.loop import TrainingConfig
@@ -25,6 +26,15 @@ def write_images(folder: Path) -> Path:
     with whole_folder(folder) as working:
         write_manifest(working, write_shards(working, rows, 40), value_range=(0, 255), classes=("left", "right"))
     return folder
+
+
+class FailingJob(ray_train.Job):
+    """Cannot be built, and leaves a mark beside its data at each try."""
+
+    def build(self):
+        with Path(f"{self.data}.tries").open("a") as tries:
+            tries.write("x")
+        raise ConfigError("model.widths: expected another")
 
 
 def make_job(images, family="vae", **training) -> ray_train.Job:

@@ -1,5 +1,6 @@
 """Training through Ray Train: two workers, a finished run asked for again, and what ends a run in one line."""
 
+import dataclasses
 import math
 import re
 import socket
@@ -13,20 +14,21 @@ import pytest
 import ray.train
 from mlflow import MlflowClient
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
 from components.artifacts import run_folder
 from components.data.dataset import Dataset
 from components.data.permutation import global_batch
-from components.errors import DataError, InputError, TrainingError
+from components.errors import ConfigError, DataError, InputError, StorageError, TrainingError
 from components.training.loop import State
 from components.training.metric_averages import NonFiniteError
 from infra import ray_train
 from infra.config import ClusterConfig, TrackingConfig
-from infra.ray_train import driver, worker
+from infra.ray_train import driver, failures, worker
 from infra.storage.store import Store
 from infra.tracking import runs
 from tests.components.helpers import assert_same, one_exact_thread
-from tests.infra.ray_train.jobs import make_job, write_images
+from tests.infra.ray_train.jobs import FailingJob, make_job, write_images
 from tests.pipelines.in_process import fitted
 
 
@@ -168,11 +170,39 @@ def test_what_a_user_can_mend_is_told_in_one_line(tmp_path, failure, told):
     run = Store.open(tmp_path / "run")
     wrapped = UserExceptionWithTraceback(failure, "Traceback of a worker")
     for error in (ray.train.ControllerError(failure), ray.train.WorkerGroupError("of 2", {1: wrapped})):
-        found = driver._mendable(error, run)
+        found = failures.mendable(error, run)
         assert isinstance(found, InputError) and "\n" not in str(found)
         assert re.search(told, str(found))
 
 
+def test_what_would_fail_again_is_not_tried_again(ray_session, tmp_path):
+    images = write_images(tmp_path / "images")
+    job = make_job(images)
+    job = FailingJob(**{one.name: getattr(job, one.name) for one in dataclasses.fields(job)})
+    with pytest.raises(ConfigError, match=r"^model\.widths: expected another$"):
+        run(job, tmp_path)
+    assert Path(f"{images}.tries").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("causes", "comes_again"),
+    [
+        ([DataError("x.npy: shard is truncated")], True),
+        ([RuntimeError("connection reset by peer"), ConfigError("inputs: expected a judge")], True),
+        ([StorageError("s3://bucket: cannot be reached")], False),
+        ([OSError("disk is full")], False),
+        ([KeyError("x")], False),
+    ],
+)
+def test_failures_are_tried_again_unless_they_would_come_again(tmp_path, causes, comes_again):
+    wrapped = {rank: UserExceptionWithTraceback(cause, "Traceback") for rank, cause in enumerate(causes)}
+    error = ray.train.WorkerGroupError("of some", wrapped)
+    policy = failures.FailurePolicy(ray.train.FailureConfig(max_failures=3))
+    assert policy.make_decision(error) is (FailureDecision.RAISE if comes_again else FailureDecision.RETRY)
+    if comes_again:
+        assert failures.mendable(error, Store.open(tmp_path)) is causes[-1]
+
+
 def test_what_nobody_can_mend_keeps_its_traceback(tmp_path):
     error = ray.train.WorkerGroupError("of 2", {0: UserExceptionWithTraceback(KeyError("x"), "Traceback of a worker")})
-    assert driver._mendable(error, Store.open(tmp_path)) is error
+    assert failures.mendable(error, Store.open(tmp_path)) is error

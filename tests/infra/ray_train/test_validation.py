@@ -2,13 +2,14 @@
 
 import dataclasses
 import itertools
+import shutil
 
 import pytest
 import torch
 
 from components.artifacts import run_folder
 from components.artifacts.run_folder import Provenance
-from components.errors import TrainingError
+from components.errors import DataError, SamplerError, TrainingError
 from components.families import family_class
 from components.metrics.figures import Definition, Figure, named
 from components.training.loop import State, TrainingConfig
@@ -93,6 +94,22 @@ def test_held_out_losses_are_of_both_kinds_of_weights_and_need_no_judge(folders)
     assert {f"validation/training_loss_{level}" for level in range(1, 9)} <= found.keys()
     without = dataclasses.replace(job, held_out="")
     assert validation.Validator(without, "cpu").validate(State(3, live, {}, average))[1] == {}
+
+
+def test_a_judge_that_is_not_whole_is_told_before_any_step(folders, tmp_path):
+    job = dataclasses.replace(make_job(folders / "images", "wgan_gp"), held_out=str(folders / "images"))
+
+    def check(folder) -> None:
+        inputs = (Input("judge", str(folder), "hash"),)
+        validation.Validator(dataclasses.replace(job, inputs=inputs), "cpu").check()
+
+    check(folders / "judge")
+    shutil.copytree(folders / "judge", tmp_path / "judge")
+    (tmp_path / "judge/classifier.safetensors").write_bytes(b"")
+    with pytest.raises(SamplerError, match=r"classifier\.safetensors: not this network's weights"):
+        check(tmp_path / "judge")
+    with pytest.raises(DataError, match="manifest"):
+        validation.Validator(dataclasses.replace(job, held_out=str(tmp_path)), "cpu").check()
 
 
 def test_figures_are_kept_by_step(tmp_path):

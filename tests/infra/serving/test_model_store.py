@@ -94,7 +94,7 @@ class FakeRegistry:
 def test_the_registrys_champion_and_others_beside(root, monkeypatch):
     """The alias is followed wherever it was moved, and versions are fetched once, with their settings."""
     monkeypatch.setattr("infra.serving.model_store.Registry", FakeRegistry)
-    (root / "mlflow.db").touch()
+    (root / "mlflow.db").write_bytes(b"SQLite format 3\0")
     champions = Champions(model_store(root, tracking=TRACKING, versions=("1", "2")))
     assert [model.id for model in champions.first()] == ["latent-foundry@1"]  # what promoted.json says
     second, first = champions.look()
@@ -113,7 +113,7 @@ def test_the_registrys_champion_and_others_beside(root, monkeypatch):
 def test_a_node_without_the_folder_fetches_its_own_copy(root, monkeypatch):
     monkeypatch.setattr("infra.serving.model_store.Registry", FakeRegistry)
     monkeypatch.setattr(FakeRegistry, "fetched", [])
-    (root / "mlflow.db").touch()
+    (root / "mlflow.db").write_bytes(b"SQLite format 3\0")
     kept = model_store(root, tracking=TRACKING)
     (model,) = Champions(kept).look()
     shutil.rmtree(Path(model.folder).parent)  # as a node with a disk of its own sees it

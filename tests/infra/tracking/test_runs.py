@@ -1,6 +1,7 @@
 """Tracking against a real SQLite store: one run for one job, every step once."""
 
 import json
+import sqlite3
 
 import mlflow.data
 import pytest
@@ -10,6 +11,7 @@ from mlflow.data.schema import TensorDatasetSchema
 from components.errors import InputError
 from infra.config import TrackingConfig
 from infra.tracking import runs
+from infra.tracking.registry import Registry
 
 DATA = runs.TrainingData("data/images/train", "abc" * 20, 40, {"image": ("uint8", (1, 8, 8)), "label": ("int64", ())})
 
@@ -100,6 +102,26 @@ def test_a_store_that_cannot_be_opened_is_one_clear_line(tmp_path):
     with pytest.raises(InputError, match=r"tracking\.uri") as caught:
         open_run(tmp_path, uri="sqlite:////dev/null/mlflow.db")
     assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_a_crash_left_half_made_is_one_clear_line(tmp_path):
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("CREATE TABLE metrics (key TEXT, step INTEGER)")
+    database.close()
+    with pytest.raises(
+        InputError, match="mlflow.db: a store that a crash left half made, .* put back a copy"
+    ) as caught:
+        open_run(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_file_is_no_store_to_ask_and_becomes_one(tmp_path):
+    (tmp_path / "mlflow.db").touch()
+    registry = Registry(TrackingConfig(), tmp_path, "model")
+    assert not registry.is_there()
+    with pytest.raises(InputError, match="there is no store in .*mlflow.db, so no registry here"):
+        registry.expect()
+    assert open_run(tmp_path).run_id and registry.is_there()
 
 
 def test_a_relative_database_lies_at_the_root(tmp_path):

@@ -172,6 +172,26 @@ def test_a_space_that_holds_nothing_is_refused_before_training(content, tmp_path
     assert "evaluate.search.space" in refusal(content, tmp_path)
 
 
+def test_a_space_of_settings_that_no_sampler_has_is_refused(content, tmp_path):
+    content["evaluate"]["search"] = {"trials": 2, "space": {"num_inference_step": [5, 50]}}
+    told = refusal(content, tmp_path)
+    assert "evaluate.search.space.num_inference_step: no sampler's setting" in told
+    assert told.endswith("; the nearest is num_inference_steps")
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        ({"num_samples": 5}, "num_samples: expected more than neighbours (5), found 5"),
+        ({"neighbour_images": 3}, "neighbour_images: expected more than neighbours (5), found 3"),
+        ({"snapshot_samples": 1}, "snapshot_samples: a distance needs two or more"),
+    ],
+)
+def test_an_evaluation_on_too_few_images_is_refused_before_training(content, tmp_path, block, told):
+    content["evaluate"] |= block
+    assert told in refusal(content, tmp_path)
+
+
 def test_guards_that_nothing_passes_and_names_that_no_registry_takes(content, tmp_path):
     content["promote"]["guards"]["ms_per_image"] = {"at_least": 2, "at_most": 1}
     assert "nothing is at least 2 and at most 1" in refusal(content, tmp_path)

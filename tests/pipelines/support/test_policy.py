@@ -219,7 +219,7 @@ def test_an_unknown_figure_is_refused_with_the_known_ones():
     known = "expected one of frechet_distance, ms_per_image, ms_single, label_agreement"
     with pytest.raises(InputError, match=f"promote.metric: no figure 'fid'; {known}"):
         refuse_unknown_figures(policy("fid"), candidates)
-    with pytest.raises(InputError, match=f"promote.guards: no figure 'speed'; {known}"):
+    with pytest.raises(InputError, match=f"promote.guards.speed: no figure 'speed'; {known}"):
         refuse_unknown_figures(policy(speed={"at_most": 1}), candidates)
     with pytest.raises(InputError, match=r"promote\.metric: colour is better neither higher nor lower"):
         refuse_unknown_figures(policy("colour"), [candidate(colour=3)])
