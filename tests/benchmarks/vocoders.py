@@ -1,5 +1,5 @@
 """Ways from mel spectra back to waves, by what a judge hears in held-out clips that went there and back: Griffin and
-Lim's algorithm on spectra that a net tells, and phases of a net's own, learnt against discriminators.
+Lim's algorithm, by its steps, on spectra that a net tells, and phases of a net's own, learnt against discriminators.
 
     python -m tests.benchmarks.vocoders             # both, seed 0: some twenty minutes of one core
     python -m tests.benchmarks.vocoders phased 1    # one of them, another seed
@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -35,6 +36,8 @@ MODELS = {
 }
 SECONDS = {"griffin_lim": 120.0, "phased": 900.0}  # of CPU; what the first learns is learnt by then
 BATCH_SIZE = 16
+ALGORITHM_STEPS = (0, 2, 4, 8, 16, 32)
+BY_STEPS = ("label_agreement", "frechet_distance", "decibels_apart", "cpu_ms_per_clip")
 JUDGE = {"width": 16, "rotate": 0, "shift": 0.05}  # presets/spoken_digits.yaml's
 
 
@@ -69,12 +72,31 @@ def measure(variant: str, seed: int) -> dict:
     family, state, seconds = quality.trained(
         family, data()["train"], training, seed, SECONDS[variant], time.process_time
     )
-    real, made, milliseconds = there_and_back(family, data()["test"])
-    (FOLDER / f"{variant}_{seed}.png").write_bytes(family.medium.preview(made[::6][:50], 10))
-    apart = compressed(stft(real[:, 0], family.hop).abs()) - compressed(stft(made[:, 0], family.hop).abs())
-    told = yardstick().of_images(made, data()["test"].columns["label"])
-    told |= {"decibels_apart": float(apart.abs().mean()) * -FLOOR / 2, "cpu_ms_per_clip": milliseconds}
+    told = heard(family, FOLDER / f"{variant}_{seed}.png")
+    if not family.nets["autoencoder"].phased:
+        told |= by_steps(family)
     return quality.rounded(told) | {"steps": state.step, "cpu_seconds": round(seconds)}
+
+
+def heard(vocoder: Family, picture: Path | None = None) -> dict:
+    """What the judge says of held-out clips that went there and back, how far their spectra are apart, and the cost."""
+    real, made, milliseconds = there_and_back(vocoder, data()["test"])
+    if picture is not None:
+        picture.write_bytes(vocoder.medium.preview(made[::6][:50], 10))
+    apart = compressed(stft(real[:, 0], vocoder.hop).abs()) - compressed(stft(made[:, 0], vocoder.hop).abs())
+    told = yardstick().of_images(made, data()["test"].columns["label"])
+    return told | {"decibels_apart": float(apart.abs().mean()) * -FLOOR / 2, "cpu_ms_per_clip": milliseconds}
+
+
+def by_steps(vocoder: Family) -> dict[str, float]:
+    """Some of what is heard after fewer and more of the algorithm's steps than the configured ones."""
+    net, found = vocoder.nets["autoencoder"], {}
+    usual = net.steps
+    for net.steps in ALGORITHM_STEPS:
+        told = heard(vocoder)
+        found |= {f"{name}_after_{net.steps}": told[name] for name in BY_STEPS}
+    net.steps = usual
+    return found
 
 
 def main(argv: list[str] | None = None) -> None:
