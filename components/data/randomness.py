@@ -22,14 +22,19 @@ _MIX2 = -7723592293110705685  # 0x94D049BB133111EB
 
 def mix(z: Tensor) -> Tensor:
     """SplitMix64's finaliser: a bijection of int64 whose output bits all depend on all input bits."""
-    z = (z ^ _shift(z, 30)) * _MIX1
-    z = (z ^ _shift(z, 27)) * _MIX2
-    return z ^ _shift(z, 31)
+    z = _nearly_mixed(z)
+    return _shift(z, 31).bitwise_xor_(z)
+
+
+def _nearly_mixed(z: Tensor) -> Tensor:
+    """`mix` but for its last step, which leaves the high 33 bits as they are."""
+    z = _shift(z, 30).bitwise_xor_(z).mul_(_MIX1)
+    return _shift(z, 27).bitwise_xor_(z).mul_(_MIX2)
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
     # torch's >> keeps the sign; the mask makes it the logical shift that SplitMix64 needs
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def hash64(*parts: int | str) -> int:
@@ -72,7 +77,7 @@ class Draws:
 
     def uniforms(self, count: int) -> Tensor:
         """(B, count) float32: as `uniform`, of draws that its name was folded into before."""
-        return _unit(_shift(self._words(count), 41))
+        return _unit(_shift(_nearly_mixed(self._counted(count)), 41))
 
     def normal(self, name: int | str, shape: tuple[int, ...]) -> Tensor:
         """(B, *shape) float32, standard normal by Box and Muller (1958), a function of key and name."""
@@ -89,10 +94,12 @@ class Draws:
         return (self.uniform(name) * high).long().clamp(max=high - 1)
 
     def _words(self, count: int) -> Tensor:
-        counter = torch.arange(1, count + 1, device=self.keys.device) * _GAMMA
-        return mix(self.keys[:, None] + counter)
+        return mix(self._counted(count))
+
+    def _counted(self, count: int) -> Tensor:
+        return self.keys[:, None] + torch.arange(1, count + 1, device=self.keys.device) * _GAMMA
 
 
 def _unit(bits23: Tensor) -> Tensor:
     # 23 bits and a half are exact in float32; with 24 the largest would round to 1
-    return (bits23.float() + 0.5) * 2.0**-23
+    return bits23.float().add_(0.5).mul_(2.0**-23)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,3 +39,23 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     cosine, sine = angles.cos().unsqueeze(-3), angles.sin().unsqueeze(-3)
     one, other = x.float().chunk(2, dim=-1)
     return torch.cat([one * cosine - other * sine, one * sine + other * cosine], dim=-1).to(x.dtype)
+
+
+class Turns(NamedTuple):
+    """What `turned` takes of angles, once for all that is turned by them: both (B or 1, N, 1, 1, d)."""
+
+    cosine: Tensor
+    sine: Tensor  # below 0 in the first half
+
+
+def turns_of(angles: Tensor) -> Turns:
+    """Of angles (N, d / 2) or (B, N, d / 2)."""
+    angles = angles.view(-1, *angles.shape[-2:])[:, :, None, None]
+    cosine, sine = angles.cos(), angles.sin()
+    return Turns(torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1))
+
+
+def turned(x: Tensor, turns: Turns) -> Tensor:
+    """As `rotate`, of x (B, N, M, heads, d)."""
+    turning = x.float()
+    return torch.addcmul(turning * turns.cosine, turning.roll(x.shape[-1] // 2, -1), turns.sine).to(x.dtype)

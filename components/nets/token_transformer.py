@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from components.nets.kept import Kept
 from components.nets.rotary import GRID_BASE, grid_places
-from components.nets.transformer import Kept, Transformer
+from components.nets.transformer import Transformer
 
 
 class TokenTransformer(nn.Module):

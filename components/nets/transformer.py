@@ -7,17 +7,18 @@ It knows no task: tokens come embedded, (B, N, width), each with its place (comp
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.nets.blocks import dot_product_attention
-from components.nets.rotary import SEQUENCE_BASE, rotary_angles, rotate
+from components.nets.kept import Kept, KeptTokens, new_cache
+from components.nets.rotary import SEQUENCE_BASE, Turns, rotary_angles, rotate, turned, turns_of
 from components.nets.routing import Passage, Route, of_tokens
 
 EPS = 1e-6
+_EPS = torch.tensor(EPS, device="cpu")
 
 
 class RMSNorm(nn.Module):
@@ -29,40 +30,21 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), (self.width,), self.weight, EPS).to(x.dtype)
+        return rms_normalised(x, self.weight)
 
 
-class Kept(NamedTuple):
-    """Keys and values that a causal net keeps between calls (components/sampling/state.py), and a call's rows in them.
-
-    cache:     (slots, depth, 2, length, heads, head_dim)
-    slot:      (B,) int64
-    position:  (B,) int64, how many tokens of each row are kept already: where the call's first one stands
-    """
-
-    cache: Tensor
-    slot: Tensor
-    position: Tensor
-
-    def positions(self, count: int) -> Tensor:
-        """Of a call's tokens, (B, count)."""
-        return self.position[:, None] + torch.arange(count, device=self.position.device)
-
-    def mask(self, count: int) -> Tensor:
-        """(B, 1, count, length): what each token attends to, itself and all before it. What lies beyond is masked and
-        not cut off, so that rows at any positions share a call and none depends on the others."""
-        length = torch.arange(self.cache.shape[3], device=self.position.device)
-        return (length <= self.positions(count)[:, :, None])[:, None]
-
-    def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keeps a call's keys and values (B, heads, N, d) -> all that are kept of its rows, (B, heads, length, d)."""
-        at = self.positions(keys.shape[2])
-        for which, new in enumerate((keys, values)):
-            self.cache[self.slot[:, None], layer, which, at] = new.transpose(1, 2).to(self.cache.dtype)
-        # (B, 2, length, heads, d); several times as fast on a CPU as an index of both
-        kept = self.cache.flatten(0, 1).index_select(0, self.slot * self.cache.shape[1] + layer)
-        kept_keys, kept_values = kept.to(keys.dtype).transpose(2, 3).unbind(1)
-        return kept_keys, kept_values
+def rms_normalised(x: Tensor, weight: Tensor | None) -> Tensor:
+    """x (..., width), times a weight that broadcasts to it, if any."""
+    wide = x.float()
+    if wide.device.type != "cpu" or torch.is_grad_enabled():
+        if weight is None or weight.ndim == 1:
+            return F.rms_norm(wide, wide.shape[-1:], weight, EPS).to(x.dtype)
+        normalised = F.rms_norm(wide, wide.shape[-1:], None, EPS)
+    else:
+        # torch's own is a dozen calls there, each of which costs as much as the numbers of a few tokens
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        normalised = wide * torch.addcmul(_EPS, length, length, value=1 / wide.shape[-1]).rsqrt_()
+    return (normalised if weight is None else normalised * weight).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -87,14 +69,23 @@ class Attention(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
         causal: bool = False,
-        kept: tuple[Kept, int] | None = None,
+        kept: tuple[KeptTokens, int, Turns] | None = None,
     ) -> Tensor:
-        """`mask`: boolean, broadcasts to (B, heads, N, M), true where a token attends; `kept`: with the layer's
-        number."""
-        q, k, v = self.projected(x, x if context is None else context, angles)
+        """`mask`: boolean, broadcasts to (B, heads, N, M), true where a token attends; `kept`: with the layer's number
+        and what turns the tokens, in the place of all other arguments."""
         if kept is not None:
-            k, v = kept[0].exchange(kept[1], k, v)
+            tokens, layer, turns = kept
+            return self.to_out(tokens.attended(layer, *self._following(x, turns)).flatten(2))
+        q, k, v = self.projected(x, x if context is None else context, angles)
         return self.to_out(dot_product_attention(q, k, v, mask, causal).transpose(1, 2).flatten(2))
+
+    def _following(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, N, heads, d) of few tokens, as `projected` makes them by more calls: queries and
+        keys are normalised and turned together."""
+        both = torch.stack([self.to_q(x), self.to_k(x)], dim=2).unflatten(3, (self.heads, -1))  # (B, N, 2, heads, d)
+        weights = torch.stack([self.norm_q.weight, self.norm_k.weight])[:, None]
+        q, k = turned(rms_normalised(both, weights), turns).unbind(2)
+        return q, k, self.to_v(x).unflatten(2, (self.heads, -1))
 
     def projected(self, x: Tensor, context: Tensor, angles: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
         """Queries (B, heads, N, d) of x, if it has any, keys and values (B, heads, M, d) of the context."""
@@ -236,11 +227,13 @@ class Transformer(nn.Module):
         kept: Kept | None = None,
     ) -> Tensor:
         angles = rotary_angles(places, self.head_dim, self.base)
-        attention = {"angles": angles, "mask": mask, "causal": self.causal}
         if kept is not None:
-            attention |= {"mask": kept.mask(x.shape[1]), "causal": False}
-        for layer, block in enumerate(self.blocks):
-            x = block(x, condition, context, **attention, kept=None if kept is None else (kept, layer))
+            tokens, turns = kept.tokens(x.shape[1]), turns_of(angles)
+            for layer, block in enumerate(self.blocks):
+                x = block(x, condition, context, kept=(tokens, layer, turns))
+            return self._ended(x, condition)
+        for block in self.blocks:
+            x = block(x, condition, context, angles=angles, mask=mask, causal=self.causal)
         return self._ended(x, condition)
 
     def reusing(
@@ -300,7 +293,7 @@ class Transformer(nn.Module):
     def allocate(self, rows: int, length: int) -> Tensor:
         """A cache for Kept of `rows` rows of up to `length` tokens, on the net's device."""
         assert self.causal, "a net that looks ahead keeps nothing"
-        return self._weight().new_zeros(rows, len(self.blocks), 2, length, self.heads, self.head_dim)
+        return new_cache(rows, len(self.blocks), self.heads, length, self._weight())
 
     def _weight(self) -> Tensor:
         return self.blocks[0].attention.to_k.weight

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -54,16 +55,30 @@ def truncated(logits: Tensor, settings: DrawSettings) -> Tensor:
 
 def _limited(logits: Tensor, top_k: int | Tensor, top_p: float | Tensor) -> Tensor:
     """By limits of all rows, or (B, 1) of each."""
-    ordered, places = torch.sort(logits, dim=-1, descending=True, stable=True)
+    ordered, places = descending(logits)
     left_out = torch.arange(logits.shape[-1], device=logits.device) >= top_k
     probabilities = ordered.masked_fill(left_out, -torch.inf).softmax(-1)
     left_out = left_out | (probabilities.cumsum(-1) - probabilities >= top_p)  # what lies before has enough already
     return logits.masked_fill(torch.empty_like(left_out).scatter_(-1, places, left_out), -torch.inf)
 
 
+def descending(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """A stable sort of logits (..., V) float32 along the last axis, and where each stood.
+
+    NumPy sorts whole numbers by vector instructions, which torch does not on a CPU: in them a logit's bits, in the
+    order of its value, stand before its place."""
+    if logits.device.type != "cpu":
+        return torch.sort(logits, dim=-1, descending=True, stable=True)
+    bits = (logits + 0.0).view(torch.int32)  # of both zeros those of one
+    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    numbers = ((~rising).long() << 32).bitwise_or_(torch.arange(logits.shape[-1]))
+    places = torch.from_numpy(np.sort(numbers.numpy(), axis=-1)).bitwise_and_(0xFFFFFFFF)
+    return logits.gather(-1, places), places
+
+
 def gumbel(uniform: Tensor) -> Tensor:
     """Standard Gumbel noise of uniform numbers in (0, 1); the largest of logits plus it is a draw from them."""
-    return -torch.log(-torch.log(uniform).clamp(max=-_LEAST))
+    return uniform.log().clamp_(max=-_LEAST).neg_().log_().neg_()
 
 
 def drawn(logits: Tensor, noise: Tensor) -> Tensor:
@@ -99,19 +114,26 @@ class RowDraws(NamedTuple):
 
     def tokens(self, logits: Tensor) -> Tensor:
         """(B,) int64; the token of a row is the same whatever rows are beside it."""
-        at, device = torch.arange(len(logits), device="cpu"), logits.device
-        own = self.partner >= 0
-        rows, places = at[own], (own.cumsum(0) - 1)[at + self.partner.clamp(max=0)]
+        device = logits.device
 
         def moved(values: Tensor) -> Tensor:
             return values.to(device, non_blocking=True)
 
+        if not self.partner.any():
+            return self._drawn(logits / moved(self.temperature)[:, None], self.key, self.top_k, self.top_p)
+        at, own = torch.arange(len(logits), device="cpu"), self.partner >= 0
+        rows, places = at[own], (own.cumsum(0) - 1)[at + self.partner.clamp(max=0)]
         told, untold = logits[moved(rows)], logits[moved(rows + self.partner[own])]
         found = guided(told, untold, moved(self.scale[own])[:, None]) / moved(self.temperature[own])[:, None]
-        top_k, top_p = self.top_k[own], self.top_p[own]
+        return self._drawn(found, self.key[moved(rows)], self.top_k[own], self.top_p[own])[moved(places)]
+
+    @staticmethod
+    def _drawn(logits: Tensor, key: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+        """Tokens (B,) of logits (B, V) at their temperature, which are changed."""
         limited = ((top_k < logits.shape[1]) | (top_p < 1)).nonzero()[:, 0]
         if len(limited):
-            which, limits = moved(limited), (moved(values[limited])[:, None] for values in (top_k, top_p))
-            found = found.index_copy(0, which, _limited(found[which], *limits))
-        noise = gumbel(Draws(self.key[moved(rows)]).uniforms(logits.shape[1]))
-        return drawn(found, noise)[moved(places)]
+            which, *limits = (
+                values.to(logits.device, non_blocking=True) for values in (limited, top_k[limited], top_p[limited])
+            )
+            logits.index_copy_(0, which, _limited(logits[which], *(limit[:, None] for limit in limits)))
+        return drawn(logits, gumbel(Draws(key).uniforms(logits.shape[1])))

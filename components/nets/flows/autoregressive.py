@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from components.nets.blocks import embedded
 from components.nets.flows.layers import standard_log_density
+from components.nets.kept import Kept
 from components.nets.rotary import GRID_BASE, grid_places
-from components.nets.transformer import Kept, Transformer
+from components.nets.transformer import Transformer
 
 
 class AutoregressiveFlow(nn.Module):

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from components.nets.kept import Kept
 from components.nets.rotary import grid_places, rotary_angles, rotate
-from components.nets.transformer import Attention, Block, Kept, RMSNorm, SwiGLU, Transformer
+from components.nets.transformer import Attention, Block, RMSNorm, SwiGLU, Transformer
 from components.sampling.engine import Engine
 from components.sampling.trajectories import Call, drive
 

@@ -8,7 +8,7 @@ import torch
 from components.data.randomness import Draws
 from components.sampling.batching import packed
 from components.sampling.trajectories import Call
-from components.tokens.draws import DrawSettings, RowDraws, drawn, guided, gumbel, truncated
+from components.tokens.draws import DrawSettings, RowDraws, descending, drawn, guided, gumbel, truncated
 
 LOGITS = torch.tensor([0.5, 0.2, 0.2, 0.06, 0.04]).log()
 
@@ -41,6 +41,15 @@ def test_order_of_tokens_does_not_matter_but_for_ties():
     assert torch.equal(truncated(LOGITS[order], DrawSettings(top_p=0.95)), plain[order])
     rows = truncated(torch.stack([LOGITS, LOGITS.flip(0)]), DrawSettings(top_k=1))
     assert rows.isfinite().nonzero()[:, 1].tolist() == [0, 4]
+
+
+def test_the_order_is_torchs_stable_one():
+    logits = torch.randn(7, 300, generator=torch.Generator().manual_seed(0)).mul(4).round() / 2
+    logits[0, :200:3], logits[0, 1:200:3], logits[1, ::7], logits[2] = 0.0, -0.0, -torch.inf, 1.0
+    logits[3, ::5], logits[4, ::9] = logits[3, ::5] * 1e-40, torch.inf
+    for given in (logits, logits[0], logits[:, ::2], logits.reshape(7, 3, 100)):
+        expected = torch.sort(given, dim=-1, descending=True, stable=True)
+        assert all(map(torch.equal, descending(given), expected))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
