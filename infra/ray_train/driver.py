@@ -103,7 +103,8 @@ def _fit(
     if is_remote(storage):
         job = job.in_storage(str(storage), cluster.cache_bytes)
     unit = medium(job.info.decoded.medium).plural
-    reports = Reports([console(job.name, job.training.steps, job.training.batch_size, unit, start), tracker])
+    shown = console(job.name, job.training.steps, job.training.batch_size, unit, start)
+    reports = Reports([shown, tracker], here=cluster.address == LOCAL)
     settings = {"job": job, "reports": reports.queue, "threads": cluster.threads_per_worker}
     trainer = (LocalTrainer if cluster.address == LOCAL else Trainer)(
         work,
