@@ -9,9 +9,10 @@ import socket
 from pathlib import Path
 
 import ray.train
-from ray.train.torch import TorchTrainer
+from ray.train.backend import BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from components.artifacts.run_folder import Best
 from components.data.media import medium
@@ -32,7 +33,7 @@ from infra.storage.store import Store
 from infra.tracking.runs import RunLogger
 
 
-class Trainer(TorchTrainer):
+class Trainer(DataParallelTrainer):
     """Ray's, without actors that nothing here needs: each is a process that takes seconds of a core to start, and
     Ray 2.60 has no setting for them. One hands out Ray Data sets, of which there are none."""
 
@@ -106,12 +107,15 @@ def _fit(
     shown = console(job.name, job.training.steps, job.training.batch_size, unit, start)
     reports = Reports([shown, tracker], here=cluster.address == LOCAL)
     settings = {"job": job, "reports": reports.queue, "threads": cluster.threads_per_worker}
+    settings |= {"sharding": cluster.sharding, "run": run, "source": source}
+    use_gpu = has_gpu(cluster.use_gpu)
     trainer = (LocalTrainer if cluster.address == LOCAL else Trainer)(
-        work,
-        train_loop_config={**settings, "sharding": cluster.sharding, "run": run, "source": source},
+        # not as train_loop_config, which Ray's controller would unpickle, and import torch and the family for it
+        functools.partial(work, settings),
+        backend_config=_backend(cluster, use_gpu),
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.num_workers,
-            use_gpu=has_gpu(cluster.use_gpu),
+            use_gpu=use_gpu,
             elastic_resize_monitor_interval_s=cluster.resize_every,
         ),
         run_config=ray.train.RunConfig(
@@ -121,11 +125,7 @@ def _fit(
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
-        # validation takes no share of the cluster, and its loss is no loss to the training
-        validation_config=ray.train.ValidationConfig(
-            functools.partial(validate_apart, job=job, reports=reports.queue, run=run),
-            ray_remote_kwargs={"num_cpus": 0},
-        ),
+        validation_config=_validation(cluster, job, reports, run),
     )
     if cluster.elastic:
         # a group of the wrong size, planned before a node's end was known, is given up after this long; 60 by default
@@ -140,6 +140,26 @@ def _fit(
         raise TrainingError(f"{job.name}: {result.return_value}")
     with result.checkpoint.as_directory() as folder:
         return read_state(Path(folder), "cpu")
+
+
+def _backend(cluster: ClusterConfig, use_gpu: bool) -> BackendConfig:
+    """What joins the workers. A single one on CPUs has nobody to be joined with, and Ray's controller, which imports
+    this, then starts without torch."""
+    if cluster.max_workers == 1 and cluster.sharding == "none" and not use_gpu:
+        return BackendConfig()
+    from ray.train.torch import TorchConfig
+
+    return TorchConfig(backend="nccl" if use_gpu else "gloo")
+
+
+def _validation(cluster: ClusterConfig, job: Job, reports: Reports, run: Store) -> ray.train.ValidationConfig | None:
+    """Validation of checkpoints in tasks of their own; a worker that is alone does it itself."""
+    if cluster.max_workers == 1:
+        return None
+    return ray.train.ValidationConfig(
+        functools.partial(validate_apart, job=job, reports=reports.queue, run=run),
+        ray_remote_kwargs={"num_cpus": 0},  # no share of the cluster, and its loss is no loss to the training
+    )
 
 
 def _mendable(error: ray.train.TrainingFailedError, run: Store) -> Exception:

@@ -71,7 +71,7 @@ def test_two_workers_train_on_the_same_global_batches(ray_session, images, tmp_p
     assert not list(Path(tempfile.gettempdir()).glob(f"{job.name}-*"))
 
     # finished already: the same result at once, without workers
-    monkeypatch.setattr(driver, "TorchTrainer", None)
+    monkeypatch.setattr(driver, "LocalTrainer", None)
     again, _ = run(job, tmp_path, num_workers=2)
     assert_same(again.nets, together.nets)
 
