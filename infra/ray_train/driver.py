@@ -12,6 +12,7 @@ import ray.train
 from ray.train.backend import BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, ScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from components.artifacts.run_folder import Best
@@ -50,6 +51,25 @@ class LocalTrainer(Trainer):
     """On a session of this machine, whose end clears up after a controller that died."""
 
     unneeded = (DatasetsCallback, PlacementGroupCleanerCallback)
+
+    def _initialize_and_run_controller(self, *, scaling_policy: ScalingPolicy, **settings) -> ray.train.Result:
+        if type(scaling_policy) is FixedScalingPolicy:
+            scaling_policy = _unannounced(scaling_policy.scaling_config)
+        return super()._initialize_and_run_controller(scaling_policy=scaling_policy, **settings)
+
+
+def _unannounced(scaling_config: ray.train.ScalingConfig) -> FixedScalingPolicy:
+    """A group of one size, which Ray's autoscaler is not told of, because this machine has none: the controller would
+    start an actor for that, and wait for its answer before it starts workers."""
+
+    class Unannounced(FixedScalingPolicy):  # not of this module, which Ray's controller would import, and torch with it
+        def after_controller_start(self, train_run_context: object) -> None:
+            """Announces nothing."""
+
+        def _maybe_send_resource_request(self) -> None:
+            """Announces nothing."""
+
+    return Unannounced(scaling_config)
 
 
 def train(job: Job, cluster: ClusterConfig, storage: str | Path, tracker: RunLogger) -> State:
