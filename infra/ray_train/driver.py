@@ -9,9 +9,11 @@ import socket
 from pathlib import Path
 
 import ray.train
-from ray.train.torch import TorchTrainer
+from ray.train.backend import BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, ScalingPolicy
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from components.artifacts.run_folder import Best
 from components.data.media import medium
@@ -31,8 +33,11 @@ from infra.storage.staging import node_cache
 from infra.storage.store import Store
 from infra.tracking.runs import RunLogger
 
+# whole, not by name: for its policy Ray's controller would import this package, and torch with it
+ray.cloudpickle.register_pickle_by_value(failures)
 
-class Trainer(TorchTrainer):
+
+class Trainer(DataParallelTrainer):
     """Ray's, with a failure policy of our own, and without actors that nothing here needs: each is a process that takes
     seconds of a core to start, and Ray 2.60 has no setting for them. One hands out Ray Data sets, of which there are
     none."""
@@ -54,6 +59,25 @@ class LocalTrainer(Trainer):
     """On a session of this machine, whose end clears up after a controller that died."""
 
     unneeded = (DatasetsCallback, PlacementGroupCleanerCallback)
+
+    def _initialize_and_run_controller(self, *, scaling_policy: ScalingPolicy, **settings) -> ray.train.Result:
+        if type(scaling_policy) is FixedScalingPolicy:
+            scaling_policy = _unannounced(scaling_policy.scaling_config)
+        return super()._initialize_and_run_controller(scaling_policy=scaling_policy, **settings)
+
+
+def _unannounced(scaling_config: ray.train.ScalingConfig) -> FixedScalingPolicy:
+    """A group of one size, which Ray's autoscaler is not told of, because this machine has none: the controller would
+    start an actor for that, and wait for its answer before it starts workers."""
+
+    class Unannounced(FixedScalingPolicy):  # not of this module, which Ray's controller would import, and torch with it
+        def after_controller_start(self, train_run_context: object) -> None:
+            """Announces nothing."""
+
+        def _maybe_send_resource_request(self) -> None:
+            """Announces nothing."""
+
+    return Unannounced(scaling_config)
 
 
 def train(job: Job, cluster: ClusterConfig, storage: str | Path, tracker: RunLogger) -> State:
@@ -108,14 +132,18 @@ def _fit(
     if is_remote(storage):
         job = job.in_storage(str(storage), cluster.cache_bytes)
     unit = medium(job.info.decoded.medium).plural
-    reports = Reports([console(job.name, job.training.steps, job.training.batch_size, unit, start), tracker])
+    shown = console(job.name, job.training.steps, job.training.batch_size, unit, start)
+    reports = Reports([shown, tracker], here=cluster.address == LOCAL)
     settings = {"job": job, "reports": reports.queue, "threads": cluster.threads_per_worker}
+    settings |= {"sharding": cluster.sharding, "run": run, "source": source}
+    use_gpu = has_gpu(cluster.use_gpu)
     trainer = (LocalTrainer if cluster.address == LOCAL else Trainer)(
-        work,
-        train_loop_config={**settings, "sharding": cluster.sharding, "run": run, "source": source},
+        # not as train_loop_config, which Ray's controller would unpickle, and import torch and the family for it
+        functools.partial(work, settings),
+        backend_config=_backend(cluster, use_gpu),
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.num_workers,
-            use_gpu=has_gpu(cluster.use_gpu),
+            use_gpu=use_gpu,
             elastic_resize_monitor_interval_s=cluster.resize_every,
         ),
         run_config=ray.train.RunConfig(
@@ -125,11 +153,7 @@ def _fit(
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
-        # validation takes no share of the cluster, and its loss is no loss to the training
-        validation_config=ray.train.ValidationConfig(
-            functools.partial(validate_apart, job=job, reports=reports.queue, run=run),
-            ray_remote_kwargs={"num_cpus": 0},
-        ),
+        validation_config=_validation(cluster, job, reports, run),
     )
     if cluster.elastic:
         # a group of the wrong size, planned before a node's end was known, is given up after this long; 60 by default
@@ -144,6 +168,26 @@ def _fit(
         raise TrainingError(f"{job.name}: {result.return_value}")
     with result.checkpoint.as_directory() as folder:
         return read_state(Path(folder), "cpu")
+
+
+def _backend(cluster: ClusterConfig, use_gpu: bool) -> BackendConfig:
+    """What joins the workers. A single one on CPUs has nobody to be joined with, and Ray's controller, which imports
+    this, then starts without torch."""
+    if cluster.max_workers == 1 and cluster.sharding == "none" and not use_gpu:
+        return BackendConfig()
+    from ray.train.torch import TorchConfig
+
+    return TorchConfig(backend="nccl" if use_gpu else "gloo")
+
+
+def _validation(cluster: ClusterConfig, job: Job, reports: Reports, run: Store) -> ray.train.ValidationConfig | None:
+    """Validation of checkpoints in tasks of their own; a worker that is alone does it itself."""
+    if cluster.max_workers == 1:
+        return None
+    return ray.train.ValidationConfig(
+        functools.partial(validate_apart, job=job, reports=reports.queue, run=run),
+        ray_remote_kwargs={"num_cpus": 0},  # no share of the cluster, and its loss is no loss to the training
+    )
 
 
 def _lock_folder(storage: str | Path) -> Path:

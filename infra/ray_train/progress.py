@@ -3,22 +3,25 @@ to whoever else listens there, such as the tracker. Workers only put them into a
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Sequence
+from queue import Empty
 from types import TracebackType
 from typing import Protocol
 
 import ray
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 from components.errors import InputError
 from infra.progress import LINE_EVERY, left_text, rate_text
+from infra.ray_train.mailbox import Mailbox, Sender
 
 RATE = "images_per_second"  # a figure of every report on steps, of whatever medium
 
@@ -37,10 +40,16 @@ class Reports:
     """While its block runs, hands what workers put into `queue` to the listeners: tuples of a Listener's method name
     and its arguments. A listener that fails is told of and left out, so that work does not stop for it."""
 
-    def __init__(self, listeners: Sequence[Listener]):
-        # beside this process: a worker's node may be taken away, and the queue with it
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    def __init__(self, listeners: Sequence[Listener], here: bool):
+        """`here`: whether all workers are on this machine."""
+        self.queue: Queue | Sender
+        if here:
+            mailbox = Mailbox()
+            self.queue, self._close = mailbox.sender, mailbox.close
+            self._get = functools.partial(mailbox.get, timeout=0.05)  # seconds between two looks whether all is over
+        else:
+            self.queue = queue = _ray_queue()
+            self._get, self._close = functools.partial(queue.get, timeout=0.2), functools.partial(queue.shutdown, True)
         self._listeners = list(listeners)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -52,13 +61,13 @@ class Reports:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self._done.set()
         self._thread.join()
-        self.queue.shutdown(force=True)
+        self._close()
 
     def _listen(self) -> None:
         while True:
             finished = self._done.is_set()  # read before the queue, so that nothing put earlier is missed
             try:
-                method, *arguments = self.queue.get(timeout=0.2)
+                method, *arguments = self._get()
             except Empty:
                 if finished:
                     return
@@ -73,6 +82,12 @@ class Reports:
                     self._listeners.remove(listener)
                     print(f"{type(listener).__name__} failed and gets no more reports:", file=sys.stderr)
                     traceback.print_exc()
+
+
+def _ray_queue() -> Queue:
+    """A queue beside this process: a worker's node may be taken away, and the queue with it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
 def console(name: str, total: int, batch_size: int, unit: str = "images", start: int = 0) -> Listener:

@@ -26,6 +26,7 @@ from components.training.weight_sync import fingerprint, refuse_desync
 from infra.ray_train import validation
 from infra.ray_train.checkpoints import newest_whole, read_state, restore, write_checkpoint
 from infra.ray_train.job import Job
+from infra.ray_train.mailbox import Sender
 from infra.ray_train.preemption import Preemption
 from infra.ray_train.progress import RATE
 from infra.storage.store import Store
@@ -57,7 +58,7 @@ class Worker:
     def __init__(
         self,
         job: Job,
-        reports: Queue,
+        reports: Queue | Sender,
         threads: int,
         sharding: Literal["none", "fsdp2"],
         run: Store,
@@ -165,7 +166,7 @@ class Worker:
         self.preemption.saved(time.monotonic() - began)
 
 
-def validate_apart(checkpoint: ray.train.Checkpoint, job: Job, reports: Queue, run: Store) -> dict[str, float]:
+def validate_apart(checkpoint: ray.train.Checkpoint, job: Job, reports: Queue | Sender, run: Store) -> dict[str, float]:
     """Validates a stored checkpoint, as a Ray task. Nothing goes back through Ray Train: figures come by the queue."""
     torch.set_num_threads(1)  # the workers have the cores
     with checkpoint.as_directory() as folder:
@@ -195,7 +196,7 @@ def _accelerator(on_gpu: bool, sharded: bool) -> Accelerator:
 class Reporter:
     """Sends rank 0's metrics to the driver through a queue, so that showing and tracking never block a step."""
 
-    def __init__(self, job: Job, queue: Queue, device: torch.device, world: int = 1):
+    def __init__(self, job: Job, queue: Queue | Sender, device: torch.device, world: int = 1):
         self._job, self._queue, self._device, self._world = job, queue, device, world
         self._process = psutil.Process()
         self._process.cpu_percent()  # the next call tells of the time since this one

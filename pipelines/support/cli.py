@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -32,6 +34,8 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         os.environ.setdefault(name, value)
     signal.signal(signal.SIGTERM, _interrupt)
     _end_with_dvc()
+    # else the interpreter, as it ends, looks for cycles among all that torch, Ray and MLflow have made: a second or two
+    atexit.register(gc.freeze)
     with machine_faults.readers_may_leave():
         _run(main, sys.argv[1:] if argv is None else argv)
 

@@ -87,7 +87,7 @@ def training_curves(params: Params) -> tuple[list[Context], list[Context]]:
     losses, validated = [], []
     for name, history in histories(params).items():
         plots, kind = defaultdict(list), _held_out(params, name)
-        apart = kind.names if kind is not None else ()
+        apart = {one.name for one in kind.definitions} if kind is not None else ()
         for key in dict.fromkeys(key for row in history for key in row if key != "step"):
             phase, _, term = key.rpartition("/")
             if phase != VALIDATION or term not in apart:

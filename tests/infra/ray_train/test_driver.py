@@ -73,7 +73,7 @@ def test_two_workers_train_on_the_same_global_batches(ray_session, images, tmp_p
     assert not list(Path(tempfile.gettempdir()).glob(f"{job.name}-*"))
 
     # finished already: the same result at once, without workers
-    monkeypatch.setattr(driver, "TorchTrainer", None)
+    monkeypatch.setattr(driver, "LocalTrainer", None)
     again, _ = run(job, tmp_path, num_workers=2)
     assert_same(again.nets, together.nets)
 
@@ -201,6 +201,12 @@ def test_failures_are_tried_again_unless_they_would_come_again(tmp_path, causes,
     assert policy.make_decision(error) is (FailureDecision.RAISE if comes_again else FailureDecision.RETRY)
     if comes_again:
         assert failures.mendable(error, Store.open(tmp_path)) is causes[-1]
+
+
+def test_rays_controller_needs_no_torch_for_the_policy():
+    policy = ray.cloudpickle.dumps(failures.FailurePolicy(ray.train.FailureConfig(max_failures=1)))
+    code = f"import pickle, sys; policy = pickle.loads({policy!r}); assert policy.make_decision and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_nobody_can_mend_keeps_its_traceback(tmp_path):
