@@ -10,6 +10,7 @@ What is measured is kept in .cache/few_step_quality, with a sheet of samples for
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import time
 
@@ -24,12 +25,17 @@ from tests.benchmarks.common import as_a_worker, emit
 from tests.benchmarks.rates import Data
 
 FOLDER = digits.ROOT / ".cache" / "few_step_quality"
-STEPS, SCALE = (1, 2, 4, 8), 1.5
+STEPS, SCALE, OTHER_SCALES = (1, 2, 4, 8), 1.5, (2.0,)
 GUIDED = {"most_guidance": 2.0}
 STUDENTS: dict[str, tuple[str, dict, int]] = {  # family, changes of its model, training steps: about equal work
     "consistency": ("consistency", {**GUIDED, "stage_steps": 25}, 200),
     "consistency_of_data": ("consistency", {**GUIDED, "stage_steps": 25, "regress": "data"}, 200),
     "consistency_between": ("consistency", {**GUIDED, "guided_levels": [0.2, 5.0], "stage_steps": 25}, 200),
+    "consistency_longer": (
+        "consistency",
+        {"most_guidance": 3.0, "guided_levels": [0.2, 5.0], "stage_steps": 50},
+        400,
+    ),
     "shortcut": ("shortcut", {**GUIDED, "bootstrap": 0.5, "halvings": 4}, 240),
     "meanflow": ("meanflow", GUIDED, 180),
     "progressive": ("progressive", {**GUIDED, "first_steps": 8, "round_steps": 70}, 210),
@@ -79,14 +85,15 @@ def measure(name: str, seed: int) -> dict:
         return _beside(of_teacher(seed, reuse=REUSES[name]), best)
     made, seconds = student(name, seed)
     told = {"cpu_seconds": round(seconds), "teacher_distance": best["frechet_distance"]}
-    for steps in STEPS:
-        settings = made.Settings(num_inference_steps=steps, guidance_scale=SCALE)
+    for scale, steps in itertools.product((SCALE, *OTHER_SCALES), STEPS):
+        settings = made.Settings(num_inference_steps=steps, guidance_scale=scale)
         if made.why_not(made.config, settings, made.data.outline) is not None:
             continue
-        figures = digits.yardstick().of_sampler(made, settings, FOLDER / f"{name}_{seed}_{steps}.png")
-        told[f"ratio_{steps}"] = figures["frechet_distance"] / best["frechet_distance"]
-        told[f"agreement_{steps}"] = figures["label_agreement"] - best["label_agreement"]
-        told |= {f"{figure}_{steps}": figures[figure] for figure in ("frechet_distance", "recall")}
+        key = f"{steps}" if scale == SCALE else f"{steps}_guided_{scale:g}"
+        figures = digits.yardstick().of_sampler(made, settings, FOLDER / f"{name}_{seed}_{key}.png")
+        told[f"ratio_{key}"] = figures["frechet_distance"] / best["frechet_distance"]
+        told[f"agreement_{key}"] = figures["label_agreement"] - best["label_agreement"]
+        told |= {f"{figure}_{key}": figures[figure] for figure in ("frechet_distance", "recall")}
     return {**told, "frechet_distance": told["frechet_distance_2"]}
 
 
