@@ -162,7 +162,8 @@ def scheduler_of(config: Config) -> tuple[str, dict[str, Any]]:
         "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
         "prediction_type": PREDICTIONS[config.objective],
         "timestep_spacing": "leading" if is_inner else schedule.levels,
-        "steps_offset": schedule.offset,
+        # of other levels it says nothing, and diffusers warns of 0
+        "steps_offset": schedule.offset if schedule.levels in ("leading", "inner") else 1,
         "use_karras_sigmas": schedule.karras,
         "rescale_betas_zero_snr": schedule.zero_terminal_snr,
         **BETAS[schedule.name],

@@ -38,6 +38,8 @@ def _unheard(request: ImageRequest, model: ServedModel) -> list[str]:
     """Settings that a request chooses and the model has, but that change nothing: what belongs to another condition
     than it was given, guidance of a model that never learned what to be led away from, and the like."""
     asked, kind = own_settings(request, model), model.kind
+    if not asked:
+        return []
     found = [name for name, field in kind.beside.items() if name in asked and not declared(request, field)]
     config, outline = kind.Config(**model.run.config), model.run.data.outline
     while True:
