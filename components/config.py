@@ -46,6 +46,16 @@ def _fields_of_numbers(kind: type[BaseModel]) -> frozenset[str]:
     )
 
 
+def without_truths_for_numbers(kind: type[BaseModel], block: Any) -> Any:
+    """A block with words for truth values under keys that take numbers, which pydantic then refuses: for blocks of a
+    `kind` that is no Strict."""
+    if not isinstance(block, dict):
+        return block
+    names = {of: name for name, field in kind.model_fields.items() for of in (name, field.alias)}
+    numbers = _fields_of_numbers(kind)
+    return {key: _truths_in_words(value) if names.get(key) in numbers else value for key, value in block.items()}
+
+
 def _leaves(annotation: Any) -> Iterator[Any]:
     parts = get_args(annotation)
     if not parts:

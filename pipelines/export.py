@@ -1,6 +1,7 @@
 """Models to and from other tools' formats:
 
-python -m pipelines.export ldm --to diffusers out/       runs/ldm as a folder that diffusers loads
+python -m pipelines.export ldm --to diffusers out/       runs/ldm as a folder that diffusers loads; likewise of
+                                                         Stable Diffusion, imported or fine-tuned
 python -m pipelines.export tuned --to lora out/          the adapters of runs/tuned as files of LoRA weights
 python -m pipelines.export sd --from FOLDER              a diffusers folder of Stable Diffusion as runs/sd
 """
@@ -13,11 +14,17 @@ from pathlib import Path
 from components.artifacts import run_folder
 from components.errors import ConfigError, SamplerError
 from components.files import sha256, sha256_folder
-from components.interchange import from_diffusers, lora, to_diffusers
+from components.interchange import from_diffusers, lora, to_diffusers, to_stable_diffusion
 from components.training.loop import State
 from pipelines.support import cli, code_closure, paths
 
-FORMATS = {"diffusers": to_diffusers.export, "lora": lora.export}
+
+def _to_diffusers(run: run_folder.Run, target: Path) -> None:
+    known = to_stable_diffusion if run.config.family == "stable_diffusion" else to_diffusers
+    known.export(run, target)
+
+
+FORMATS = {"diffusers": _to_diffusers, "lora": lora.export}
 
 
 def export(name: str, form: str, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 from components.artifacts import old_runs, run_folder
 from components.config import parse
 from components.data.dataset import MANIFEST, read_manifest, verify
-from components.data.info import AutoencoderInfo, RunInfo, data_info
+from components.data.info import AutoencoderInfo, DataInfo, RunInfo, data_info
+from components.data.media import medium
+from components.errors import ConfigError
 from components.families import family_class
-from components.families.base import JUDGE
+from components.families.base import JUDGE, START
 from components.files import sha256, sha256_folder, whole_folder, write_whole
+from components.shapes import shape_text
 from components.training.loop import State
 from infra import ray_train
 from infra.ray_cluster.ray_session import session
@@ -41,12 +45,15 @@ def make_job(params: Params, key: str) -> ray_train.Job:
     }
     info = data_info(manifest, read_autoencoder_info(folder), read_text_info(folder))
     info = info.model_copy(update={"inputs": {role: run for role, run in told.items() if given[role].role.kept}})
+    if block.training.steps == 0:
+        info = _info_of_held(told[START].data, info, f"inputs: {name}/{START}: {given[START].path}", folder)
     kind = family_class(block.family)
     config = parse(kind.Config, inputs.whole_model(params, name, trained=True), f"{key}.model")
     kind(config, info)  # refuses here, on the driver, what no worker could train
     for role, run in told.items():
         kind.refuse_unfit_input(config, info, role, run)
     is_validated = JUDGE in given or kind.held_out is not None or bool(kind.checkpoint_figures)
+    is_validated = is_validated and block.training.steps > 0
     if is_validated:
         read_manifest(paths.TEST_IMAGES)
     return ray_train.Job(
@@ -75,6 +82,16 @@ def read_text_info(folder: Path) -> dict | None:
     """The layout of the text encoder that the captions of a latent data set went through, if one did."""
     path = folder / paths.TEXT_INFO
     return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _info_of_held(run: DataInfo, data: DataInfo, where: str, folder: Path) -> DataInfo:
+    """What a run that is held as it is knows of its data. Raises ConfigError if what it makes cannot be measured on the
+    block's."""
+    made, there = ((one.decoded.medium, one.decoded.shape) for one in (run, data))
+    if made != there:
+        told = [f"{medium(name).plural} of {shape_text(shape)}" for name, shape in (made, there)]
+        raise ConfigError(f"{where}: makes {told[0]}; expected {told[1]}, as in {folder}, which it is measured on")
+    return run
 
 
 def data_hash(folder: Path) -> str:
@@ -121,7 +138,7 @@ def train_tracked(params: Params, key: str, job: ray_train.Job) -> State:
     with ThreadPoolExecutor(1) as beside:  # MLflow's import and Ray's start take seconds each, side by side fewer
         tracked = beside.submit(runs.open_run, params.tracking, ROOT, told, data)
         try:
-            with session(params.cluster, ROOT):
+            with session(params.cluster, ROOT) if job.training.steps else contextlib.nullcontext():
                 logger = runs.RunLogger(tracked.result())
                 state = ray_train.train(job, params.cluster, params.cluster.storage(ROOT), logger)
             status, files = "FINISHED", {f"run/{run_folder.HISTORY}": run_folder.as_csv(state.history).encode()}
@@ -175,7 +192,8 @@ def main(argv: list[str]) -> None:
     target = paths.RUNS / job.name
     run_folder.write(target, job.family, job.build(), state, provenance_of(job, state), best)
     write_curves(paths.CURVES / job.name, state.history)
-    print(f"{job.name}: trained for {state.step} steps, written to {target}")
+    done = f"trained for {state.step} steps" if state.step else f"{learned_from(job)[START].split()[0]} as it is"
+    print(f"{job.name}: {done}, written to {target}")
     if best is not None:
         print(
             f"{job.name}: the best {best.figure} was {best.value:.4g} at step {best.step}; those averages are kept too"

@@ -179,7 +179,7 @@ def read_averages(folder: Path) -> list[dict]:
 
 def _final(family: Family, state: State, net: str) -> dict[str, Tensor]:
     """The weights that a kept net has when training has ended."""
-    if net in family.pretrained:
+    if net in family.pretrained or state.step == 0:  # of no steps: those that it began with
         return family.nets[net].state_dict()
     if net in family.early:
         early = family.early[net]

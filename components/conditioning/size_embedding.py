@@ -7,7 +7,10 @@ large files, not cut.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from components.config import Strict
@@ -17,16 +20,33 @@ from components.nets.unet import AddedEmbedding
 POOLED, SIZES = "pooled", "sizes"  # inputs of a net
 NUM_SIZES = 6  # height and width of the file, top and left of the cut, height and width that are wanted
 
+MOST_SIDE = 16_384  # pixels that a request may tell
+
 Place = tuple[int, int]  # pixels, of height and of width
+
+
+def _within(least: int) -> AfterValidator:
+    """Refuses places of numbers below `least` or above MOST_SIDE."""
+
+    def check(place: Place) -> Place:
+        if not all(least <= number <= MOST_SIDE for number in place):
+            raise ValueError(f"expected height and width of {least} to {MOST_SIDE} pixels")
+        return place
+
+    return AfterValidator(check)
+
+
+FileSize = Annotated[Place, _within(1)]
 
 
 class SizeSettings(Strict):
     """What a request tells the net of sizes, by the names and with the meaning that diffusers has for them: height
     first."""
 
-    original_size: Place | None = None  # of the file that the image would come from; None: what is usual
-    crops_coords_top_left: Place = (0, 0)  # pixels of the resized image above, and to the left, of what is drawn
-    negative_original_size: Place | None = None  # what guidance leads away from, such as small files; None: the same
+    original_size: FileSize | None = None  # of the file that the image would come from; None: what is usual
+    # pixels of the resized image above, and to the left, of what is drawn
+    crops_coords_top_left: Annotated[Place, _within(0)] = (0, 0)
+    negative_original_size: FileSize | None = None  # what guidance leads away from, as small files; None: the same
 
     def told(self, usual: Place) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """File and cut, four numbers, of what is wanted and of what is not."""

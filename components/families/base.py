@@ -192,8 +192,7 @@ class Judge(Family):
     kept = ("classifier",)
 
     def figures(self, rows: Tensor, labels: Tensor | None) -> Figures:
-        """Figures of a set that this judge alone can tell. `rows`: (N, C, ...) in [-1, 1]; `labels`: (N,) classes that
-        they should show, or None."""
+        """What this judge alone can tell of `rows`, (N, C, ...) in [-1, 1], that should show `labels`, (N,) or None."""
         return {}
 
     @property
@@ -220,6 +219,7 @@ class Sampler(Family):
     num_previewed: ClassVar[int] = 20  # images of a preview
     streams: ClassVar[bool] = False  # whether its previews are the rows' beginnings, which stay as they are
     needs_class: ClassVar[bool] = False  # of one that labels steer: whether it draws nothing without one
+    beside: ClassVar[Mapping[str, str]] = {}  # settings that change nothing without a condition: its name
     accepts: frozenset[str] = frozenset()  # what steers it: names of Conditions, and "blend"; may depend on the config
 
     @classmethod

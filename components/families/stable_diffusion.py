@@ -175,6 +175,11 @@ class Model(LatentDiffusion):
 
     @classmethod
     def unheard(cls, config: Config, settings: Settings, data: DataOutline) -> str | None:
+        chosen = settings.model_fields_set
+        if config.refiner is None and "refiner_start" in chosen and settings.refiner_start < 1:
+            return "refiner_start: this model has no refiner; expected none, or a folder imported with --refiner"
+        if "adapter_scale" in chosen and _adapter_of(config, settings) == NO_ADAPTER:
+            return "adapter_scale: no adapter is on; expected adapter: its name"
         return None
 
     def _leads_away(self, request: Request) -> bool:
@@ -234,7 +239,7 @@ class Model(LatentDiffusion):
         names = tuple(self.config.adapters)
         if not names:
             return {}
-        chosen = settings.adapter or (names[0] if len(names) == 1 else NO_ADAPTER)
+        chosen = _adapter_of(self.config, settings)
         number = 0 if chosen == NO_ADAPTER else 1 + names.index(chosen)
         strength = torch.full(seeds.shape, settings.adapter_scale, device=seeds.device)
         return {"adapter": torch.full_like(seeds, number), "strength": strength}
@@ -254,6 +259,11 @@ class Model(LatentDiffusion):
         """`sizes` (B, 5 or 6): of the file, of the cut, and what is wanted, a size or a score."""
         context = text.context[:, :, -layout.context_dim :]  # the refiner attends to the last encoder alone
         return {"context": context} if layout.added is None else {"context": context, POOLED: text.pooled, SIZES: sizes}
+
+
+def _adapter_of(config: Config, settings: Settings) -> str:
+    """The name of the adapter that is on."""
+    return settings.adapter or (next(iter(config.adapters)) if len(config.adapters) == 1 else NO_ADAPTER)
 
 
 def adapter_net(name: str) -> str:

@@ -120,6 +120,7 @@ class Model(Composite):
     Settings = Settings
     held_out = DENOISING
     checkpoint_figures = NAMES
+    beside = {"text_difference": "instead_of"}
 
     def __init__(self, config: Config, data: DataInfo):
         self.config, self.data = config, data

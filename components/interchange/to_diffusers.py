@@ -48,7 +48,8 @@ def export(run: Run, target: Path) -> None:
         raise SamplerError(f"{run.folder}: what reads its texts as bytes was trained here; {_NO_PLACE}")
     if type(family) is not LatentDiffusion:
         raise SamplerError(
-            f"{run.folder}: a {run.config.family}; expected latent_diffusion, the family that diffusers has"
+            f"{run.folder}: a {run.config.family}; expected latent_diffusion or stable_diffusion, the families that "
+            "diffusers has"
         )
     refuse_unless_expressible(family, str(run.folder))
     scheduler, scheduler_config = scheduler_of(family, str(run.folder))

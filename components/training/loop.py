@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -32,13 +32,14 @@ Wrap = Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, torch.optim
 
 
 class TrainingConfig(Strict):
-    """How long and how to train; everything is counted in steps, `batch_size` in rows over all workers.
+    """How long and how to train; everything is counted in steps, `batch_size` in rows over all workers. No steps at
+    all hold the weights of the run to start from as they are, and need no other key.
 
     `precision: auto` computes in bfloat16 where the device of the run's start multiplies matrices faster so and the
     phase bears it, else in float32; a run keeps to it wherever it goes on.
     """
 
-    steps: int = Field(gt=0)
+    steps: int = Field(ge=0)
     batch_size: int = Field(gt=0)
     clip_norm: float | None = Field(None, gt=0)  # of each phase's whole gradient
     accumulate: int = Field(1, ge=1)  # parts that a worker's batch is computed in, for less memory
@@ -55,8 +56,15 @@ class TrainingConfig(Strict):
     keep_by: str = "held_out_loss"  # any figure of checkpoint validation
     on_nonfinite: Literal["stop", "skip"] = "stop"  # an update that is not finite: stop the run, or leave it out
 
+    @model_validator(mode="before")
+    @classmethod
+    def _needs_no_batches(cls, block: Any) -> Any:
+        return {"batch_size": 1, **block} if isinstance(block, dict) and block.get("steps") == 0 else block
+
     @model_validator(mode="after")
     def _fits(self) -> TrainingConfig:
+        if self.steps == 0 and (self.ema_snapshots or self.keep == "best"):
+            raise ValueError("steps: 0 trains nothing; expected neither ema_snapshots nor keep: best beside it")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate: expected at most a part a row, {self.batch_size}, found {self.accumulate}")
         parted = {"compile": self.compile, "recompute": self.recompute, "accumulate": self.accumulate > 1}

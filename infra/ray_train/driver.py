@@ -81,11 +81,14 @@ def _unannounced(scaling_config: ray.train.ScalingConfig) -> FixedScalingPolicy:
 
 
 def train(job: Job, cluster: ClusterConfig, storage: str | Path, tracker: RunLogger) -> State:
-    """Runs a job to its end on the connected cluster, or takes its result from storage.
+    """Runs a job to its end on the connected cluster, or takes its result from storage; of no steps there is
+    none to take.
 
     `storage`: an absolute folder that every node sees, or s3://bucket/prefix, where the job's inputs are staged, too.
     Raises TrainingError for a run that went wrong, InputError if another driver has it, and otherwise what a worker
     raised."""
+    if job.training.steps == 0:
+        return State(0, {}, {}, {})
     run = _run(job, storage)
     with run_lock(_lock_folder(storage), run.name):
         state = newest_whole(run, "cpu")

@@ -103,7 +103,8 @@ class Job:
         kind = family_class(self.family)
         family = kind(self.config, self.info)
         start = self.input(START)
-        received = {net for role in self.info.inputs for net in family.nets_of_input(role)}
+        is_held = self.training.steps == 0  # as it is, with what it kept of its own inputs
+        received = set() if is_held else {net for role in self.info.inputs for net in family.nets_of_input(role)}
         for net in family.pretrained if start is None else family.kept:
             file = net if start is not None else family.in_data.get(net, net)
             path = (start or self.folder(self.data)) / f"{file}.safetensors"

@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from infra.serving.api_error import ApiError
@@ -47,10 +47,15 @@ def log_queue(model: ServedModel, count: int, seconds: float) -> int:
 
 
 async def told(
-    updates: Updates, wanted: list[SampleRequest], model: ServedModel, event: str, places: bool
+    updates: Updates,
+    wanted: list[SampleRequest],
+    model: ServedModel,
+    event: str,
+    places: bool,
+    further: Mapping[str, Any] = {},
 ) -> AsyncIterator[str]:
     """Events of all images as they come. A failure ends the stream with an event that holds an `error`. `places`:
-    whether those of the queue are told, too."""
+    whether those of the queue are told, too; `further`: what a finished image's event says beside."""
     num_shown, queue_ms = [0] * len(wanted), 0
     try:
         async for number, update in updates:
@@ -61,7 +66,7 @@ async def told(
                     yield _written(f"{event}.queued", {"position": update.num_before})
                 continue
             name = f"{event}.completed" if update.final else f"{event}.partial_image"
-            waited = {"queue_ms": queue_ms} if update.final else {}
+            waited = {"queue_ms": queue_ms, **further} if update.final else {}
             yield _written(name, _image(number, update, num_shown[number], wanted[number], model) | waited)
             num_shown[number] += 1
     except Exception as error:

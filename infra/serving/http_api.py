@@ -25,6 +25,7 @@ from infra.serving.answer_headers import of_answer
 from infra.serving.api_error import ApiError
 from infra.serving.backend import Backend
 from infra.serving.http_guards import Guard, Held, key_of
+from infra.serving.ignored_fields import ignored, in_body
 from infra.serving.openai_api import EditRequest, GenerationRequest, ImageRequest, VariationRequest, invalid, orders
 from infra.serving.orders import SampleRequest, SourceImage
 from infra.serving.served_model import ServedModel, find
@@ -85,13 +86,14 @@ def _make_images(app: FastAPI, backend: Backend, config: ServeConfig, held: Held
         raw: Request, request: ImageRequest, model: ServedModel, event: str, source: SourceImage | None = None
     ) -> Response:
         wanted = orders(request, model, config, source)
-        headers = of_answer(request, model)
+        names = ignored(request, model)
+        headers = of_answer(model, names)
         with contextlib.ExitStack() as answered:
             answered.enter_context(held.by(key_of(raw), len(wanted)))
             if request.stream:
                 position, updates = await events.accepted(backend, wanted)
                 headers["x-queue-position"] = str(position)  # the head is sent before anybody knows how long it waits
-                shown = events.told(updates, wanted, model, event, bool(request.queue_updates))
+                shown = events.told(updates, wanted, model, event, bool(request.queue_updates), in_body(names))
                 headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
                 lasting = _within(shown, answered.pop_all())
                 return StreamingResponse(lasting, media_type="text/event-stream", headers=headers)
@@ -100,7 +102,7 @@ def _make_images(app: FastAPI, backend: Backend, config: ServeConfig, held: Held
         as_url = request.response_format == "url"
         data = [_item(image, order, model, as_url) for image, order in zip(made.images, wanted, strict=True)]
         body = {"created": int(time.time()), "data": data, **events.facts(wanted[0], model), "usage": events.NO_USAGE}
-        return JSONResponse(body, headers=headers)
+        return JSONResponse(body | in_body(names), headers=headers)
 
     @app.post("/v1/images/generations")
     async def generations(raw: Request, request: GenerationRequest) -> Response:

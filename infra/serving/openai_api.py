@@ -10,18 +10,18 @@ import secrets
 import uuid
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from components.conditioning.classes import class_of
-from components.config import may_be_none, overlaid
+from components.config import may_be_none, overlaid, without_truths_for_numbers
 from components.data.media import Medium
 from components.data.media.image import MEDIUM as IMAGES
 from components.errors import SamplerError
 from components.sampling.requests import BLEND
 from infra.config import ServeConfig
 from infra.serving.api_error import ApiError
-from infra.serving.orders import SampleRequest, SourceImage, Towards, num_steps
+from infra.serving.orders import SampleRequest, SourceImage, Towards, steps_by_part
 from infra.serving.served_model import ServedModel
 
 MAX_SEED = 2**53 - 1  # what every JSON parser reads exactly
@@ -43,9 +43,18 @@ def _of_whole_characters(text: str) -> str:
 Text = Annotated[str, AfterValidator(_of_whole_characters)]
 
 
-class ImageRequest(BaseModel):
+class Fields(BaseModel):
+    """Base of what a request says: true is no number."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_truths(cls, body: Any) -> Any:
+        return without_truths_for_numbers(cls, body)
+
+
+class ImageRequest(Fields):
     """What every request may say. A sampler's own settings (num_inference_steps, guidance_scale, ...) may stand beside
-    these fields; those that it does not have are ignored, as is everything else, and a header says so."""
+    these fields; those that it does not have are ignored, as is everything else, and the answer says so."""
 
     model_config = ConfigDict(extra="allow")
     unused: ClassVar[tuple[str, ...]] = ()  # fields that mean nothing on its route
@@ -70,7 +79,7 @@ class PromptedRequest(ImageRequest):
     negative_prompt: Text | None = None  # what guidance leads away from
 
 
-class BlendRequest(BaseModel):
+class BlendRequest(Fields):
     """Another image to go towards: that of another seed, of another prompt or of both. `share` of the way, for each of
     the images and of seeds that count up alike; without it, the images are steps of one way, from the request's own
     image to the other."""
@@ -206,35 +215,6 @@ def _size(asked: str | None, model: ServedModel, limits: ServeConfig) -> str | N
     return asked
 
 
-def ignored(request: ImageRequest, model: ServedModel) -> list[str]:
-    """Fields of a request that say nothing to the model."""
-    named = [ALIASES.get(name, name) for name, value in request.model_extra.items() if value is not None]
-    found = [name for name in named if name not in model.kind.Settings.model_fields]
-    given = request.model_fields_set
-    found += [name for name in request.unused if name in given and getattr(request, name) is not None]
-    fields = type(request).model_fields
-    for field in ("prompt", "negative_prompt", "instead_of"):
-        if declared(request, field) and model.condition(field) is None:
-            found.append(fields[field].alias or field)
-    return [*found, *_unheard(request, model)]
-
-
-def _unheard(request: ImageRequest, model: ServedModel) -> list[str]:
-    """The setting, if there is one, that a request chooses and the model has, but that changes nothing: guidance of a
-    model that never learned what to be led away from. A negative prompt says that."""
-    if declared(request, "negative_prompt") and model.condition("negative_prompt"):
-        return []
-    asked = _own_settings(request, model)
-    if not asked:
-        return []
-    chosen = model.kind.Settings(**overlaid(model.settings, asked))
-    reason = model.kind.unheard(model.kind.Config(**model.run.config), chosen, model.run.data.outline) or ""
-    name, value = reason.partition(":")[0], asked
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return [] if value is None else [name]
-
-
 def _steering(request: ImageRequest, model: ServedModel, limits: ServeConfig, prompt_name: str) -> dict[str, Any]:
     """The conditions that the prompts mean to the model: texts or classes. What means nothing to it is ignored, like
     any setting that it does not have. `prompt_name`: see order_basics."""
@@ -269,7 +249,7 @@ def _class(param: str, text: str, classes: tuple[str, ...]) -> int:
         raise ApiError(400, message, param=param, code="unknown_class") from None
 
 
-def _own_settings(request: ImageRequest, model: ServedModel) -> dict[str, Any]:
+def own_settings(request: ImageRequest, model: ServedModel) -> dict[str, Any]:
     """The model's settings that a request says, as it says them; null says none where a setting may be none, or
     nothing."""
     fields = model.kind.Settings.model_fields
@@ -280,7 +260,7 @@ def _own_settings(request: ImageRequest, model: ServedModel) -> dict[str, Any]:
 
 def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) -> dict[str, Any]:
     """The model's default settings under the request's own."""
-    known = _own_settings(request, model)
+    known = own_settings(request, model)
     try:
         chosen = model.kind.Settings(**overlaid(model.settings, known))
     except ValidationError as error:
@@ -292,12 +272,17 @@ def _settings(request: ImageRequest, model: ServedModel, limits: ServeConfig) ->
     if reason := model.kind.why_not(model.kind.Config(**model.run.config), chosen, model.run.data.outline):
         raise ApiError(400, reason, param=reason.partition(":")[0])
     settings = chosen.model_dump(mode="json")
-    steps = num_steps(settings)
-    if steps > limits.max_steps:
-        raise ApiError(
-            400, f"num_inference_steps: at most {limits.max_steps}, found {steps}", param="num_inference_steps"
-        )
+    _refuse_too_many_steps(steps_by_part(settings), limits.max_steps)
     return settings
+
+
+def _refuse_too_many_steps(found: dict[str, int], most: int) -> None:
+    """Raises ApiError naming the parts and their sum; its `param` is the part with the most."""
+    if (steps := sum(found.values())) <= most:
+        return
+    parts = "" if len(found) == 1 else f", the sum of {', '.join(f'{value} ({name})' for name, value in found.items())}"
+    param = max(found, key=found.get)
+    raise ApiError(400, f"{param}: at most {most}{' in all' if parts else ''}, found {steps}{parts}", param=param)
 
 
 def _text(value: Any) -> str:
@@ -307,11 +292,20 @@ def _text(value: Any) -> str:
         return "values nested too deeply to be shown"
 
 
+_OF_A_BLOCK = re.compile(r"([a-z][a-z0-9_.]*): (.*)", re.DOTALL)
+
+
 def invalid(errors: list[dict]) -> ApiError:
     """The first thing wrong with a body; `errors` as pydantic lists them."""
     error = errors[0]
     if error["type"] == "json_invalid":
         return ApiError(400, "body: not valid JSON", code="invalid_json")
-    path = ".".join(str(part) for part in error["loc"] if part != "body")
+    place, message = [str(part) for part in error["loc"] if part != "body"], error["msg"]
     found = "" if error["type"] == "missing" else f", found {_text(error['input'])[:80]!r}"
-    return ApiError(400, f"{path or 'body'}: {error['msg']}{found}", param=path or None, code="invalid_value")
+    if error["type"] == "value_error":
+        message = message.removeprefix("Value error, ")
+        # what is wrong with a whole block names the field itself, and what it holds
+        if named := _OF_A_BLOCK.match(message) if isinstance(error["input"], dict) else None:
+            place, message, found = [*place, named[1]], named[2], ""
+    path = ".".join(place)
+    return ApiError(400, f"{path or 'body'}: {message}{found}", param=path or None, code="invalid_value")

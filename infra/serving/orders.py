@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from components.config import Strict
+from components.config import Strict, by_path
 
 
 class SourceImage(Strict):
@@ -59,5 +59,11 @@ class SampleRequest(Strict):
 
 def num_steps(settings: Mapping[str, Any]) -> int:
     """Of a sampler's settings, or of all parts of a composite's, a block each."""
-    blocks = [block for block in settings.values() if isinstance(block, dict)]
-    return settings.get("num_inference_steps", 0) + sum(map(num_steps, blocks))
+    return sum(steps_by_part(settings).values())
+
+
+def steps_by_part(settings: Mapping[str, Any]) -> dict[str, int]:
+    """The numbers of steps in a sampler's settings and in the blocks of a composite's parts, by their keys with dots
+    between."""
+    values = by_path(settings)
+    return {path: value for path, value in values.items() if path.rpartition(".")[2] == "num_inference_steps"}

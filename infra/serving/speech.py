@@ -21,6 +21,7 @@ from infra.serving.answer_headers import of_answer
 from infra.serving.api_error import ApiError
 from infra.serving.backend import Backend
 from infra.serving.http_guards import Held, key_of
+from infra.serving.ignored_fields import ignored
 from infra.serving.openai_api import UNUSED, PromptedRequest, Text, order_basics, refuse_other_medium, seed_of
 from infra.serving.orders import SampleRequest
 from infra.serving.served_model import ServedModel, find
@@ -51,7 +52,7 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig, held: Held) -> None
         order = order_of(request, model, config)
         mime = (PCM | dict(MEDIUM.formats))[file_format]
         unheard = ["voice"] if request.voice and not model.voices else []
-        headers = of_answer(request, model, unheard) | {"x-sample-rate": str(round(model.medium.rate))}
+        headers = of_answer(model, ignored(request, model, unheard)) | {"x-sample-rate": str(round(model.medium.rate))}
         with contextlib.ExitStack() as answered:
             answered.enter_context(held.by(key_of(raw), 1))
             if file_format in STREAMED and model.kind.streams:

@@ -9,13 +9,13 @@ import io
 import time
 import uuid
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from components.data.media.image import fitted, on_white
 from components.data.media.video import FACTOR
@@ -26,6 +26,7 @@ from infra.serving.answer_headers import of_answer
 from infra.serving.api_error import ApiError
 from infra.serving.backend import Backend
 from infra.serving.http_guards import key_of
+from infra.serving.ignored_fields import ignored, in_body
 from infra.serving.openai_api import UNUSED, PromptedRequest, invalid, order_basics, refuse_other_medium, seed_of
 from infra.serving.orders import SampleRequest
 from infra.serving.served_model import ServedModel, find
@@ -43,7 +44,7 @@ class VideoRequest(PromptedRequest):
 
     unused = (*UNUSED, "response_format")
 
-    seconds: str | float | None = None
+    seconds: str | Annotated[float, Field(strict=True)] | None = None
     output_format: Literal[tuple(VIDEOS.formats)] | None = "mp4"
 
 
@@ -79,7 +80,8 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, wo
         )
         await asyncio.to_thread(store.add, job)
         worker.start()
-        return JSONResponse(job.card(), headers=of_answer(request, model))
+        names = ignored(request, model)
+        return JSONResponse(job.card() | in_body(names), headers=of_answer(model, names))
 
     @app.get("/v1/videos")
     async def listed(raw: Request, after: str = "", limit: int = 20, order: Literal["asc", "desc"] = "desc") -> dict:
@@ -107,8 +109,11 @@ def add(app: FastAPI, backend: Backend, config: ServeConfig, store: JobStore, wo
 
 
 def _page(jobs: list[Job], after: str, most: int) -> dict:
-    """Up to `most` of the jobs that come behind the one of an id, as OpenAI lists them."""
+    """Up to `most` of the jobs that come behind the one of an id, as OpenAI lists them. Raises ApiError of an id that
+    is none of theirs, or no more: who pages on from it would see the first ones again."""
     places = [place for place, job in enumerate(jobs) if job.id == after]
+    if after and not places:
+        raise ApiError(404, f"after: no {after[:80]!r} here", param="after", code="not_found")
     rest = jobs[places[0] + 1 :] if places else jobs
     shown = rest[:most]
     ends = {"first_id": shown[0].id, "last_id": shown[-1].id} if shown else {"first_id": None, "last_id": None}

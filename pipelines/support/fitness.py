@@ -101,6 +101,8 @@ def problems(params: Params, info: DataInfo) -> Iterator[str]:
     """What each model cannot take, its block named, of images of these facts."""
     for group in TRAINED:
         for name, block in getattr(params, group).items():
+            if block.training.steps == 0:  # a run that is there, and knows its data
+                continue
             try:
                 data = data_of(params, block.data, info)
                 if data is not None:

@@ -68,7 +68,8 @@ def check(params: Params, where: str) -> None:
         if source is not None:
             _refuse_unless_fits(known[role], params.models[source].family, f"{where}.inputs: {key}: {path}")
     for name in (*params.models, *params.encode):
-        for role, expected in roles(params, name).items():
+        is_held = name in params.models and params.models[name].training.steps == 0
+        for role, expected in ({} if is_held else roles(params, name)).items():
             if expected.needed and role not in params.inputs_of(name):
                 raise ConfigError(f"{where}.inputs: expected {name}/{role}: runs/..., which {name} needs")
             if expected.beside_data:

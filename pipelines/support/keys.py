@@ -26,7 +26,7 @@ from pipelines.support.params import Params
 
 COMMON = {
     "seed": "of every draw, initial weights too: the same seed, the same bytes",
-    "steps": "how long it lasts, in steps of the optimizer",
+    "steps": "how long it lasts, in steps of the optimizer; 0 holds the run that it starts from as it is",
     "batch_size": "rows at once",
     "report_every": "steps from one line of figures to the next",
     "save_every": "steps from one checkpoint to the next, each of which is validated",

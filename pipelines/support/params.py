@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from components.artifacts import run_folder
 from components.config import Strict, parse
 from components.data.info import DataOutline
 from components.errors import ConfigError
@@ -21,7 +22,7 @@ from components.evaluation.generation import AVERAGE, CHECKPOINT, weights_and_se
 from components.evaluation.protocol import EvaluateConfig
 from components.evaluation.search import refuse_bad_space
 from components.families import family_class
-from components.families.base import JUDGE, Sampler
+from components.families.base import JUDGE, START, Sampler
 from components.sources import DataConfig
 from components.training.loop import TrainingConfig
 from infra.config import ClusterConfig, ServeConfig, TrackingConfig
@@ -267,8 +268,10 @@ def _refuse_two_of_a_name(params: Params, where: str) -> None:
 
 def _check_family(params: Params, name: str, block: TrainBlock, where: str) -> None:
     kind = family_class(block.family, f"{where}.family")
+    if block.training.steps == 0:
+        _check_held(params, name, block, where)
     config = parse(kind.Config, inputs.whole_model(params, name), f"{where}.model")
-    if kind.early_nets(config) and not block.training.ema_snapshots:
+    if kind.early_nets(config) and block.training.steps and not block.training.ema_snapshots:
         raise ConfigError(f"{where}.training.ema_snapshots: expected above 0, because model.guide is a snapshot")
     figure_names.check_keep_by(block.training, kind, JUDGE in params.inputs_of(name), f"{where}.training")
     if kind.whole_batch:
@@ -278,7 +281,7 @@ def _check_family(params: Params, name: str, block: TrainBlock, where: str) -> N
             raise ConfigError(f"{where}.family: {block.family!r} does not generate images; it cannot be a sampler")
         if not block.candidates:
             raise ConfigError(f"{where}.candidates: empty; expected at least one setting, [{{}}] for the defaults")
-        outline = DataOutline(_on_latents(params, block), params.inputs_of(name))
+        outline = _outline(params, name)
         for number, candidate in enumerate(block.candidates):
             weights, settings = weights_and_settings(candidate)
             chosen = parse(kind.Settings, settings, f"{where}.candidates.{number}")
@@ -302,8 +305,33 @@ def _check_whole_batch(block: TrainBlock, where: str) -> None:
             f"{where}.training.accumulate: {block.family} compares all rows of a batch, which parts of it cannot; "
             f"expected 1, found {block.training.accumulate}; more workers share a batch out"
         )
-    if block.training.batch_size < 2:
+    if block.training.steps and block.training.batch_size < 2:
         raise ConfigError(f"{where}.training.batch_size: {block.family} compares rows; expected at least 2, found 1")
+
+
+def _check_held(params: Params, name: str, block: TrainBlock, where: str) -> None:
+    """Raises ConfigError of a block without steps that is something else than the run that it starts from."""
+    given = params.inputs_of(name)
+    if START not in given:
+        raise ConfigError(
+            f"{where}.training.steps: 0 holds a run as it is; expected {name}/{START}: runs/... in inputs, or steps "
+            "above 0"
+        )
+    if others := [role for role in given if role != START]:
+        raise ConfigError(f"{where}.training.steps: 0 needs no other input than {START}; found {name}/{others[0]}")
+    if block.model:
+        raise ConfigError(f"{where}.model: expected none beside training.steps: 0, which holds a run as it is")
+
+
+def _outline(params: Params, name: str) -> DataOutline:
+    """Of a model's data or, where it holds a run as it is, of that run's."""
+    block = params.models[name]
+    if block.training.steps:
+        return DataOutline(_on_latents(params, block), params.inputs_of(name))
+    start = Path(os.path.normpath(params.inputs_of(name)[START]))
+    if start == paths.RUNS / start.name and start.name in params.models:
+        return _outline(params, start.name)
+    return run_folder.read_config(start).data.outline
 
 
 def _on_latents(params: Params, block: TrainBlock) -> bool:

@@ -127,6 +127,10 @@ def test_an_imported_model_is_served_and_fine_tuned(runs, tmp_path):
     assert torch.allclose(images[1], images[2], atol=1e-5) and not torch.allclose(images[0], images[1], atol=1e-3)
     again = replace(job, config=tuned.config, inputs=(Input("start", str(runs / "tuned"), "hash"),)).build()
     assert_same(dict(again.nets["adapter_ink"].state_dict()), dict(tuned.nets["adapter_ink"].state_dict()))
+    export.main(["tuned", "--to", "diffusers", str(tmp_path / "merged")])
+    export.main(["merged", "--from", str(tmp_path / "merged")])
+    merged = run_folder.load(runs / "merged").family.sample(requests[0])
+    assert torch.allclose(merged, images[1], atol=1e-4)
     with pytest.raises(ConfigError, match="--adapter: expected NAME=FILE, found 'ink'"):
         export.main(["other", "--from", str(tmp_path / "model"), "--adapter", "ink"])
 

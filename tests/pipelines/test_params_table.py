@@ -31,7 +31,7 @@ def test_the_table_holds_the_keys_of_every_block():
 @pytest.mark.parametrize(
     ("key", "told"),
     [
-        ("training.steps", ["samplers.NAME.training.steps", "whole number, above 0; default: required"]),
+        ("training.steps", ["samplers.NAME.training.steps", "whole number, at least 0; default: required"]),
         ("samplers.ldm.training.steps", ["how long it lasts", "in params.yaml: 400"]),
         ("samplers.ldm.model.backbone.widths", ["channels", "in params.yaml: [64, 128]"]),
         ("samplers.ldm.candidates.0.solver", ["dpmpp_2m", "in params.yaml: unipc"]),

@@ -316,7 +316,9 @@ def test_means_leave_the_figures_alone():
 @pytest.mark.parametrize(
     "bad",
     [
-        {"steps": 0},
+        {"steps": -1},
+        {"steps": 0, "ema_snapshots": 2},
+        {"steps": 0, "keep": "best"},
         {"batch_size": 0},
         {"clip_norm": 0},
         {"clip_norm": -1},

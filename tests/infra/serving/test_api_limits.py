@@ -178,7 +178,8 @@ def test_minus_one_is_any_seed_and_the_largest_has_a_next(run):
 
 
 def test_what_is_ignored_is_told(run):
-    _, headers, _ = post(run(), background="transparent", **{"größe\r\nX-Evil: 1": 2, "guidance_scale": 2})
+    _, headers, body = post(run(), background="transparent", **{"größe\r\nX-Evil: 1": 2, "guidance_scale": 2})
+    assert body["ignored"] == ["background", "größe\r\nX-Evil: 1"]  # OpenAI's clients hide headers
     assert headers["x-ignored"] == "background, gr%C3%B6%C3%9Fe%0D%0AX-Evil%3A%201"
     assert headers["x-model"] == "latent-foundry@3" and int(headers["x-queue-ms"]) >= 0
 
@@ -207,7 +208,39 @@ def test_guidance_that_a_model_never_learned_is_told_as_ignored(run, backend):
     address = run()
     assert post(address, guidance_scale=2)[1]["x-ignored"] == "guidance_scale"
     for heard in ({}, {"guidance_scale": 1}, {"guidance_scale": 2, "negative_prompt": "two"}):
-        assert "x-ignored" not in post(address, **heard)[1]
+        _, headers, body = post(address, **heard)
+        assert "x-ignored" not in headers and "ignored" not in body
+
+
+def test_a_stream_tells_what_is_ignored_with_each_image(run):
+    asked = {"extra_body": {**FAST, "background": "opaque", "eta": 1}, "stream": True, "partial_images": 1}
+    shown = list(client(run()).images.generate(prompt="one", **asked))
+    assert [getattr(event, "ignored", None) for event in shown] == [None, ["background", "eta"]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "told"),
+    [
+        ({"n": True}, "n", "n: Input should be a valid integer"),
+        ({"seed": False}, "seed", "seed: Input should be a valid integer"),
+        ({"blend": {"prompt": "two", "share": True}}, "blend.share", "blend.share: Input should be a valid number"),
+        (
+            {"guidance_interval": [5, 0.2]},
+            "guidance_interval",
+            "guidance_interval: expected 0 <= first < second, found [5.0, 0.2]",
+        ),
+        (
+            {"num_inference_steps": 300},
+            "num_inference_steps",
+            "num_inference_steps: at most 250, found 300",
+        ),
+    ],
+)
+def test_errors_name_the_field_that_is_wrong(run, fields, param, told):
+    status, _, body = post(run(max_steps=250), **fields)
+    assert status == 400
+    assert body["error"]["param"] == param and body["error"]["message"].startswith(told)
+    assert "crops" not in body["error"]["message"] and "reuse" not in body["error"]["message"]
 
 
 def test_fields_of_other_routes_are_ignored_and_told(run, backend):

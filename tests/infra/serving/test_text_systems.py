@@ -73,6 +73,17 @@ def test_a_cascade_makes_the_size_of_any_stage(served):
         made("9x9")
     with pytest.raises(openai.BadRequestError, match="up3: this cascade has no such stage"):
         made("16x16", up3={"augmentation": 0.1})
+    with pytest.raises(openai.BadRequestError) as refused:
+        made("16x16", up1={"num_inference_steps": 18})
+    told = "at most 20 in all, found 21, the sum of 3 (base.num_inference_steps), 18 (up1.num_inference_steps)"
+    assert refused.value.body["message"] == f"up1.num_inference_steps: {told}"
+    assert refused.value.body["param"] == "up1.num_inference_steps"
+    with pytest.raises(openai.BadRequestError) as refused:
+        made("16x16", up1={"guidance_interval": [5, 0.2]})
+    assert refused.value.body["param"] == "up1.guidance_interval"
+    assert refused.value.body["message"].endswith("expected 0 <= first < second, found [5.0, 0.2]")
+    answer = client(address).images.generate(prompt="two", extra_body={"num_inference_steps": 2, "sampler": "heun"})
+    assert answer.ignored == ["num_inference_steps", "sampler"], "a composite's parts have them"
     told = json.loads(ask(address, "/v1/models/latent-foundry")[2])["x-sampler"]
     assert told["own_sizes"] == ["16x16", "8x8"] and "size" in told["accepts"]
     assert told["settings"]["up1.num_inference_steps"] == 2
@@ -100,6 +111,15 @@ def test_sdxl_is_asked_for_sizes_and_crops(served):
     assert np.abs(made("16x8") - own((8, 16))).max() <= 1
     with pytest.raises(openai.BadRequestError, match="refiner_start: the refiner knows the last 0.4 of the way alone"):
         made(refiner_start=0.1)
+    for name, value, least in (
+        ("original_size", [0, 0], 1),
+        ("negative_original_size", [100_000, 1], 1),
+        ("crops_coords_top_left", [-1, 0], 0),
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            made(**{name: value})
+        expected = f"{name}: expected height and width of {least} to 16384 pixels, found '{value}'"
+        assert refused.value.body["message"] == expected and refused.value.body["param"] == name
 
 
 @pytest.mark.parametrize("served", ["unclip"], indirect=True)
@@ -132,7 +152,29 @@ def test_unclip_shows_images_anew_and_leads_them_from_text_to_text(served):
     steered = pixels(api.edit(image=sent("image.png"), prompt="a dog", extra_body={**led, "decoder": decoder}))
     assert np.abs(steered - own(decoder, image=image, prompt=("a dog",), instead_of=("a cat",))).max() <= 1
     assert not np.array_equal(steered, edited)
+    heard = api.edit(image=sent("image.png"), prompt="a dog", extra_body={**led, "text_difference": 0.1})
+    assert not np.array_equal(pixels(heard), edited) and not hasattr(heard, "ignored")
+    unheard = {**extra, "strength": 0.9, "text_difference": 0.1}
+    again = api.create_variation(image=sent("image.png"), extra_body=unheard)
+    assert np.array_equal(pixels(again), varied) and again.ignored == ["strength", "text_difference"]
+    assert api.generate(prompt="a dog", extra_body={**extra, "text_difference": 0.1}).ignored == ["text_difference"]
     with pytest.raises(openai.BadRequestError, match="mask: .* shows images anew and keeps no part of one"):
         api.edit(image=sent("image.png"), mask=sent("mask.png"), prompt="a dog")
     told = json.loads(ask(address, "/v1/models/latent-foundry")[2])["x-sampler"]
     assert told["texts"] and told["edits"] and "decoder.solver" in told["settings_schema"]
+
+
+def test_settings_of_parts_that_a_stable_diffusion_lacks_are_told_as_ignored(tmp_path):
+    pytest.importorskip("transformers")
+    write(tmp_path / "sd", "stable_diffusion", refiner=None)
+    config = ServeConfig(port=free_port(), threads=1, max_steps=20)
+    backend = LocalBackend(tmp_path / "sd", config, settings=fast("stable_diffusion"))
+    with serving(backend, config) as address:
+
+        def ignored(**settings) -> list[str] | None:
+            answer = client(address).images.generate(prompt="a dog", extra_body={"seed": 1, **settings})
+            return getattr(answer, "ignored", None)
+
+        assert ignored(refiner_start=0.3, adapter_scale=0.5) == ["refiner_start", "adapter_scale"]
+        assert ignored(refiner_start=1.0, guidance_scale=3.0) is None
+    backend.engine.stop(timeout=5)

@@ -99,9 +99,16 @@ def test_a_film_is_made_polled_fetched_listed_and_deleted(run, films, tmp_path):
     assert [job.id for job in api.list()] == [other.id, made.id] and not api.list(limit=2).has_more
     first = api.list(order="asc", limit=1)
     assert [job.id for job in first.data] == [made.id] and first.has_more
+    assert [job.id for job in api.list(order="asc", after=made.id).data] == [other.id]
     assert api.delete(made.id).deleted
+    for gone in (made.id, "video_nobody"):
+        with pytest.raises(openai.NotFoundError, match=f"after: no '{gone}' here") as refused:
+            api.list(after=gone)
+        assert refused.value.body["param"] == "after"
     with pytest.raises(openai.NotFoundError):
         api.retrieve(made.id)
+    with pytest.raises(openai.BadRequestError, match="seconds: "):
+        api.create(prompt="one", extra_body={"seconds": True})
     assert [job.id for job in api.list()] == [other.id]
 
 
