@@ -45,6 +45,14 @@ def refuse_unless_planar(shape: tuple[int, ...], multiple: int, name: str) -> No
         raise SamplerError(f"{name}: expected a height and width that are multiples of {multiple}, {found}")
 
 
+def refuse_smaller(shape: tuple[int, ...], least: int, name: str, rows: str = "rows") -> None:
+    """Raises SamplerError, naming the family, of pictures (C, H, W) with a side of fewer than `least` pixels. `rows`:
+    what it sees as these pictures."""
+    if min(shape[1:]) < least:
+        found = f"found {shape_text(shape[1:])}"
+        raise SamplerError(f"{name}: expected {rows} with a height and width of at least {least}, {found}")
+
+
 def refuse_unless_film(shape: tuple[int, ...], frames: int, multiple: int, name: str) -> None:
     """Raises SamplerError, naming the family, unless rows are channels, 1 and a multiple of `frames` frames, height and
     width, and both sides divisible by `multiple`."""

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from components.artifacts import run_folder
-from components.data.dataset import Manifest, read_manifest, verify, write_manifest
+from components.conditioning.text import texts_of_column
+from components.data.dataset import Dataset, Manifest, read_manifest, verify, write_manifest
 from components.data.info import TEACHER, AutoencoderInfo
 from components.data.media import medium
 from components.data.media.tokens import MEDIUM as TOKENS
@@ -29,6 +30,8 @@ from pipelines.support import cli, inputs, paths, remote
 from pipelines.support.inputs import AUTOENCODER, Given
 from pipelines.support.params import Params, TextConfig, load
 from pipelines.support.paths import ROOT
+
+_CAPTIONS = 8192  # that are read at once
 
 
 def encode(params: Params, name: str, images: Path, target: Path) -> Manifest:
@@ -51,6 +54,8 @@ def encode(params: Params, name: str, images: Path, target: Path) -> Manifest:
     if options.tokens is not None:
         source["codebook"] = codebook_of(run, name).fingerprint()
     text = None if options.text is None else open_text(options.text, facts, images)
+    if text is not None and (note := on_cut_captions(text, Dataset(images))):
+        print(f"{name}: {note}", flush=True)
     teacher = None
     if TEACHER in given:
         refuse_blind(given[TEACHER], facts, name)
@@ -145,6 +150,14 @@ def open_text(config: TextConfig, facts: Manifest, images: Path) -> FrozenText:
     if "caption" not in facts.columns:
         raise DataError(f"{images}: no captions; encode.text needs some to embed")
     return text_encoders.read(config.encoder, config.length, "encode.text.encoder")
+
+
+def on_cut_captions(text: FrozenText, dataset: Dataset) -> str | None:
+    """A note on the captions that are longer than a text encoder takes, if there are any."""
+    chunks = dataset.chunks(_CAPTIONS, ("caption",))
+    count, length = sum(text.num_cut(texts_of_column(chunk["caption"])) for chunk in chunks), text.layouts[0].length
+    found = f"{count} of {len(dataset)} captions are longer than {length} tokens and are cut"
+    return f"{found}; text.length says how long they may be, up to the encoder's own" if count else None
 
 
 def write_text(folder: Path, text: FrozenText) -> EncoderLayout:

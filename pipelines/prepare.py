@@ -25,6 +25,7 @@ from pipelines.support.params import load
 TARGET = Path("data/images")
 CACHE = Path(".cache/sources")
 FEW = 10  # training images of a class below which it is named
+_SLACK = 0.001  # seconds that a file may differ from a row's length, as resampling makes it
 _SHOWN = 10  # rejected files named in the summary; the manifest lists all
 
 
@@ -40,24 +41,44 @@ def open_source(config: DataConfig, seed: int, cache: Path) -> Source:
     return sources.read(config, seed, local)
 
 
-def prepare(source: Source, config: DataConfig, target: Path) -> dict[str, Manifest]:
+def prepare(
+    source: Source, config: DataConfig, target: Path, seconds: list[float] | None = None
+) -> dict[str, Manifest]:
     """Writes every split of the source as a data set folder below `target`: all of them or none.
 
-    Returns their manifests. Raises DataError if too many files had to be left out, or a split has no image.
+    Returns their manifests; `seconds` gets how long the rows' files last, of sound and film. Raises DataError if too
+    many files had to be left out, or a split has no image.
     """
     rejected: list[Rejected] = []
+
+    def rows_of(split: str) -> Iterator[sources.Row]:
+        return sources.accepted(source.splits[split](), rejected, config.max_rejected, seconds)
+
     with whole_folder(target) as folder:
-        return {split: _write_split(source, split, config, folder / split, rejected) for split in source.splits}
+        return {
+            split: _write_split(source, split, config, folder / split, rows_of(split), rejected)
+            for split in source.splits
+        }
 
 
-def _write_split(source: Source, split: str, config: DataConfig, folder: Path, rejected: list[Rejected]) -> Manifest:
+def _write_split(
+    source: Source,
+    split: str,
+    config: DataConfig,
+    folder: Path,
+    rows: Iterator[sources.Row],
+    rejected: list[Rejected],
+) -> Manifest:
+    """`rejected` grows as `rows` are read."""
     folder.mkdir()
     num_before = len(rejected)
-    rows = sources.accepted(source.splits[split](), rejected, config.max_rejected)
     rows = told(rows, f"prepare {split}", medium(source.medium).plural)
     buckets = write_buckets(folder, rows, config.rows_per_shard)
     if not buckets:
-        raise DataError(f"data.source {config.source}: no readable {source.medium} for the {split} split; expected one")
+        left_out = sources.left_out(rejected[num_before:])
+        raise DataError(
+            f"data.source {config.source}: no readable {source.medium} for the {split} split; expected one{left_out}"
+        )
     sizes = config.sizes
     return write_manifest(
         folder,
@@ -97,6 +118,18 @@ def summary(manifests: dict[str, Manifest], target: Path, notes: Sequence[str] =
     return "\n".join([*lines, *(f"note: {note}" for note in notes)])
 
 
+def on_lengths(seconds: Sequence[float], config: DataConfig, usual: str) -> tuple[str, ...]:
+    """A note on how many files, of these lengths, are cut or filled to the length of a row. `usual`: the medium."""
+    of, shape = config.of(usual)
+    if not seconds:
+        return ()
+    kept, slack = shape[1] / of.rate, max(_SLACK, 1.5 / of.rate)
+    cut, filled = [one for one in seconds if one > kept + slack], [one for one in seconds if one < kept - slack]
+    told = [f"{len(cut)} cut, the longest of {max(cut):.3g} s"] if cut else []
+    told += [f"{len(filled)} filled, the shortest of {min(filled):.3g} s"] if filled else []
+    return (f"of {len(seconds)} {of.plural}, each a row of {kept:.4g} s: {'; '.join(told)}",) if told else ()
+
+
 def counted(dataset: Dataset) -> Iterator[str]:
     """Each bucket's size and how many rows it has."""
     for bucket, rows in zip(dataset.manifest.buckets, dataset.buckets, strict=True):
@@ -119,8 +152,10 @@ def main(argv: list[str]) -> None:
     params = load()
     source = open_source(params.data, params.seed, CACHE)
     refuse_unfit(params, source)
-    manifests = prepare(source, params.data, TARGET)
-    print(summary(manifests, TARGET, (*source.notes, *too_few(params, manifests), *small_buckets(params, manifests))))
+    seconds: list[float] = []
+    manifests = prepare(source, params.data, TARGET, seconds)
+    notes = (*source.notes, *on_lengths(seconds, params.data, source.medium))
+    print(summary(manifests, TARGET, (*notes, *too_few(params, manifests), *small_buckets(params, manifests))))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from infra.ray_cluster.ray_session import session
 from infra.storage.buckets import check_storage
 from infra.tracking import runs
 from pipelines.support import cli, code_closure, inputs, lineage, paths, remote
-from pipelines.support.fitness import refuse_unmeasurable
+from pipelines.support.fitness import cut_captions, refuse_unmeasurable
 from pipelines.support.params import Params, load, name_of, train_block
 from pipelines.support.paths import ROOT
 from pipelines.support.readiness import refuse_unready
@@ -187,6 +187,8 @@ def main(argv: list[str]) -> None:
         remote.run(params, "pipelines.train", [key], read, [paths.RUNS / job.name, paths.CURVES / job.name])
         return
     check_storage(params.cluster.storage(ROOT))
+    for note in cut_captions(job.family, job.config, job.info, Path(job.data)):
+        print(f"{job.name}: {note}", flush=True)
     state = train_tracked(params, key, job)
     best = ray_train.best_checkpoint(job, params.cluster.storage(ROOT))
     target = paths.RUNS / job.name

@@ -42,9 +42,19 @@ def cut_tokens_of(texts: Sequence[str], length: int) -> Tensor:
 
 
 def tokens_of_column(captions: Tensor, length: int) -> Tensor:
-    """Stored captions (B, any) uint8 -> (B, length) int64; what is longer is cut."""
-    cut = captions[:, :length].long()
-    return F.pad(cut, (0, length - cut.shape[1]))
+    """Stored captions (B, any) uint8 -> (B, length) int64; what is longer is cut, between characters."""
+    kept = captions[:, :length].long()
+    if captions.shape[1] > length:
+        places = torch.arange(length + 1, device=captions.device)
+        begins = (captions[:, : length + 1] & 0xC0) != 0x80  # the other bytes of a character are 10xxxxxx in UTF-8
+        end = (begins * places).amax(1, keepdim=True)  # where what fits ends: at `length`, or with a whole character
+        return kept * (places[:-1] < end)
+    return F.pad(kept, (0, length - kept.shape[1]))
+
+
+def longer_than(captions: Tensor, length: int) -> int:
+    """How many stored captions (B, any) are cut to `length` bytes."""
+    return int((captions[:, length:] != 0).any(1).sum())
 
 
 def texts_of_column(captions: Tensor) -> tuple[str, ...]:
@@ -82,6 +92,7 @@ class Bytes:
 class Embeddings:
     """Embeddings of texts by a frozen encoder; training reads what is stored and never runs it."""
 
+    length = 0  # of texts in bytes: none, it counts tokens
     libraries = LIBRARIES
 
     def __init__(self, layout: EncoderLayout):

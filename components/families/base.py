@@ -115,6 +115,7 @@ class Family:
     inherits: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by role, the config's keys that a run's own stand in for
     held_out: ClassVar[HeldOutLoss | None] = None  # what `held_out_losses` gives; None: it gives nothing
     checkpoint_figures: ClassVar[tuple[str, ...]] = ()  # names of what `validate` gives without a judge
+    caption_limits: Mapping[str, int] = {}  # bytes that captions are cut to, by what says so
     judged_figures: ClassVar[tuple[Definition, ...]] = ()  # what it may give with one, beside those; () does not say
     own_figures: ClassVar[tuple[Definition, ...]] = ()  # what `figures` of a sampler or judge may give; likewise
     crops: bool = False  # whether it trains on crops, of one size a batch, of a data set that has them

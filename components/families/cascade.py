@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from components.composite.base import Composite, chosen, named
 from components.conditioning.low_resolution import LOW, LOW_LEVEL, LowResolution, enlarged, noised, reduced
+from components.conditioning.text import cut
 from components.config import Strict
 from components.data.dataset import Batch
 from components.data.info import DataInfo, DataOutline
@@ -232,8 +233,17 @@ class Model(Composite):
         parts = self.parts.items()
         return torch.stack([part.held_out_losses(columns, draws.fold(name)) for name, part in parts]).mean(0)
 
+    @property
+    def caption_limits(self) -> Mapping[str, int]:
+        return {
+            key.replace("model.", f"model.{name}.", 1): length
+            for name, part in self.parts.items()
+            for key, length in part.caption_limits.items()
+        }
+
     def prompts_of(self, captions: Sequence[str]) -> tuple[str, ...]:
-        return self.parts[BASE].prompts_of(captions)
+        length = min(self.caption_limits.values(), default=0)
+        return cut(captions, length) if length else tuple(captions)
 
 
 _TINY = {"backbone": {"widths": (8, 8), "heads": 2, "context_dim": 8}}

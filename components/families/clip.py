@@ -85,6 +85,10 @@ class Model(Family):
         self.calls = {"image": net.images, "text": net.texts}
         self.phases = (Phase("contrast", "clip", self.loss, config.optimizer),)
 
+    @property
+    def caption_limits(self) -> Mapping[str, int]:
+        return {"model.text.length": self.config.text.length}
+
     def loss(self, net: nn.Module, batch: Batch) -> Losses:
         """Cross-entropy of which text is the image's, and which image the text's, over the rows of all workers."""
         images = augment(self.medium.rows(batch.columns), batch.draws, self.config.shift, self.config.rotate)

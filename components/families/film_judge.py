@@ -23,8 +23,9 @@ from components.metrics.figures import Definition, Figures, named
 from components.metrics.trajectories import TRAJECTORY_ERROR, trajectory_errors
 from components.motion import ROOM, SPEED
 from components.nets.blocks import norm_groups
+from components.nets.classifier import Classifier
 from components.nets.film_classifier import WINDOW, FilmClassifier
-from components.shapes import refuse_unless_film
+from components.shapes import refuse_smaller, refuse_unless_film
 from components.training.optimizers import OptimizerConfig
 
 MOTIONS = ("as taken", "shuffled", "still", "halting")
@@ -66,6 +67,7 @@ class Model(base.Judge):
         refuse_unless_film(data.shape, 1, 1, "film_judge")
         if data.shape[1] < WINDOW:
             raise SamplerError(f"film_judge: expected {WINDOW} frames or more, found {data.shape[1]}")
+        refuse_smaller((data.shape[0], *data.shape[2:]), Classifier.least, "film_judge")
         self.config, self.data = config, data
         answers = len(data.classes) if self.tells_classes else unlabelled_answers(data.shape[0])
         sizes = config.width, config.feature_dim, config.motion_dim, config.norm_groups

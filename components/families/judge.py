@@ -20,7 +20,7 @@ from components.families import base
 from components.families.base import Losses, Phase, Tiny
 from components.nets.blocks import norm_groups
 from components.nets.classifier import Classifier
-from components.shapes import refuse_unless_planar
+from components.shapes import refuse_smaller, refuse_unless_planar
 from components.training.optimizers import OptimizerConfig
 
 TURNS = 4  # ways round that an image is shown
@@ -44,6 +44,11 @@ class Model(base.Judge):
         self.config, self.data = config, data
         shape = tuple(self.medium.seen(torch.zeros(1, *data.shape)).shape[1:])
         refuse_unless_planar(shape, 1, "judge")
+        is_seen = shape == tuple(data.shape)
+        rows = (
+            "rows" if is_seen else f"{self.medium.plural} longer than {self.medium.size(data.shape)}, seen as pictures"
+        )
+        refuse_smaller(shape, Classifier.least, "judge", rows)
         answers = len(data.classes) if self.tells_classes else unlabelled_answers(shape[0])
         # no dropout: its masks would come from the global generator; augmentation and label smoothing regularise
         net = Classifier(shape[0], answers, config.width, config.feature_dim, config.norm_groups, seen=self.medium.seen)

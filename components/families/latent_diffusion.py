@@ -359,6 +359,10 @@ class Model(Levers, Sampler):
         """Decodes, and keeps the images' own pixels where the mask is 0: a decoder changes all a little."""
         return torch.lerp(images, (yield from self.space.decode(latents)), mask)
 
+    @property
+    def caption_limits(self) -> Mapping[str, int]:
+        return {"model.text.length": self.text_inputs.length} if self.texts and self.text_inputs.length else {}
+
     def prompts_of(self, captions: Sequence[str]) -> tuple[str, ...]:
         return self.text_inputs.prompts_of(captions)
 

@@ -33,7 +33,7 @@ from components.nets.unet import UNet2DConditionModel
 from components.sampling.blends import lerp
 from components.sampling.requests import BLEND, Request
 from components.sampling.trajectories import Call
-from components.shapes import per_row
+from components.shapes import per_row, refuse_unless_planar
 from components.spaces import Latents
 from components.training.optimizers import OptimizerConfig
 
@@ -134,6 +134,8 @@ class Model(LatentDiffusion):
         self.config, self.data = config, data
         if data.autoencoder is None:
             raise DataError("stable_diffusion: expected a latent data set, as `encode` writes it; found images")
+        for net in filter(None, (config.backbone, config.refiner)):
+            refuse_unless_planar(data.shape, 2 ** (len(net.widths) - 1), "stable_diffusion")
         self.space = Latents(data, (config.latent_mean, config.latent_std))
         self.autoencoder = self.space.autoencoder
         text = TextEncoders(config.text)
@@ -206,6 +208,10 @@ class Model(LatentDiffusion):
         if RAW_SIZE not in batch.columns:
             return torch.cat([sides, torch.zeros_like(sides), sides], dim=1)  # whole, uncropped
         return torch.cat([*told_sizes(batch, self.config.flips), sides], dim=1)
+
+    @property
+    def caption_limits(self) -> Mapping[str, int]:
+        return {}  # its encoders count tokens
 
     def prompts_of(self, captions: Sequence[str]) -> tuple[str, ...]:
         return tuple(captions)  # the tokenizers cut them

@@ -215,6 +215,12 @@ class Model(Composite):
         true = torch.cat([self.parts[CLIP].nets[CLIP].images(part) for part in rows.split(256)])
         return prior_figures(drawn, true)
 
+    @property
+    def caption_limits(self) -> Mapping[str, int]:
+        own = self.parts[DECODER].caption_limits.items()
+        told = {key.replace("model.", f"model.{DECODER}.", 1): length for key, length in own}
+        return {"its CLIP's model.text.length": self.parts[PRIOR].length, **told}
+
     def prompts_of(self, captions: Sequence[str]) -> tuple[str, ...]:
         decoder = self.parts[DECODER]
         return cut(decoder.prompts_of(captions) if decoder.texts else captions, self.parts[PRIOR].length)

@@ -12,7 +12,9 @@ from components.nets.blocks import ResnetBlock2D, norm_groups
 
 class Classifier(nn.Module):
     """Images (B, C, H, W) -> logits (B, num_classes); `features` gives the (B, feature_dim) before them, of rows that
-    `seen` makes images of, where they are none. `groups`: of its norms."""
+    `seen` makes images of, where they are none. `groups`: of its norms. Each side has `least` pixels or more."""
+
+    least = 4  # halved twice
 
     def __init__(
         self,

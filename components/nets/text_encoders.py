@@ -71,11 +71,23 @@ class TextEncoders(nn.Module):
         device = self.tokenizer_0.device
         numbers = {}
         for number, layout in enumerate(self.layouts):
-            stored = getattr(self, f"tokenizer_{number}").cpu().numpy().tobytes()
-            rows = [encoding.ids for encoding in _tokenizer(stored, layout.length).encode_batch(list(texts))]
+            rows = [encoding.ids for encoding in self._encodings(number, texts)]
             padded = [row + [layout.pad] * (layout.length - len(row)) for row in rows]
             numbers[f"tokens_{number}"] = torch.tensor(padded, device=device)
         return numbers
+
+    def num_cut(self, texts: Sequence[str]) -> int:
+        """How many of the texts have more tokens than an encoder takes."""
+        return sum(
+            any(encoding.overflowing for encoding in of_encoders)
+            for of_encoders in zip(
+                *(self._encodings(number, texts) for number in range(len(self.layouts))), strict=True
+            )
+        )
+
+    def _encodings(self, number: int, texts: Sequence[str]) -> list[Any]:
+        stored = getattr(self, f"tokenizer_{number}").cpu().numpy().tobytes()
+        return _tokenizer(stored, self.layouts[number].length).encode_batch(list(texts))
 
     def forward(self, **tokens: Tensor) -> Tensor:
         contexts, pooled = [], None

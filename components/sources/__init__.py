@@ -7,7 +7,7 @@ decoded rows at once. What becomes of the rows, and how a remote source reaches 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -23,6 +23,7 @@ from components.data.media import Medium, medium, medium_names
 from components.data.media.image import MEDIUM as IMAGES
 from components.data.randomness import hash64
 from components.errors import DataError
+from components.sources.tables import Keys
 
 S3 = "s3://"
 _NAMED = ("digits", "fashion_mnist", "folder", "moving_digits", "spoken_digits")
@@ -30,10 +31,13 @@ _MEDIA = {"moving_digits": "video", "spoken_digits": "audio"}  # of named source
 _LISTED = 5  # rejected files named in an error message
 _HOPELESS = 100  # rejected files beyond max_rejected after which the rest of a source is not looked at
 
+MOST_CAPTION = 4096  # bytes in UTF-8: all rows' captions are stored as wide as the longest
+SECONDS = "seconds"  # of a row: how long its file lasts, where it tells
+
 Row = dict[str, np.ndarray]
 """The medium's column: a row as its medium stores it; label, speaker: int64 (); caption: uint8 (L,), UTF-8 padded with
 zeros; with data.crops those of data/crops.py. All but the first where the source has them, the same columns in every
-row, and, but for frames of crops, the same shapes."""
+row, and, but for frames of crops, the same shapes. Of sound and film also SECONDS, which `accepted` takes out."""
 
 
 class MovingConfig(Strict):
@@ -65,7 +69,9 @@ class DataConfig(Strict):
     # folder or archive with the recordings
     mirror: str | None = None
     caption: str = ""  # of sources with classes and no captions: what is said of each row, as the digit {}
-    label_key: str = Field(default="label", min_length=1)  # source folder: the .jsonl's key for a file's class
+    label_key: str = Field(default="label", min_length=1)  # source folder: the column of a table for a file's class
+    # likewise for its caption, of a WebDataset an ending too; None: caption, text, txt, prompt and the like
+    caption_key: str | None = Field(default=None, min_length=1)
     speaker_key: str | None = None  # likewise for who speaks in it; None: nobody is told apart
     path: Path = Path("data/raw")  # source folder: where the images lie; DVC watches it
     # source folder: read off names and tables; or every sub-folder of it is a class, whatever its name; or none is
@@ -112,6 +118,11 @@ class DataConfig(Strict):
         return medium(name, rate=rate), shape
 
     @property
+    def keys(self) -> Keys:
+        """The columns of tables that say class, caption and speaker."""
+        return Keys(self.label_key, self.caption_key, self.speaker_key)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of a row, channels first."""
         return self.of()[1]
@@ -130,7 +141,8 @@ def image_row(image: Image.Image, config: DataConfig) -> Row:
 def file_row(file: Path | BinaryIO, config: DataConfig, of: Medium, shape: tuple[int, ...]) -> Row:
     """The columns of a file of a medium. Raises DataError with the reason, without the path, if it cannot be read."""
     if config.crops is None:
-        return {of.column: of.read(file, shape)}
+        row, seconds = of.data_row(file, shape)
+        return {of.column: row} | ({SECONDS: np.array(seconds)} if seconds else {})
     return IMAGES.opened(file, lambda image: image_columns(image, shape, config.crops))
 
 
@@ -171,6 +183,8 @@ def captioned(source: Source, template: str) -> Source:
         )
     texts = [template.format(name).encode() for name in source.classes]
     longest = max(map(len, texts))
+    if longest > MOST_CAPTION:
+        raise DataError(f"data.caption: makes a caption of {longest} bytes, expected at most {MOST_CAPTION}")
     columns = [np.frombuffer(text.ljust(longest, b"\0"), np.uint8) for text in texts]
 
     def said(rows: Callable[[], Iterator[Row | Rejected]]) -> Iterator[Row | Rejected]:
@@ -226,24 +240,37 @@ def _moving(config: DataConfig, seed: int) -> Source:
     )
 
 
-def accepted(items: Iterable[Row | Rejected], rejected: list[Rejected], max_rejected: int) -> Iterator[Row]:
-    """The rows among `items`; the others are appended to `rejected`, which several splits may share.
+def accepted(
+    items: Iterable[Row | Rejected], rejected: list[Rejected], max_rejected: int, seconds: list[float] | None = None
+) -> Iterator[Row]:
+    """The rows among `items`; the others are appended to `rejected`, which several splits may share, and how long the
+    rows' files last to `seconds`.
 
     Raises DataError when more than `max_rejected` were left out: at the end of the stream, so that the message counts
     them all, or at once when there are very many.
     """
     for item in items:
         if not isinstance(item, Rejected):
-            yield item
+            if SECONDS in item and seconds is not None:
+                seconds.append(float(item[SECONDS]))
+            yield {name: part for name, part in item.items() if name != SECONDS}
             continue
         rejected.append(item)
         if len(rejected) > max_rejected + _HOPELESS:
             break
     if len(rejected) > max_rejected:
-        named = "; ".join(f"{file.path} ({file.reason})" for file in rejected[:_LISTED])
-        more = "; ..." if len(rejected) > _LISTED else ""
-        found = f"found at least {len(rejected)}: {named}{more}"
+        found = f"found at least {len(rejected)}: {_named(rejected)}"
         raise DataError(f"data.max_rejected allows {max_rejected} files to be left out, {found}")
+
+
+def left_out(rejected: Sequence[Rejected]) -> str:
+    """The end of a message on what was left out: how many files, the first of them and why. Empty of none."""
+    return f"; left out {len(rejected)}: {_named(rejected)}" if rejected else ""
+
+
+def _named(rejected: Sequence[Rejected]) -> str:
+    named = "; ".join(f"{file.path} ({file.reason})" for file in rejected[:_LISTED])
+    return f"{named}; ..." if len(rejected) > _LISTED else named
 
 
 def split_rank(seed: int, name: str | int) -> float:

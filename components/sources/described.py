@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,7 +20,7 @@ from PIL import Image
 from components.data.dataset import Rejected
 from components.data.media import Medium
 from components.errors import DataError
-from components.sources import S3, DataConfig, Row, Source, file_row, split_rank
+from components.sources import MOST_CAPTION, S3, DataConfig, Row, Source, file_row, left_out, split_rank
 from components.sources.layouts import Arranged, Described, Item, name_of
 
 Contents = Callable[[list[Item]], Iterator[tuple[Item, Path | BinaryIO | None]]]
@@ -62,14 +62,25 @@ def source_of(
     added ones move no others. Raises DataError of fewer than two.
     """
     of, shape = config.of()
+    arranged = replace(
+        arranged,
+        train=list(map(_checked, arranged.train)),
+        test=None if arranged.test is None else list(map(_checked, arranged.test)),
+    )
     items = [*arranged.train, *(arranged.test or ())]
     described = {item.name: item for item in items if isinstance(item, Described)}
     classes = tuple(sorted({item.label for item in described.values() if item.label is not None}))
     speakers = tuple(sorted({item.speaker for item in described.values() if item.speaker is not None}))
     parts = {"train": arranged.train, "test": arranged.test}
     if parts["test"] is None:
+        if len(described) < 2:
+            rejected = left_out([item for item in items if isinstance(item, Rejected)])
+            raise DataError(
+                f"{folder}: found {len(described)} usable {of.plural}; expected at least two, to train and to test on"
+                f"{rejected}"
+            )
         labels = {name: item.label for name, item in described.items()}
-        in_test = held_out(set(described), seed, config.test_fraction, folder, labels)
+        in_test = held_out(set(described), seed, config.test_fraction, labels)
         parts = {"train": [], "test": []}
         for item in items:
             parts["test" if name_of(item) in in_test else "train"].append(item)
@@ -80,7 +91,6 @@ def source_of(
     told: dict[str, str | int | float] = {"source": where, "seed": seed, **facts}
     told |= {"test_split": "given"} if arranged.test is not None else {"test_fraction": config.test_fraction}
     told |= {"unused_validation_images": arranged.unused} if arranged.unused else {}
-    notes = (f"{arranged.unused} images of its validation split are in neither: its test split is the test split",)
     return Source(
         classes=classes,
         facts=told,
@@ -89,21 +99,36 @@ def source_of(
         rate=of.rate,
         speakers=speakers,
         captions=any(item.caption is not None for item in described.values()),
-        notes=notes * bool(arranged.unused),
+        notes=(*_notes(arranged, list(described.values())), *arranged.notes),
     )
+
+
+def _checked(item: Item) -> Item:
+    """The item, left out with the reason if its caption is blank or too long."""
+    if isinstance(item, Rejected) or item.caption is None:
+        return item
+    if not item.caption.strip():
+        return Rejected(path=item.name, reason="has no caption: its text is blank")
+    size = len(item.caption.encode())
+    if size > MOST_CAPTION:
+        return Rejected(path=item.name, reason=f"its caption has {size} bytes, expected at most {MOST_CAPTION}")
+    return item
+
+
+def _notes(arranged: Arranged, described: list[Described]) -> Iterator[str]:
+    if arranged.unused:
+        yield f"{arranged.unused} images of its validation split are in neither: its test split is the test split"
+    if several := sum(item.captions > 1 for item in described):
+        yield f"{several} of {len(described)} have several captions: the first of each is taken"
 
 
 def _rows(decode: Decoder, contents: Contents, part: list[Item]) -> Iterator[Row | Rejected]:
     return _ordered_map(decode, contents(part))
 
 
-def held_out(
-    names: set[str], seed: int, fraction: float, folder: Path, classes: Mapping[str, str | None] | None = None
-) -> set[str]:
-    """The names whose images make the test split: each with probability `fraction`, but never none and never all, nor
-    all of one of the `classes`, by name. Raises DataError if there are fewer than two."""
-    if len(names) < 2:
-        raise DataError(f"{folder}: found {len(names)} usable images; expected at least two, to train and to test on")
+def held_out(names: set[str], seed: int, fraction: float, classes: Mapping[str, str | None] | None = None) -> set[str]:
+    """Which of two or more names have images that make the test split: each with probability `fraction`, but never none
+    and never all, nor all of one of the `classes`, by name."""
     ranked = sorted(names, key=lambda name: (split_rank(seed, name), name))
     num_test = sum(split_rank(seed, name) < fraction for name in names)
     num_test = min(max(1, num_test), len(ranked) - 1)

@@ -20,11 +20,11 @@ from components.errors import DataError
 from components.sources import S3, DataConfig, Source, packed
 from components.sources.described import source_of
 from components.sources.layouts import LAYOUTS, Described, Files, Item, arrange
+from components.sources.sidecars import SIDE_STEMS
 
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 _SIDE_SUFFIXES = {".txt", ".md", ".rst", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".html", ".log"}
 _SIDE_SUFFIXES |= {".caption", ".npz", ".safetensors"}  # texts, and what other tools cache of images
-_SIDE_STEMS = {"license", "licence", "copying", "notice", "readme", "authors", "changelog", "checksums", "sha256sums"}
 _MEDIA = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff"}
 _MEDIA |= {".mp4", ".m4v", ".webm", ".mkv", ".mov", ".avi"}  # beside what Pillow reads
 _PACKED = {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".parquet", ".arrow", ".tfrecord", ".h5", ".hdf5", ".mdb"}
@@ -43,7 +43,7 @@ def read(folder: Path, config: DataConfig, seed: int) -> Source:
         raise DataError(f"{folder}: holds no {of.name}; {LAYOUTS.format(rows=of.plural)}")
     if config.layout == "auto" and (archives := packed.archives(files)):
         return packed.read(files, archives, config, seed)
-    arranged = arrange(files, config.layout, config.label_key, config.speaker_key)
+    arranged = arrange(files, config.layout, config.keys)
     contents = functools.partial(_contents, of)
     return source_of(arranged, contents, folder, config, seed, side_files=len(files.side_files))
 
@@ -98,7 +98,7 @@ def _is_litter(name: str) -> bool:
 
 
 def _is_side_file(path: Path) -> bool:
-    is_named_so = path.name.split(".")[0].lower() in _SIDE_STEMS and not _is_named_as_data(path)
+    is_named_so = path.name.split(".")[0].lower() in SIDE_STEMS and not _is_named_as_data(path)
     return is_named_so or path.suffix.lower() in _SIDE_SUFFIXES
 
 

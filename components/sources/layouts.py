@@ -7,6 +7,7 @@ would have to be guessed is refused.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -16,16 +17,16 @@ from typing import Literal
 
 from components.data.dataset import Rejected
 from components.errors import DataError
-from components.sources import tables
-from components.sources.tables import Locator, composed, text_of
+from components.sources import sidecars, tables
+from components.sources.tables import Keys, Locator, composed
 
 Layout = Literal["auto", "classes", "flat"]
-SIDECARS = (".txt", ".caption")
 LAYOUTS = (  # `rows`: images, or what else the files hold
     "expected class sub-folders with {rows}, {rows} with a .jsonl or .csv that names them or with a .txt each, or "
     "{rows} alone"
 )
 _WITHOUT = "data.layout: classes or flat does without"
+_NAMED = 5  # files that a note names
 _SPLIT = re.compile(
     r"(train|training|val|valid|validation|dev|test|testing)(ing)?[-_]?(\d+|set|images)?", re.IGNORECASE
 )
@@ -33,8 +34,6 @@ _WRAPPERS = {"images", "image", "imgs", "img", "jpegimages", "jpg", "jpeg", "png
 _NO_CLASSES = {*_WRAPPERS, "masks", "mask", "labels", "annotations", "segmentationclass", "segmentationobject", "reg"}
 _KOHYA = re.compile(r"([1-9]\d*)_(.+)")  # repeats, and the words for images without a text
 _SHARD = re.compile(r"\d{5,}(_.*)?")  # as img2dataset names them; shorter numbers are classes
-_NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
-_BOX = re.compile(rf"\s*\d+(\s+{_NUMBER}){{4,}}\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,7 @@ class Described:
     speaker: str | None = None
     start: int = 0
     size: int = 0
+    captions: int = 1  # that it came with; `caption` is the first
 
 
 Item = Described | Rejected
@@ -59,11 +59,12 @@ Item = Described | Rejected
 @dataclass
 class Arranged:
     """A folder's images by split. `test` is None where the folder has no split of its own; `unused`: how many images
-    lie in a validation split beside a test split."""
+    lie in a validation split beside a test split; `notes`: what is told of the folder beside."""
 
     train: list[Item]
     test: list[Item] | None = None
     unused: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -97,7 +98,7 @@ class _Part:
     shared: bool = False
 
 
-def arrange(files: Files, layout: Layout, label_key: str, speaker_key: str | None = None) -> Arranged:
+def arrange(files: Files, layout: Layout, keys: Keys) -> Arranged:
     """Reads a folder's layout. Raises DataError of one that is none, or that would have to be guessed."""
     where = files.folder
     if layout == "flat":
@@ -108,24 +109,34 @@ def arrange(files: Files, layout: Layout, label_key: str, speaker_key: str | Non
     if not any(part.tables for part in parts) and (foreign := _foreign(files)):
         raise DataError(
             f"{where / foreign}: describes the images in a form that is not read; expected a .jsonl or .csv with a "
-            f"line an image, of {tables.FILE_KEYS[0]} and caption or {label_key}; {_WITHOUT}"
+            f"line an image, of {tables.FILE_KEYS[0]} and caption or {keys.label}; {_WITHOUT}"
         )
     if unread := sorted(
         set(filter(tables.is_table, files.side_files.values())) - {t for p in parts for t, _ in p.tables}
     ):
         raise DataError(f"{unread[0]}: a table of images in a sub-folder; expected it in {where}; {_WITHOUT}")
+    if not any(part.tables for part in parts):
+        keys.refuse_unknown((), tuple, f"{where}: no table of the images in it")
     locator = Locator(files.images)
-    found = {part.name: _described(part, files, locator, label_key, speaker_key) for part in parts}
+    found = {part.name: _described(part, files, locator, keys) for part in parts}
     found["train" if "train" in found else next(iter(found))] += _unnamed(parts, found)
     refuse_unlike(found, where)
+    notes = () if any(part.tables for part in parts) else _on_orphans(files)
     if list(found) == [""]:
-        return Arranged(found[""])
+        return Arranged(found[""], notes=notes)
     if "train" not in found:
         names = ", ".join(f"{name}/" for name in found)
         raise DataError(f"{where}: found {names} and no train/; expected it beside, or data.layout: classes")
     test = found.get("test", found.get("val"))
     unused = found.get("val", []) if "test" in found else []
-    return Arranged(found["train"], test, len(unused))
+    return Arranged(found["train"], test, len(unused), notes)
+
+
+def _on_orphans(files: Files) -> tuple[str, ...]:
+    """A note on texts without an image, where texts beside images are read."""
+    found = sidecars.orphans(files.images, files.side_files)
+    named = ", ".join(found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
+    return (f"texts with no image beside them ({len(found)}): {named}",) if found else ()
 
 
 def _foreign(files: Files) -> str | None:
@@ -204,19 +215,19 @@ def _checked(part: _Part, where: Path) -> _Part:
     return part
 
 
-def _described(part: _Part, files: Files, locator: Locator, label_key: str, speaker_key: str | None) -> list[Item]:
+def _described(part: _Part, files: Files, locator: Locator, keys: Keys) -> list[Item]:
     where = files.folder / part.base
     if part.tables:
         ((table, base),) = part.tables
-        return _by_table(part, table, base, locator, label_key, speaker_key)
-    texts = _sidecars(part, files)
+        return _by_table(part, table, base, locator, keys)
+    texts = sidecars.captions(part.images, files.side_files)
     tops, direct = _tops(part.images, part.base), _direct(part.images, part.base)
     kohya = [_KOHYA.fullmatch(top) for top in tops]
     if tops and not direct and all(kohya) and (texts or len(tops) == 1):
         return _by_repeats(part, texts)
     if not texts:
         return _by_class(part, where) if tops else [Described(name, path) for name, path in part.images.items()]
-    _refuse_boxes(texts, where)
+    sidecars.refuse_boxes(texts, where, _WITHOUT)
     are_shards = all(_SHARD.fullmatch(top) for top in tops)
     items = _by_class(part, where) if tops and not are_shards else [Described(n, p) for n, p in part.images.items()]
     return [_with_text(item, texts) if isinstance(item, Described) else item for item in items]
@@ -233,16 +244,17 @@ def _by_class(part: _Part, where: Path) -> list[Item]:
     ]
 
 
-def _by_table(
-    part: _Part, table: Path, base: str, locator: Locator, label_key: str, speaker_key: str | None
-) -> list[Item]:
-    lines = list(tables.parse(table, label_key, speaker_key))
-    has_caption, has_label = (any(key in line for line in lines) for key in ("caption", "label"))
+def _by_table(part: _Part, table: Path, base: str, locator: Locator, keys: Keys) -> list[Item]:
+    lines = list(tables.parse(table, keys))
+    said = {name for line in lines for name in line}
+    has_caption, has_label = "caption" in said, "label" in said
+    keys.refuse_unknown(said, functools.partial(tables.columns_of, table), table)
     if not has_caption and not has_label:
         if table.name.lower() == tables.STYLEGAN and not lines:  # its way to say that there are no classes
             return [Described(name, path) for name, path in part.images.items()]
         raise DataError(
-            f"{table}: no line has a caption or label; expected one of {', '.join(tables.CAPTION_KEYS)}, {label_key}"
+            f"{table}: no line has a caption or label; expected one of {', '.join((*keys.captions, keys.label))}, or "
+            f"data.caption_key or data.label_key to name a column; found {tables.listed(tables.columns_of(table))}"
         )
     items: list[Item] = []
     for line in lines:
@@ -252,15 +264,14 @@ def _by_table(
             continue  # of another split; what nobody has is told with the first
         if not problem and not is_known:
             problem = f"lies outside {part.base}, which {table.name} describes"
-        for column, wanted in (("caption", has_caption), ("label", has_label), ("speaker", bool(speaker_key))):
+        for column, wanted in (("caption", has_caption), ("label", has_label), ("speaker", bool(keys.speaker))):
             problem = problem or (
                 f"its line in {table.name} has no {column}" if wanted and column not in line else None
             )
         if problem:
             items.append(Rejected(path=name, reason=problem))
         else:
-            described = (line.get(column) for column in ("label", "caption"))
-            items.append(Described(name, part.images[name], *described, speaker=line.get("speaker")))
+            items.append(Described(name, part.images[name], **{one: line[one] for one in line if one != "file"}))
     named = {name_of(item) for item in items}
     if part.own:
         unnamed = f"no line of {table.name} names it"
@@ -286,45 +297,6 @@ def _by_repeats(part: _Part, texts: Mapping[str, str]) -> list[Item]:
         Described(name, part.images[name], None, texts.get(name, match[2]), int(match[1]) // common)
         for name, match in found.items()
     ]
-
-
-def _sidecars(part: _Part, files: Files) -> dict[str, str]:
-    """The first line of the text beside each image that has one: `1.txt` or `1.png.txt` of `1.png`. Raises DataError of
-    an image with two, or of one that is no text."""
-    texts = {_lower_suffix(name): path for name, path in files.side_files.items()}
-    found = {}
-    for name in part.images:
-        stem = name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name
-        named = [f"{start}{suffix}" for start in dict.fromkeys((stem, name)) for suffix in SIDECARS]
-        beside = [texts[one] for one in named if one in texts]
-        if len(beside) > 1:
-            raise DataError(f"{beside[0]}: found {beside[1].name} beside it; expected one text an image")
-        if beside:
-            found[name] = first_line(text_of(beside[0]), beside[0])
-    return found
-
-
-def _lower_suffix(name: str) -> str:
-    start, dot, suffix = name.rpartition(".")
-    return f"{start}{dot}{suffix.lower()}"
-
-
-def first_line(text: str, where: str | Path) -> str:
-    """The first line of a text that is not blank, or nothing. Raises DataError, naming `where`, of a zero byte, which
-    would end a stored caption."""
-    if "\0" in text:
-        raise DataError(f"{where}: expected a caption, found a zero byte")
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
-
-
-def _refuse_boxes(texts: Mapping[str, str], where: Path) -> None:
-    said = [text for text in texts.values() if text]  # an image without objects has an empty one
-    if said and all(map(_BOX.fullmatch, said)):
-        example = said[0]
-        raise DataError(
-            f"{where}: the texts beside the images hold a detector's boxes ({example[:40]!r}); expected captions; "
-            f"{_WITHOUT}"
-        )
 
 
 def _with_text(item: Described, texts: Mapping[str, str]) -> Item:

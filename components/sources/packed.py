@@ -5,6 +5,7 @@ Only descriptions are held in memory; contents are read where they lie, a few at
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from components.errors import DataError
 from components.sources import DataConfig, Source
 from components.sources.described import Contents, source_of
 from components.sources.layouts import Arranged, Described, Files, Item, refuse_unlike, split_of
+from components.sources.tables import Keys, listed
 
 SUFFIXES = (".tar", ".parquet")
 _SPLIT = re.compile(r"[a-z]+(?=$|[-_.\d])", re.IGNORECASE)  # the word that a file's name begins with
@@ -48,9 +50,12 @@ def read(files: Files, found: dict[str, Path], config: DataConfig, seed: int) ->
     if left_out and len(left_out) == sum(map(len, items.values())):
         raise DataError(f"{files.folder}: nothing in it can be read, {left_out[0].path} first: {left_out[0].reason}")
     refuse_unlike(items, files.folder)
+    notes = _columns_told(
+        items, functools.partial(kind.columns_of, next(iter(found.values())), config), files.folder, config.keys
+    )
     test = items.get("test", items.get("val"))
     unused = len(items.get("val", ())) if "test" in items else 0
-    arranged = Arranged(items.get("train", items.get("", [])), test, unused)
+    arranged = Arranged(items.get("train", items.get("", [])), test, unused, notes)
     facts = {"format": kind.NAME, "files": len(found)}
     return source_of(arranged, contents, files.folder, config, seed, **facts)
 
@@ -71,6 +76,30 @@ def _splits(folder: Path, found: dict[str, Path]) -> dict[str, list[str]]:
     if "" not in splits and "train" not in splits:
         raise DataError(f"{folder}: found {', '.join(splits)} and no train; expected files of it beside")
     return splits
+
+
+def _columns_told(
+    items: dict[str, list[Item]],
+    columns: Callable[[], tuple[str, ...]],
+    folder: Path,
+    keys: Keys,
+) -> tuple[str, ...]:
+    """A note on images of which nothing is said, though something lies beside them. Raises DataError of a column that
+    the user names and that there is not. `columns`: those of the first file."""
+    said = {
+        name
+        for part in items.values()
+        for item in part
+        if isinstance(item, Described)
+        for name in ("caption", "label")
+        if getattr(item, name) is not None
+    }
+    keys.refuse_unknown(said, columns, folder)
+    found = () if said else columns()
+    if not found:
+        return ()
+    cure = "data.caption_key or data.label_key may name one of them"
+    return (f"nothing is read as caption or class; found {listed(found)}: {cure}",)
 
 
 def _alike(items: dict[str, list[Item]]) -> dict[str, list[Item]]:

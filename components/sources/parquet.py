@@ -39,9 +39,20 @@ def items(path: Path, name: str, config: DataConfig) -> Iterator[Item]:
         yield Rejected(path=name, reason=f"cannot be read as Parquet beyond its first {row} rows ({_line(error)})")
 
 
+def columns_of(path: Path, config: DataConfig) -> tuple[str, ...]:
+    """The names of a file's columns, but that of its images; none of one that cannot be read."""
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            images = _image_column(file, path).partition(".")[0]
+            return tuple(name for name in file.schema_arrow.names if name != images)
+    except (pa.ArrowException, OSError):
+        return ()
+
+
 def _described(file: pq.ParquetFile, config: DataConfig) -> Iterator[dict[str, object]]:
     """What each row says besides its image, by column in lower case."""
-    wanted = {*tables.CAPTION_KEYS, plain(config.label_key), plain(config.speaker_key or "")}
+    keys = config.keys
+    wanted = {*keys.captions, plain(keys.label), plain(keys.speaker or "")}
     columns = [column for column in file.schema_arrow.names if plain(column) in wanted]
     classes = _class_names(file.schema_arrow)
     for lines in _lines(file, columns):
@@ -51,7 +62,7 @@ def _described(file: pq.ParquetFile, config: DataConfig) -> Iterator[dict[str, o
 
 def _item(path: Path, name: str, row: int, content: dict[str, object], config: DataConfig) -> Item:
     try:
-        told = tables.description(content, "its row", config.label_key, config.speaker_key)
+        told = tables.description(content, "its row", config.keys)
         return Described(name, path, **told, start=row)
     except DataError as error:
         return Rejected(path=name, reason=str(error))

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from components.data.dataset import Rejected
-from components.data.media.audio import fitted, samples
+from components.data.media import Medium
 from components.errors import DataError
-from components.sources import DataConfig, Row, Source
+from components.sources import SECONDS, DataConfig, Row, Source
 from components.sources.digits import CLASSES
 
 HELD_OUT_TAKES = 5  # of each speaker and digit: the publisher's own split
@@ -35,7 +35,7 @@ def read(config: DataConfig) -> Source:
     found = recordings(config.mirror)
     speakers = tuple(sorted({_NAME.fullmatch(name)[2] for name in found}))
     of, shape = config.of("audio")
-    rows = functools.partial(_rows, found, speakers, of.rate, shape)
+    rows = functools.partial(_rows, found, speakers, of, shape)
     return Source(
         classes=CLASSES,
         facts={"source": "spoken_digits", "recordings": len(found)},
@@ -73,19 +73,20 @@ def _of_archive(path: Path) -> dict[str, bytes]:
 
 
 def _rows(
-    found: Recordings, speakers: tuple[str, ...], rate: float, shape: tuple[int, ...], held_out: bool
+    found: Recordings, speakers: tuple[str, ...], of: Medium, shape: tuple[int, ...], held_out: bool
 ) -> Iterator[Row | Rejected]:
     for name, content in found.items():
         digit, speaker, take = _NAME.fullmatch(name).groups()
         if (int(take) < HELD_OUT_TAKES) != held_out:
             continue
         try:
-            values = fitted(samples(io.BytesIO(content), rate), shape)
+            values, seconds = of.data_row(io.BytesIO(content), shape)
         except DataError as error:
             yield Rejected(path=name, reason=str(error))
             continue
         yield {
-            "audio": values,
+            of.column: values,
+            SECONDS: np.array(seconds),
             "label": np.array(int(digit), np.int64),
             "speaker": np.array(speakers.index(speaker), np.int64),
         }

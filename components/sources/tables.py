@@ -1,7 +1,8 @@
 """Tables that describe the images of a folder: a .jsonl, .csv or .tsv with a line an image, or StyleGAN's dataset.json.
 
 A line names its image under one of FILE_KEYS, relative to the table's folder or to the whole one, and says a caption
-under one of CAPTION_KEYS, a class under data.label_key, or both. Keys are compared without case and outer space.
+under one of CAPTION_KEYS or data.caption_key, a class under data.label_key, or both. Keys are compared without case and
+outer space. A blank caption is none; of several, which come as a list, the first is taken.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from components.errors import DataError
 
 FILE_KEYS = ("file_name", "image", "file", "filename", "image_path", "path", "filepath", "image_name", "image_file")
-CAPTION_KEYS = ("caption", "text", "prompt", "description", "comment")
+CAPTION_KEYS = ("caption", "captions", "text", "txt", "prompt", "description", "comment", "alt_text")
 SUFFIXES = {".jsonl", ".csv", ".tsv"}
 STYLEGAN = "dataset.json"  # {"labels": [["00000/img.png", 6], ...] or null}
 # files by which other tools describe images, and which mean nothing here
@@ -30,9 +32,42 @@ _FOREIGN = re.compile(
 )
 _UTF8 = "utf-8-sig"  # with a byte order mark or without
 _DELIMITERS = ",;\t|"
+_LISTED = 20  # columns that a message names
 
-Line = dict[str, str]
-"""A line of a table: `file`, and `caption`, `label`, `speaker` where it has them."""
+Line = dict[str, str | int]
+"""A line of a table: `file`, and `caption`, `label`, `speaker` where it has them; `captions`: how many, of several."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The columns that say class, caption and speaker, as the block `data` names them. A caption without a name is
+    under one of CAPTION_KEYS; speakers without one are not told apart."""
+
+    label: str = "label"
+    caption: str | None = None
+    speaker: str | None = None
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Those that may hold a caption, the preferred one first, as keys are compared."""
+        return CAPTION_KEYS if self.caption is None else (plain(self.caption),)
+
+    def refuse_unknown(self, found: Collection[str], columns: Callable[[], Iterable[str]], where: object) -> None:
+        """Raises DataError, naming `where` and the `columns` there, of a caption or class whose column the user names,
+        and that is not among what is `found` of images."""
+        named = {"caption": self.caption, "label": self.label if self.label != Keys().label else None}
+        for name, key in named.items():
+            if key is not None and name not in found:
+                raise DataError(
+                    f"{where}: data.{name}_key {key}: nothing says a {name} there; found {listed(columns())}"
+                )
+
+
+def listed(columns: Iterable[str]) -> str:
+    """The first columns, for messages."""
+    every = list(columns)
+    more = f" and {len(every) - _LISTED} more" if len(every) > _LISTED else ""
+    return ", ".join(f"{name:.40}" for name in every[:_LISTED]) + more if every else "no columns"
 
 
 def is_table(path: Path) -> bool:
@@ -51,13 +86,22 @@ def is_foreign(path: Path) -> bool:
     return path.suffix.lower() in {".json", *SUFFIXES} and bool(_FOREIGN.search(path.stem)) and not is_table(path)
 
 
-def parse(table: Path, label_key: str, speaker_key: str | None = None) -> Iterator[Line]:
-    """Each line of a table. Raises DataError naming the line that does not name an image."""
+def _contents(table: Path) -> Iterator[tuple[str, object]]:
+    """What each line holds, with where it stands."""
     if table.name.lower() == STYLEGAN:
-        rows: Iterator[tuple[str, object]] = _stylegan_rows(table)
-    else:
-        rows = _json_lines(table) if table.suffix.lower() == ".jsonl" else _csv_rows(table)
-    for where, content in rows:
+        return _stylegan_rows(table)
+    return _json_lines(table) if table.suffix.lower() == ".jsonl" else _csv_rows(table)
+
+
+def columns_of(table: Path) -> tuple[str, ...]:
+    """The names of a table's columns, or the keys of its first lines, as they are written."""
+    lines = itertools.islice(_contents(table), 100)
+    return tuple(dict.fromkeys(str(key) for _, content in lines if isinstance(content, dict) for key in content))
+
+
+def parse(table: Path, keys: Keys) -> Iterator[Line]:
+    """Each line of a table. Raises DataError naming the line that does not name an image."""
+    for where, content in _contents(table):
         if not isinstance(content, dict):
             raise DataError(f"{where}: expected an object with one of {', '.join(FILE_KEYS)}, found {content!r:.80}")
         content = plain_keys(content)
@@ -66,7 +110,7 @@ def parse(table: Path, label_key: str, speaker_key: str | None = None) -> Iterat
             raise DataError(
                 f"{where}: expected the image's path under one of {', '.join(FILE_KEYS)}, found {file!r:.80}"
             )
-        yield {"file": file, **description(content, where, label_key, speaker_key)}
+        yield {"file": file, **description(content, where, keys)}
 
 
 def plain_keys(content: Mapping[object, object]) -> dict[str, object]:
@@ -177,23 +221,31 @@ def _stylegan_rows(table: Path) -> Iterator[tuple[str, object]]:
         yield where, {"file": pair[0], "label": pair[1]}
 
 
-def description(content: Mapping[str, object], where: str, label_key: str, speaker_key: str | None = None) -> Line:
+def description(content: Mapping[str, object], where: str, keys: Keys) -> Line:
     """What an object of plain keys says of an image. Raises DataError, naming `where`, of what cannot be a caption or a
     name."""
-    found = {}
-    caption = _first(content, CAPTION_KEYS)
-    if caption is not None:
-        # a zero byte would end the stored caption; lone surrogates have no UTF-8
-        if not isinstance(caption, str) or "\0" in caption or caption.encode("utf-8", "replace").decode() != caption:
-            raise DataError(f"{where}: expected the caption to be text, found {caption!r:.80}")
-        found["caption"] = caption
-    for name, key in {"label": label_key, "speaker": speaker_key}.items():
+    found: Line = {}
+    if captions := next(filter(None, (_captions(content.get(key), where) for key in keys.captions)), None):
+        found["caption"] = captions[0]
+        if len(captions) > 1:
+            found["captions"] = len(captions)
+    for name, key in {"label": keys.label, "speaker": keys.speaker}.items():
         value = content.get(plain(key)) if key else None
         if value is not None:
             if not isinstance(value, str | int) or isinstance(value, bool):
                 raise DataError(f"{where}: expected the {name} to be a name or number, found {value!r:.80}")
             found[name] = str(value)
     return found
+
+
+def _captions(value: object, where: str) -> list[str]:
+    """The captions that a column says, one or a list of them, without blank ones."""
+    found = [one for one in (value if isinstance(value, list) else [value]) if one is not None]
+    for text in found:
+        # a zero byte would end the stored caption; lone surrogates have no UTF-8
+        if not isinstance(text, str) or "\0" in text or text.encode("utf-8", "replace").decode() != text:
+            raise DataError(f"{where}: expected the caption to be text, found {value!r:.80}")
+    return [text for text in found if text.strip()]
 
 
 def _first(content: Mapping[str, object], keys: tuple[str, ...]) -> object:
@@ -240,7 +292,8 @@ class Locator:
             if len(found) == 1:
                 return found[0], None
         name = next(iter(readings))
-        return name, "names more than one file" if found else self._why_not(name)
+        several = f"names more than one file: {', '.join(sorted(set(found))[:3])}"
+        return name, several if found else self._why_not(name)
 
     def _ending(self, name: str) -> list[str]:
         last = name.rsplit("/", 1)[-1]

@@ -7,6 +7,7 @@ The headers and small texts are read once, images where they lie when their turn
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import tarfile
@@ -16,14 +17,17 @@ from pathlib import Path
 from components.data.dataset import Rejected
 from components.errors import DataError
 from components.sources import DataConfig, tables
-from components.sources.layouts import Described, Item, first_line
+from components.sources.layouts import Described, Item
+from components.sources.sidecars import first_line
+from components.sources.tables import CAPTION_KEYS, Keys, Line
 
 NAME = "webdataset"
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # the sample's name, and which of its files it is
-_TEXTS, _LABELS, _OBJECTS = ("txt", "text", "caption"), ("cls",), ("json",)
+_LABELS, _OBJECTS = ("cls",), ("json",)
 # what other tools put beside an image: arrays, pickles, numbers
 _OTHERS = {"npy", "npz", "pth", "pt", "pyd", "pickle", "pkl", "ten", "mp", "msg", "cbor", "index", "inx", "id", "cls2"}
 _MOST_TEXT = 1 << 20  # bytes of a caption or object
+_FIRST = 20  # files of a tar that the first sample is among
 
 
 def items(path: Path, name: str, config: DataConfig) -> Iterator[Item]:
@@ -37,20 +41,37 @@ def items(path: Path, name: str, config: DataConfig) -> Iterator[Item]:
                 if not member.isfile() or match is None:
                     continue
                 if sample is not None and sample.key != match[1]:
-                    yield sample.item(config)
+                    yield sample.item()
                     num, sample = num + 1, None
-                sample = sample or _Sample(path, name, match[1])
+                sample = sample or _Sample(path, name, match[1], config.keys)
                 sample.add(match[2].lower(), member, archive)
             problem = _not_an_end(archive)
     except (tarfile.TarError, OSError, EOFError) as error:
         problem = str(error)
         sample = None  # what it ends within
     if sample is not None:
-        yield sample.item(config)
+        yield sample.item()
         num += 1
     if problem is not None:
         compressed = "" if num else "; expected a tar that is not compressed"
         yield Rejected(path=name, reason=f"cannot be read beyond its first {num} samples ({problem}){compressed}")
+
+
+def columns_of(path: Path, config: DataConfig) -> tuple[str, ...]:
+    """What lies beside the first image of a tar: endings of texts, and the keys of an object; none of a tar that cannot
+    be read."""
+    sample = None
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in itertools.islice(archive, _FIRST):
+                match = _KEY.fullmatch(member.name.removeprefix("./"))
+                if member.isfile() and match is not None:
+                    sample = sample or _Sample(path, path.name, match[1], config.keys)
+                    if sample.key == match[1]:
+                        sample.add(match[2].lower(), member, archive)
+    except (tarfile.TarError, OSError, EOFError):
+        return ()
+    return () if sample is None else sample.columns()
 
 
 def _not_an_end(archive: tarfile.TarFile) -> str | None:
@@ -63,8 +84,10 @@ def _not_an_end(archive: tarfile.TarFile) -> str | None:
 class _Sample:
     """What a tar says of a sample, gathered file by file."""
 
-    def __init__(self, path: Path, archive: str, key: str):
-        self.path, self.key, self.name = path, key, f"{archive}/{key}"
+    def __init__(self, path: Path, archive: str, key: str, keys: Keys):
+        self.path, self.key, self.name, self.keys = path, key, f"{archive}/{key}", keys
+        named = keys.captions[0]
+        self.texts = CAPTION_KEYS if keys.caption is None else (named, f"{named}.txt")
         self.files: dict[str, tuple[int, int]] = {}  # of what may be the image: start and size, by its ending
         self.said: dict[str, bytes] = {}
         self.problem: str | None = None
@@ -73,7 +96,7 @@ class _Sample:
         kind = ending.rsplit(".", 1)[-1]
         if ending in self.files or ending in self.said:
             self.problem = f"has two files .{ending}"
-        if kind in (*_TEXTS, *_LABELS, *_OBJECTS):
+        if kind in (*CAPTION_KEYS, *_LABELS, *_OBJECTS) or ending in self.texts:
             if member.size > _MOST_TEXT:
                 self.problem = f"its .{ending} has {member.size} bytes, expected at most {_MOST_TEXT}"
             else:
@@ -81,7 +104,17 @@ class _Sample:
         elif kind not in _OTHERS:
             self.files[ending] = (member.offset_data, member.size)
 
-    def item(self, config: DataConfig) -> Item:
+    def columns(self) -> tuple[str, ...]:
+        """What says something beside the image: endings, and the keys of objects."""
+        found: list[str] = []
+        for ending, content in self.said.items():
+            try:
+                found += _object(content.decode("utf-8-sig"), ending) if ending in _OBJECTS else [f".{ending}"]
+            except (DataError, UnicodeDecodeError):
+                found.append(f".{ending}")
+        return tuple(found)
+
+    def item(self) -> Item:
         try:
             if self.problem is not None:
                 raise DataError(self.problem)
@@ -89,22 +122,22 @@ class _Sample:
                 held = ", ".join((*self.files, *self.said)) or "nothing"
                 raise DataError(f"expected one file that is no text, found {held}")
             ((start, size),) = self.files.values()
-            return Described(self.name, self.path, **self._description(config), start=start, size=size)
+            return Described(self.name, self.path, **self._description(), start=start, size=size)
         except DataError as error:
             return Rejected(path=self.name, reason=str(error))
 
-    def _description(self, config: DataConfig) -> dict[str, str]:
-        """Caption, label and speaker, where it has them; a .txt and a .cls before an object."""
-        found: dict[str, str] = {}
+    def _description(self) -> Line:
+        """Caption, label and speaker, where it has them; a .cls and the usual one of several texts before an object."""
+        found: Line = {}
+        usual = next((ending for ending in self.texts if ending in self.said), None)
         for ending, content in self.said.items():
             try:
                 text = content.decode("utf-8-sig")
             except UnicodeDecodeError:
                 raise DataError(f"its .{ending} is no text in UTF-8") from None
             if ending in _OBJECTS:
-                told = _object(text, ending), f"its .{ending}", config.label_key, config.speaker_key
-                found = tables.description(*told) | found
-            elif ending in _TEXTS:
+                found = tables.description(_object(text, ending), f"its .{ending}", self.keys) | found
+            elif ending == usual:
                 found["caption"] = first_line(text, f"its .{ending}")
             elif ending in _LABELS:
                 found["label"] = first_line(text, f"its .{ending}")

@@ -176,6 +176,10 @@ class TokenSampler(Sampler):
         batch = Batch(columns, draws)
         return -self.count * self.token_losses(self.training_tokens(batch), self.training_prefix(batch, 0), draws)
 
+    @property
+    def caption_limits(self) -> Mapping[str, int]:
+        return {"model.text_length": self.config.text_length} if self.texts else {}
+
     def prompts_of(self, captions: Sequence[str]) -> tuple[str, ...]:
         return cut(captions, self.config.text_length)
 

@@ -3,14 +3,17 @@ its weights, so that no hour of training goes before a refusal."""
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from components.config import parse
+from components.conditioning.text import longer_than
+from components.config import Strict, parse
 from components.data.crops import Size
-from components.data.dataset import MANIFEST, Manifest, read_manifest
+from components.data.dataset import MANIFEST, Dataset, Manifest, read_manifest
 from components.data.info import AutoencoderInfo, DataInfo, RunInfo
 from components.data.media import medium
 from components.data.media.tokens import MEDIUM as TOKENS
@@ -23,6 +26,7 @@ from pipelines.support import inputs, paths
 from pipelines.support.inputs import AUTOENCODER
 from pipelines.support.params import TRAINED, Params
 
+_CAPTIONS = 8192  # that are read at once
 _DRAWS = {"normal_", "uniform_", "random_", "bernoulli_", "exponential_"}
 SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # pixels a side, that are proposed
 
@@ -88,6 +92,21 @@ def small_buckets(params: Params, manifests: dict[str, Manifest]) -> tuple[str, 
             notes.append(f"{shape_text(bucket.size)} of {count}")
     found = ", ".join(notes)
     return (f"sizes of crops with fewer images than a batch of {most} has rows: {found}",) if notes else ()
+
+
+def cut_captions(family: str, config: Strict, info: DataInfo, folder: Path) -> tuple[str, ...]:
+    """Notes on the captions of a data set that are longer than a family of this config is trained on."""
+    with _WithoutDraws():
+        limits = family_class(family)(config, info).caption_limits
+    dataset, cut = Dataset(folder), collections.Counter[str]()
+    for chunk in dataset.chunks(_CAPTIONS, ("caption",)) if limits else ():
+        cut.update({key: longer_than(chunk["caption"], length) for key, length in limits.items()})
+    return tuple(
+        f"{count} of {len(dataset)} captions are longer than {limits[key]} bytes and are cut; {key} says how long they "
+        "may be"
+        for key, count in cut.items()
+        if count
+    )
 
 
 def refuse_unmeasurable(params: Params) -> None:

@@ -1,16 +1,19 @@
 import json
+import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from components import sources
 from components.data.dataset import Dataset, verify
+from components.data.media import medium
 from components.errors import DataError
 from components.files import sha256_folder
 from components.sources import DataConfig
-from pipelines.prepare import open_source, prepare, summary
+from pipelines.prepare import on_lengths, open_source, prepare, summary
 from tests.components.sources.helpers import png, write_tar
 
 
@@ -93,7 +96,9 @@ def test_a_split_without_a_readable_image_is_refused(tmp_path):
         (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "own" / name).touch()
     config = DataConfig(source="folder", path=tmp_path / "own", max_rejected=3)
-    with pytest.raises(DataError, match="no readable image for the train split"):
+    with pytest.raises(
+        DataError, match=r"no readable image for the train split; expected one; left out \d: a/\d.png \(not"
+    ):
         run(config, tmp_path)
     assert not (tmp_path / "data/images").exists()
 
@@ -126,6 +131,33 @@ def test_tars_in_a_bucket_are_read_as_tars_here(tmp_path, s3):
     assert [file.path for manifest in manifests.values() for file in manifest.rejected] == ["0.tar/x"]
     assert manifests["train"].source["source"] == "s3://bucket/set" and "caption" in manifests["train"].columns
     assert "0.tar/x: expected one file that is no text, found txt" in summary(manifests, target)
+
+
+def test_how_many_clips_are_cut_and_filled_is_told(tmp_path):
+    for number, seconds in enumerate((0.1, 0.25, 0.25, 0.4, 0.9)):
+        with wave.open(str(tmp_path / f"{number}.wav"), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes(np.full(round(8000 * seconds), 9, np.int16).tobytes())
+    config = DataConfig(source="folder", medium="audio", path=tmp_path, sample_rate=8000, seconds=0.25)
+    seconds: list[float] = []
+    manifests = prepare(open_source(config, 0, tmp_path), config, tmp_path / "sets", seconds)
+    assert sum(manifest.count for manifest in manifests.values()) == len(seconds) == 5
+    assert "seconds" not in manifests["train"].columns
+    assert on_lengths(seconds, config, "audio") == (
+        "of 5 clips, each a row of 0.25 s: 2 cut, the longest of 0.9 s; 1 filled, the shortest of 0.1 s",
+    )
+    assert on_lengths([0.25, 0.2501], config, "audio") == on_lengths([], config, "audio") == ()
+
+
+def test_how_many_films_are_cut_is_told(tmp_path):
+    of = medium("video", rate=8)
+    for number, frames in enumerate((9, 9, 21)):
+        row = torch.linspace(-1, 1, frames).view(1, frames, 1, 1).expand(1, frames, 16, 16)
+        (tmp_path / f"{number}.mp4").write_bytes(of.encode(row, "mp4"))
+    config = DataConfig(source="folder", medium="video", path=tmp_path)
+    seconds: list[float] = []
+    prepare(open_source(config, 0, tmp_path), config, tmp_path / "sets", seconds)
+    assert on_lengths(seconds, config, "video") == ("of 3 videos, each a row of 1.125 s: 1 cut, the longest of 2.62 s",)
 
 
 def test_colour_has_three_channels(tmp_path):

@@ -30,6 +30,7 @@ _READ = "wav,w64,aiff,au,flac,ogg,mp3,aac,mov,matroska,webm"  # no format whose 
 _CODECS = {"wav": "pcm_s16le", "flac": "flac", "mp3": "libmp3lame", "opus": "libopus"}
 _CONTAINERS = {"opus": "ogg"}
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+_LEAST = 0.02  # seconds of sound that a clip has: a period of the lowest tones
 _CURVE = 24  # pixels of a preview's wave, above the spectrum
 _FRAME = 2  # pixels that a frame of the spectrum is wide
 
@@ -65,6 +66,20 @@ class AudioMedium(Medium):
     def read(self, file: Path | BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
         """The first stream of sound, its channels averaged, resampled; cut or filled with zeros at its end."""
         return fitted(samples(file, self.rate), shape)
+
+    def data_row(self, file: Path | BinaryIO, shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
+        """Likewise. Raises DataError of a clip that is silent, or whose sound is too short to be heard as one."""
+        found = samples(file, self.rate)
+        seconds, kept = len(found) / self.rate, shape[1] / self.rate
+        if not found.any():
+            raise DataError("is silent; its channels are averaged into one")
+        row = fitted(found, shape)
+        if not row.any():
+            raise DataError(f"is silent in its first {kept:g} s, which a row keeps of {seconds:.3g} s")
+        heard = int(lengths(torch.from_numpy(row)[None])) / self.rate
+        if heard < min(_LEAST, kept):
+            raise DataError(f"has {1000 * heard:.3g} ms of sound, expected at least {1000 * _LEAST:g} ms")
+        return row, seconds
 
     def encode(self, row: Tensor, file_format: str, quality: int = 90) -> bytes:
         """The clip without the zeros that fill its row. `quality` of mp3 and opus: 100 is 128 kbit/s a channel."""

@@ -82,6 +82,11 @@ class Medium(ABC):
         """A file, or its content, as a stored row of `shape`. Raises DataError with the reason, without the path, if it
         cannot be."""
 
+    def data_row(self, file: Path | BinaryIO, shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
+        """A file of a data set as a stored row, and how many seconds the file lasts; 0 where it has no time, or does
+        not tell. Raises DataError likewise, and of what nothing can be learned from."""
+        return self.read(file, shape), 0.0
+
     @abstractmethod
     def encode(self, row: Tensor, file_format: str, quality: int = 90) -> bytes:
         """One row, floats (C, ...), as a file of one of `formats`. `quality` in [0, 100], where the format has one."""

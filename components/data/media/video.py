@@ -74,6 +74,10 @@ class VideoMedium(Medium):
     def read(self, file: Path | BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
         """The frames nearest to 0, 1 / rate, 2 / rate, ... seconds from the first, each upright, on white and brought
         to the shape's sides as an image is."""
+        return self.data_row(file, shape)[0]
+
+    def data_row(self, file: Path | BinaryIO, shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
+        """Likewise, of a film that is long enough; a longer one is cut."""
         channels, count, *sides = shape
         try:
             opened_file = file.open("rb") if isinstance(file, Path) else file
@@ -84,12 +88,13 @@ class VideoMedium(Medium):
                 with av.open(opened_file, options={"format_whitelist": _READ}) as opened:
                     taken = _at_rate(opened, count, Fraction(self.rate))
                     frames = [fitted(_upright(frame), (channels, *sides)) for frame in taken]
+                    seconds = (opened.duration or 0) / av.time_base
             except Exception as error:  # what comes of damaged files is of many kinds
                 reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
                 raise DataError(f"not a video that FFmpeg reads ({reason})") from None
         if len(frames) < count:
             raise DataError(f"{len(frames)} frames at {self.rate:g} a second, expected {count}")
-        return np.stack(frames, axis=1)
+        return np.stack(frames, axis=1), seconds
 
     def encode(self, row: Tensor, file_format: str, quality: int = 90) -> bytes:
         """A GIF of grey frames is exact; the others lose as much as `quality` says."""

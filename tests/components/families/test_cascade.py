@@ -154,6 +154,14 @@ def test_settings_of_stages_that_are_not_there_are_refused():
     assert kind.why_not(three, settings, data) is None and settings.of("up2") == settings.up1
 
 
+def test_captions_are_cut_to_what_all_stages_take():
+    text = {**SMALL, "conditioning": "text", "text": {"length": 12, "width": 8, "layers": 1, "heads": 2}}
+    longer = {**text, "text": {**text["text"], "length": 20}}
+    family = build("cascade", data=DATA["captioned images"], base=longer, up1=text)
+    assert family.caption_limits == {"model.base.text.length": 20, "model.up1.text.length": 12}
+    assert family.prompts_of(("x" * 30,)) == ("x" * 12,)
+
+
 def test_a_cascade_of_texts():
     text = {**SMALL, "conditioning": "text", "text": {"length": 12, "width": 8, "layers": 1, "heads": 2}}
     family = build("cascade", data=DATA["captioned images"], base=text, up1={**text, "conditioning": "none"})

@@ -12,6 +12,7 @@ import torch
 
 from components.config import parse
 from components.data.dataset import Batch
+from components.data.randomness import Draws
 from components.errors import ConfigError, DataError, SamplerError
 from components.families import family_class, family_name, family_names
 from components.families.base import Family, Tiny
@@ -19,6 +20,7 @@ from components.training.loop import fit, step_phase
 from tests.clones import ROOT
 from tests.components.families.contract import CONFIG, SAMPLERS, Counted, active_phase, stored, trained
 from tests.components.helpers import (
+    CAPTION_LENGTH,
     LATENTS,
     Rows,
     assert_same,
@@ -50,6 +52,45 @@ def test_it_is_built_without_memory_for_its_weights(name):
     kind, example = family_class(name), tiny(name)
     with torch.device("meta"):
         kind(kind.Config(**example.config), tiny_data(name))
+
+
+def small_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Of rows of its medium, such as no net of several resolutions takes."""
+    sides = [(1, 1), (2, 2), (3, 3), (2, 8), (6, 6)]
+    if len(shape) == 2:
+        return [(1, length) for length in (1, 2, 10, 64, 256, 300)]
+    if len(shape) == 4:
+        return [(shape[0], frames, *both) for frames in (1, 5) for both in sides[:4]]
+    return [(shape[0], *both) for both in sides]
+
+
+@pytest.mark.parametrize("name", [name for name in family_names() if tiny_data(name).medium != "tokens"])
+def test_what_is_too_small_for_its_nets_is_refused_as_it_is_made(name):
+    found = [tiny_data(name)]
+    if name == "judge":
+        found.append(found[0].model_copy(update={"shape": (1, 800), "medium": "audio", "rate": 8000.0}))
+    for data in (one.model_copy(update={"shape": shape}) for one in found for shape in small_shapes(one.shape)):
+        try:
+            family = build(name, data=data)
+        except (ConfigError, DataError, SamplerError) as error:
+            assert "\n" not in str(error)
+            continue
+        family.nets.train()
+        batch = Batch(Rows(data).take(torch.arange(4)), Draws.of(0, 0, torch.arange(4)))
+        for phase in family.phases:
+            assert phase.loss(family.nets[phase.net], batch)["loss"].isfinite(), data.shape
+
+
+@pytest.mark.parametrize("name", family_names())
+def test_it_tells_how_long_captions_may_be_as_it_cuts_them(name):
+    steered = "conditioning" in family_class(name).Config.model_fields
+    data = tiny_data(name).model_copy(update={"caption_length": CAPTION_LENGTH})
+    family = build(name, data=data, **({"conditioning": "text"} if steered else {}))
+    limits = family.caption_limits
+    if name in SAMPLERS:
+        longest = min(limits.values(), default=500)
+        assert family.prompts_of(("x" * 500,)) == ("x" * longest,), "what it would refuse or cut has a limit"
+        assert limits or not steered
 
 
 @pytest.mark.parametrize(("name", "phase"), PHASES)

@@ -67,6 +67,14 @@ def test_one_file_and_a_layout_hold_all_that_a_text_needs(kind, made, tmp_path):
     assert torch.equal(again.encoded(TEXTS).context, net.encoded(TEXTS).context)
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+def test_texts_that_are_cut_are_counted(kind, made):
+    net = read(str(made / kind), 8, "here")
+    (tokens,) = net.tokens(["a fish " * 30, "a", "", "a fish " * 31]).values()
+    assert tokens[0].equal(tokens[3]), "what is cut"
+    assert net.num_cut(["a fish " * 30, "a", "", "a fish " * 31]) == 2 and net.num_cut([]) == 0
+
+
 def test_a_length_beyond_the_encoders_own_is_its_own(made):
     assert read(str(made / "clip"), 77, "here").layouts[0].length == 16
     assert read(str(made / "t5"), 40, "here").layouts[0].length == 40

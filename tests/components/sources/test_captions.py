@@ -24,7 +24,7 @@ class TestCaptions:
     @pytest.mark.parametrize("key", ["file_name", "image", "file"])
     @pytest.mark.parametrize("caption_key", ["caption", "text"])
     def test_captions_are_padded_utf8(self, tmp_path, key, caption_key):
-        captions = {"a.png": "größer", "b.png": "", "c.png": "日本"}
+        captions = {"a.png": "größer", "b.png": "B", "c.png": "日本"}
         for value, name in enumerate(captions):
             picture(tmp_path / "images" / name, value)
         self.write(tmp_path, [{key: name, caption_key: text} for name, text in captions.items()])
@@ -54,7 +54,7 @@ class TestCaptions:
         source = sources.read(config_of(tmp_path, label_key="group"), seed=0)
         assert source.classes == ("x", "y")
         assert {int(row["image"][0, 0, 0]): int(row["label"]) for row in rows_of(source)} == {97: 0, 98: 1, 99: 0}
-        with pytest.raises(DataError, match="no line has a caption or label; expected one of .*, kind"):
+        with pytest.raises(DataError, match="data.label_key kind: .* found file, group, label"):
             sources.read(config_of(tmp_path, label_key="kind"), seed=0)
 
     def test_all_captions_of_an_image_are_in_one_split(self, tmp_path):
@@ -74,7 +74,7 @@ class TestCaptions:
         reasons = {item.path: item.reason for item in items if isinstance(item, Rejected)}
         unnamed = "no line of metadata.jsonl names it"
         assert reasons == {
-            "twice.png": "names more than one file",
+            "twice.png": "names more than one file: x/twice.png, y/twice.png",
             "absent.png": "no such image in the folder",
             "../outside.png": "no such image in the folder",
             "/etc/passwd": "no such image in the folder",
@@ -130,6 +130,8 @@ def test_class_names_make_captions_where_there_are_none():
         sources.captioned(source, "a {}")
     with pytest.raises(DataError, match=r"data\.caption: .* found no classes"):
         sources.captioned(replace(source, captions=False, classes=()), "a {}")
+    with pytest.raises(DataError, match=r"data\.caption: makes a caption of 5002 bytes, expected at most 4096"):
+        sources.captioned(replace(source, captions=False, classes=("z" * 5000,)), "a {}")
     for bad in ("digit", "{} {}", "{0}", "{name}"):
         with pytest.raises(ConfigError, match="where the name of the class goes"):
             parse(DataConfig, {"caption": bad}, "data")

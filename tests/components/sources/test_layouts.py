@@ -219,7 +219,7 @@ REFUSED = {
         {"c.csv": "file,text\na.png,red, round\n"},
         "line 2: expected file, text; a text with the delim",
     ),
-    "no use": ("a.png", {"c.csv": "file,size\na.png,3\n"}, "no line has a caption or label; expected one of caption"),
+    "no use": ("a.png", {"c.csv": "file,size\na.png,3\n"}, "found file, size"),
     "shared": ("a.png", {"train.csv": "file,text\na.png,A\n", "test.csv": "file,text\na.png,A\n"}, "is in two splits"),
 }
 
@@ -309,14 +309,122 @@ def test_class_names_are_composed(tmp_path):
 def test_the_last_image_of_a_class_is_trained_on(seed, tmp_path):
     names = {f"cat/{number}" for number in range(20)} | {f"{kind}/only" for kind in ("dog", "owl", "ant", "bee")}
     classes = {name: name.split("/")[0] for name in names}
-    held = described.held_out(names, seed, 0.9, tmp_path, classes)
+    held = described.held_out(names, seed, 0.9, classes)
     assert held and {classes[name] for name in names - held} == set(classes.values())
-    assert held <= described.held_out(names, seed, 0.9, tmp_path)
+    assert held <= described.held_out(names, seed, 0.9)
 
 
 def test_of_classes_with_one_image_each_one_is_held_out(tmp_path):
     names = {"a/1", "b/1", "c/1"}
-    assert len(described.held_out(names, 0, 0.9, tmp_path, {name: name[0] for name in names})) == 1
+    assert len(described.held_out(names, 0, 0.9, {name: name[0] for name in names})) == 1
+
+
+UNUSABLE = {
+    "names that match nothing": (
+        "a.png b.png",
+        {"metadata.csv": "file_name,text\nx.png,A\ny.png,B\n"},
+        "found 0 usable images; expected at least two, to train and to test on; left out 4: a.png (no line of "
+        "metadata.csv names it); b.png (no line of metadata.csv names it); x.png (no such image in the folder); y.png",
+    ),
+    "bare names that two folders have": (
+        "s/a.png t/a.png",
+        {"metadata.csv": "file_name,text\na.png,A\n"},
+        "left out 3: a.png (names more than one file: s/a.png, t/a.png); s/a.png (no line",
+    ),
+    "one line with a label": (
+        "a.png b.png c.png",
+        {"m.jsonl": jsonl(a="A", b="B") + '\n{"file_name": "c.png", "text": "C", "label": "x"}'},
+        "found 1 usable images; expected at least two, to train and to test on; left out 2: a.png (its line in m.jsonl "
+        "has no label); b.png (its line",
+    ),
+    "blank texts": (
+        "a.png b.png c.png",
+        {"a.txt": "A", "b.txt": "", "c.txt": " \n\n"},
+        "left out 2: b.png (has no caption: its text is blank); c.png (has no caption",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_why_too_few_are_usable_is_told(name, tmp_path):
+    images, texts, told = UNUSABLE[name]
+    lay(tmp_path, images)
+    table(tmp_path, texts)
+    with pytest.raises(DataError) as caught:
+        read(tmp_path)
+    assert told in str(caught.value)
+
+
+BLANK = {
+    "a table": ("a.png b.png c.png", {"m.csv": "file,text\na.png,A\nb.png,B\nc.png, \n"}),
+    "lines of JSON": ("a.png b.png c.png", {"m.jsonl": jsonl(a="A", b="B", c=" ")}),
+    "texts beside images": ("a.png b.png c.png", {"a.txt": "A", "b.txt": "B", "c.txt": "\n"}),
+    "kohya": ("10_g/a.png 10_g/b.png 10_g/c.png", {"10_g/a.txt": "A", "10_g/b.txt": "B", "10_g/c.txt": ""}),
+}
+
+
+@pytest.mark.parametrize("name", BLANK)
+def test_a_blank_caption_is_none_in_every_layout(name, tmp_path):
+    images, texts = BLANK[name]
+    lay(tmp_path, images)
+    table(tmp_path, texts)
+    found, _, (rejected,) = read(tmp_path)
+    assert {caption for *_, caption in found["train"] + found["test"]} == {"A", "B"}
+    assert rejected.path.endswith("c.png") and "has no caption" in rejected.reason
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "c.txt"])
+def test_a_caption_that_is_too_long_is_left_out_and_makes_no_column_wider(name, tmp_path):
+    lay(tmp_path, "a.png b.png c.png")
+    texts = {"a": "A", "b": "é" * (described.MOST_CAPTION // 2), "c": "z" * 1_000_000}
+    table(tmp_path, {name: jsonl(**texts)} if name.endswith("l") else {f"{one}.txt": texts[one] for one in texts})
+    items = items_of(sources.read(config_of(tmp_path, image_size=8), seed=0))
+    (rejected,) = [item for item in items if isinstance(item, Rejected)]
+    assert rejected == Rejected(path="c.png", reason="its caption has 1000000 bytes, expected at most 4096")
+    assert {row["caption"].shape for row in items if not isinstance(row, Rejected)} == {(described.MOST_CAPTION,)}
+
+
+def test_captions_may_stand_in_a_column_that_data_names(tmp_path):
+    lay(tmp_path, "a.png b.png")
+    table(tmp_path, {"m.csv": "file,Title,text\na.png,A,no\nb.png,B,no\n"})
+    found, _, _ = read(tmp_path, caption_key="title")
+    assert {caption for *_, caption in found["train"] + found["test"]} == {"A", "B"}
+    with pytest.raises(DataError, match=r"m\.csv: data\.caption_key name: .* found file, Title, text$"):
+        read(tmp_path, caption_key="name")
+
+
+def test_a_column_that_data_names_wants_a_table(tmp_path):
+    lay(tmp_path, "cat/a.png dog/b.png")
+    for key in ("caption_key", "label_key"):
+        with pytest.raises(DataError, match=rf"no table of the images in it: data\.{key} kind"):
+            read(tmp_path, **{key: "kind"})
+    assert read(tmp_path, layout="classes", label_key="kind")[1] == ("cat", "dog")
+
+
+def test_of_a_list_of_captions_the_first_is_taken_and_that_is_told(tmp_path):
+    lay(tmp_path, "a.png b.png c.png")
+    lists = {"a": ["A", "no"], "b": ["", "B"], "c": "C"}
+    table(tmp_path, {"m.jsonl": "\n".join(json.dumps({"file": f"{n}.png", "captions": lists[n]}) for n in lists)})
+    found, _, left_out = read(tmp_path)
+    assert {caption for *_, caption in found["train"] + found["test"]} == {"A", "B", "C"} and not left_out
+    assert sources.read(config_of(tmp_path), seed=0).notes == (
+        "1 of 3 have several captions: the first of each is taken",
+    )
+    table(tmp_path, {"m.jsonl": '{"file": "a.png", "captions": [{"raw": "A"}]}'})
+    with pytest.raises(DataError, match="expected the caption to be text, found .*raw"):
+        read(tmp_path)
+
+
+def test_texts_without_an_image_are_told(tmp_path):
+    lay(tmp_path, "a.png s/b.png")
+    table(tmp_path, {"README.txt": "of the set", "A.txt": "x", "s/b.jpg.txt": "y"})
+    assert sources.read(config_of(tmp_path, layout="flat"), seed=0).notes == ()
+    (tmp_path / "s/b.png").rename(tmp_path / "b.png")
+    assert sources.read(config_of(tmp_path), seed=0).notes == (
+        "texts with no image beside them (2): A.txt, s/b.jpg.txt",
+    )
+    table(tmp_path, {"m.csv": "file,text\na.png,A\nb.png,B\n"})
+    assert sources.read(config_of(tmp_path), seed=0).notes == ()
 
 
 def test_links_to_folders_are_refused_where_dvc_would_not_look_behind_them(tmp_path):

@@ -138,6 +138,32 @@ class TestWebDataset:
         source = read(tmp_path, speaker_key="speaker")
         assert source.speakers == ("s", "t") and reasons(source) == {"a.tar/1": "has no speaker, as others have"}
 
+    def test_a_caption_may_stand_under_a_key_or_ending_that_data_names(self, tmp_path):
+        files: dict[str, bytes | str] = {}
+        for number in range(3):
+            told = f'{{"Title": "title {number}"}}'
+            files |= {f"{number}.png": png(number), f"{number}.json": told, f"{number}.blip.txt": f"blip {number}"}
+        write_tar(tmp_path / "a.tar", files)
+        plain = read(tmp_path)
+        assert not plain.captions and "found title, .blip.txt: data.caption_key or" in plain.notes[0]
+        for key in ("title", "blip"):
+            assert {said for said, _ in seen(read(tmp_path, caption_key=key)).values()} == {
+                f"{key} {number}" for number in range(3)
+            }
+        with pytest.raises(DataError, match=r"data\.caption_key name: .* found title, \.blip\.txt"):
+            read(tmp_path, caption_key="name")
+
+    def test_blank_and_long_captions_are_left_out(self, tmp_path):
+        texts = {"a": "A", "b": "B", "blank": " \n", "long": "z" * 5000}
+        files = {f"{name}.png": png(number) for number, name in enumerate(texts)}
+        write_tar(tmp_path / "x.tar", dict(sorted({**files, **{f"{one}.txt": texts[one] for one in texts}}.items())))
+        source = read(tmp_path)
+        assert {said for said, _ in seen(source).values()} == {"A", "B"}
+        assert reasons(source) == {
+            "x.tar/blank": "has no caption: its text is blank",
+            "x.tar/long": "its caption has 5000 bytes, expected at most 4096",
+        }
+
 
 class TestParquet:
     def columns(self, count: int, **more) -> dict[str, object]:
@@ -191,6 +217,20 @@ class TestParquet:
             DataError, match=r"b\.parquet: expected a column of images' bytes, .* found columns url, text"
         ):
             read(tmp_path)
+
+    def test_captions_in_a_column_that_data_names_in_lists_and_blank(self, tmp_path):
+        more = {"title": ["a", "b", ""], "sentences": [["x", "y"], ["z"], ["w"]]}
+        write_parquet(tmp_path / "x.parquet", self.columns(3, **more))
+        plain = read(tmp_path)
+        assert not plain.captions and "found title, sentences: data.caption_key or" in plain.notes[0]
+        titles, lists = (read(tmp_path, caption_key=key) for key in more)
+        assert {said for said, _ in seen(titles).values()} == {"a", "b"}
+        assert reasons(titles) == {"x.parquet/2": "has no caption, as others have"}
+        assert {said for said, _ in seen(lists).values()} == {"x", "z", "w"}
+        assert lists.notes == ("1 of 3 have several captions: the first of each is taken",)
+        for key in ("caption_key", "label_key"):
+            with pytest.raises(DataError, match=rf"data\.{key} kind: .* found title, sentences"):
+                read(tmp_path, **{key: "kind"})
 
     def test_a_split_reads_only_its_rows_in_order(self, tmp_path):
         write_parquet(tmp_path / "x.parquet", self.columns(100))

@@ -97,6 +97,27 @@ def test_sub_folders_of_clips_are_classes(tmp_path):
         sources.read(DataConfig(source="folder", medium="audio", path=tmp_path / "empty"), 0)
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (np.zeros(300), "is silent; its channels are averaged into one"),
+        (np.stack([np.full(300, 99), np.full(300, -99)], 1), "is silent; its channels are averaged into one"),
+        (np.repeat([0, 99], 400), "is silent in its first 0.05 s, which a row keeps of 0.1 s"),
+        (np.full(16, 99), "has 2 ms of sound, expected at least 20 ms"),
+        (np.pad([99.0], (3, 300)), "has 0.5 ms of sound, expected at least 20 ms"),
+    ],
+)
+def test_a_clip_of_nothing_is_left_out_with_the_reason(tmp_path, values, told):
+    for number in range(2):
+        (tmp_path / f"{number}.wav").write_bytes(wav(number + 1))
+    with wave.open(str(tmp_path / "x.wav"), "wb") as file:
+        file.setparams((values.ndim, 2, 8000, 0, "NONE", ""))
+        file.writeframes(values.astype(np.int16).tobytes())
+    config = DataConfig(source="folder", path=tmp_path, medium="audio", **WHERE)
+    items = [item for make in sources.read(config, 0).splits.values() for item in make()]
+    assert [item for item in items if isinstance(item, Rejected)] == [Rejected(path="x.wav", reason=told)]
+
+
 def test_clips_by_the_names_of_side_files_are_clips(tmp_path):
     for name in ("notice.wav", "license.1.wav", "hello.wav"):
         (tmp_path / name).write_bytes(wav(1))

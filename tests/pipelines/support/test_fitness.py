@@ -4,10 +4,13 @@ import pytest
 import yaml
 from PIL import Image
 
+from components import sources
+from components.data.info import data_info
 from components.errors import DataError
-from components.sources import Source
+from components.families import family_class
+from components.sources import DataConfig, Source
 from pipelines import prepare, train
-from pipelines.support.fitness import refuse_unfit, too_few
+from pipelines.support.fitness import cut_captions, refuse_unfit, too_few
 from pipelines.support.params import load
 from tests.clones import ROOT, tiny_params
 from tests.pipelines.measured import PARAMS
@@ -27,6 +30,26 @@ def params(root, size, **changes):
     path = root / "params.yaml"
     path.write_text(yaml.safe_dump(content))
     return load(path)
+
+
+def test_captions_that_a_model_cuts_are_counted(tmp_path):
+    for number, text in enumerate(("short", "é" * 6, "x" * 13, "y" * 40)):
+        Image.new("L", (16, 16), number).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(text)
+    config = DataConfig(source="folder", path=tmp_path, test_fraction=0.3)
+    (tmp_path / "sets").mkdir()
+    manifest = prepare.prepare(sources.read(config, 0), config, tmp_path / "sets/images")["train"]
+    model = {"conditioning": "text", "text": {"length": 4, "width": 8, "layers": 1, "heads": 2}}
+    model["backbone"] = {"widths": (8, 8), "heads": 2, "context_dim": 8}
+    told = "model.text.length says how long they may be"
+    for length, num in ((4, manifest.count), (40, 0)):
+        model["text"] |= {"length": length}
+        kind = family_class("latent_diffusion")
+        args = kind.Config(**model), data_info(manifest), tmp_path / "sets/images/train"
+        found = cut_captions("latent_diffusion", *args)
+        count = f"{num} of {manifest.count} captions are longer than {length} bytes and are cut; {told}"
+        assert found == ((count,) if num else ())
+    assert cut_captions("dcgan", family_class("dcgan").Config(), data_info(manifest), args[-1]) == ()
 
 
 def test_a_size_that_fits_all_passes(tmp_path):
