@@ -16,7 +16,7 @@ from torch import Tensor
 from components import sources
 from components.config import Strict
 from components.data.crops import BUCKET, is_of_frames
-from components.data.dataset import Rejected, batches
+from components.data.dataset import batches
 from components.data.info import AutoencoderInfo, DataInfo, RunInfo
 from components.data.media.image import MEDIUM
 from components.diffusion import alignment
@@ -46,8 +46,7 @@ def read(config: DataConfig, seed: int = 0) -> dict[str, Data]:
     info = DataInfo(shape=shape, medium=of.name, rate=of.rate, classes=source.classes, speakers=source.speakers)
     found = {}
     for split, stream in source.splits.items():
-        rows = list(stream())
-        rows = [row for row in rows if not isinstance(row, Rejected)]
+        rows = list(sources.accepted(stream(), [], config.max_rejected))
         columns = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
         if "caption" in columns:
             info = info.model_copy(update={"caption_length": columns["caption"].shape[1]})
