@@ -136,11 +136,16 @@ WRONG = {  # message -> the folder, and keys of params.yaml
     "expected images with captions": (MANY, {"samplers": {"ldm": {"model": {"conditioning": "text"}}}}),
     "a link to a folder": ("a/1.png b/2.png", {}),
     "unknown key": (MANY, {"data": {"chanels": 3}}),
+    "nothing says a caption there": ("1.png 2.png metadata.jsonl", {"data": {"caption_key": "blip"}}),
+    "usable images; expected at least two": ("1.png 2.png", {}),
+    "has no caption": ("1.png 2.png 3.png", {}),
 }
 EXTRA = {
     "cannot be read beyond its first": ("x.tar", "no tar"),
     "no such image in the folder": ("m.csv", "file,label\n1.png,a\n2.png,b\n4.png,c\n"),
     "no line has a caption or label": ("m.csv", "file,breed\n1.png,a\n2.png,b\n"),
+    "usable images; expected at least two": ("m.csv", "file,label\n1.jpg,a\n2.jpg,b\n"),
+    "has no caption": ("m.csv", "file,label,text\n1.png,a,x\n2.png,b,y\n3.png,a,\n"),
     "hold a detector's boxes": ("1.txt", "0 0.5 0.5 0.1 0.2"),
     "describes the images in a form that is not read": ("annotations/instances.json", "{}"),
 }

@@ -136,4 +136,4 @@ def test_a_setting_of_two_numbers_takes_two_ranges():
 @pytest.mark.parametrize("values", [[], [5, 1], [[0, 1], [2, 1]]])
 def test_a_bad_range_is_refused(values):
     with pytest.raises(ConfigError, match=r"search\.space\.steps"):
-        refuse_bad_space({"steps": values}, "search.space")
+        refuse_bad_space({"steps": values}, {"steps"}, "search.space")
