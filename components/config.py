@@ -2,7 +2,7 @@
 
 import difflib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -177,14 +177,18 @@ def _describe(item: dict, model: type[BaseModel], where: str, block: object) -> 
         return f"{path}.name: expected one of {item['ctx']['expected_tags']}, found {item['ctx']['tag']!r}"
     if item["type"] == "extra_forbidden":
         known = list(dict.fromkeys(name for kind in _kinds_at(model, item["loc"]) for name in kind.model_fields))
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, 1)
-        nearest = f"; the nearest is {near[0]}" if near else ""
-        return f"{path}: unknown key; known keys here: {', '.join(known)}{nearest}"
+        return f"{path}: unknown key; known keys here: {', '.join(known)}{nearest(str(item['loc'][-1]), known)}"
     if item["type"] == "missing":
         return f"{path}: required key is missing"
     found = repr(item["input"])
     shown = found if len(found) <= MOST_SHOWN else f"{found[: MOST_SHOWN - 4]} ..."
     return f"{path}: {item['msg'].removeprefix('Value error, ')}, found {shown}"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The end of a message on a name that is none of `known`: which of them comes near, if one does."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; the nearest is {near[0]}" if near else ""
 
 
 def _keys(item: dict, block: Any) -> list[str]:

@@ -6,11 +6,11 @@ scores, so where scores are reproducible, so is what it finds; milliseconds coun
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from components.config import nearest
 from components.errors import ConfigError
 from components.evaluation.protocol import SearchConfig
 
@@ -31,9 +31,8 @@ def refuse_bad_space(space: dict[str, list], known: Collection[str], where: str)
     """Raises ConfigError of a setting that is none of `known`, or has neither two bounds nor values to choose among."""
     for name, values in space.items():
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), 1)
-            hint = f"; the nearest is {near[0]}" if near else ""
-            raise ConfigError(f"{where}.{name}: no sampler's setting; expected one of {', '.join(sorted(known))}{hint}")
+            told = f"{', '.join(sorted(known))}{nearest(name, sorted(known))}"
+            raise ConfigError(f"{where}.{name}: no sampler's setting; expected one of {told}")
         pairs = values if _is_pairs(values) else [values]
         for pair in pairs:
             if not pair or (_is_range(pair) and pair[0] > pair[1]):

@@ -38,8 +38,7 @@ class Validator:
         """Raises InputError of a judge or of held-out rows that are not there or not whole, before any step is made."""
         if self._job.held_out:
             Dataset(self._job.folder(self._job.held_out))
-        if (folder := self._job.input(JUDGE)) is not None:
-            run_folder.load(folder)
+        _ = self._judge  # opened once, for all checkpoints
 
     def validate(self, state: State) -> tuple[bytes | None, Figures]:
         """A PNG, if the family draws, and the figures of its weights."""
@@ -62,6 +61,11 @@ class Validator:
         return family
 
     @functools.cached_property
+    def _judge(self) -> Family | None:
+        folder = self._job.input(JUDGE)
+        return None if folder is None else run_folder.load(folder, self._device).family
+
+    @functools.cached_property
     def _rows(self) -> HeldOutRows:
         folders = (self._job.folder(name) for name in (self._job.data, self._job.held_out))
         return HeldOutRows(self._shadow, *map(Dataset, folders), self._job.training)
@@ -72,12 +76,10 @@ class Validator:
 
     def _judged(self, dataset: Dataset) -> Figures:
         """What the family measures by a judge, if there is one, or without."""
-        folder = self._job.input(JUDGE)
-        if folder is None and not self._shadow.checkpoint_figures:
+        if self._judge is None and not self._shadow.checkpoint_figures:
             return {}
-        judge = None if folder is None else run_folder.load(folder, self._device).family
         held_out = Dataset(self._job.folder(self._job.held_out))
-        return self._shadow.validate(_some(dataset, self._device), _some(held_out, self._device), judge)
+        return self._shadow.validate(_some(dataset, self._device), _some(held_out, self._device), self._judge)
 
 
 def _some(dataset: Dataset, device: torch.device | str) -> dict[str, torch.Tensor]:

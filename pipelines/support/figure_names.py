@@ -3,11 +3,11 @@ told before anything is trained."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from components.artifacts import run_folder
+from components.config import nearest
 from components.errors import ConfigError, SamplerError
 from components.evaluation.foreseen import OF_LABELS, Foreseen, foreseen
 from components.families import family_class
@@ -107,6 +107,5 @@ def refuse_incomparable(policy: PromoteConfig, known: Mapping[str, Definition], 
 
 def _expected(name: str, known: Iterable[str]) -> str:
     known = list(dict.fromkeys(known))
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f"; the nearest is {near[0]}" if near and near[0] != name else ""
+    hint = "" if name in known else nearest(name, known)
     return f"expected one of {', '.join(known)}{hint}" if known else "there are none"

@@ -224,9 +224,35 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_would_be_guessed_is_refused_by_name(name, tmp_path):
-    images, texts, told = REFUSED[name]
+UNUSABLE = {
+    "names that match nothing": (
+        "a.png b.png",
+        {"metadata.csv": "file_name,text\nx.png,A\ny.png,B\n"},
+        "found 0 usable images; expected at least two, to train and to test on; left out 4: a.png (no line of "
+        "metadata.csv names it); b.png (no line of metadata.csv names it); x.png (no such image in the folder); y.png",
+    ),
+    "bare names that two folders have": (
+        "s/a.png t/a.png",
+        {"metadata.csv": "file_name,text\na.png,A\n"},
+        "left out 3: a.png (names more than one file: s/a.png, t/a.png); s/a.png (no line",
+    ),
+    "one line with a label": (
+        "a.png b.png c.png",
+        {"m.jsonl": jsonl(a="A", b="B") + '\n{"file_name": "c.png", "text": "C", "label": "x"}'},
+        "found 1 usable images; expected at least two, to train and to test on; left out 2: a.png (its line in m.jsonl "
+        "has no label); b.png (its line",
+    ),
+    "blank texts": (
+        "a.png b.png c.png",
+        {"a.txt": "A", "b.txt": "", "c.txt": " \n\n"},
+        "left out 2: b.png (has no caption: its text is blank); c.png (has no caption",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*REFUSED, *UNUSABLE])
+def test_what_would_be_guessed_and_why_too_few_are_usable_is_told(name, tmp_path):
+    images, texts, told = (REFUSED | UNUSABLE)[name]
     lay(tmp_path, images)
     table(tmp_path, texts)
     with pytest.raises(DataError) as caught:
@@ -317,42 +343,6 @@ def test_the_last_image_of_a_class_is_trained_on(seed, tmp_path):
 def test_of_classes_with_one_image_each_one_is_held_out(tmp_path):
     names = {"a/1", "b/1", "c/1"}
     assert len(described.held_out(names, 0, 0.9, {name: name[0] for name in names})) == 1
-
-
-UNUSABLE = {
-    "names that match nothing": (
-        "a.png b.png",
-        {"metadata.csv": "file_name,text\nx.png,A\ny.png,B\n"},
-        "found 0 usable images; expected at least two, to train and to test on; left out 4: a.png (no line of "
-        "metadata.csv names it); b.png (no line of metadata.csv names it); x.png (no such image in the folder); y.png",
-    ),
-    "bare names that two folders have": (
-        "s/a.png t/a.png",
-        {"metadata.csv": "file_name,text\na.png,A\n"},
-        "left out 3: a.png (names more than one file: s/a.png, t/a.png); s/a.png (no line",
-    ),
-    "one line with a label": (
-        "a.png b.png c.png",
-        {"m.jsonl": jsonl(a="A", b="B") + '\n{"file_name": "c.png", "text": "C", "label": "x"}'},
-        "found 1 usable images; expected at least two, to train and to test on; left out 2: a.png (its line in m.jsonl "
-        "has no label); b.png (its line",
-    ),
-    "blank texts": (
-        "a.png b.png c.png",
-        {"a.txt": "A", "b.txt": "", "c.txt": " \n\n"},
-        "left out 2: b.png (has no caption: its text is blank); c.png (has no caption",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", UNUSABLE)
-def test_why_too_few_are_usable_is_told(name, tmp_path):
-    images, texts, told = UNUSABLE[name]
-    lay(tmp_path, images)
-    table(tmp_path, texts)
-    with pytest.raises(DataError) as caught:
-        read(tmp_path)
-    assert told in str(caught.value)
 
 
 BLANK = {
