@@ -18,7 +18,7 @@ from components.threads import in_passing
 from tests.benchmarks import digits
 from tests.benchmarks.common import as_a_worker, emit
 from tests.benchmarks.few_step_speed import samplers
-from tests.benchmarks.serve_tokens import CLIENTS, asked_by_clients
+from tests.benchmarks.token_clients import CLIENTS, asked_by_clients
 from tests.infra.champion import device
 
 COUNTS, SCALES = (1, 1, 2, 4), (1.0, 1.5, 2.0)
@@ -47,9 +47,9 @@ def _orders(sampler: Sampler, seed: int, settings: Callable[[random.Random], dic
 def served(sampler: Sampler, orders: Orders) -> float:
     """Images a second of CLIENTS clients, each with one request at a time."""
     engine = Engine(sampler.calls)
-    counted = asked_by_clients(engine, sampler, orders)
+    rate = asked_by_clients(engine, sampler, orders)
     engine.stop(timeout=60)
-    return counted.rate
+    return rate
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -75,14 +75,14 @@ def peer_of(net: CausalTokenTransformer) -> Any:
     for layer, block in zip(peer.model.layers, trunk.blocks, strict=True):
         for theirs, ours in PROJECTIONS.items():
             layer.get_submodule(theirs).load_state_dict(block.get_submodule(ours).state_dict())
-    return peer.requires_grad_(False).eval()
+    return peer.to(net.places.device).requires_grad_(False).eval()
 
 
 @torch.inference_mode()
 def refuse_other_answers(net: CausalTokenTransformer, peer: Any) -> None:
     """Raises AssertionError unless both tell the same of the same ids, whole and with what `generate` keeps."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, net.vocabulary, (3, net.length), generator=generator)
+    ids = torch.randint(0, net.vocabulary, (3, net.length), generator=generator).to(net.places.device)
     ids[:, 0] = net.vocabulary
     torch.testing.assert_close(peer(ids).logits, net(ids), rtol=1e-4, atol=1e-4)
     greedy = peer.generate(ids[:, :1], do_sample=False, max_new_tokens=net.num_tokens, pad_token_id=0)
