@@ -47,19 +47,23 @@ class Replayed:
     waits for the GPU, or that takes what is not on one. All calls come from one thread.
 
     `cache`: what a net keeps between calls (components/sampling/state.py) stays where it is; it is recorded with the
-    last row of it, which belongs to nobody, so that recording changes no other.
+    last row of it, which belongs to nobody, so that recording changes no other. Recordings are of one cache, which they
+    write to by its address: with another one they are made anew.
     """
 
     def __init__(self, net: Callable[..., Any], pool: Any):
         self.net, self._pool = net, pool
         self.why_launched: str | None = None
         self._recorded: dict[Hashable, _Recording] = {}
+        self._cache: Any = None
 
     def __call__(self, cache: Any = None, **inputs: Any) -> Any:
         kept = {} if cache is None else {"cache": cache}
         if self.why_launched is not None:
             return self.net(**inputs, **kept)
-        asked = signature(inputs), id(cache)
+        if kept and cache is not self._cache:
+            self._recorded, self._cache = {asked: made for asked, made in self._recorded.items() if not asked[1]}, cache
+        asked = signature(inputs), bool(kept)
         if asked not in self._recorded:
             if len(self._recorded) == MOST_SHAPES:
                 return self.net(**inputs, **kept)

@@ -1,5 +1,6 @@
 """What of CUDA graphs a CPU can show; `python -m tests.gpu` compares every family with and without them."""
 
+import weakref
 from typing import NamedTuple
 
 import pytest
@@ -67,6 +68,26 @@ def test_a_net_that_takes_what_is_on_the_host_is_launched_as_ever():
         assert torch.equal(replayed(x=torch.full((2,), float(number))), torch.full((2,), number + 1.0))
     assert replayed.why_launched == "x is on the host"
     assert len(calls) == 3, "each call is answered by one of the net"
+
+
+def test_recordings_are_of_the_cache_that_is_given_and_of_none_that_is_gone(monkeypatch):
+    made = []
+
+    def record(self, inputs, kept):
+        made.append(kept.get("cache"))
+        return lambda inputs: (inputs["x"], kept.get("cache"))
+
+    monkeypatch.setattr(Replayed, "_record", record)
+    net = Replayed(lambda **inputs: inputs, pool=None)
+    first, second, x = [torch.zeros(2)], [torch.ones(2)], torch.zeros(1)
+    for cache in (first, None, first, second, None, second):
+        assert net(cache=cache, x=x)[1] is cache
+    assert [cache for cache in made if cache is not None] == [first, second] and made.count(None) == 1
+    gone = weakref.ref(second[0])
+    made.clear()
+    del second, cache
+    assert net(cache=first, x=x)[1] is first
+    assert gone() is None
 
 
 def test_only_nets_that_keep_rows_are_told_to_keep_some():

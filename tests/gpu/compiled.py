@@ -14,15 +14,19 @@ from tests.gpu.part import Part
 from tests.gpu.speed import OPTIONS, ours, steps
 
 NEEDS = 45.0  # seconds
-OPTION = OPTIONS["bfloat16 channels_last"]
+RUNS = {  # by mode of torch.compile
+    "dit.default": (models.dit(384, 12, 256), "bfloat16"),
+    "middle.default": (MIDDLE, "bfloat16 channels_last"),
+    "demo.reduce-overhead": (DEMO, "bfloat16 channels_last"),
+}
 
 
 def run(part: Part) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    sizes = {"demo": models.sized(part, DEMO), "middle": models.sized(part, MIDDLE)}
-    for name, mode in (("middle", "default"), ("demo", "reduce-overhead"))[: 1 if part.toy else 2]:
-        work = functools.partial(compiled, part, sizes[name], OPTION, mode)
-        part.measure(f"{name}.{mode}", work, needs=0 if part.toy else NEEDS)
+    for name, (size, option) in list(RUNS.items())[: 1 if part.toy else len(RUNS)]:
+        mode = name.partition(".")[2]
+        work = functools.partial(compiled, part, models.sized(part, size), OPTIONS[option], mode)
+        part.measure(name, work, needs=0 if part.toy else NEEDS)
 
 
 def compiled(part: Part, size: Size, option: dict, mode: str) -> dict:

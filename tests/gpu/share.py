@@ -39,6 +39,7 @@ def run(part: Part) -> None:
     for rows in BATCH_SIZES:
         size = middle if part.toy else replace(middle, batch_size=rows)
         part.measure(f"batch_sizes.{rows}", lambda size=size: ours(part, size, **OPTIONS[best]), needs=5)
+    sizes["dit"] = models.sized(part, models.dit(384, 12, 256))
     for name, size in sizes.items():
         part.measure(f"profile.{name}", lambda size=size: profile.kernels(part, size, OPTIONS[best]), needs=5)
 

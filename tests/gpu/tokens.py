@@ -17,7 +17,7 @@ from tests.gpu.part import Part
 
 SIZES = {  # the model and the tokens of a side; seconds that are counted and that come before
     "demo": (token_clients.MODEL, 8, Span(4.0, 1.5)),
-    "middle": ({"width": 512, "depth": 12, "heads": 8}, 16, Span(8.0, 4.0)),
+    "middle": ({"width": 512, "depth": 12, "heads": 8}, 16, Span(5.0, 2.0)),
 }
 TOY = ({"width": 16, "depth": 1, "heads": 2}, 4, Span(1.0, 0.2))
 
