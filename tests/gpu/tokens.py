@@ -1,5 +1,5 @@
-"""A GPT's tokens on this device: an engine with 16 clients, with CUDA graphs by bucket and launched, the same requests
-one after the other, and, where transformers can be imported, its `generate` on equal weights; all in float32."""
+"""A GPT's tokens on this device: an engine with 16 clients, with CUDA graphs by bucket and launched; the same requests
+one after the other, launched; and, where transformers can be imported, its `generate` on equal weights. In float32."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(part: Part) -> None:
         needs = 2 * (span.seconds + span.warm)
         part.measure(f"{name}.graphs", lambda graphs=graphs: clients(graphs), needs=needs)
         part.measure(f"{name}.launched", lambda launched=launched: clients(launched), needs=needs)
-        part.measure(f"{name}.one_by_one", lambda graphs=graphs: graphs.one_by_one(), needs=needs)
+        part.measure(f"{name}.one_by_one", launched.one_by_one, needs=needs)
         if peer:
             part.measure(f"{name}.against_generate", graphs.against_generate, needs=2 * needs)
 
