@@ -4,7 +4,10 @@ A job is sent whole to every worker. A worker builds the family, continues from 
 loop of components.training. The driver shows and tracks what rank 0 reports.
 """
 
-from infra.ray_train.driver import best_checkpoint, run_lock, train
-from infra.ray_train.job import Input, Job
+from components.imports import uncollected
+
+with uncollected():  # a worker's process begins here
+    from infra.ray_train.driver import best_checkpoint, run_lock, train
+    from infra.ray_train.job import Input, Job
 
 __all__ = ["Input", "Job", "best_checkpoint", "run_lock", "train"]

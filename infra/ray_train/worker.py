@@ -17,6 +17,7 @@ from ray.util.queue import Queue
 from components.data.dataset import Dataset, batches, row_weight, rows_of_batch
 from components.errors import TrainingError
 from components.families.base import START, Family
+from components.imports import uncollected
 from components.metrics.figures import Figures
 from components.training import sharding
 from components.training.loop import State, fit
@@ -180,7 +181,8 @@ def keep_to_deterministic_algorithms(asked: bool, on_gpu: bool) -> None:
     """To be called before the first work on a GPU. Where a layer has none there, torch warns and the run goes on."""
     if asked and on_gpu:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for
-    torch.use_deterministic_algorithms(asked, warn_only=on_gpu)
+    with uncollected():  # torch imports its compiler for it
+        torch.use_deterministic_algorithms(asked, warn_only=on_gpu)
     # else it fills every new tensor with NaN first, 5 to 10 % of a step, for who reads what none has written
     torch.utils.deterministic.fill_uninitialized_memory = False
 

@@ -22,6 +22,7 @@ from typing import Literal
 from filelock import FileLock
 
 from components.errors import InputError
+from components.imports import uncollected
 from components.metrics.figures import VALIDATION
 from infra.config import TrackingConfig, home
 from infra.tracking import relocation
@@ -73,7 +74,8 @@ def connect(uri: str):
     # imported on demand: MLflow takes seconds, and most processes that import this module never track
     for name, value in (ENVIRONMENT | (FILE_STORE if uri.startswith("sqlite:") else {})).items():
         os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
+    with uncollected():
+        from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it creates
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -160,7 +162,8 @@ class TrainingData:
 
 def open_run(config: TrackingConfig, root: Path, told: Described, data: TrainingData) -> TrackedRun:
     """The run of a job, begun or continued."""
-    from mlflow.entities import Param, RunTag
+    with uncollected():
+        from mlflow.entities import Param, RunTag
 
     uri = config.absolute_uri(root)
     with reachable(uri):

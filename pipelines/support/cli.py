@@ -30,6 +30,8 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
     """Runs a stage and exits: 0, or 2 with one line on stderr where the user can mend it."""
+    gc.freeze()
+    gc.enable()  # off while the verb was imported, see pipelines/__init__.py
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     signal.signal(signal.SIGTERM, _interrupt)
