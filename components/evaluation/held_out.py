@@ -21,7 +21,7 @@ from components.training.precision import Precision, autocast, chosen
 SHARE = 0.03  # of a training's evaluations of its net, over all checkpoints
 BACKWARD = 2  # evaluations that a backward pass costs (Kaplan et al. 2020, section 2.1)
 MOST, LEAST = 512, 16  # rows of either set
-_AT_ONCE = 128  # rows
+_AT_ONCE, _VALUES = 128, 2**16  # rows, and values of them: what a net computes of clips or films is many times larger
 
 
 def evaluations(rows: int, levels: int, config: TrainingConfig) -> int:
@@ -56,13 +56,17 @@ class HeldOutRows:
         held_out, train = (self._losses(family, rows, automatic) for rows in (self._held_out, self._train))
         return family.held_out.figures(held_out, train, live)
 
+    @staticmethod
+    def _at_once(family: Family) -> int:
+        return max(1, min(_AT_ONCE, _VALUES // math.prod(family.data.shape)))
+
     @torch.inference_mode()
     def _losses(self, family: Family, columns: dict[str, Tensor], automatic: Precision = "float32") -> Tensor:
         trained = chosen(self._config.precision, automatic, family.phases[0].low_precision)
         precision = trained if family.held_out.low_precision else "float32"
-        found = []
-        for start in range(0, len(self), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
+        found, at_once = [], self._at_once(family)
+        for start in range(0, len(self), at_once):
+            part = slice(start, start + at_once)
             rows = {name: values[part] for name, values in columns.items()}
             with autocast(self._draws.keys.device.type, precision):
                 found.append(family.held_out_losses(rows, Draws(self._draws.keys[part])).double().cpu())

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import ray
 
+from components import memory
 from components.errors import InputError
 from infra.config import ClusterConfig
 from infra.ray_cluster import closed_session, local_start
@@ -32,6 +33,7 @@ ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "infra.serving.proxy_answers.middlewares",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # of 10: three failures are a proxy's end, and another is started
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what future versions do; silences the notice about it
+    **memory.ENVIRONMENT,
 }
 UNSAID = {"RAY_AUTH_MODE": "disabled"}  # where the environment of a cluster that is joined says nothing
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from components import memory
 from components.errors import InputError, TrainingError
 from components.files import write_json
 from pipelines.support import machine_faults
@@ -30,6 +31,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
     """Runs a stage and exits: 0, or 2 with one line on stderr where the user can mend it."""
+    memory.keep_freed()
     gc.freeze()
     gc.enable()  # off while the verb was imported, see pipelines/__init__.py
     for name, value in QUIET.items():

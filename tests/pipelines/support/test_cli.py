@@ -100,5 +100,7 @@ def test_a_commands_imports_are_not_collected_and_its_work_is():
     told = "import gc, sys; sys.argv[0] = {first!r}; import pipelines; print(gc.isenabled())\n"
     told += "from pipelines.support import cli; cli.run(lambda argv: print(gc.isenabled()), [])"
     for first, expected in (("-m", ["False", "True"]), ("-c", ["True", "True"])):
-        done = subprocess.run([sys.executable, "-c", told.format(first=first)], capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run(
+            [sys.executable, "-c", told.format(first=first)], capture_output=True, text=True, cwd=ROOT
+        )
         assert done.stdout.split() == expected, done.stderr
