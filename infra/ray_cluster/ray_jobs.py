@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from components import memory
 from components.errors import InputError, TrainingError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def run(
         client.submit_job(
             entrypoint=command,
             submission_id=name,
-            runtime_env={"working_dir": str(working_dir), "env_vars": dict(environment)},
+            runtime_env={"working_dir": str(working_dir), "env_vars": {**memory.environment(), **environment}},
         )
         print(f"{name}: submitted to {client.get_address()}", flush=True)
     else:

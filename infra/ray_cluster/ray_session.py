@@ -33,7 +33,6 @@ ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "infra.serving.proxy_answers.middlewares",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # of 10: three failures are a proxy's end, and another is started
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what future versions do; silences the notice about it
-    **memory.ENVIRONMENT,
 }
 UNSAID = {"RAY_AUTH_MODE": "disabled"}  # where the environment of a cluster that is joined says nothing
 
@@ -142,13 +141,13 @@ def _joined() -> Iterator[None]:
 def _workers_environment(root: Path, here: bool) -> Iterator[dict]:
     """Where workers import this project from: `here`, from its folder. The copy for others is sent within the block."""
     if here:
-        yield {"env_vars": {"PYTHONPATH": str(root)}}
+        yield {"env_vars": {"PYTHONPATH": str(root), **memory.environment()}}
     elif "working_dir" in json.loads(os.environ.get(JOB, "{}")).get("runtime_env", {}):
         yield {}  # this process came with a job, whose working folder its workers get
     else:
         with tempfile.TemporaryDirectory(prefix="code-") as folder:
             copy_code(root, Path(folder))
-            yield {"working_dir": folder}
+            yield {"working_dir": folder, "env_vars": memory.environment()}
 
 
 def copy_code(root: Path, folder: Path) -> None:

@@ -46,4 +46,13 @@ def test_large_blocks_are_cleared_by_the_kernel_once():
     pages = 100_000_000 // resource.getpagesize()
     assert faults("as ever") > 4 * pages
     assert faults("kept") < pages / 10
-    assert faults("as ever", **memory.ENVIRONMENT) < pages / 10
+    assert faults("as ever", **memory.environment()) < pages / 10
+    assert faults("kept", MALLOC_MMAP_THRESHOLD_="131072") > 4 * pages  # who says otherwise is heard
+
+
+def test_processes_that_are_started_are_told_unless_the_environment_says_otherwise(monkeypatch):
+    for name in (*memory.ENVIRONMENT, "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    assert memory.environment() == memory.ENVIRONMENT
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    assert memory.environment() == {}
