@@ -63,10 +63,10 @@ def make_job(params: Params, key: str) -> ray_train.Job:
         info=info,
         training=block.training,
         seed=params.seed,
-        data=str(folder.resolve()),
+        data=str(folder.absolute()),  # by its name here, also where it is a link into a cache
         data_hash=data_hash(folder),
         code_hash=code_closure.code_hash(code_closure.of_training(block.family)),
-        inputs=tuple(ray_train.Input(role, str(one.path.resolve()), hashes[role]) for role, one in given.items()),
+        inputs=tuple(ray_train.Input(role, str(one.path.absolute()), hashes[role]) for role, one in given.items()),
         held_out_hash=data_hash(paths.TEST_IMAGES) if block.training.keep == "best" else "",
         held_out=str(paths.TEST_IMAGES.resolve()) if is_validated else "",
     )
@@ -170,7 +170,7 @@ def learned_from(job: ray_train.Job) -> dict[str, str]:
 
 def relative(folder: str) -> str:
     """A folder of the project by its path in it."""
-    return folder.removeprefix(f"{ROOT}/")
+    return folder.removeprefix(f"{Path.cwd()}/").removeprefix(f"{ROOT}/")
 
 
 def main(argv: list[str]) -> None:

@@ -7,6 +7,7 @@ through the driver and the result does not depend on who did what when.
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -128,6 +129,13 @@ class Work:
         """All that it reads."""
         others = [self.text.folder] if self.text else []
         return [self.autoencoder, self.images, *others, *([self.teacher.run] if self.teacher else [])]
+
+    @property
+    def manner(self) -> str:
+        """Tells apart what is made of the same folders in other ways."""
+        patch = self.teacher and self.teacher.finest_patch
+        told = repr((self.batch_size, self.flips, self.crops, self.shifts, patch))
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def moved(self, move: Callable[[Folder], Folder]) -> Work:
         """The same of folders that lie elsewhere."""
@@ -281,7 +289,7 @@ def encode(
     work, made = work.moved(Path.resolve), Store.open(target.resolve())
     if is_remote(storage):
         work = work.moved(functools.partial(stage, storage=storage, cache_bytes=cluster.cache_bytes))
-        made = Store.open(storage) / "encoded" / "-".join(staged.hash[:16] for staged in work.folders)
+        made = Store.open(storage) / "encoded" / "-".join([*(staged.hash[:16] for staged in work.folders), work.manner])
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of its execution plan otherwise
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = (

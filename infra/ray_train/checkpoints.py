@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
 import ray.train
 import torch
 
-from components.errors import DataError
+from components.errors import DataError, StorageError
 from components.files import sha256
 from components.training.loop import State
 from infra.storage.store import Store
@@ -20,9 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 def write_checkpoint(state: State) -> ray.train.Checkpoint:
-    """A state in a temporary folder, for Ray Train to store and to delete."""
+    """A state in a temporary folder, for Ray Train to store; the caller deletes it."""
     folder = Path(tempfile.mkdtemp(prefix=f"{ray.train.get_context().get_experiment_name()}-"))
-    write_state(folder, state)
+    try:
+        write_state(folder, state)
+    except BaseException:  # no room for it, say: what there is of it would stay
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return ray.train.Checkpoint.from_directory(folder)
 
 
@@ -36,7 +41,8 @@ def restore(device: torch.device) -> State | None:
 
 
 def newest_whole(run: Store, device: torch.device | str, last: str | None = None) -> State | None:
-    """The newest state in a run's storage that is whole, none newer than the folder `last`; None if there is none."""
+    """The newest state in a run's storage that is whole, none newer than the folder `last`; None if there is none.
+    Raises StorageError where that cannot be told."""
     names = [name for name in run.names() if re.match(r"checkpoint_\d", name)]  # not Ray's list of them, a file beside
     for name in reversed(names):  # Ray names them by time
         if last is not None and name > last:
@@ -44,6 +50,8 @@ def newest_whole(run: Store, device: torch.device | str, last: str | None = None
         try:
             with (run / name).on_disk() as folder:
                 return read_state(folder, device)
+        except StorageError:  # which says nothing of the checkpoint: another try may read it
+            raise
         except DataError as error:
             logger.warning("%s; going back to the checkpoint before", error)
     return None

@@ -4,6 +4,7 @@ components.training behind accelerate; rank 0 alone reports and stores."""
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Literal
@@ -158,12 +159,13 @@ class Worker:
         if self.reporter and alone:
             self.reporter.validated(self.run, state, *self.validator.validate(state))
         checkpoint = write_checkpoint(state) if self.reporter else None
-        ray.train.report(
-            {"step": state.step},
-            checkpoint=checkpoint,
-            delete_local_checkpoint_after_upload=checkpoint is not None,
-            validation=checkpoint is not None and not alone,
-        )
+        try:
+            ray.train.report(
+                {"step": state.step}, checkpoint=checkpoint, validation=checkpoint is not None and not alone
+            )
+        finally:  # also of one that could not be stored, which Ray would leave
+            if checkpoint is not None:
+                shutil.rmtree(checkpoint.path, ignore_errors=True)
         self.preemption.saved(time.monotonic() - began)
 
 

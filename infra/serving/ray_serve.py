@@ -184,16 +184,17 @@ class Frontend(Samplers):
 
     def _watch(self) -> None:
         """Brings about what shall be served, look by look."""
-        look = self._first
+        look, is_whole = self._first, not self.champions.model_store.versions
         while True:
             try:
                 self.rollout.step(look())
+                is_whole = is_whole or look == self.champions.look  # the first is of the champion alone
                 look = self.champions.look
                 self.trouble = ""
             except Exception as error:  # whatever goes wrong, what is served stays, and the next look may do better
                 self.trouble = f"{type(error).__name__}; the log of the replica `api` says more"
                 logger.exception("no look at what shall be served")
-            if self._served and not self.config.watch_every:
+            if self._served and is_whole and not self.config.watch_every:
                 return
             time.sleep(self.config.watch_every or 1)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import time
 import uuid
@@ -122,6 +123,10 @@ class JobStore:
             os.close(os.open(lease, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return False
+        now = self.get(job.id)
+        if now is None or now.ended:  # since the caller read it, and the lease went with its end
+            self.release(job)
+            return False
         return True
 
     def renew(self, job: Job) -> bool:
@@ -148,6 +153,7 @@ class Worker:
         self._looking: asyncio.Task | None = None
         self._running: set[asyncio.Task] = set()
         self._put_off: dict[str, float] = {}  # jobs' ids, until a time.monotonic()
+        self._unserved: dict[str, float] = {}  # those of versions that are not served, since a time.monotonic()
 
     def start(self) -> None:
         """In the running loop; does nothing where it has begun."""
@@ -165,15 +171,29 @@ class Worker:
     async def _look(self) -> None:
         while True:
             jobs = await asyncio.to_thread(self.store.all)
+            await self._note_unserved(jobs)
             self._put_off = {job.id: self._put_off[job.id] for job in jobs if job.id in self._put_off}
             for job in jobs:
                 if len(self._running) >= self.at_once:
                     break
-                if not job.ended and self._claim(job):
+                if not job.ended and not self._may_come(job) and self._claim(job):
                     task = asyncio.create_task(self._work(job))
                     self._running.add(task)
                     task.add_done_callback(self._running.discard)
             await asyncio.sleep(LOOK_EVERY)
+
+    async def _note_unserved(self, jobs: list[Job]) -> None:
+        """Since when versions of jobs are missing: one may be on its way up, and takes nobody's place meanwhile."""
+        try:
+            served = {model.key for model in await self.backend.served()}
+        except ApiError:  # there is none yet
+            served = set()
+        missing = [job.id for job in jobs if not job.ended and job.order.model not in served]
+        self._unserved = {name: self._unserved.get(name, time.monotonic()) for name in missing}
+
+    def _may_come(self, job: Job) -> bool:
+        """Whether the version of a job is waited for; what it is not waited for any more ends at its first try."""
+        return time.monotonic() - self._unserved.get(job.id, -math.inf) < PATIENCE
 
     def _claim(self, job: Job) -> bool:
         try:
@@ -207,7 +227,7 @@ class Worker:
 
     async def _make(self, job: Job) -> None:
         """Ends the job, however its film fares. Raises OSError where that cannot be written."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + (0.0 if job.id in self._unserved else PATIENCE)
         while True:
             try:
                 film = await self._film(job)

@@ -63,7 +63,9 @@ def run(params: Params, module: str, arguments: Sequence[str], inputs: Sequence[
         with tempfile.TemporaryDirectory() as folder:
             pack(Path(folder), {**order, "name": name})
             changes = {"address": "auto", "storage_path": storage}
-            environment = {f"{VARIABLE}CLUSTER": json.dumps(params.cluster.model_dump(mode="json") | changes)}
+            told = {"CLUSTER": params.cluster.model_dump(mode="json") | changes}
+            told |= {"TRACKING": params.tracking.model_dump(mode="json")}  # this environment may have changed either
+            environment = {f"{VARIABLE}{name}": json.dumps(block) for name, block in told.items()}
             command = f"python -m pipelines.support.remote {shlex.quote(ORDER)}"
             ray_jobs.run(client, name, command, Path(folder), environment)
     take(Staged(**json.loads(result.read(f"{name}.json"))), outputs)

@@ -21,7 +21,7 @@ from components.sampling.requests import Conditions, Request
 from components.training.loop import State
 from pipelines.support import paths
 from pipelines.support.params import Params, load
-from pipelines.train import make_job, provenance_of, write_curves
+from pipelines.train import make_job, provenance_of, relative, write_curves
 from tests.benchmarks.common import write_noise
 from tests.components.helpers import IMAGES, assert_same, build, stream, tiny
 from tests.pipelines.in_process import train_stage
@@ -299,3 +299,11 @@ def test_an_aligned_transformer_is_handed_its_teacher_and_needs_it_no_more():
     shutil.rmtree(paths.RUNS / "judge")
     again = run_folder.load(paths.RUNS / "pixels").family
     assert again.sample(Request(torch.tensor([1]), again.Settings(num_inference_steps=2))).isfinite().all()
+
+
+def test_what_is_learned_from_is_named_by_its_place_here_also_where_it_is_a_link(tmp_path, monkeypatch):
+    (tmp_path / "cache/3fa9").mkdir(parents=True)
+    (tmp_path / "here/runs").mkdir(parents=True)
+    (tmp_path / "here/runs/ldm").symlink_to(tmp_path / "cache/3fa9")
+    monkeypatch.chdir(tmp_path / "here")
+    assert relative(str(Path("runs/ldm").absolute())) == "runs/ldm"

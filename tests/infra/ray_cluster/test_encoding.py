@@ -1,6 +1,8 @@
 """Encoding a data set on Ray Data: the same bytes from any number of actors, and true whole-set statistics."""
 
 import contextlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,3 +159,11 @@ def test_tokens_of_every_view_are_those_of_its_images(prepared, tmp_path):
     occurring = torch.cat([rows["tokens"], rows["views"]], 1).long().unique()
     assert info.statistics["usage"][0] == pytest.approx(len(occurring) / 12)
     assert 1 < info.statistics["perplexity"][0] <= len(occurring)
+
+
+def test_what_is_made_in_other_ways_goes_elsewhere():
+    plain = encoding.Work(Path("vae"), Path("images"), 16)
+    others = [{"batch_size": 8}, {"flips": True}, {"crops": 2}, {"crops": 4}, {"shifts": 0}, {"shifts": 1}]
+    others.append({"teacher": encoding.Teacher(Path("judge"), 2)})
+    assert len({plain.manner, *(replace(plain, **other).manner for other in others)}) == 8
+    assert plain.manner == encoding.Work(Path("elsewhere"), Path("images"), 16).manner

@@ -1,5 +1,6 @@
 """What is decided before Serve starts, without one."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,3 +45,27 @@ def test_replicas_take_the_environments_word_on_how_threads_wait(monkeypatch):
     assert told(versions=("3",)) == told(replicas=2) == told(replicas=(1, 4)) == {"OMP_WAIT_POLICY": "passive"}
     monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
     assert told() == told(versions=("3",)) == {"GOMP_SPINCOUNT": "1000"}
+
+
+@pytest.mark.parametrize("versions", [(), ("2",)])
+def test_versions_beside_the_champion_come_up_where_nothing_is_looked_up_again(versions, monkeypatch):
+    """`watch_every: 0`: the champion is there at once, what the registry alone knows after it."""
+    frontend = object.__new__(ray_serve.Frontend)
+    looks = []
+
+    class Champions:
+        model_store = ModelStore(root="", versions=versions)
+
+        def look(self):
+            return ("champion", *versions)
+
+    def step(wanted):
+        looks.append(wanted)
+        frontend._served = wanted
+
+    frontend.champions, frontend.config = Champions(), ServeConfig(watch_every=0)
+    frontend.rollout, frontend._served = SimpleNamespace(step=step), ()
+    monkeypatch.setattr(ray_serve.Frontend, "_first", lambda self: ("champion",))
+    monkeypatch.setattr(ray_serve.time, "sleep", lambda seconds: None)
+    frontend._watch()
+    assert looks == [("champion",), *([("champion", "2")] if versions else [])]

@@ -338,30 +338,6 @@ def test_a_film_that_is_deleted_before_it_is_whole_is_not_written(run, films, tm
     assert "film" not in written
 
 
-def test_the_store_is_bounded_and_forgets(tmp_path):
-    job = video_jobs.Job(
-        id="video_0",
-        order={"model": "m", "seed": 0, "settings": {}, "group": "g"},
-        model="m",
-        prompt="",
-        seconds="1",
-        size="8x8",
-        created_at=0,
-    )
-    store = JobStore(tmp_path, 2, 3600)
-    for number in range(2):
-        store.add(job.model_copy(update={"id": f"video_{number}", "at": number}))
-    with pytest.raises(ApiError, match="too many videos are waiting"):
-        store.add(job.model_copy(update={"id": "video_2"}))
-    store.put(job.model_copy(update={"status": "completed", "expires_at": int(time.time()) + 60}))
-    store.film(job).write_bytes(b"film")
-    store.add(job.model_copy(update={"id": "video_3", "at": 3}))
-    assert [one.id for one in store.all()] == ["video_1", "video_3"] and not store.film(job).exists()
-    store.put(job.model_copy(update={"id": "video_1", "status": "failed", "expires_at": int(time.time()) - 1}))
-    assert store.get("video_1") is None and [one.id for one in store.all()] == ["video_3"]
-    assert store.get("../../etc/passwd") is None
-
-
 def test_jobs_belong_to_the_key_that_made_them(run):
     address = run(keys=(digest("a"), digest("b")))
     made = client(address, "a").videos.create(prompt="one", extra_body=SETTINGS)

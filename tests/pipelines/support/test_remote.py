@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,6 +49,37 @@ def test_storage_and_tracker_must_be_reachable_from_there():
         remote.run(params(storage_path=".cache/ray"), "pipelines.encode", [], [], [])
     with pytest.raises(ConfigError, match=r"tracking\.uri: .* expected an MLflow server"):
         remote.refuse_local_tracker(params())
+
+
+class Results:
+    """A bucket without results."""
+
+    def __truediv__(self, name):
+        return self
+
+    def names(self):
+        return []
+
+    def read(self, name):
+        return "{}"
+
+
+def test_a_job_is_told_where_things_run_as_the_environment_here_has_it(monkeypatch):
+    sent = []
+    monkeypatch.setattr(remote, "Store", SimpleNamespace(open=lambda storage: Results()))
+    monkeypatch.setattr(remote, "Staged", lambda **facts: facts)
+    monkeypatch.setattr(remote, "check_storage", lambda storage: None)
+    monkeypatch.setattr(remote, "take", lambda made, outputs: None)
+    monkeypatch.setattr(ray_jobs, "connect", lambda address: None)
+    monkeypatch.setattr(ray_jobs, "run", lambda client, name, command, folder, environment: sent.append(environment))
+    monkeypatch.chdir(ROOT)
+    asked = params(num_workers=3)
+    asked = asked.model_copy(update={"tracking": asked.tracking.model_copy(update={"uri": "http://mlflow:5000"})})
+    remote.run(asked, "pipelines.train", ["samplers.ldm"], [], [])
+    told = {name: json.loads(block) for name, block in sent[0].items()}
+    assert told["LATENT_FOUNDRY_CLUSTER"]["num_workers"] == 3
+    assert told["LATENT_FOUNDRY_CLUSTER"]["address"] == "auto"
+    assert told["LATENT_FOUNDRY_TRACKING"]["uri"] == "http://mlflow:5000"
 
 
 def test_what_a_stage_reads_must_lie_below_the_project():
