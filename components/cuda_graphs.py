@@ -69,10 +69,13 @@ class Replayed:
                 return self.net(**inputs, **kept)
             try:
                 self._recorded[asked] = self._record(inputs, kept)
+            except torch.OutOfMemoryError:  # of this shape; others stay recorded
+                self._recorded[asked] = lambda given: self.net(**given, **kept)
             except RuntimeError as error:
+                answer = self.net(**inputs, **kept)  # what fails launched, too, says nothing of recordings
                 self.why_launched = _first_line(error)
                 log.info("launched without CUDA graphs: %s: %s", self.net, self.why_launched)
-                return self.net(**inputs, **kept)
+                return answer
         return self._recorded[asked](inputs)
 
     def _record(self, inputs: Mapping[str, Any], kept: Mapping[str, Any]) -> _Recording:

@@ -7,6 +7,7 @@ here touches what is trained: it reads a copy of the family, and draws by keys.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class HeldOutRows:
         self._draws = Draws.of_seeds(torch.arange(count)).fold("held out").to(device)
         self._train = _placed(spread(train, count), device)
         with torch.inference_mode():
-            self._held_out = family.training_columns(_placed(spread(held_out, count), device))
+            self._held_out = _in_parts(family.training_columns, _placed(spread(held_out, count), device), family)
 
     def __len__(self) -> int:
         return len(self._draws.keys)
@@ -56,21 +57,33 @@ class HeldOutRows:
         held_out, train = (self._losses(family, rows, automatic) for rows in (self._held_out, self._train))
         return family.held_out.figures(held_out, train, live)
 
-    @staticmethod
-    def _at_once(family: Family) -> int:
-        return max(1, min(_AT_ONCE, _VALUES // math.prod(family.data.shape)))
-
     @torch.inference_mode()
     def _losses(self, family: Family, columns: dict[str, Tensor], automatic: Precision = "float32") -> Tensor:
         trained = chosen(self._config.precision, automatic, family.phases[0].low_precision)
         precision = trained if family.held_out.low_precision else "float32"
-        found, at_once = [], self._at_once(family)
-        for start in range(0, len(self), at_once):
-            part = slice(start, start + at_once)
+        found = []
+        for part in _parts(len(self), family.data.shape):
             rows = {name: values[part] for name, values in columns.items()}
             with autocast(self._draws.keys.device.type, precision):
                 found.append(family.held_out_losses(rows, Draws(self._draws.keys[part])).double().cpu())
         return torch.cat(found)
+
+
+def _parts(count: int, shape: Sequence[int]) -> list[slice]:
+    """Rows of a shape, so many at once as a net may hold what it computes of them."""
+    at_once = max(1, min(_AT_ONCE, _VALUES // math.prod(shape)))
+    return [slice(start, start + at_once) for start in range(0, count, at_once)]
+
+
+def _in_parts(
+    made: Callable[[dict[str, Tensor]], dict[str, Tensor]], rows: dict[str, Tensor], family: Family
+) -> dict[str, Tensor]:
+    """What is made of rows as they are decoded, a few at a time."""
+    count = len(next(iter(rows.values())))
+    found = [
+        made({name: values[part] for name, values in rows.items()}) for part in _parts(count, family.data.decoded.shape)
+    ]
+    return {name: torch.cat([one[name] for one in found]) for name in found[0]}
 
 
 def _placed(columns: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -84,7 +84,8 @@ class Model(AverageStudent):
         return ((first * before + second * after) / (first + second)).clamp(-self.config.clip, self.config.clip)
 
     def sigmas(self, settings: StudentSettings, strength: float = 1.0) -> list[float]:
-        """Steps of trained sizes, as equal as they can be, larger ones first."""
+        """Steps of trained sizes, as equal as they can be, larger ones first; an edit's, which begin at its strength,
+        are smaller by that, between trained sizes."""
         num_steps = steps_within(settings.num_inference_steps, strength)
         whole = 2 ** math.floor(math.log2(num_steps))
         spans = [1 / whole] * (2 * whole - num_steps) + [1 / (2 * whole)] * (2 * (num_steps - whole))

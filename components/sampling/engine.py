@@ -6,12 +6,13 @@ steps, guidance, seed or class. They join and leave between any two forwards. A 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 import torch
@@ -376,10 +377,11 @@ def _gone(task: Task) -> bool:
 
 
 def _tell(future: Future[Tensor], outcome: Tensor | Exception) -> None:
-    # a future is done already if the engine was given up and its thread came back nevertheless
-    if future.done() or not future.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, Exception):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
+    # a future is told by two threads if the engine was given up and its own came back nevertheless: the first counts
+    with contextlib.suppress(InvalidStateError, RuntimeError):  # of set_result and set_running_or_notify_cancel
+        if future.done() or not future.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)

@@ -28,7 +28,8 @@ class MetricAverages:
         self._groups: dict[tuple[str, ...], _Group] = {}
 
     def add(self, phase: str, figures: dict[str, Tensor], step: int) -> None:
-        for device in {value.device for value in figures.values()}:
+        # in the same order on every worker, which a set of devices is not: workers add their figures by place
+        for device in dict.fromkeys(value.device for value in figures.values()):
             here = {f"{phase}/{name}": value for name, value in figures.items() if value.device == device}
             self._groups.setdefault(tuple(here), _Group()).add(torch.stack(tuple(here.values())), step)
 

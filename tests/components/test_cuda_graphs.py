@@ -70,6 +70,27 @@ def test_a_net_that_takes_what_is_on_the_host_is_launched_as_ever():
     assert len(calls) == 3, "each call is answered by one of the net"
 
 
+def test_one_call_that_fails_leaves_other_shapes_recorded(monkeypatch):
+    def net(x, bad=False):
+        if bad:
+            raise RuntimeError("a bad input")
+        return "launched"
+
+    def record(self, inputs, kept):
+        if inputs.get("bad"):
+            raise RuntimeError("a bad input")
+        if len(inputs["x"]) > 1:
+            raise torch.OutOfMemoryError("no room for a recording of so many rows")
+        return lambda inputs: "replayed"
+
+    monkeypatch.setattr(Replayed, "_record", record)
+    graphs, one, two = Replayed(net, pool=None), torch.zeros(1), torch.zeros(2)
+    with pytest.raises(RuntimeError, match="a bad input"):
+        graphs(x=one, bad=True)
+    assert [graphs(x=x) for x in (one, two, two, one)] == ["replayed", "launched", "launched", "replayed"]
+    assert graphs.why_launched is None
+
+
 def test_recordings_are_of_the_cache_that_is_given_and_of_none_that_is_gone(monkeypatch):
     made = []
 

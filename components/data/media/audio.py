@@ -26,10 +26,16 @@ from components.shapes import shape_text
 
 MOST = 32767
 RATE = 16000.0  # where nobody says
-_READ = "wav,w64,aiff,au,flac,ogg,mp3,aac,mov,matroska,webm"  # no format whose files may name others, as playlists do
+_FORMATS = (
+    "wav,w64,aiff,au,flac,ogg,mp3,aac,mov,matroska,webm"  # no format whose files may name others, as playlists do
+)
 _CODECS = {"wav": "pcm_s16le", "flac": "flac", "mp3": "libmp3lame", "opus": "libopus"}
 _CONTAINERS = {"opus": "ogg"}
-_OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+_READING = {"options": {"format_whitelist": _FORMATS}, "metadata_errors": "ignore"}  # tags may be of any encoding
+_RATES = {  # of codecs that know no others
+    "opus": (8000, 12000, 16000, 24000, 48000),
+    "mp3": (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
+}
 _LEAST = 0.02  # seconds of sound that a clip has: a period of the lowest tones
 _CURVE = 24  # pixels of a preview's wave, above the spectrum
 _FRAME = 2  # pixels that a frame of the spectrum is wide
@@ -142,7 +148,7 @@ def fitted(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def samples(file: Path | BinaryIO, rate: float) -> np.ndarray:
     """The first stream of sound of a file, one channel, at `rate`: int16 (n,). Raises DataError with the reason."""
     try:
-        with av.open(str(file) if isinstance(file, Path) else file, options={"format_whitelist": _READ}) as opened:
+        with av.open(str(file) if isinstance(file, Path) else file, **_READING) as opened:
             if not opened.streams.audio:
                 raise DataError("holds no sound")
             parts = [part.to_ndarray()[0] for part in _resampled(opened.decode(audio=0), round(rate))]
@@ -173,7 +179,7 @@ def encoded(values: np.ndarray, file_format: str, rate: int, quality: int = 90) 
     with av.open(
         buffer, "w", format=_CONTAINERS.get(file_format, file_format), options={"fflags": "+bitexact"}
     ) as file:
-        target = min((one for one in _OPUS_RATES if one >= rate), default=48000) if file_format == "opus" else rate
+        target = min((one for one in _RATES.get(file_format, (rate,)) if one >= rate), default=48000)
         stream = file.add_stream(_CODECS[file_format], rate=target, layout="mono")
         if file_format in ("mp3", "opus"):
             stream.bit_rate = max(8, round(1.28 * quality)) * 1000

@@ -85,7 +85,7 @@ class VideoMedium(Medium):
             raise DataError(error.strerror or str(error)) from None
         with opened_file:
             try:
-                with av.open(opened_file, options={"format_whitelist": _READ}) as opened:
+                with av.open(opened_file, options={"format_whitelist": _READ}, metadata_errors="ignore") as opened:
                     taken = _at_rate(opened, count, Fraction(self.rate))
                     frames = [fitted(_upright(frame), (channels, *sides)) for frame in taken]
                     seconds = (opened.duration or 0) / av.time_base

@@ -1,6 +1,6 @@
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from components.diffusion.guidance import Guidance, Preconditioner, solve
 from components.diffusion.schedules import FlowSchedule
 from components.diffusion.solvers import SOLVERS
 from components.families.dcgan import Model as DCGAN
-from components.sampling.engine import DeadlineExceeded, Engine, EngineFull, EngineStopped
+from components.sampling.engine import DeadlineExceeded, Engine, EngineFull, EngineStopped, _tell
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call, Preview, drive
 from components.sampling.workload import Work
@@ -409,3 +409,13 @@ def test_cancelling_ends_the_previews_too(gated, gate):
     gate.open(2)
     assert gated_result(engine, gate, walk(3, 1)) == 3
     assert engine.load().active == 0
+
+
+def test_who_is_told_by_two_threads_at_once_is_told_once():
+    """A thread that comes back while its engine is given up."""
+    future, told = Future(), Future()
+    future.set_running_or_notify_cancel()  # by the other thread, which has not set the result yet
+    _tell(future, EngineStopped("the engine has stopped"))
+    _tell(told, torch.ones(1))
+    _tell(told, EngineStopped("the engine has stopped"))
+    assert future.running() and told.result() == 1

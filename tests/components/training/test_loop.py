@@ -280,6 +280,39 @@ def test_a_bad_update_may_be_left_out_and_is_counted():
     assert all(torch.isfinite(weight).all() for net in state.nets.values() for weight in net.values())
 
 
+def test_a_step_that_is_left_out_moves_no_codes_and_no_running_statistics():
+    class Moving(torch.nn.Module):
+        """Linear, and a buffer that its forwards move."""
+
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(1, 1)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x):
+            self.seen += x.sum()
+            return self.linear(x)
+
+    class OfOne(Toy):
+        def __init__(self):
+            super().__init__()
+            self.nets["first"] = Moving()
+
+    def seen(**values):
+        made = fit(
+            OfOne(),
+            numbered(**values),
+            TrainingConfig(steps=5, batch_size=2, report_every=5, on_nonfinite="skip"),
+            start=None,
+            wrap=no_wrap,
+            report=lambda step, figures: figures,
+            save=lambda state: None,
+        )
+        return float(made.nets["first"]["seen"])
+
+    assert math.isfinite(seen(values={2: math.nan})) and seen(values={2: math.nan}) != 0
+
+
 def test_equal_weights_have_equal_fingerprints_and_one_flipped_bit_is_named():
     torch.manual_seed(0)
     net, other = torch.nn.Linear(7, 5), torch.nn.Linear(7, 5)
@@ -294,6 +327,14 @@ def test_equal_weights_have_equal_fingerprints_and_one_flipped_bit_is_named():
         other.weight[[0, 1]] = other.weight[[1, 0]]
     with pytest.raises(DesyncError, match=r"unet\.weight"):
         refuse_desync(net, "unet", torch.stack([fingerprint(net), fingerprint(other)]))
+
+
+def test_figures_come_in_one_order_whatever_their_devices_are():
+    """Workers add them by place, and a set of devices has an order of its own on the eighth GPU of a machine."""
+    for places in (("meta", "cpu"), ("cpu", "meta")):
+        means = MetricAverages()
+        means.add("phase", {place: torch.zeros((), device=place) for place in places}, 0)
+        assert list(means._groups) == [(f"phase/{place}",) for place in places]
 
 
 def test_means():

@@ -61,6 +61,25 @@ def test_files_hold_the_clip_without_what_fills_its_row(tmp_path, file_format, e
         assert error < 0.1 * row.square().mean().sqrt(), "a codec with losses"
 
 
+@pytest.mark.parametrize("rate", [1000, 11000, 20000, 44000])
+@pytest.mark.parametrize("file_format", ["wav", "flac", "mp3", "opus"])
+def test_every_format_takes_any_rate(rate, file_format):
+    odd = medium("audio", rate=rate)
+    data = odd.encode(odd.quantised(tone(100, rate, rate))[0], file_format)
+    assert abs(len(samples(io.BytesIO(data), rate)) - rate) < 0.1 * rate
+
+
+def test_tags_of_another_encoding_are_no_fault_of_the_sound(tmp_path):
+    values = np.arange(1600, dtype=np.int16)
+    write_wav(tmp_path / "a.wav", values, RATE)
+    name = "Björk".encode("latin-1") + b"\0"
+    tags = b"INFO" + b"INAM" + len(name).to_bytes(4, "little") + name
+    data = bytearray((tmp_path / "a.wav").read_bytes() + b"LIST" + len(tags).to_bytes(4, "little") + tags)
+    data[4:8] = (len(data) - 8).to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(data)
+    assert MEDIUM.read(tmp_path / "a.wav", (1, 1600)).tolist() == [values.tolist()]
+
+
 def test_another_rate_and_more_channels_are_resampled_and_averaged(tmp_path):
     left = (tone(500, 8192, 4 * RATE)[0, 0] * MOST).round().to(torch.int16).numpy()
     write_wav(tmp_path / "b.wav", np.stack([left, np.zeros_like(left)], 1), 4 * RATE, channels=2)
