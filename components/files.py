@@ -18,17 +18,35 @@ from components.errors import DataError, InputError
 def whole_folder(target: Path) -> Iterator[Path]:
     """Yields an empty folder beside `target`; takes target's place when the block succeeds, vanishes when it fails."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    working = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    working = _beside(target)
     try:
         yield working
         working.chmod(0o755)  # mkdtemp and safetensors write for the owner alone; outputs are read by others too
         for path in working.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
         if target.exists():
-            shutil.rmtree(target)
-        working.rename(target)
+            _replace(target, working)
+        else:
+            working.rename(target)
     finally:
         shutil.rmtree(working, ignore_errors=True)
+
+
+def _replace(target: Path, working: Path) -> None:
+    """By renaming alone; what was there is deleted after, since a kill amid that would leave half of it."""
+    old = _beside(target)
+    target.rename(old / target.name)
+    try:
+        working.rename(target)
+    except BaseException:
+        (old / target.name).rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(target: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
 
 
 def write_whole(target: Path, content: bytes | str) -> None:

@@ -275,7 +275,12 @@ class Dataset:
 
 def spread(dataset: Dataset, count: int) -> dict[str, Tensor]:
     """`count` rows evenly over a set, which may be sorted by class, as `take` gives them."""
-    return dataset.take(torch.arange(count) * len(dataset) // count)
+    return dataset.take(spread_over(len(dataset), count))
+
+
+def spread_over(total: int, count: int) -> Tensor:
+    """(count,) row numbers below `total`, evenly apart; there are no fewer."""
+    return torch.arange(count) * total // count
 
 
 @dataclass(frozen=True)

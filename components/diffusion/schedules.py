@@ -51,13 +51,16 @@ class Schedule:
         """The inverse of `sigma`; levels outside the schedule get the nearest time."""
         raise NotImplementedError
 
-    def sigmas(self, num_steps: int, start: float = 1.0) -> list[float]:
+    def sigmas(self, num_steps: int, start: float = 1.0, whole: int | None = None) -> list[float]:
         """`num_steps` levels at equally spaced times from `start`, by default the noisiest, down, then 0; under
-        `karras` equally spaced in the seventh root of the level. Fewer where two would be the same, or one is 0 as in a
-        flow; one at least."""
-        visited = self.sigma(TIMES[self.levels](num_steps, 1.0 if self.karras else start, self.offset)).tolist()
+        `karras` equally spaced in the seventh root of the level, between the first and the last of `whole` steps from
+        the noisiest, by default of as many. Fewer where two would be the same, or one is 0 as in a flow; one at
+        least."""
         if self.karras:
-            visited = karras_sigmas(num_steps, visited[-1], visited[0], start=start)
+            ends = self.sigma(TIMES[self.levels](whole or num_steps, 1.0, self.offset)).tolist()
+            visited = karras_sigmas(num_steps, ends[-1], ends[0], start=start)
+        else:
+            visited = self.sigma(TIMES[self.levels](num_steps, start, self.offset)).tolist()
         falling = [level for level, above in zip(visited, [math.inf, *visited], strict=False) if 0 < level < above]
         return [*(falling or self.sigma(torch.tensor([start], dtype=torch.float64)).tolist()), 0.0]
 
@@ -192,10 +195,12 @@ def steps_within(num_steps: int, strength: float) -> int:
 
 
 def spaced_sigmas(
-    schedule: Schedule, spacing: Literal["schedule", "karras"], num_steps: int, start: float = 1.0
+    schedule: Schedule, spacing: Literal["schedule", "karras"], whole: int, start: float = 1.0
 ) -> list[float]:
-    """`num_steps` levels of a schedule by a spacing, from `start` of the way up, then 0."""
+    """The levels of a schedule by a spacing that the last of `whole` steps visit, from `start` of the way up, then
+    0."""
+    num_steps = steps_within(whole, start)
     if spacing == "karras":
         low, high = schedule.bounds  # the net knows no level outside
         return karras_sigmas(num_steps, max(low, SIGMA_MIN), min(high, SIGMA_MAX), start=start)
-    return schedule.sigmas(num_steps, start)
+    return schedule.sigmas(num_steps, start, whole)

@@ -88,7 +88,7 @@ class Captions:
 
     @staticmethod
     def of(dataset: Dataset) -> Captions | None:
-        """Those of a data set's images, or None."""
+        """Those of a data set's images, shuffled, or None."""
         if "caption" not in dataset.manifest.columns:
             return None
         texts: list[str] = []
@@ -96,7 +96,9 @@ class Captions:
         for chunk in dataset.chunks(_CHUNK, ("caption", "label")):
             texts += texts_of_column(chunk["caption"])
             labels += chunk["label"].tolist() if "label" in chunk else []
-        return Captions(tuple(texts), tuple(labels) or None)
+        # a set may be sorted by class, and fewer texts are asked for than there are
+        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
+        return Captions(tuple(texts[row] for row in order), tuple(labels[row] for row in order) if labels else None)
 
     def take(self, numbers: Iterable[int]) -> tuple[str, ...]:
         return tuple(self.texts[number % len(self.texts)] for number in numbers)

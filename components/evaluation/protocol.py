@@ -60,7 +60,7 @@ class EvaluateConfig(Strict):
         return self
 
 
-REVISION = 4  # of the arithmetic behind the figures: raised where a figure comes to mean something else
+REVISION = 5  # of the arithmetic behind the figures: raised where a figure comes to mean something else
 
 
 class ProtocolMismatch(InputError):

@@ -7,7 +7,7 @@ scores, so where scores are reproducible, so is what it finds; milliseconds coun
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from components.config import nearest
@@ -68,7 +68,7 @@ def search(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-    study.enqueue_trial({name: start[name] for name in space if name in start}, skip_if_exists=True)
+    study.enqueue_trial(dict(_first(space, start)), skip_if_exists=True)
     trials: list[Trial] = []
 
     def objective(trial) -> float:
@@ -84,6 +84,24 @@ def search(
 
     study.optimize(objective, n_trials=config.trials)
     return trials
+
+
+def _first(space: dict[str, list], start: Settings) -> Iterator[tuple[str, object]]:
+    """The start's values as trials know them, of settings whose space holds them."""
+    for name, values in space.items():
+        value = start.get(name)
+        if _is_pairs(values):
+            fits = isinstance(value, list | tuple) and len(value) == len(values)
+            if fits and all(_holds(pair, one) for pair, one in zip(values, value, strict=True)):
+                yield from ((f"{name}.{place}", one) for place, one in enumerate(value))
+        elif _holds(values, value):
+            yield name, value
+
+
+def _holds(values: list, value: object) -> bool:
+    if not _is_range(values):
+        return value in values
+    return isinstance(value, int | float) and not isinstance(value, bool) and values[0] <= value <= values[1]
 
 
 def _suggested(trial, name: str, values: list) -> object:

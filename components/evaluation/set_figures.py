@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from components.data.dataset import spread_over
 from components.errors import DataError
 from components.evaluation.extractor import SetFigures, no_figures
 from components.evaluation.features import Features
@@ -113,12 +114,13 @@ def set_figures(
     """All figures of a set; a function of its arguments. `images`: (K, C, H, W) in [-1, 1], as many as were kept;
     `labels`: (N,) int64 classes asked for, or None; `prompts`: the texts asked for, if it was texts. Figures that the
     set, the judge or the configuration does not allow are absent."""
-    kept_labels, shown = None if labels is None else labels[: len(images)], real.seen(real.images[:_TESTED])
+    kept_labels = None if labels is None else labels[: len(images)]
+    tested = spread_over(len(real.images), min(_TESTED, len(real.images)))
     found = distribution_figures(features, labels, real, config)
     found |= real.medium_figures(images, real.images) | real.judge_figures(images, kept_labels)
     return found | named(
         memorised_figure(some(features.vectors, config), real.train),
-        classifier_figure(real.seen(images), kept_labels, shown, real.labels[:_TESTED]),
+        classifier_figure(real.seen(images), kept_labels, real.seen(real.images[tested]), real.labels[tested]),
         diversity_figure(perception.lpips, images, kept_labels),
         clip_figure(perception.clip_score, images, kept_labels, real, prompts),
     )
@@ -210,9 +212,12 @@ def clip_figure(
 
 
 def some(values: Tensor, config: EvaluateConfig) -> Tensor:
-    """The rows that figures of quadratic cost are computed on: all, or evaluate.neighbour_images, evenly spread."""
-    count = min(len(values), config.neighbour_images)
-    return values[torch.arange(count) * len(values) // count]
+    """The rows that figures of quadratic cost are computed on: all, or evaluate.neighbour_images by chance, since of
+    classes that are asked for in turn a regular stride meets few."""
+    if len(values) <= config.neighbour_images:
+        return values
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(config.seed))
+    return values[order[: config.neighbour_images].sort().values]
 
 
 def _refuse_too_few(features: Tensor, config: EvaluateConfig, what: str = "") -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from components.data.dataset import Batch
@@ -13,7 +14,7 @@ from components.data.info import DataInfo
 from components.families.base import Family, Losses, Phase, Tiny, Told
 from components.gan import big
 from components.gan.base import GAN, detached
-from components.gan.networks import doubled_side, residual_generator
+from components.gan.networks import attention_side, doubled_side, residual_generator
 from components.gan.standing_statistics import WHOLE
 from components.metrics.figures import Definition, Figures, named
 from components.metrics.probe import PROBE_ACCURACY, probe_accuracy
@@ -35,6 +36,13 @@ RECONSTRUCTION = Definition(
 class Config(big.BigConfig):
     encoder: OptimizerConfig = OptimizerConfig(name="adam", learning_rate=2e-4, betas=(0.0, 0.999))
 
+    @model_validator(mode="after")
+    def _judges_rows_alone(self) -> Config:
+        for name in ("minibatch_std", "minibatch_discrimination"):
+            if getattr(self, name):
+                raise ValueError(f"{name}: BigBiGAN's critic of pairs compares no rows; expected it unset")
+        return self
+
 
 class Model(GAN):
     Config = Config
@@ -48,7 +56,7 @@ class Model(GAN):
 
     def networks(self) -> dict[str, nn.Module]:
         config = self.config
-        sizes = (*doubled_side(self), config.width, config.latent_dim, config.attention_at)
+        sizes = (*doubled_side(self), config.width, config.latent_dim, attention_side(self))
         return {
             "generator": residual_generator(self, **big.generator_options(config)),
             "discriminator": JointCritic(*sizes),

@@ -264,14 +264,13 @@ class Model(Levers, Sampler):
             guidance = replace(guidance, scale=1.0)
         denoise = yield from self._denoise(request, guidance, sigmas)
         if (quantile := self._threshold(settings)) is not None:
-            denoise = thresholded(denoise, quantile, self.space.normalise, self.space.denormalise)
+            denoise = self._bounded(denoise, quantile, request)
         finish = self.space.decode
         if source is not None:
             known = yield from self.space.encode(source.images)
             start = known + start  # SDEdit: Meng et al. 2022, Algorithm 1
             if source.mask is not None:
-                # a latent is redrawn with any pixel of its cell
-                denoise = keeping(denoise, known, pooled(source.mask, self.data.shape[1:]))
+                denoise = keeping(denoise, known, self._cells(source.mask))
                 finish = functools.partial(self._paste, source.images, source.mask)
         solver = self._solver(settings)(start, sigmas, noise)
 
@@ -279,6 +278,13 @@ class Model(Levers, Sampler):
             return Preview((sigmas.index(sigma) + 1) / (len(sigmas) - 1), lambda: finish(x0))
 
         return (yield from finish((yield from solve(solver, denoise, preview))))
+
+    def _bounded(self, denoise: Denoise, quantile: float, request: Request) -> Denoise:
+        return thresholded(denoise, quantile, self.space.normalise, self.space.denormalise)
+
+    def _cells(self, mask: Tensor) -> Tensor:
+        """A mask of pixels as one of what is denoised: a latent is redrawn with any pixel of its cell."""
+        return pooled(mask, self.data.shape[1:])
 
     @property
     def sizes(self) -> tuple[tuple[int, ...], ...]:
@@ -369,8 +375,7 @@ class Model(Levers, Sampler):
     def sigmas(self, settings: Settings, strength: float = 1.0) -> list[float]:
         """The noise levels that a request visits, noisiest first, 0 last: from `strength` of the way up, in as large a
         share of the steps."""
-        num_steps = schedules.steps_within(settings.num_inference_steps, strength)
-        return schedules.spaced_sigmas(self.schedule, settings.spacing, num_steps, strength)
+        return schedules.spaced_sigmas(self.schedule, settings.spacing, settings.num_inference_steps, strength)
 
 
 def _classifier_of(run: RunInfo) -> nn.Module:

@@ -91,7 +91,8 @@ class Decoder(Diffusion):
         return super().loss(net, replace(batch, draws=batch.draws.fold(DECODER)))
 
     def _training_further(self, batch: Batch, flips: bool) -> Condition:
-        dropped = batch.draws.uniform("embedding_dropout") < self.config.embedding_dropout
+        share = self.config.embedding_dropout if self.nets[self.phases[0].net].training else 0.0  # none is measured so
+        dropped = batch.draws.uniform("embedding_dropout") < share
         return {EMBEDDING: scaled(self.embeddings(batch, flips)).masked_fill(dropped[:, None], 0)}
 
     @torch.no_grad()
@@ -110,7 +111,7 @@ class Decoder(Diffusion):
         embedding = scaled(request.conditions.embedding)
         is_kept = guidance.guide is not None or not self.config.embedding_dropout
         worse = embedding if is_kept else torch.zeros_like(embedding)
-        if not super()._leads_away(request):
+        if guidance.guide is None and not super()._leads_away(request):  # a guide is told in its own terms
             away = towards
         return {**towards, EMBEDDING: embedding}, {**away, EMBEDDING: worse}
 

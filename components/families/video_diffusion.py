@@ -30,7 +30,7 @@ from components.families.base import Losses, Role, Tiny
 from components.nets.dit import patch_sides
 from components.sampling.requests import Request
 from components.sampling.trajectories import Call
-from components.shapes import refuse_unless_film
+from components.shapes import pooled, refuse_unless_film
 
 
 class Config(diffusion.Config):
@@ -114,6 +114,13 @@ class Model(latent_diffusion.Model):
             raise SamplerError(f"frames: a film is edited at its own length, {most}, found {frames}")
         return channels, self._latent_frames(frames), *sides
 
+    def _cells(self, mask: Tensor) -> Tensor:
+        """The first latent is of the first frame alone, as in pixels, the others share the rest evenly."""
+        frames, *sides = self.data.shape[1:]
+        parts = [pooled(mask[:, :, :1], (1, *sides))]
+        parts += [pooled(mask[:, :, 1:], (frames - 1, *sides))] if frames > 1 else []
+        return torch.cat(parts, dim=2)
+
     def _latent_frames(self, frames: int | None) -> int:
         """Of a film of this many frames, by default the data's."""
         most, latent = self.row_shape[1], self.data.shape[1]
@@ -122,6 +129,18 @@ class Model(latent_diffusion.Model):
     def sigmas(self, settings: Settings, strength: float = 1.0) -> list[float]:
         more = shift(self._latent_frames(settings.frames))
         return [sigma * more for sigma in super().sigmas(settings, strength)]
+
+    def _bounded(self, denoise: Denoise, quantile: float, request: Request) -> Denoise:
+        bounded, first = super()._bounded(denoise, quantile, request), request.conditions.first
+        if first is None:
+            return bounded
+        told = self.space.normalise(first[:, :, None])  # estimates are bounded in pixels alone
+
+        def begun(x: Tensor, sigma: float) -> Generator[Call, Tensor, Tensor]:
+            x0 = yield from bounded(x, sigma)
+            return torch.cat([told, x0[:, :, 1:]], dim=2)
+
+        return begun
 
     def _denoise(
         self, request: Request, guidance: Guidance, sigmas: Sequence[float]

@@ -36,7 +36,7 @@ def projection_residual(gan: GAN, **generator_options: Any) -> dict[str, nn.Modu
     """The networks of SAGAN (Zhang et al. 2019): residual, with a projection discriminator. `generator_options` as of
     nets.gan.residual.Generator."""
     channels, size = doubled_side(gan)
-    trunk = residual.Trunk(channels, size, gan.config.width, gan.config.attention_at)
+    trunk = residual.Trunk(channels, size, gan.config.width, attention_side(gan))
     head = functools.partial(residual.Pooled, dim=trunk.channels)
     options = {"condition": "project", "num_classes": gan.num_classes, **critic_options(gan)}
     return {
@@ -50,7 +50,17 @@ def residual_generator(gan: GAN, **options: Any) -> residual.Generator:
     channels, size = doubled_side(gan)
     classes = gan.num_classes if gan.conditional else 0
     sizes = (channels, size, gan.config.latent_dim, gan.config.width, classes)
-    return residual.Generator(*sizes, attention_at=gan.config.attention_at, **options)
+    return residual.Generator(*sizes, attention_at=attention_side(gan), **options)
+
+
+def attention_side(gan: GAN) -> int | None:
+    """The side of the maps that attend. Raises SamplerError of one that was asked for and that no net has."""
+    asked, (_, size) = gan.config.attention_at, doubled_side(gan)
+    sides = [4 * 2**k for k in range(doublings(size) + 1)]
+    if "attention_at" in gan.config.model_fields_set and asked is not None and asked not in sides:
+        name, known = family_name(type(gan)), ", ".join(map(str, sides))
+        raise SamplerError(f"{name}: attention_at: no map has a side of {asked}; expected one of {known}, or none")
+    return asked
 
 
 def critic_options(gan: GAN) -> dict[str, Any]:

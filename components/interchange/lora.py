@@ -5,9 +5,12 @@ scales them is in B, so that the file's alpha is the rank, its default.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -26,6 +29,7 @@ UNET, BACKBONE = "unet.", "backbone."  # where a layer lies there, and where in 
 DOWN = ("lora_A.weight", "lora.down.weight")  # the second is what diffusers wrote before it used peft
 UP = ("lora_B.weight", "lora.up.weight")
 ALPHA = "alpha"
+HEADER = "lora_adapter_metadata"  # of the file, where diffusers keeps peft's LoraConfig as JSON
 
 
 def export(run: Run, target: Path) -> None:
@@ -58,9 +62,11 @@ def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         raise SamplerError(f"{path}: missing; expected {EXPECTED}")
     try:
         stored = safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
+        with safetensors.safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
         raise SamplerError(f"{path}: not a file of weights ({str(error)[:200]})") from None
-    pairs = _pairs(path, stored)
+    pairs = _scaled(path, _pairs(path, stored), header)
     rank = max(len(down) for down, _ in pairs.values())
     config = AdapterConfig(rank=rank, targets=tuple(f"{BACKBONE}{layer}" for layer in pairs))
     weights = {}
@@ -70,6 +76,20 @@ def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         weights[f"down.{key}"] = torch.cat([down, down.new_zeros(rank - len(down), down.shape[1])])
         weights[f"up.{key}"] = torch.cat([up, up.new_zeros(len(up), rank - up.shape[1])], dim=1)
     return config, weights
+
+
+def _scaled(
+    path: Path, pairs: Mapping[str, tuple[Tensor, Tensor]], header: Mapping[str, Any]
+) -> Mapping[str, tuple[Tensor, Tensor]]:
+    """With alpha / rank as the header has it, where diffusers writes what peft was told."""
+    told = {name.removeprefix(UNET): value for name, value in header.items() if name.startswith(UNET)}
+    by_layer = [name for name in ("alpha_pattern", "rank_pattern", "use_rslora") if told.get(name)]
+    if by_layer:
+        raise SamplerError(f"{path}: {by_layer[0]} in its header; expected one alpha for all layers")
+    if "lora_alpha" not in told:
+        return pairs
+    scale = float(told["lora_alpha"]) / float(told["r"])
+    return {layer: (down, up * scale) for layer, (down, up) in pairs.items()}
 
 
 def _pairs(path: Path, stored: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -125,7 +125,7 @@ def frechet_figures(features: Tensor, reference: Moments, resampling: Resampling
     if limit is None:
         return named(FRECHET_DISTANCE.figure(distance, interval))
     # the bias that is taken away varies far less than the distance: one spread serves both
-    around_limit = None if interval is None else tuple(max(0.0, end - distance + limit) for end in interval)
+    around_limit = None if interval is None else tuple(end - distance + limit for end in interval)
     return named(FRECHET_DISTANCE.figure(distance, interval), FRECHET_INFINITY.figure(limit, around_limit))
 
 

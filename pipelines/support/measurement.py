@@ -16,7 +16,7 @@ from torch import Tensor
 from components.artifacts import run_folder
 from components.conditioning.classes import told_of
 from components.config import Strict
-from components.data.dataset import Dataset, Manifest, spread
+from components.data.dataset import Dataset, Manifest, spread, spread_over
 from components.data.media.image import MEDIUM as IMAGES
 from components.devices import default_device
 from components.errors import ConfigError, InputError, SamplerError
@@ -111,14 +111,15 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
     train, test = Dataset(paths.TRAIN_IMAGES), Dataset(paths.TEST_IMAGES)
     tensors = safetensors.torch.load_file(paths.REFERENCE / "test" / MOMENTS)
     moments = Moments(int(tensors["count"]), tensors["mean"], tensors["covariance"])
-    images = test.take(torch.arange(min(len(test), KEPT_IMAGES)))
+    shown = spread_over(len(test), min(len(test), KEPT_IMAGES))
+    images = test.take(shown)
     labels, train_labels = test.labels(), train.labels()
     known_labels, known_train_labels = (part if test.manifest.classes else None for part in (labels, train_labels))
     real = Real(
         Reference.of(test_features.vectors, config, moments, known_labels, test_features.judged),
         train_features.vectors,
         test.medium.rows(images),
-        labels[:KEPT_IMAGES],
+        labels[shown],
         test.manifest.classes,
         test.medium.figures,
         test.medium.seen,

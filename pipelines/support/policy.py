@@ -114,14 +114,16 @@ def decide(candidates: list[Candidate], reigning: Candidate | None, policy: Prom
         why = f"no candidate passes the guards of params.yaml; {reigning.name} stays until one does, though it is out"
         return Decision(reigning, True, f"{why}: {', '.join(against)}")
     rivals = passing if reigning is None or against else [*passing, reigning]
-    best, note = _best(passing, rivals, policy)
+    best, note = _best(passing, rivals, policy, None if against else reigning)
     decision = _against_champion(best, passing, reigning, against, policy, _words(defined[policy.metric]))
     notes = [part for part in (note, _opinion(decision.winner, rivals, policy)) if part]
     return Decision(decision.winner, decision.stays, "; ".join([decision.why, *notes]))
 
 
-def _best(passing: list[Candidate], rivals: list[Candidate], policy: PromoteConfig) -> tuple[Candidate | None, str]:
-    """The best challenger, and what is to be said of how it was chosen."""
+def _best(
+    passing: list[Candidate], rivals: list[Candidate], policy: PromoteConfig, champion: Candidate | None
+) -> tuple[Candidate | None, str]:
+    """The best challenger, and what is to be said of how it was chosen. `champion`: who reigns by right."""
     metric, notes = policy.metric, []
     agreed = passing
     if policy.second_opinion is not None and policy.second_opinion.required:
@@ -136,7 +138,9 @@ def _best(passing: list[Candidate], rivals: list[Candidate], policy: PromoteConf
     if best is None or policy.tie_break is None:
         return best, "; ".join(notes)
     among = [one for one in tied(best, agreed, metric) if policy.tie_break in one.figures]
-    chosen = min(among, key=lambda one: cost(one, policy.tie_break), default=best)
+    if champion is not None and _beats(best, champion, policy):  # a tie-break costs no victory
+        among = [one for one in among if _beats(one, champion, policy)]
+    chosen = min(among, key=lambda one: (cost(one, policy.tie_break), cost(one, metric)), default=best)
     if chosen is not best:
         told = ", ".join(f"{one.name} ({_value(one, metric)}, {_value(one, policy.tie_break)})" for one in among)
         notes.append(f"not told apart by {metric}: {told}; the best {policy.tie_break} of these challenges")
@@ -161,8 +165,8 @@ def _against_champion(
         return Decision(best, False, f"{reigning.name}, which reigned, is out: {', '.join(against)}")
     if best is None or best.content == reigning.content:
         return Decision(reigning, True, f"no candidate that passes has a {words.better} {metric}")
-    value, limit, direction = best.figures[metric].value, bar(reigning, policy), best.figures[metric].definition
-    if direction.cost(value) < direction.cost(limit):
+    value, limit = best.figures[metric].value, bar(reigning, policy)
+    if _beats(best, reigning, policy):
         why = f"{metric} {value:.4g} is {words.beyond} {limit:.4g}, the bar that {reigning.name} sets"
         return Decision(best, False, why)
     if _breaks_tie(best, reigning, policy):
@@ -173,6 +177,12 @@ def _against_champion(
     return Decision(reigning, True, why)
 
 
+def _beats(challenger: Candidate, reigning: Candidate, policy: PromoteConfig) -> bool:
+    """Whether it lies beyond the bar that the champion sets."""
+    figure = challenger.figures[policy.metric]
+    return figure.definition.cost(figure.value) < figure.definition.cost(bar(reigning, policy))
+
+
 def _breaks_tie(challenger: Candidate, reigning: Candidate, policy: PromoteConfig) -> bool:
     """Whether the metric does not tell the two apart and the tie-break clearly prefers the challenger."""
     name = policy.tie_break
@@ -180,7 +190,7 @@ def _breaks_tie(challenger: Candidate, reigning: Candidate, policy: PromoteConfi
         return False
     ours, theirs = challenger.figures[name], reigning.figures[name].value
     better, worse = (ours.value, theirs) if ours.definition.better == "lower" else (theirs, ours.value)
-    return bool(tied(reigning, [challenger], policy.metric)) and better * _CLEARLY <= worse
+    return bool(tied(reigning, [challenger], policy.metric)) and better < worse and better * _CLEARLY <= worse
 
 
 def _opinion(candidate: Candidate, others: Iterable[Candidate], policy: PromoteConfig) -> str:

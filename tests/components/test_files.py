@@ -35,6 +35,36 @@ def test_folder_replaces_the_old_one_wholly(tmp_path):
     assert content(target) == {"new": "new"}
 
 
+def test_no_moment_shows_a_part_of_the_old_folder(tmp_path, monkeypatch):
+    target, seen = tmp_path / "target", []
+    with whole_folder(target) as folder:
+        (folder / "old").write_text("old")
+
+    def removed(path, **options):
+        seen.append(content(target))
+
+    with whole_folder(target) as folder:
+        (folder / "new").write_text("new")
+        monkeypatch.setattr(files.shutil, "rmtree", removed)
+    assert seen and all(there == {"new": "new"} for there in seen)
+
+
+def test_what_cannot_take_its_place_leaves_the_old_folder_there(tmp_path, monkeypatch):
+    target, rename = tmp_path / "target", files.Path.rename
+    with whole_folder(target) as folder:
+        (folder / "old").write_text("old")
+
+    def failing(path, to):
+        if (path / "new").exists():
+            raise OSError("no room")
+        return rename(path, to)
+
+    monkeypatch.setattr(files.Path, "rename", failing)
+    with pytest.raises(OSError, match="no room"), whole_folder(target) as folder:
+        (folder / "new").write_text("new")
+    assert content(target) == {"old": "old"} and [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("existing", [False, True])
 def test_failed_folder_leaves_nothing(tmp_path, error, existing):

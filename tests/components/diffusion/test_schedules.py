@@ -16,6 +16,7 @@ from components.diffusion.schedules import (
     build,
     karras_sigmas,
     rescaled_to_zero_snr,
+    spaced_sigmas,
 )
 
 CONFIGS = [
@@ -138,3 +139,13 @@ def test_karras_levels_end_where_asked():
 def test_config_is_strict(bad):
     with pytest.raises(ValidationError):
         ScheduleConfig(**bad)
+
+
+@pytest.mark.parametrize("levels", ["trailing", "linspace", "leading", "inner"])
+@pytest.mark.parametrize("name", ["flow", "scaled_linear"])
+def test_under_karras_an_edit_begins_the_lower_the_weaker_it_is(name, levels):
+    """Also by a single step, whose own first and last level are the same."""
+    schedule = build(ScheduleConfig(name=name, levels=levels, karras=True))
+    begins = [spaced_sigmas(schedule, "schedule", 10, strength)[0] for strength in (0.1, 0.2, 0.5, 1.0)]
+    assert begins == sorted(begins) and begins[0] < begins[-1] / 10
+    assert begins[-1] == schedule.sigmas(10)[0]

@@ -38,8 +38,10 @@ def data_set(folder, with_labels: bool) -> Dataset:
 
 
 def test_captions_are_read_with_the_classes_of_their_images(tmp_path):
-    assert Captions.of(data_set(tmp_path / "both", True)) == ASKED
-    assert Captions.of(data_set(tmp_path / "texts", False)) == Captions(CAPTIONS, None)
+    both, texts = (Captions.of(data_set(tmp_path / name, name == "both")) for name in ("both", "texts"))
+    assert dict(zip(both.texts, both.labels, strict=True)) == dict(zip(CAPTIONS, ASKED.labels, strict=True))
+    assert sorted(texts.texts) == sorted(CAPTIONS) and texts.labels is None
+    assert both.texts == texts.texts != CAPTIONS, "shuffled, and always the same: a set may be sorted by class"
 
 
 def test_prompts_follow_the_captions_whatever_the_batch_size(sampler, settings):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from components.conditioning.embedding import scaled
 from components.data.dataset import Batch, batches
+from components.data.randomness import Draws
 from components.errors import DataError, SamplerError
 from components.families import unclip
 from components.metrics.embeddings import prior_figures
@@ -185,3 +186,13 @@ def test_figures_of_a_prior_by_hand(sampler):
     assert constant["prior_cosine_margin"] == pytest.approx(0) and constant["prior_spread"] == pytest.approx(0)
     columns = next(stream("unclip", 6)).columns
     assert set(sampler.validate(columns, columns, None)) == set(sampler.checkpoint_figures)
+
+
+def test_held_out_losses_are_told_every_embedding():
+    told = build("unclip").config.decoder.model_dump()
+    kept, dropped = (build("unclip", decoder={**told, "embedding_dropout": share}) for share in (0.0, 1.0))
+    columns = next(stream("unclip", 4)).columns
+    draws = Draws.of_seeds(torch.arange(4))
+    for family in (kept, dropped):
+        family.nets.eval()
+    assert torch.equal(kept.held_out_losses(columns, draws), dropped.held_out_losses(columns, draws))

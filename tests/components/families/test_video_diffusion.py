@@ -156,3 +156,21 @@ def test_data_and_backbones_that_do_not_fit_are_refused():
     pixels = kind(kind.Config(backbone={"name": "dit", "patch": (1, 4, 4), "width": 24, "depth": 1, "heads": 2}), films)
     made = drive(pixels.trajectory(asked(pixels, [0, 1], frames=1)), pixels.calls)
     assert made.shape == (2, 1, 1, 8, 8), "small films themselves"
+
+
+@pytest.mark.parametrize(("frame", "cell"), [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2), (9, 3), (12, 3)])
+def test_a_masked_frame_is_redrawn_by_the_latent_that_holds_it(sampler, frame, cell):
+    """The first latent is the first frame; each further one is of four."""
+    mask = torch.zeros(1, 1, 13, 8, 8)
+    mask[:, :, frame] = 1
+    assert sampler._cells(mask)[0, 0, :, 0, 0].tolist() == [float(number == cell) for number in range(4)]
+
+
+def test_bounded_estimates_begin_with_the_frame_that_was_given():
+    """In pixels, where strong guidance leaves [-1, 1]."""
+    made = build(NAME, data=LONG.autoencoder.data)
+    for parameter in made.nets["denoiser"].parameters():
+        torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(0))
+    first = torch.rand(2, 1, 8, 8) * 2 - 1
+    film = made.sample(asked(made, [3, 4], first=first, guidance_scale=5.0, dynamic_threshold=0.9))
+    torch.testing.assert_close(film[:, :, 0], first, rtol=0, atol=1e-5)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 
 from components.data.randomness import Draws
 from components.errors import DataError, SamplerError
@@ -311,3 +312,17 @@ def test_r3gan_blocks_begin_as_the_identity():
 def test_r3gan_trains_on_both_penalties():
     family = build("r3gan")
     assert {"r1", "r2"} <= family.discriminator_loss(family.nets["discriminator"], next(stream("r3gan"))).keys()
+
+
+@pytest.mark.parametrize("name", ["sagan", "biggan", "bigbigan"])
+def test_attention_at_a_side_that_no_map_has_is_refused(name):
+    with pytest.raises(SamplerError, match=f"{name}: attention_at: no map has a side of 12; expected one of 4, 8, 16"):
+        build(name, attention_at=12)
+    build(name, attention_at=None)
+
+
+@pytest.mark.parametrize("key", [{"minibatch_std": True}, {"minibatch_discrimination": {}}])
+def test_a_critic_of_pairs_compares_no_rows(key):
+    config = family_class("bigbigan").Config
+    with pytest.raises(ValidationError, match="BigBiGAN's critic of pairs compares no rows"):
+        config(**key)

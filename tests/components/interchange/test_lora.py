@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import safetensors.torch
 import torch
@@ -114,3 +116,15 @@ def test_old_names_and_alphas_are_read(tmp_path):
     with pytest.raises(SamplerError, match=r"expected a run of stable_diffusion with model\.adapters"):
         family = type("Other", (), {"config": None})()
         lora.export(Run(family, None, tmp_path), tmp_path / "out")
+
+
+def test_the_alpha_of_a_header_is_applied_and_one_by_layer_refused(tmp_path):
+    path, layer = tmp_path / "new.safetensors", "mid_block.attentions.0.to_q"
+    down, up = torch.randn(4, 6), torch.randn(5, 4)
+    pair = {f"unet.{layer}.lora_A.weight": down, f"unet.{layer}.lora_B.weight": up}
+    told = {"unet.r": 4, "unet.lora_alpha": 16, "unet.alpha_pattern": {}, "unet.use_rslora": False}
+    safetensors.torch.save_file(pair, path, metadata={lora.HEADER: json.dumps(told)})
+    assert torch.equal(lora.read(path)[1][f"up.backbone/{layer.replace('.', '/')}"], 4 * up)
+    safetensors.torch.save_file(pair, path, metadata={lora.HEADER: json.dumps({**told, "unet.use_rslora": True})})
+    with pytest.raises(SamplerError, match="use_rslora in its header; expected one alpha for all layers"):
+        lora.read(path)

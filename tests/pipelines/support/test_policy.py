@@ -117,6 +117,23 @@ def test_a_tie_break_chooses_among_what_the_metric_does_not_tell_apart():
     assert decide([fast], champion, PromoteConfig()).stays
 
 
+def test_of_equal_tie_breaks_the_metric_decides_and_none_is_clearly_better():
+    config = PromoteConfig(tie_break="memorised")
+    worse, better = candidate("ldm", 0, 1.15, memorised=0.0), candidate("ldm", 1, 1.0, memorised=0.0)
+    assert decide([worse, better], None, config).winner is better
+    assert decide([worse], reigning(frechet=1.0, memorised=0.0), config).stays
+
+
+def test_a_tie_break_costs_no_victory():
+    """The fastest of those that the metric does not tell apart misses the champion's bar, which another one beats."""
+    nearer, faster = candidate("ldm", 0, 9.0, ms_per_image=10.0), candidate("ldm", 1, 10.0, ms_per_image=9.0)
+    champion = reigning(frechet=12.0)  # its bar is 9.6
+    config = PromoteConfig(tie_break="ms_per_image")
+    assert decide([nearer], champion, config).winner is nearer
+    assert decide([nearer, faster], champion, config).winner is nearer
+    assert decide([nearer, faster], None, config).winner is faster
+
+
 @pytest.mark.parametrize(
     ("guards", "more"),
     [
