@@ -116,11 +116,12 @@ def set_figures(
     set, the judge or the configuration does not allow are absent."""
     kept_labels = None if labels is None else labels[: len(images)]
     tested = spread_over(len(real.images), min(_TESTED, len(real.images)))
+    known = real.labels[tested] if len(real.labels) else real.labels
     found = distribution_figures(features, labels, real, config)
     found |= real.medium_figures(images, real.images) | real.judge_figures(images, kept_labels)
     return found | named(
         memorised_figure(some(features.vectors, config), real.train),
-        classifier_figure(real.seen(images), kept_labels, real.seen(real.images[tested]), real.labels[tested]),
+        classifier_figure(real.seen(images), kept_labels, real.seen(real.images[tested]), known),
         diversity_figure(perception.lpips, images, kept_labels),
         clip_figure(perception.clip_score, images, kept_labels, real, prompts),
     )

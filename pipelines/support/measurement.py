@@ -119,7 +119,7 @@ def open_measurement(params: Params, extractors: Extractors) -> Measurement:
         Reference.of(test_features.vectors, config, moments, known_labels, test_features.judged),
         train_features.vectors,
         test.medium.rows(images),
-        labels[shown],
+        labels[shown] if len(labels) else labels,  # of data without any
         test.manifest.classes,
         test.medium.figures,
         test.medium.seen,

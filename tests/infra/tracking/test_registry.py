@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,8 @@ def in_child(work) -> int:
         code = 1
         try:
             code = work() or 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return child
