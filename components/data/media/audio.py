@@ -26,9 +26,8 @@ from components.shapes import shape_text
 
 MOST = 32767
 RATE = 16000.0  # where nobody says
-_FORMATS = (
-    "wav,w64,aiff,au,flac,ogg,mp3,aac,mov,matroska,webm"  # no format whose files may name others, as playlists do
-)
+# none whose files may name others, as playlists do
+_FORMATS = "wav,w64,aiff,au,flac,ogg,mp3,aac,mov,matroska,webm"
 _CODECS = {"wav": "pcm_s16le", "flac": "flac", "mp3": "libmp3lame", "opus": "libopus"}
 _CONTAINERS = {"opus": "ogg"}
 _READING = {"options": {"format_whitelist": _FORMATS}, "metadata_errors": "ignore"}  # tags may be of any encoding
