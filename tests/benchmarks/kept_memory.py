@@ -29,7 +29,7 @@ CLIP, CLIPS = 6144, 16  # of presets/spoken_digits.yaml
 
 
 def autoencoder_of_large_images() -> float:
-    """Images a second of presets/emoji_text.yaml's autoencoder, float32."""
+    """Images a second of presets/emoji_text.yaml's autoencoder."""
     info = DataInfo(shape=(3, 64, 64), classes=("one", "other"))
     kind = family_class("vae")
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def autoencoder_of_large_images() -> float:
 
 
 def of_demo(name: str) -> float:
-    """Images a second of a model of params.yaml, in float32."""
+    """Images a second of a model of params.yaml, in the precision that `auto` picks."""
     family, info, batch_size = demo(name)
     return fit_rate(family, noise(info, 1024), batch_size, STEPS, WARM)
 
