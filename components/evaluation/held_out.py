@@ -7,7 +7,7 @@ here touches what is trained: it reads a copy of the family, and draws by keys.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class HeldOutRows:
         self._draws = Draws.of_seeds(torch.arange(count)).fold("held out").to(device)
         self._train = _placed(spread(train, count), device)
         with torch.inference_mode():
-            self._held_out = _in_parts(family.training_columns, _placed(spread(held_out, count), device), family)
+            self._held_out = _training_columns(family, _placed(spread(held_out, count), device))
 
     def __len__(self) -> int:
         return len(self._draws.keys)
@@ -75,14 +75,10 @@ def _parts(count: int, shape: Sequence[int]) -> list[slice]:
     return [slice(start, start + at_once) for start in range(0, count, at_once)]
 
 
-def _in_parts(
-    made: Callable[[dict[str, Tensor]], dict[str, Tensor]], rows: dict[str, Tensor], family: Family
-) -> dict[str, Tensor]:
-    """What is made of rows as they are decoded, a few at a time."""
-    count = len(next(iter(rows.values())))
-    found = [
-        made({name: values[part] for name, values in rows.items()}) for part in _parts(count, family.data.decoded.shape)
-    ]
+def _training_columns(family: Family, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of rows as they are decoded, made a few at a time: the family may encode them."""
+    parts = _parts(len(next(iter(rows.values()))), family.data.decoded.shape)
+    found = [family.training_columns({name: values[part] for name, values in rows.items()}) for part in parts]
     return {name: torch.cat([one[name] for one in found]) for name in found[0]}
 
 

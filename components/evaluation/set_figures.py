@@ -192,7 +192,7 @@ def diversity_figure(
     labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
     order = torch.argsort(labels, stable=True)
     pairs = torch.stack([order[:-1], order[1:]])[:, labels[order[:-1]] == labels[order[1:]]]
-    pairs = pairs[:, torch.arange(min(_PAIRS, pairs.shape[1])) * pairs.shape[1] // max(1, min(_PAIRS, pairs.shape[1]))]
+    pairs = pairs[:, spread_over(pairs.shape[1], min(_PAIRS, pairs.shape[1]))]
     return LPIPS_DIVERSITY.figure(lpips(images[pairs[0]], images[pairs[1]]).mean()) if pairs.shape[1] else None
 
 

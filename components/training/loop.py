@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -28,7 +28,6 @@ from components.training.metric_averages import MetricAverages
 from components.training.precision import Precision, autocast, chosen, fastest
 from components.training.resuming import fits, refuse_unfit_average
 
-Buffers = dict[str, list[Tensor]]  # by phase, as its net lists them
 Wrap = Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, torch.optim.Optimizer]]
 
 
@@ -150,10 +149,13 @@ def fit(
     leaving = False
     while state.step < config.steps and not leaving:
         due = [one for one in active if (state.step + 1) % one.phase.every == 0]
-        before = _buffers(due) if config.on_nonfinite == "skip" else {}
+        # what forwards move beside weights, codes and running statistics, for who is left out
+        kept = due if config.on_nonfinite == "skip" else []
+        before = {one.phase.name: [buffer.clone() for buffer in one.raw.buffers()] for one in kept}
         batch = _made_ahead(family, due, next(batches), config)
         for one in due:
-            means.add(one.phase.name, step_phase(family, one, batch, state.step, config, before), state.step)
+            figures = step_phase(family, one, batch, state.step, config, before.get(one.phase.name, ()))
+            means.add(one.phase.name, figures, state.step)
         _average(state, averaged, config)
         state.step += 1
         leaving = state.step < config.steps and leave(state.step)
@@ -184,10 +186,10 @@ def _made_ahead(family: Family, due: list[ActivePhase], batch: Batch, config: Tr
 
 
 def step_phase(
-    family: Family, one: ActivePhase, batch: Batch, step: int, config: TrainingConfig, before: Buffers | None = None
+    family: Family, one: ActivePhase, batch: Batch, step: int, config: TrainingConfig, before: Sequence[Tensor] = ()
 ) -> dict[str, Tensor]:
-    """One phase's move on one batch; returns its figures, detached. `before`: buffers to go back to if it is left
-    out."""
+    """One phase's move on one batch; returns its figures, detached. `before`: values of its net's buffers, which these
+    go back to if it is left out."""
     if len(family.phases) > 1:
         _freeze_all_but(family, one.raw)
     rate = _set_learning_rate(one, step, config.steps)
@@ -197,24 +199,15 @@ def step_phase(
     if config.on_nonfinite == "skip":
         # workers share gradients already, so all see the same norm and decide alike
         if not math.isfinite(norm):
-            _put_back(one, before or {})
+            with torch.no_grad():
+                for buffer, value in zip(one.raw.buffers(), before, strict=False):
+                    buffer.copy_(value)
             return {"skipped": torch.ones_like(norm)}
         figures["skipped"] = torch.zeros_like(norm)
     one.optimizer.step()
     if one.phase.after is not None:
         one.phase.after(one.raw)
     return figures
-
-
-def _buffers(due: list[ActivePhase]) -> Buffers:
-    """Copies of what forwards move beside weights: codes, running statistics."""
-    return {one.phase.name: [buffer.clone() for buffer in one.raw.buffers()] for one in due}
-
-
-@torch.no_grad()
-def _put_back(one: ActivePhase, before: Buffers) -> None:
-    for buffer, value in zip(one.raw.buffers(), before.get(one.phase.name, one.raw.buffers()), strict=True):
-        buffer.copy_(value)
 
 
 def _backward(one: ActivePhase, batch: Batch, num_parts: int) -> dict[str, Tensor]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray.train
@@ -20,15 +21,14 @@ STATE_FILE, STATE_HASH = "state.pt", "state.sha256"
 logger = logging.getLogger(__name__)
 
 
-def write_checkpoint(state: State) -> ray.train.Checkpoint:
-    """A state in a temporary folder, for Ray Train to store; the caller deletes it."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{ray.train.get_context().get_experiment_name()}-"))
-    try:
-        write_state(folder, state)
-    except BaseException:  # no room for it, say: what there is of it would stay
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return ray.train.Checkpoint.from_directory(folder)
+@contextlib.contextmanager
+def written_checkpoint(state: State) -> Iterator[ray.train.Checkpoint]:
+    """A state in a temporary folder, for Ray Train to store within the block: Ray itself would leave one that cannot be
+    stored."""
+    name = ray.train.get_context().get_experiment_name()
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", ignore_cleanup_errors=True) as folder:
+        write_state(Path(folder), state)
+        yield ray.train.Checkpoint.from_directory(folder)
 
 
 def restore(device: torch.device) -> State | None:

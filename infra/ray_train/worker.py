@@ -3,8 +3,8 @@ components.training behind accelerate; rank 0 alone reports and stores."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,7 @@ from components.training.metric_averages import NonFiniteError
 from components.training.precision import Precision, chosen, fastest
 from components.training.weight_sync import fingerprint, refuse_desync
 from infra.ray_train import validation
-from infra.ray_train.checkpoints import newest_whole, read_state, restore, write_checkpoint
+from infra.ray_train.checkpoints import newest_whole, read_state, restore, written_checkpoint
 from infra.ray_train.job import Job
 from infra.ray_train.mailbox import Sender
 from infra.ray_train.preemption import Preemption
@@ -158,14 +158,10 @@ class Worker:
         alone = self.world == 1
         if self.reporter and alone:
             self.reporter.validated(self.run, state, *self.validator.validate(state))
-        checkpoint = write_checkpoint(state) if self.reporter else None
-        try:
+        with written_checkpoint(state) if self.reporter else contextlib.nullcontext() as checkpoint:
             ray.train.report(
                 {"step": state.step}, checkpoint=checkpoint, validation=checkpoint is not None and not alone
             )
-        finally:  # also of one that could not be stored, which Ray would leave
-            if checkpoint is not None:
-                shutil.rmtree(checkpoint.path, ignore_errors=True)
         self.preemption.saved(time.monotonic() - began)
 
 

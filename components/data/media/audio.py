@@ -26,11 +26,9 @@ from components.shapes import shape_text
 
 MOST = 32767
 RATE = 16000.0  # where nobody says
-# none whose files may name others, as playlists do
-_FORMATS = "wav,w64,aiff,au,flac,ogg,mp3,aac,mov,matroska,webm"
+_READ = "wav,w64,aiff,au,flac,ogg,mp3,aac,mov,matroska,webm"  # no format whose files may name others, as playlists do
 _CODECS = {"wav": "pcm_s16le", "flac": "flac", "mp3": "libmp3lame", "opus": "libopus"}
 _CONTAINERS = {"opus": "ogg"}
-_READING = {"options": {"format_whitelist": _FORMATS}, "metadata_errors": "ignore"}  # tags may be of any encoding
 _RATES = {  # of codecs that know no others
     "opus": (8000, 12000, 16000, 24000, 48000),
     "mp3": (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
@@ -147,7 +145,8 @@ def fitted(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def samples(file: Path | BinaryIO, rate: float) -> np.ndarray:
     """The first stream of sound of a file, one channel, at `rate`: int16 (n,). Raises DataError with the reason."""
     try:
-        with av.open(str(file) if isinstance(file, Path) else file, **_READING) as opened:
+        named = str(file) if isinstance(file, Path) else file
+        with av.open(named, options={"format_whitelist": _READ}, metadata_errors="ignore") as opened:
             if not opened.streams.audio:
                 raise DataError("holds no sound")
             parts = [part.to_ndarray()[0] for part in _resampled(opened.decode(audio=0), round(rate))]

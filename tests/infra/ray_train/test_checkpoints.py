@@ -61,6 +61,6 @@ def test_nothing_is_left_of_a_checkpoint_that_could_not_be_written(tmp_path, mon
     monkeypatch.setattr(checkpoints.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_experiment_name=lambda: "vae"))
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoints.write_checkpoint(State(1, {}, {}, {}))
+    with pytest.raises(OSError, match="No space left"), checkpoints.written_checkpoint(State(1, {}, {}, {})):
+        pass
     assert not any(tmp_path.iterdir())
